@@ -1,0 +1,18 @@
+"""Acceptance rules: which draft tokens stand, so that the text is what plain decoding gives. One rule a file."""
+
+from __future__ import annotations
+
+from ssruntime.acceptance.base import Acceptance
+from ssruntime.acceptance.coupled import CoupledAcceptance
+from ssruntime.acceptance.greedy import GreedyAcceptance
+from ssruntime.acceptance.rejection import RejectionAcceptance
+from ssruntime.config import DecodeSettings
+
+__all__ = ["Acceptance", "CoupledAcceptance", "GreedyAcceptance", "RejectionAcceptance", "make_acceptance"]
+
+
+def make_acceptance(settings: DecodeSettings) -> Acceptance:
+    """Returns a fresh rule for one request."""
+    if settings.is_greedy:
+        return GreedyAcceptance()
+    return CoupledAcceptance(settings) if settings.sampling == "coupled" else RejectionAcceptance(settings)

@@ -1,0 +1,95 @@
+"""Rejection sampling: a draft token stands with probability min(1, target / draft), else one is drawn from what the draft left uncovered.
+
+Source: Leviathan et al., arXiv 2211.17192. The output has exactly the target's filtered distribution, but is not the text that
+plain sampling gives for the same seed. Both distributions are the filtered ones; the draft's token is always *drawn* from
+`draft_probs`, without which the test would not be lossless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssruntime.backends.base import StepOutput
+from ssruntime.config import DecodeSettings
+from ssruntime.sampling.filters import filtered, probabilities
+
+_KEY_DOMAIN: Final = 0x52454A454354
+
+
+class Distribution(NamedTuple):
+    """Probabilities of the candidates; every other token has none.
+
+    Attributes:
+        ids: int64[n], distinct.
+        probs: float64[n], summing to 1.
+    """
+
+    ids: NDArray[np.int64]
+    probs: NDArray[np.float64]
+
+    def prob(self, token: int) -> float:
+        """Returns a token's probability."""
+        found = np.flatnonzero(self.ids == token)
+        return float(self.probs[found[0]]) if len(found) else 0.0
+
+
+def accept_probability(token: int, target_probs: Distribution, draft_probs: Distribution) -> float:
+    """Returns min(1, target / draft) for a token that was drawn from `draft_probs`."""
+    return min(1.0, target_probs.prob(token) / draft_probs.prob(token))
+
+
+def residual(target_probs: Distribution, draft_probs: Distribution) -> Distribution:
+    """Returns the distribution proportional to max(0, target - draft), from which a rejected token is replaced."""
+    order = np.argsort(draft_probs.ids)
+    sorted_ids = draft_probs.ids[order]
+    at = np.searchsorted(sorted_ids, target_probs.ids)
+    at[at == len(sorted_ids)] = 0
+    drafted = np.where(sorted_ids[at] == target_probs.ids, draft_probs.probs[order][at], 0.0)
+    left = np.maximum(target_probs.probs - drafted, 0.0)
+    total = left.sum()
+    # Nothing is left only where the two are equal up to rounding; a rejection then is rounding too, and the target itself is right.
+    return Distribution(target_probs.ids, left / total) if total > 0 else target_probs
+
+
+def draw(distribution: Distribution, uniform: float) -> int:
+    """Returns the token at a uniform number in [0, 1) of the cumulative distribution."""
+    cumulative = np.cumsum(distribution.probs)
+    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return int(distribution.ids[min(index, len(distribution.ids) - 1)])
+
+
+class RejectionAcceptance:
+    """Draws from draft and target with one generator; one request's."""
+
+    def __init__(self, settings: DecodeSettings) -> None:
+        self._settings = settings
+        self._random = np.random.Generator(np.random.Philox(key=np.array([settings.seed, _KEY_DOMAIN], dtype=np.uint64)))
+        self._drafted: list[Distribution] = []
+
+    def first(self, output: StepOutput, position: int) -> int:
+        """Returns a draw from the first row's distribution."""
+        return draw(self._distribution(output.logits[0]), self._random.random())
+
+    def propose(self, output: StepOutput, position: int) -> int:
+        """Returns a draw from the draft's distribution, which is kept for `judge`."""
+        draft_probs = self._distribution(output.logits[0])
+        self._drafted.append(draft_probs)
+        return draw(draft_probs, self._random.random())
+
+    def judge(self, output: StepOutput, proposals: Sequence[int], position: int) -> list[int]:
+        """Returns the proposals up to the first rejection, then a draw from the residual there, or from the target after all."""
+        drafted, self._drafted = self._drafted, []
+        for row, (token, draft_probs) in enumerate(zip(proposals, drafted, strict=True)):
+            target_probs = self._distribution(output.logits[row])
+            if self._random.random() >= accept_probability(token, target_probs, draft_probs):
+                return [*proposals[:row], draw(residual(target_probs, draft_probs), self._random.random())]
+        bonus = draw(self._distribution(output.logits[len(proposals)]), self._random.random())
+        return [*proposals, bonus]
+
+    def _distribution(self, logits: NDArray[np.float32]) -> Distribution:
+        ids, weights = filtered(logits, self._settings)
+        return Distribution(ids, probabilities(weights))

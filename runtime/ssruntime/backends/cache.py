@@ -1,0 +1,68 @@
+"""One sequence's key and value cache: one block of memory, bound once to every session as past and, in place, as present."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ssruntime import graph_io
+
+HUGE_PAGES_UP_TO: Final = 128 * 2**20
+"""Bytes of a cache up to which it lies in huge pages.
+
+On small models they make attention a third faster (its time is address translation then), but a touched page commits 2 MiB, so a short
+sequence in a long context pays for the whole context. Large caches stay in small pages, which cost memory as positions are written.
+"""
+
+
+class SequenceCache:
+    """Buffers `float32[1, kv_heads, max_context, head_dim]`, one for each layer and kind that the verify session has."""
+
+    def __init__(self, session: ort.InferenceSession, max_context: int) -> None:
+        shapes = {v.name: (1, v.shape[1], max_context, v.shape[3]) for v in session.get_inputs() if _is_past(v.name)}
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        block = _allocate(sum(sizes.values()))
+        self._buffers: dict[str, NDArray[np.float32]] = {}
+        at = 0
+        for name, shape in shapes.items():
+            self._buffers[name] = block[at : at + sizes[name]].reshape(shape)
+            at += sizes[name]
+
+    def bind(self, binding: ort.IOBinding, session: ort.InferenceSession) -> None:
+        """Binds each cache that the session has as its past and, in place, its present."""
+        for value in session.get_inputs():
+            if _is_past(value.name):
+                buffer = self._buffers[value.name]
+                bind_input(binding, value.name, buffer)
+                bind_output(binding, graph_io.PRESENT_PREFIX + value.name.removeprefix(graph_io.PAST_PREFIX), buffer)
+
+
+def bind_input(binding: ort.IOBinding, name: str, buffer: NDArray[np.generic]) -> None:
+    """Binds an input to an array's own memory, which must outlive the binding's runs."""
+    binding.bind_input(name, "cpu", 0, buffer.dtype.type, list(buffer.shape), buffer.ctypes.data)
+
+
+def bind_output(binding: ort.IOBinding, name: str, buffer: NDArray[np.generic]) -> None:
+    """Binds an output to an array's own memory, which must outlive the binding's runs."""
+    binding.bind_output(name, "cpu", 0, buffer.dtype.type, list(buffer.shape), buffer.ctypes.data)
+
+
+def _is_past(name: str) -> bool:
+    return name.startswith(graph_io.PAST_PREFIX)
+
+
+def _allocate(count: int) -> NDArray[np.float32]:
+    """Returns zeros float32[count] whose pages cost no memory until they are written."""
+    if count == 0:
+        return np.zeros(0, dtype=np.float32)
+    memory = mmap.mmap(-1, 4 * count)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE if 4 * count <= HUGE_PAGES_UP_TO else mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype=np.float32)

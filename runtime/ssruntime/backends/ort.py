@@ -1,0 +1,266 @@
+"""ONNX Runtime on the CPU: two sessions over one copy of the weights, and caches that are bound once and written in place.
+
+Why the sessions are opened as they are (measured on 2 cores, see the README): each session owns a thread pool whose idle threads
+spin, so two sessions that take turns would fight for the cores; `session.force_spinning_stop` ends the spinning with each run.
+A process-wide pool does the same a little better, but changes every session of the host program, so it is used only if asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ssruntime import graph_io
+from ssruntime.artifact import VERIFY_GRAPH, Artifact, DraftEntry
+from ssruntime.backends.base import Slot, StepOutput
+from ssruntime.backends.cache import SequenceCache, bind_input, bind_output
+from ssruntime.backends.packing import OPTIMIZATION_LEVEL, open_packed
+from ssruntime.backends.pool import Pool
+from ssruntime.errors import ArtifactError
+
+logger = logging.getLogger(__name__)
+
+PREFILL_CHUNK: Final = 256
+"""Most prompt tokens in one pass: enough to use the cores fully, little enough to keep activations small."""
+
+_PROVIDERS: Final = ["CPUExecutionProvider"]
+_global_pool_lock = threading.Lock()
+_global_pool_threads: list[int] = []
+"""What the process-wide pool was made with, once it is."""
+
+
+class OrtBackend:
+    """The open sessions of one artifact and a pool of slots. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int,
+        max_context: int,
+        max_sequences: int,
+        draft: DraftEntry | None,
+        verify_digests: bool,
+        global_threads: bool,
+    ) -> None:
+        self._options = _SessionSettings(threads=threads, global_threads=global_threads)
+        self.max_context = max_context
+        self.vocab_size = artifact.manifest.model.vocab_size
+        self.threads = threads
+        if global_threads:
+            _use_global_pool(threads)
+        packed, self.packing = open_packed(artifact, verify=verify_digests, options=self._options.make)
+        plain = {g: artifact.path(g).read_bytes() for g in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
+        sessions = None
+        if packed is not None:
+            spliced = {name: packed.splice(graph, name) for name, graph in plain.items()}
+            try:
+                sessions = self._open_all(spliced, packed.folder)
+            except ArtifactError as err:  # another process may have evicted the entry since it was read
+                logger.warning("the packed weights cannot be opened; packing privately: %s", err)
+                self.packing = "private (the packed weights could not be opened)"
+        if sessions is None:
+            sessions = self._open_all(plain, artifact.folder)
+        self._verify = sessions[VERIFY_GRAPH]
+        self._draft = sessions[draft.graph] if draft else None
+        self.has_draft = self._draft is not None
+        self._pool: Pool[OrtSlot] = Pool(self._make_slot, max_sequences)
+
+    def acquire(self, timeout: float | None) -> OrtSlot:
+        """Takes a slot, waiting up to `timeout` seconds. Raises BackendUnavailableError if none came free."""
+        slot = self._pool.acquire(timeout)
+        slot.engine_seconds = 0.0
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """Gives a slot back."""
+        assert isinstance(slot, OrtSlot)
+        self._pool.release(slot)
+
+    def close(self) -> None:
+        """Drops the buffers that are not in use; the sessions go with the last reference to them."""
+        self._pool.clear()
+
+    def _open_all(self, graphs: dict[str, bytes], folder: Path) -> dict[str, ort.InferenceSession]:
+        return {name: self._open(graph, name, str(folder)) for name, graph in graphs.items()}
+
+    def _open(self, graph: bytes, name: str, folder: str) -> ort.InferenceSession:
+        options = self._options.make()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        try:
+            session = ort.InferenceSession(graph, options, providers=_PROVIDERS)
+        except Exception as err:  # ONNX Runtime's exceptions share no nearer base class
+            raise ArtifactError(f"ONNX Runtime cannot open {name}: {err}", "export the model again") from err
+        _check_contract(session, name)
+        return session
+
+    def _make_slot(self) -> OrtSlot:
+        return OrtSlot(self._verify, self._draft, max_context=self.max_context, vocab_size=self.vocab_size)
+
+
+class OrtSlot:
+    """One sequence's cache and small buffers, bound to both sessions. Used by one thread at a time (see `backends.base.Slot`)."""
+
+    def __init__(self, verify: ort.InferenceSession, draft: ort.InferenceSession | None, *, max_context: int, vocab_size: int) -> None:
+        self.max_context = max_context
+        self.engine_seconds = 0.0
+        self._cache = SequenceCache(verify, max_context)
+        self._verify = _EnginePort(verify, self._cache, graph_io.MAX_VERIFY_WIDTH, vocab_size)
+        self._draft = None if draft is None else _EnginePort(draft, self._cache, 1, vocab_size)
+
+    def prefill(self, ids: Sequence[int]) -> StepOutput:
+        """Runs a prompt through the verify engine in chunks from position 0; gives the last position."""
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            chunk = ids[start : start + PREFILL_CHUNK]
+            output = self.forward(chunk, start, (len(chunk) - 1,))
+        return output
+
+    def forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
+        """Runs `ids` in one pass of the verify engine, of any width; gives the positions named."""
+        return self._timed_wide(self._verify, ids, start, positions)
+
+    def draft_forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
+        """As `forward`, through the draft engine."""
+        assert self._draft is not None, "this slot was made without a draft"
+        return self._timed_wide(self._draft, ids, start, positions)
+
+    def verify(self, ids: Sequence[int], start: int) -> StepOutput:
+        """Runs up to `MAX_VERIFY_WIDTH` tokens in one pass of the verify engine; gives every position."""
+        self._check_room(start, len(ids))
+        output, seconds = self._verify.run(ids, start)
+        self.engine_seconds += seconds
+        return output
+
+    def draft(self, token: int, position: int) -> StepOutput:
+        """Runs one token through the draft engine."""
+        assert self._draft is not None, "this slot was made without a draft"
+        self._check_room(position, 1)
+        output, seconds = self._draft.run((token,), position)
+        self.engine_seconds += seconds
+        return output
+
+    def _timed_wide(self, port: _EnginePort, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
+        self._check_room(start, len(ids))
+        output, seconds = port.run_wide(ids, start, positions)
+        self.engine_seconds += seconds
+        return output
+
+    def _check_room(self, start: int, width: int) -> None:
+        # The kernels do not check: past the end they would write into other memory.
+        if start < 0 or width < 1 or start + width > self.max_context:
+            raise ValueError(f"positions {start} to {start + width} lie outside the context of {self.max_context}")
+
+
+class _EnginePort:
+    """One session's small inputs and outputs for one sequence, at fixed addresses, with a binding for each width."""
+
+    def __init__(self, session: ort.InferenceSession, cache: SequenceCache, max_width: int, vocab_size: int) -> None:
+        self._session = session
+        self._cache = cache
+        self._vocab_size = vocab_size
+        self._ids = np.zeros(max_width, dtype=np.int64)
+        self._past_end = np.zeros(1, dtype=np.int32)
+        self._total = np.zeros((), dtype=np.int32)
+        self._index = np.arange(max_width, dtype=np.int64)
+        self._tokens = np.zeros(max_width, dtype=np.int64)
+        self._confidence = np.zeros(max_width, dtype=np.float32)
+        self._logits = np.zeros((max_width, vocab_size), dtype=np.float32)
+        self._bound: dict[int, tuple[ort.IOBinding, StepOutput]] = {}
+        self._wide: ort.IOBinding | None = None
+
+    def run(self, ids: Sequence[int], start: int) -> tuple[StepOutput, float]:
+        """Runs one pass of a bound width; gives every position and the seconds inside the run call."""
+        width = len(ids)
+        bound = self._bound.get(width)
+        if bound is None:
+            bound = self._bound[width] = self._bind_width(width)
+        binding, output = bound
+        self._ids[:width] = ids
+        self._past_end[0] = start + width - 1
+        self._total[()] = start + width
+        begun = time.perf_counter()
+        self._session.run_with_iobinding(binding)
+        return output, time.perf_counter() - begun
+
+    def run_wide(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> tuple[StepOutput, float]:
+        """Runs one pass of any width through fresh buffers; gives the chosen positions and the seconds inside the run call."""
+        if self._wide is None:
+            self._wide = self._bind_cache()
+        binding, count = self._wide, len(positions)
+        tokens = np.asarray(ids, dtype=np.int64).reshape(1, -1)
+        index = np.asarray(positions, dtype=np.int64).reshape(1, -1)
+        output = StepOutput(
+            tokens=np.zeros(count, dtype=np.int64),
+            confidence=np.zeros(count, dtype=np.float32),
+            logits=np.zeros((count, self._vocab_size), dtype=np.float32),
+        )
+        self._past_end[0] = start + tokens.size - 1
+        self._total[()] = start + tokens.size
+        self._bind_small(binding, tokens, index, output)
+        begun = time.perf_counter()
+        self._session.run_with_iobinding(binding)
+        return output, time.perf_counter() - begun
+
+    def _bind_width(self, width: int) -> tuple[ort.IOBinding, StepOutput]:
+        binding = self._bind_cache()
+        output = StepOutput(tokens=self._tokens[:width], confidence=self._confidence[:width], logits=self._logits[:width])
+        self._bind_small(binding, self._ids[:width].reshape(1, -1), self._index[:width].reshape(1, -1), output)
+        return binding, output
+
+    def _bind_cache(self) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        self._cache.bind(binding, self._session)
+        bind_input(binding, graph_io.SEQLENS_K, self._past_end)
+        bind_input(binding, graph_io.TOTAL_SEQUENCE_LENGTH, self._total)
+        return binding
+
+    def _bind_small(self, binding: ort.IOBinding, ids: NDArray[np.int64], index: NDArray[np.int64], output: StepOutput) -> None:
+        bind_input(binding, graph_io.INPUT_IDS, ids)
+        bind_input(binding, graph_io.LOGITS_INDEX, index)
+        bind_output(binding, graph_io.TOKEN, output.tokens.reshape(1, -1))
+        bind_output(binding, graph_io.CONFIDENCE, output.confidence.reshape(1, -1))
+        bind_output(binding, graph_io.LOGITS, output.logits.reshape(1, -1, self._vocab_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SessionSettings:
+    threads: int
+    global_threads: bool
+
+    def make(self) -> ort.SessionOptions:
+        """Returns fresh options: sessions may change the ones they are given."""
+        options = ort.SessionOptions()
+        options.graph_optimization_level = OPTIMIZATION_LEVEL
+        options.log_severity_level = 3
+        options.use_per_session_threads = not self.global_threads
+        if not self.global_threads:
+            options.intra_op_num_threads = self.threads
+            options.inter_op_num_threads = 1
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
+
+def _use_global_pool(threads: int) -> None:
+    """Makes ONNX Runtime's process-wide pool, once; its size cannot be changed afterwards."""
+    with _global_pool_lock:
+        if not _global_pool_threads:
+            ort.set_global_thread_pool_sizes(threads, 1)
+            _global_pool_threads.append(threads)
+
+
+def _check_contract(session: ort.InferenceSession, name: str) -> None:
+    inputs = {v.name for v in session.get_inputs()}
+    outputs = {v.name for v in session.get_outputs()}
+    wanted = {graph_io.INPUT_IDS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.LOGITS_INDEX} - inputs
+    wanted |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.LOGITS} - outputs
+    if wanted:
+        raise ArtifactError(f"{name} lacks {', '.join(sorted(wanted))}", "export the model again")

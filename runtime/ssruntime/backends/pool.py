@@ -1,0 +1,64 @@
+"""A bounded pool: things are made when first needed, lent to one user at a time, and kept for the next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from ssruntime.errors import BackendUnavailableError
+
+T = TypeVar("T")
+
+
+class Pool(Generic[T]):
+    """Lends at most `limit` items; who comes when all are out waits for one."""
+
+    def __init__(self, make: Callable[[], T], limit: int) -> None:
+        self._make = make
+        self._limit = limit
+        self._made = 0
+        self._free: list[T] = []
+        self._changed = threading.Condition()
+
+    def acquire(self, timeout: float | None) -> T:
+        """Takes an item, waiting up to `timeout` seconds (None: for as long as it takes).
+
+        Raises:
+            BackendUnavailableError: if none came free in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self._free and self._made >= self._limit:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise BackendUnavailableError(
+                        f"all {self._limit} sequences of this engine stayed busy for {timeout:g} s",
+                        "raise max_sequences (each costs one cache), or wait longer",
+                    )
+                # Not judged by what wait returns: a notice may come in the instant it times out, and must not be lost.
+                self._changed.wait(left)
+            if self._free:
+                return self._free.pop()
+            self._made += 1
+        try:
+            return self._make()
+        except BaseException:
+            with self._changed:
+                self._made -= 1
+                self._changed.notify()
+            raise
+
+    def release(self, item: T) -> None:
+        """Gives an item back."""
+        with self._changed:
+            self._free.append(item)
+            self._changed.notify()
+
+    def clear(self) -> None:
+        """Drops the items that nobody holds."""
+        with self._changed:
+            self._made -= len(self._free)
+            self._free.clear()
+            self._changed.notify_all()

@@ -1,0 +1,109 @@
+"""The one decode loop: prefill, then rounds of propose, verify, accept, until the text ends.
+
+Plain decoding is the same loop without a proposer. Lossless means: the acceptance rule alone decides what is emitted, from
+verify's outputs, so a proposer can change how soon the text comes and never what it says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ssruntime.acceptance import Acceptance
+from ssruntime.backends.base import Slot
+from ssruntime.config import DecodeSettings
+from ssruntime.proposers.base import Proposer
+from ssruntime.results import DecodeStats, Round, Trace
+
+
+class TextEnd(Protocol):
+    """Sees each committed token, and says whether a stop string is complete with it."""
+
+    def push(self, token: int) -> bool:
+        """Takes a token; returns whether the text ends with it."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One sequence being decoded, and how it goes."""
+
+    slot: Slot
+    prompt_ids: Sequence[int]
+    settings: DecodeSettings
+    acceptance: Acceptance
+    proposer: Proposer | None
+    text: TextEnd
+    stats: DecodeStats
+    trace: Trace | None = None
+    finish_reason: str | None = None
+
+
+def decode(request: Request) -> Iterator[list[int]]:
+    """Yields the tokens of each step as they are committed; sets `finish_reason` with the last.
+
+    The time a consumer takes between two steps counts nowhere.
+    """
+    stats, slot, prompt_ids = request.stats, request.slot, request.prompt_ids
+    room = slot.max_context - len(prompt_ids)
+    limit = min(request.settings.max_new_tokens, room)
+    reason_at_limit = "length" if request.settings.max_new_tokens <= room else "context"
+    if request.trace is not None:
+        request.trace.prompt_ids = list(prompt_ids)
+
+    begun = time.perf_counter()
+    token = request.acceptance.first(slot.prefill(prompt_ids), len(prompt_ids))
+    stats.prefill_s = time.perf_counter() - begun
+
+    slot.engine_seconds = 0.0
+    count, emitted = 0, [token]
+    while True:
+        begun = time.perf_counter()
+        if count:
+            emitted = _step(request, token, start=len(prompt_ids) + count - 1, remaining=limit - count)
+            stats.emitted += len(emitted)
+        kept = _commit(request, emitted)
+        count += len(kept)
+        token = kept[-1]
+        stats.discarded += len(emitted) - len(kept)
+        if request.finish_reason is None and count >= limit:
+            request.finish_reason = reason_at_limit
+        stats.decode_s += time.perf_counter() - begun
+        stats.engine_s = slot.engine_seconds
+        yield kept
+        if request.finish_reason is not None:
+            return
+
+
+def _step(request: Request, token: int, *, start: int, remaining: int) -> list[int]:
+    """Decodes one plain step or one round; the cache holds `[0, start)` and `token` stands at `start`."""
+    slot, proposer = request.slot, request.proposer
+    if proposer is None:
+        proposals: list[int] = []
+        emitted = [request.acceptance.first(slot.verify((token,), start), start + 1)]
+    else:
+        # The last token of a full round is verify's own, so drafting up to `remaining` would waste one.
+        proposals = proposer.propose(token, start, min(request.settings.max_draft, remaining - 1))
+        emitted = request.acceptance.judge(slot.verify((token, *proposals), start), proposals, start + 1)
+        accepted = len(emitted) - 1
+        proposer.observe(len(proposals), accepted)
+        request.stats.rounds += 1
+        request.stats.proposed += len(proposals)
+        request.stats.accepted += accepted
+    if request.trace is not None:
+        request.trace.rounds.append(Round(start, tuple(proposals)))
+    return emitted
+
+
+def _commit(request: Request, emitted: list[int]) -> list[int]:
+    """Returns the tokens up to the one that ends the text, if one does, and notes why it ended."""
+    for index, token in enumerate(emitted):
+        stopped = request.text.push(token)
+        if token in request.settings.eos_token_ids:
+            request.finish_reason = "eos"
+        elif stopped:
+            request.finish_reason = "stop"
+        if request.finish_reason is not None:
+            return emitted[: index + 1]
+    return emitted

@@ -1,0 +1,231 @@
+"""Load an artifact and generate with it: the runtime's public surface."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from ssruntime.acceptance import make_acceptance
+from ssruntime.artifact import Artifact, DraftEntry, TunedExit, check_digests, read_artifact
+from ssruntime.backends.base import Backend, Slot
+from ssruntime.backends.threads import default_threads
+from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, complete, read_generation_config
+from ssruntime.decode import Request, decode
+from ssruntime.errors import BackendUnavailableError, ConfigError, ContextOverflowError
+from ssruntime.exits import make_exit
+from ssruntime.proposers.skip import SkipProposer
+from ssruntime.results import Chunk, Completion, DecodeStats, Trace
+from ssruntime.text.codec import Prompt, PromptCodec
+from ssruntime.text.output import OutputText
+
+logger = logging.getLogger(__name__)
+
+GENERATION_CONFIG: Final = "generation_config.json"
+DEFAULT_MAX_CONTEXT: Final = 4096
+"""Context a load makes room for unless told: a cache costs memory in proportion."""
+DEFAULT_MAX_SEQUENCES: Final = 4
+MAX_THREADS: Final = 1024
+
+
+def load(
+    path: str | Path,
+    *,
+    verify: bool = False,
+    threads: int | None = None,
+    max_context: int | None = None,
+    max_sequences: int = DEFAULT_MAX_SEQUENCES,
+    draft: bool = True,
+    global_threads: bool = False,
+) -> Engine:
+    """Opens an artifact's engines.
+
+    Args:
+        path: the artifact's folder.
+        verify: hash every file against the manifest first; otherwise presence, sizes and schema are checked.
+        threads: threads of each engine. Default: the physical cores that this process may use.
+        max_context: tokens a sequence may have, prompt included. Default: the artifact's, at most 4096.
+        max_sequences: sequences that may be decoded at once, each with its own cache; further callers wait.
+        draft: open the draft engine too; without it only plain decoding is possible.
+        global_threads: use ONNX Runtime's process-wide thread pool. A little faster for small models, but every session that the
+            process makes from then on may share it, and its size stays what the first user made it.
+
+    Raises:
+        ArtifactError: if the artifact is missing, damaged or of another schema.
+        ConfigError: if a setting is out of its range.
+    """
+    artifact = read_artifact(Path(path))
+    if verify:
+        check_digests(artifact)
+    context = _checked("max_context", max_context, artifact.manifest.max_context, min(artifact.manifest.max_context, DEFAULT_MAX_CONTEXT))
+    thread_count = _checked("threads", threads, MAX_THREADS, default_threads())
+    _checked("max_sequences", max_sequences, None, DEFAULT_MAX_SEQUENCES)
+    defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
+    if defaults.ignored:
+        logger.warning("%s asks for settings that are not implemented, and are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
+    codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
+    entry = artifact.manifest.drafts[0] if draft and artifact.manifest.drafts else None
+
+    # Imported here so that reading an artifact needs no ONNX Runtime.
+    try:
+        from ssruntime.backends.ort import OrtBackend
+    except ImportError as err:
+        raise BackendUnavailableError(f"ONNX Runtime cannot be imported: {err}", "pip install 'sstool[cpu]'") from err
+    backend = OrtBackend(
+        artifact,
+        threads=thread_count,
+        max_context=context,
+        max_sequences=max_sequences,
+        draft=entry,
+        verify_digests=verify,
+        global_threads=global_threads,
+    )
+    return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry)
+
+
+class Engine:
+    """The open engines of one artifact. Serves any number of threads at once, each request with its own cache."""
+
+    def __init__(
+        self, *, artifact: Artifact, backend: Backend, codec: PromptCodec, defaults: CheckpointDefaults, draft: DraftEntry | None
+    ) -> None:
+        """Puts the parts together; use `load`."""
+        self.artifact = artifact
+        self.backend = backend
+        self.defaults = defaults
+        self._codec = codec
+        self._tuned: TunedExit | None = None if draft is None else draft.tuned
+        self._is_closed = False
+
+    def generate(
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        timeout: float | None = None,
+        trace: Trace | None = None,
+    ) -> Completion:
+        """Decodes to the end and returns everything.
+
+        Args:
+            prompt: a text (which gets the tokenizer's own special tokens), token ids, or chat messages.
+            config: how to decode.
+            timeout: seconds to wait for a free sequence; None waits for as long as it takes.
+            trace: is filled with the verify passes, enough to run them again exactly.
+
+        Raises:
+            PromptError: if the prompt cannot be used; ContextOverflowError if it leaves no room for a token.
+            ConfigError: if the settings do not fit this artifact.
+            BackendUnavailableError: if no sequence came free in time.
+        """
+        settings, ids = self.settings(config), self.encode(prompt)
+        slot = self._acquire(timeout)
+        try:
+            request = self._request(slot, ids, settings, trace)
+            tokens = [token for kept in decode(request) for token in kept]
+            text = _output(request).finish()
+        finally:
+            self.backend.release(slot)
+        assert request.finish_reason is not None
+        return Completion(
+            text=text,
+            token_ids=tokens,
+            finish_reason=request.finish_reason,
+            seed=settings.seed,
+            stats=request.stats,
+            prompt_tokens=len(ids),
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        timeout: float | None = None,
+        trace: Trace | None = None,
+    ) -> Iterator[Chunk]:
+        """As `generate`, but yields text as it comes; closing the iterator early frees the sequence.
+
+        The prompt and the settings are checked at once, before the first chunk is asked for.
+        """
+        settings, ids = self.settings(config), self.encode(prompt)
+        return self._stream(ids, settings, timeout, trace)
+
+    def settings(self, config: GenerationConfig | None = None) -> DecodeSettings:
+        """Returns a configuration completed from the artifact: tuned exit, then the checkpoint's settings, then defaults.
+
+        Raises:
+            ConfigError: if speculative decoding is asked for and no draft is open.
+        """
+        return complete(config or GenerationConfig(), self.defaults, self._tuned)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Returns the prompt's token ids.
+
+        Raises:
+            PromptError: if the prompt cannot be used; ContextOverflowError if it leaves no room for a token.
+        """
+        ids = self._codec.encode(prompt)
+        if len(ids) >= self.backend.max_context:
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} tokens, and the context of {self.backend.max_context} must hold at least one more",
+                f"shorten it, or load with a larger max_context (this artifact's is {self.artifact.manifest.max_context})",
+            )
+        return ids
+
+    def close(self) -> None:
+        """Frees the engines. Requests that are running finish; new ones are refused."""
+        self._is_closed = True
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+    def _stream(self, ids: list[int], settings: DecodeSettings, timeout: float | None, trace: Trace | None) -> Iterator[Chunk]:
+        slot = self._acquire(timeout)
+        try:
+            request = self._request(slot, ids, settings, trace)
+            for kept in decode(request):
+                if request.finish_reason is None:
+                    yield Chunk(text=_output(request).take(), token_ids=tuple(kept))
+                else:
+                    yield Chunk(_output(request).finish(), tuple(kept), request.finish_reason, request.stats)
+        finally:
+            self.backend.release(slot)
+
+    def _acquire(self, timeout: float | None) -> Slot:
+        if self._is_closed:
+            raise BackendUnavailableError("this engine was closed", "load the artifact again")
+        return self.backend.acquire(timeout)
+
+    def _request(self, slot: Slot, ids: list[int], settings: DecodeSettings, trace: Trace | None) -> Request:
+        acceptance = make_acceptance(settings)
+        proposer = SkipProposer(slot, acceptance, make_exit(settings)) if settings.mode == "speculative" else None
+        return Request(
+            slot=slot,
+            prompt_ids=ids,
+            settings=settings,
+            acceptance=acceptance,
+            proposer=proposer,
+            text=OutputText(self._codec.tokenizer, ids, settings.stop),
+            stats=DecodeStats(),
+            trace=trace,
+        )
+
+
+def _output(request: Request) -> OutputText:
+    assert isinstance(request.text, OutputText)
+    return request.text
+
+
+def _checked(name: str, value: object, most: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
+        raise ConfigError(f"{name} is out of range: {value!r}", "1 or more" if most is None else f"1 to {most}")
+    return value

@@ -1,0 +1,46 @@
+"""The graph contract: names and limits that the exporter writes into a graph and the runtime binds by.
+
+Every engine of an ONNX Runtime target takes and gives, with B = 1 for now:
+
+| name | dtype, shape | meaning |
+|---|---|---|
+| `input_ids` | int64[B, S] | new tokens |
+| `seqlens_k` | int32[B] | valid tokens after this step, minus 1 |
+| `total_sequence_length` | int32[] | largest of (`seqlens_k` + 1) |
+| `logits_index` | int64[B, N] | which of the S positions reach the LM head |
+| `past.{layer}.key`, `.value` | float[B, kv_heads, max_context, head_dim] | cache, bound once as input and output |
+| `present.{layer}.key`, `.value` | the same | the same buffers |
+| `token` | int64[B, N] | most probable token after each chosen position |
+| `confidence` | float32[B, N] | its probability at temperature 1 |
+| `logits` | float32[B, N, vocab] | for sampling |
+
+`layer` is the layer's number in the checkpoint; a draft has the caches of its kept attention sublayers only.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+INPUT_IDS: Final = "input_ids"
+SEQLENS_K: Final = "seqlens_k"
+TOTAL_SEQUENCE_LENGTH: Final = "total_sequence_length"
+LOGITS_INDEX: Final = "logits_index"
+TOKEN: Final = "token"
+CONFIDENCE: Final = "confidence"
+LOGITS: Final = "logits"
+
+PAST_PREFIX: Final = "past."
+PRESENT_PREFIX: Final = "present."
+
+MAX_VERIFY_WIDTH: Final = 16
+"""Most positions one verify pass takes: the last committed token and up to 15 drafts."""
+
+
+def past_name(layer: int, kind: str) -> str:
+    """Returns the input name of a layer's cache; `kind` is `key` or `value`."""
+    return f"{PAST_PREFIX}{layer}.{kind}"
+
+
+def present_name(layer: int, kind: str) -> str:
+    """Returns the output name of a layer's cache; `kind` is `key` or `value`."""
+    return f"{PRESENT_PREFIX}{layer}.{kind}"

@@ -1,0 +1,75 @@
+"""Strict reading of JSON- or YAML-like mappings into frozen dataclasses: unknown, missing or mistyped keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ssruntime.errors import SelfSpecError, did_you_mean
+
+T = TypeVar("T")
+
+
+def read_record(cls: type[T], data: object, *, where: str, error: type[SelfSpecError]) -> T:
+    """Builds a dataclass from a mapping.
+
+    Args:
+        cls: a dataclass; its field types may be scalars, `X | None`, `tuple[X, ...]`, `dict[str, X]`, or dataclasses.
+        data: what was parsed from the file.
+        where: what to call the place in messages, for example `manifest.json`.
+        error: the error class to raise.
+
+    Raises:
+        SelfSpecError: of class `error`, if a key is unknown (the closest known one is named) or missing, or a value has another type.
+    """
+    if not isinstance(data, Mapping):
+        raise error(f"{where}: expected an object with keys, found {_kind(data)}", "correct this value")
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    for key in data:
+        if key not in fields:
+            raise error(f"{where}: unknown key {key!r}", did_you_mean(key, fields))
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], where=f"{where}: {name}", error=error)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise error(f"{where}: key {name!r} is missing", "add it")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: object, *, where: str, error: type[SelfSpecError]) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or hint is object:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        inner = [a for a in args if a is not type(None)]
+        return _convert(inner[0], value, where=where, error=error)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise error(f"{where}: expected a list, found {_kind(value)}", "correct this value")
+        return tuple(_convert(args[0], v, where=f"{where}[{i}]", error=error) for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise error(f"{where}: expected an object with keys, found {_kind(value)}", "correct this value")
+        return {str(k): _convert(args[1], v, where=f"{where}.{k}", error=error) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return read_record(typing.cast(type[Any], hint), value, where=where, error=error)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise error(f"{where}: {_kind(value)} is too large") from None
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise error(f"{where}: expected {hint.__name__}, found {_kind(value)}", "correct this value")
+    return value
+
+
+def _kind(value: object) -> str:
+    shown = repr(value)
+    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"

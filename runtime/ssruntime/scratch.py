@@ -1,0 +1,97 @@
+"""Temporary folders that are published by one rename, and whose debris after a kill is told from work in progress.
+
+A scratch folder is locked (`flock` on the folder itself) as long as its maker lives; the kernel drops the lock with the process. So
+whoever comes next may remove every scratch folder it can lock, and none other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_SUFFIX: Final = ".sstool-tmp"
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Makes an empty, locked folder `.{name}.{random}.sstool-tmp` in `parent`; removes it on the way out unless it was renamed.
+
+    Raises:
+        OSError: if the folder cannot be made.
+    """
+    sweep(parent, name)
+    folder, lock = _make_locked(parent, name)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(parent: Path, name: str) -> None:
+    """Removes the scratch folders of that name which no living process holds."""
+    for folder in parent.glob(f".{_escape(name)}.*{_SUFFIX}"):
+        try:
+            lock = _lock(folder)
+        except OSError:
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flushes a flat folder's files, then the folder, to disk.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Flushes one file or folder to disk.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _make_locked(parent: Path, name: str) -> tuple[Path, int]:
+    while True:
+        folder = parent / f".{name}.{secrets.token_hex(6)}{_SUFFIX}"
+        folder.mkdir(mode=0o700)
+        try:
+            lock = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # somebody's sweep came between the two calls and removes it
+        if folder.exists() and os.fstat(lock).st_ino == folder.stat().st_ino:
+            return folder, lock
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

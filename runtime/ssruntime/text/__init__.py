@@ -1,0 +1,1 @@
+"""Between texts and tokens: the tokenizer, incremental text, stop strings and chat templates."""

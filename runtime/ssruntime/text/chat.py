@@ -1,0 +1,108 @@
+"""Chat templates, rendered in a sandbox: a template comes with the checkpoint, so it is not trusted."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from ssruntime.errors import ArtifactError, PromptError
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """Takes `{% generation %}...{% endgeneration %}`, which marks the assistant's words for training, as its content."""
+
+    tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Returns the statements between the two tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """Turns messages into the text that a chat model was trained on."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Compiles a template.
+
+        Args:
+            source: Jinja2, as in `chat_template.jinja`.
+            special_tokens: `bos_token`, `eos_token` and the like, which templates refer to.
+
+        Raises:
+            ArtifactError: if the template does not compile.
+        """
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as err:
+            raise ArtifactError(f"the chat template does not compile: {err}", "mend chat_template.jinja in the checkpoint") from err
+
+    def render(self, messages: Sequence[Mapping[str, object]]) -> str:
+        """Returns the text of a conversation, ready for the assistant's next turn, special tokens included.
+
+        Raises:
+            PromptError: if the template refuses the messages.
+        """
+        for index, message in enumerate(messages):
+            if not isinstance(message.get("role"), str) or "content" not in message:
+                raise PromptError(f"message {index} lacks a role or content: {message!r}", 'use {"role": "user", "content": "..."}')
+        try:
+            # tools and documents are None where there are none, as transformers passes them.
+            return self._template.render(
+                messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            )
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
+            raise PromptError(f"the chat template refuses these messages: {err}", "see the model's card for the roles it takes") from err
+
+
+def read_special_tokens(tokenizer_config: Path) -> dict[str, str]:
+    """Returns the special tokens that `tokenizer_config.json` names, by their keys (`bos_token`, ...).
+
+    Raises:
+        ArtifactError: if the file is there but is not JSON.
+    """
+    if not tokenizer_config.exists():
+        return {}
+    try:
+        data = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ArtifactError(f"{tokenizer_config} cannot be read: {err}", "export the model again") from err
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{tokenizer_config} does not hold a JSON object", "export the model again")
+    named = {k: v.get("content") if isinstance(v, dict) else v for k, v in data.items() if k.endswith("_token")}
+    return {k: v for k, v in named.items() if isinstance(v, str)}
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja2's own filter escapes for HTML, which templates do not expect. The parameters are those of transformers' filter.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return dt.datetime.now().astimezone().strftime(pattern)

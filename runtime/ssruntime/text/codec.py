@@ -1,0 +1,89 @@
+"""An artifact's tokenizer and chat template: prompts of any kind to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Tokenizer
+
+from ssruntime.errors import ArtifactError, PromptError
+from ssruntime.text.chat import ChatTemplate, read_special_tokens
+
+TOKENIZER: Final = "tokenizer.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+CHAT_TEMPLATE: Final = "chat_template.jinja"
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, object]]
+"""A text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
+
+
+class PromptCodec:
+    """Encodes prompts as the checkpoint's own tokenizer does. Safe to use from several threads."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        """Reads the tokenizer, and the chat template if there is one.
+
+        Raises:
+            ArtifactError: if a file is missing or damaged.
+        """
+        path = folder / TOKENIZER
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as err:  # tokenizers raises plain Exception
+            raise ArtifactError(f"{path} cannot be read: {err}", "export the model again") from err
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self._vocab_size = vocab_size
+        template = folder / CHAT_TEMPLATE
+        self.chat: ChatTemplate | None = None
+        if template.exists():
+            try:
+                source = template.read_text(encoding="utf-8")
+            except (OSError, ValueError) as err:
+                raise ArtifactError(f"{template} cannot be read: {err}", "export the model again") from err
+            self.chat = ChatTemplate(source, read_special_tokens(folder / TOKENIZER_CONFIG))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Returns the token ids of a prompt, at least one.
+
+        A text gets the tokenizer's own special tokens; rendered messages get none, as templates write their own.
+
+        Raises:
+            PromptError: if the prompt is empty or of no known kind, ids are outside the vocabulary, or there is no chat template.
+        """
+        if isinstance(prompt, str):
+            if not prompt:
+                raise PromptError("the prompt is empty", "give at least one character")
+            ids = self._encode_text(prompt, special=True)
+        elif not isinstance(prompt, Sequence):
+            raise PromptError(f"a prompt of type {type(prompt).__name__} cannot be used", "give a text, token ids or chat messages")
+        elif len(prompt) > 0 and all(isinstance(item, Mapping) for item in prompt):
+            ids = self._encode_text(self._render([m for m in prompt if isinstance(m, Mapping)]), special=False)
+        else:
+            ids = self._checked_ids(prompt)
+        if not ids:
+            raise PromptError("the prompt is empty", "give at least one token")
+        return ids
+
+    def _render(self, messages: Sequence[Mapping[str, object]]) -> str:
+        if self.chat is None:
+            raise PromptError("this model has no chat template", "give the prompt as plain text")
+        return self.chat.render(messages)
+
+    def _encode_text(self, text: str, *, special: bool) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as err:
+            raise PromptError(f"the prompt is not valid Unicode: {err.reason} at character {err.start}", "remove lone surrogates") from err
+        ids = list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        return self._checked_ids(ids) if max(ids, default=0) >= self._vocab_size else ids
+
+    def _checked_ids(self, ids: Sequence[object]) -> list[int]:
+        checked: list[int] = []
+        for item in ids:
+            if isinstance(item, bool) or not hasattr(item, "__index__") or not 0 <= item.__index__() < self._vocab_size:
+                raise PromptError(f"{item!r} is not a token id of this model", f"ids are 0 to {self._vocab_size - 1}")
+            checked.append(item.__index__())
+        return checked

@@ -1,0 +1,139 @@
+"""`generate`: what it prints, as text and as JSON Lines, and how seeds make it repeatable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssruntime import GenerationConfig, load
+from ssruntime.sampling.noise import prompt_seed
+from tests.cli.conftest import Command
+
+PROMPT = "def area(radius):"
+ONE_THREAD = ("--threads", "1")
+"""Two engines' threads and those of other test runs would fight for the cores."""
+SAMPLED = (*ONE_THREAD, "--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "24", "--max-context", "64")
+STATS = {"rounds", "proposed", "accepted", "emitted", "discarded", "prefill_s", "decode_s", "tokens_per_second"}
+
+
+def check_counts(result: dict[str, Any]) -> None:
+    stats = result["stats"]
+    assert set(result) == {"id", "prompt", "text", "token_ids", "finish_reason", "seed", "stats"}
+    assert set(stats) == STATS
+    assert 0 <= stats["accepted"] <= stats["proposed"]
+    assert len(result["token_ids"]) == 1 + stats["emitted"] - stats["discarded"]
+    if stats["rounds"]:
+        assert stats["emitted"] == stats["accepted"] + stats["rounds"]
+
+
+@pytest.mark.parametrize("mode", ["plain", "speculative"])
+def test_json_has_the_contract_s_fields_and_invariants(sstool: Command, demo_artifact: Path, mode: str) -> None:
+    outcome = sstool("generate", demo_artifact, "--prompt", PROMPT, "--json", "--mode", mode, "--seed", "3", *SAMPLED)
+    assert outcome.code == 0
+    [result] = outcome.lines()
+    check_counts(result)
+    assert (result["id"], result["prompt"], result["seed"]) == ("0", PROMPT, 3)
+    assert result["finish_reason"] in {"eos", "stop", "length", "context"}
+    if mode == "plain":
+        stats = result["stats"]
+        assert (stats["rounds"], stats["proposed"], stats["accepted"]) == (0, 0, 0)
+
+
+def test_both_modes_say_the_same_and_so_does_the_stream(sstool: Command, demo_artifact: Path) -> None:
+    args = ("generate", demo_artifact, "--prompt", PROMPT, "--seed", "5", *SAMPLED)
+    plain = sstool(*args, "--mode", "plain", "--json").lines()[0]
+    speculative = sstool(*args, "--json").lines()[0]
+    streamed = sstool(*args)
+    assert speculative["token_ids"] == plain["token_ids"]
+    assert streamed.out == plain["text"] + "\n"
+    assert "seed 5" in streamed.err
+
+
+def test_a_seed_that_is_not_given_is_printed_and_gives_the_same_again(sstool: Command, demo_artifact: Path) -> None:
+    args = ("generate", demo_artifact, "--prompt", PROMPT, "--json", *SAMPLED)
+    first, second = (sstool(*args).lines()[0] for _ in range(2))
+    assert first["seed"] != second["seed"]
+    again = sstool(*args, "--seed", str(first["seed"])).lines()[0]
+    assert again["token_ids"] == first["token_ids"]
+
+
+def test_greedy_unless_a_sampling_flag_is_given(sstool: Command, demo_artifact: Path) -> None:
+    args = ("generate", demo_artifact, "--prompt", PROMPT, "--json", "--max-new-tokens", "16", *ONE_THREAD)
+    texts = {sstool(*args, "--seed", str(seed)).lines()[0]["text"] for seed in (1, 2)}
+    assert len(texts) == 1
+    sampled = {sstool(*args, "--seed", str(seed), "--top-p", "0.99").lines()[0]["text"] for seed in range(4)}
+    assert len(sampled) > 1
+
+
+def test_a_file_s_bad_prompts_are_reported_in_place_and_the_others_run(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+    outcome = sstool("generate", demo_artifact, "--prompts", prompts_file, "--json", "--seed", "11", *SAMPLED)
+    assert outcome.code == 1
+    results = outcome.lines()
+    assert [r["id"] for r in results] == ["first", "1", "empty", "long"]
+    for result in results[:2]:
+        check_counts(result)
+        assert result["seed"] == 11
+    for result, kind in zip(results[2:], ("PromptError", "ContextOverflowError"), strict=True):
+        assert set(result) == {"id", "error"}
+        assert set(result["error"]) == {"type", "message", "hint"}
+        assert result["error"]["type"] == kind
+
+
+def test_a_file_s_bad_prompts_are_lines_on_stderr_without_json(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+    outcome = sstool("generate", demo_artifact, "--prompts", prompts_file, "--max-new-tokens", "4", "--max-context", "64", *ONE_THREAD)
+    assert outcome.code == 1
+    assert [line for line in outcome.out.splitlines() if line.startswith("--- ")] == ["--- first", "--- 1", "--- empty", "--- long"]
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert errors[0].startswith("error: prompt empty: ")
+    assert errors[1].startswith("error: prompt long: ")
+
+
+def test_a_prompt_s_seed_comes_from_its_place_in_the_file(sstool: Command, demo_artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "same.jsonl"
+    path.write_text((json.dumps({"prompt": PROMPT}) + "\n") * 3, encoding="utf-8")
+    results = sstool("generate", demo_artifact, "--prompts", path, "--json", "--seed", "7", *SAMPLED).lines()
+    single = sstool("generate", demo_artifact, "--prompt", PROMPT, "--json", "--seed", "7", *SAMPLED).lines()[0]
+    assert results[0]["token_ids"] == single["token_ids"]
+    config = GenerationConfig(temperature=0.8, top_p=0.95, max_new_tokens=24, seed=prompt_seed(7, 2))
+    with load(demo_artifact, max_context=64, threads=1) as engine:
+        assert results[2]["token_ids"] == engine.generate(PROMPT, config).token_ids
+
+
+def test_a_stop_text_ends_the_output_and_is_left_out(sstool: Command, demo_artifact: Path) -> None:
+    args = ("generate", demo_artifact, "--prompt", PROMPT, "--json", "--ignore-eos", "--max-new-tokens", "32", *ONE_THREAD)
+    whole = sstool(*args).lines()[0]["text"]
+    stop = whole[6:9]
+    result = sstool(*args, "--stop", "never seen", "--stop", stop).lines()[0]
+    assert result["finish_reason"] == "stop"
+    assert result["text"] == whole[: whole.index(stop)]
+
+
+def test_running_into_the_context_is_no_error(sstool: Command, demo_artifact: Path) -> None:
+    outcome = sstool("generate", demo_artifact, "--prompt", PROMPT, "--json", "--ignore-eos", "--max-context", "16", *ONE_THREAD)
+    assert outcome.code == 0
+    assert outcome.lines()[0]["finish_reason"] == "context"
+
+
+def test_settings_that_the_checkpoint_asks_for_in_vain_are_named(sstool: Command, demo_copy: Path) -> None:
+    path = demo_copy / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 1, "repetition_penalty": 1.3}), encoding="utf-8")
+    manifest = demo_copy / "manifest.json"
+    data = json.loads(manifest.read_text(encoding="utf-8"))
+    data["files"]["generation_config.json"]["size"] = path.stat().st_size
+    manifest.write_text(json.dumps(data), encoding="utf-8")
+    outcome = sstool("generate", demo_copy, "--prompt", PROMPT, "--max-new-tokens", "2", *ONE_THREAD)
+    assert outcome.code == 0
+    assert [line for line in outcome.err.splitlines() if line.startswith("warning: ") and "repetition_penalty" in line]
+
+
+def test_chat_gives_the_prompt_to_the_model_s_template(sstool: Command, demo_copy: Path) -> None:
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    path = demo_copy / "chat_template.jinja"
+    path.write_text(template, encoding="utf-8")
+    raw = sstool("generate", demo_copy, "--prompt", PROMPT, "--json", "--max-new-tokens", "8", *ONE_THREAD).lines()[0]
+    chat = sstool("generate", demo_copy, "--prompt", PROMPT, "--json", "--max-new-tokens", "8", "--chat", *ONE_THREAD).lines()[0]
+    assert len(chat["token_ids"]) == len(raw["token_ids"]) == 8

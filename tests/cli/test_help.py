@@ -1,0 +1,98 @@
+"""Help is there for every command, names the contract's flags, and tells the truth about choices and defaults."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from ssruntime import config as runtime
+from ssruntime.engine import DEFAULT_MAX_CONTEXT
+from sstool.cli import options
+from sstool.cli.group import COMMANDS, cli
+from tests.cli.conftest import Command
+
+DECODING = {
+    "--max-new-tokens", "--mode", "--exit", "--exit-threshold", "--max-draft", "--threads", "--max-context", "--temperature", "--top-k",
+    "--top-p", "--min-p", "--sampling", "--seed", "--stop", "--ignore-eos",
+}  # fmt: skip
+EVERYWHERE = {"--debug"}
+FLAGS = {
+    "export": {
+        "--model",
+        "--out",
+        "--force",
+        "--recipe",
+        "--target",
+        "--dtype",
+        "--max-context",
+        "--revision",
+        "--skip-attention",
+        "--skip-mlp",
+        "--skip-set",
+    },
+    "generate": {"--prompt", "--prompts", "--chat", "--json"} | DECODING,
+    "bench": {"--prompts", "--modes", "--repeat", "--json"} | DECODING,
+    "check": {"--model", "--prompts", "--full", "--json"},
+    "inspect": {"--json"},
+}
+
+
+def command_of(name: str) -> click.Command:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return command
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_group_lists_every_command(sstool: Command, flag: str) -> None:
+    outcome = sstool(flag)
+    assert outcome.code == 0
+    for name, text in COMMANDS.items():
+        assert name in outcome.out
+        assert text in outcome.out
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_command_has_the_contract_s_flags_and_no_others(sstool: Command, name: str) -> None:
+    found = {o for p in command_of(name).params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")}
+    assert found == FLAGS[name] | EVERYWHERE
+    for flag in ("-h", "--help"):
+        outcome = sstool(name, flag)
+        assert outcome.code == 0
+        assert not [f for f in found if f not in outcome.out]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_list_of_commands_says_what_the_command_says(name: str) -> None:
+    assert (command_of(name).help or "").splitlines()[0] == COMMANDS[name]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_option_has_help(name: str) -> None:
+    assert not [p.name for p in command_of(name).params if isinstance(p, click.Option) and not p.help]
+
+
+def test_choices_are_the_runtime_s() -> None:
+    assert (options.MODES, options.EXITS, options.SAMPLINGS) == (runtime.MODES, runtime.EXITS, runtime.SAMPLINGS)
+
+
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("max_new_tokens", [runtime.DEFAULT_MAX_NEW_TOKENS]),
+        ("exit", [runtime.DEFAULT_EXIT]),
+        ("exit_threshold", [runtime.DEFAULT_EXIT_THRESHOLD]),
+        ("max_draft", [runtime.DEFAULT_MAX_DRAFT, runtime.MAX_DRAFT_LIMIT]),
+        ("max_context", [DEFAULT_MAX_CONTEXT]),
+    ],
+)
+def test_defaults_in_the_help_are_the_runtime_s(flag: str, values: list[object]) -> None:
+    [option] = [p for p in command_of("generate").params if p.name == flag]
+    assert isinstance(option, click.Option)
+    assert not [v for v in values if str(v) not in (option.help or "")]
+
+
+def test_the_version_is_shown(sstool: Command) -> None:
+    outcome = sstool("--version")
+    assert outcome.code == 0
+    assert outcome.out.startswith("sstool ")

@@ -1,0 +1,78 @@
+"""Files of prompts: what is read, and what every way of getting one wrong is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ssruntime.errors import PromptError
+from sstool.prompts import check_text, read_prompts
+
+
+def written(folder: Path, data: bytes) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_bytes(data)
+    return path
+
+
+def test_ids_are_the_file_s_own_or_the_place_among_its_prompts(tmp_path: Path) -> None:
+    records = read_prompts(
+        written(tmp_path, b'{"prompt": "a"}\n\n{"id": "b", "prompt": "b"}\n  \n{"id": 7, "prompt": "c"}\n{"prompt": ""}')
+    )
+    assert [(r.index, r.id, r.prompt) for r in records] == [(0, "0", "a"), (1, "b", "b"), (2, "7", "c"), (3, "3", "")]
+
+
+def test_other_keys_are_left_alone(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, b'{"task": 1, "prompt": "a"}'))[0].prompt == "a"
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(tmp_path: Path) -> None:
+    records = read_prompts(written(tmp_path, b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n'))
+    assert [r.prompt for r in records] == ["a", "b"]
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, '{"prompt": "a\u2028b\u0085c"}\n'.encode()))[0].prompt == "a\u2028b\u0085c"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "holds no prompts"),
+        (b"\n \n\n", "holds no prompts"),
+        (b"\xef\xbb\xbf", "holds no prompts"),
+        (b'{"prompt": "a"}\n{"prompt": "b"\n', "line 2: not JSON"),
+        (b'{"prompt": "a"}\n\n\nnot json\n', "line 4: not JSON"),
+        (b"[" * 100_000, "line 1: not JSON"),
+        (b'{"text": "a"}\n', "line 1: key 'prompt' is missing"),
+        (b'{"prompt": "a"}\n{"prompt": 3}\n', "line 2: 'prompt' must be a text, found int"),
+        (b'{"prompt": null}\n', "'prompt' must be a text, found NoneType"),
+        (b'"a"\n', "expected an object, found str"),
+        (b'[{"prompt": "a"}]\n', "expected an object, found list"),
+        (b'{"id": [1], "prompt": "a"}\n', "'id' must be a text or a whole number"),
+        (b'{"id": true, "prompt": "a"}\n', "'id' must be a text or a whole number"),
+        (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "line 2: not UTF-8 at byte 12"),
+        ('{"prompt": "a"}'.encode("utf-16"), "line 1: not UTF-8"),
+        (b'{"prompt": "\\ud800"}\n', "not valid Unicode text"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_refused_with_the_line(tmp_path: Path, data: bytes, expected: str) -> None:
+    path = written(tmp_path, data)
+    with pytest.raises(PromptError) as caught:
+        read_prompts(path)
+    assert expected in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "."])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PromptError, match="cannot read prompts"):
+        read_prompts(tmp_path / name)
+
+
+def test_text_with_half_a_surrogate_pair_is_refused() -> None:
+    assert check_text("naïve 🙂", where="--prompt") == "naïve 🙂"
+    with pytest.raises(PromptError, match="--prompt: the prompt is not valid Unicode"):
+        check_text("a\udcff", where="--prompt")

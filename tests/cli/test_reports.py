@@ -1,0 +1,116 @@
+"""`bench`, `check` and `inspect`: the JSON that users script against, and the same facts as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ssruntime.artifact import read_artifact
+from sstool.cli.inspect import skip_strip
+from tests.cli.conftest import Command
+
+QUICK = ("--threads", "1", "--max-new-tokens", "6", "--max-context", "64", "--repeat", "2", "--seed", "1")
+RUN = {
+    "mode", "tokens_per_second", "ratio_to_plain", "ratio_interval_95", "acceptance_rate", "tokens_per_round", "host_overhead",
+    "prefill_s", "identical", "prompts", "refused",
+}  # fmt: skip
+
+
+def test_bench_json(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+    outcome = sstool("bench", demo_artifact, "--prompts", prompts_file, "--json", *QUICK)
+    assert outcome.code == 0
+    [report] = outcome.lines()
+    assert set(report) == {"environment", "settings", "runs", "per_prompt"}
+    assert [run["mode"] for run in report["runs"]] == ["plain", "speculative"]
+    for run in report["runs"]:
+        assert set(run) == RUN
+        assert (run["prompts"], run["refused"]) == (4, 2)
+    assert report["runs"][0]["identical"] is None
+    assert sum(report["runs"][1]["identical"].values()) == 4
+    assert {tuple(sorted(row)) for row in report["per_prompt"]} == {("decode_s", "id", "identical", "mode", "repeat", "tokens")}
+    assert len(report["per_prompt"]) == 8
+
+
+@pytest.mark.parametrize("flag", ["--mode", "--modes"])
+def test_bench_of_one_mode(sstool: Command, demo_artifact: Path, prompts_file: Path, flag: str) -> None:
+    [report] = sstool("bench", demo_artifact, "--prompts", prompts_file, "--json", flag, "speculative", *QUICK).lines()
+    [run] = report["runs"]
+    assert (run["mode"], run["ratio_to_plain"], run["identical"]) == ("speculative", None, None)
+
+
+def test_bench_as_a_table(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+    outcome = sstool("bench", demo_artifact, "--prompts", prompts_file, *QUICK)
+    assert outcome.code == 0
+    for text in ("plain", "self-speculative", "tokens/s", "acceptance rate", "tokens per round", "identical", "4 of 4", "2 refused"):
+        assert text in outcome.out
+    assert "empty" in outcome.err
+
+
+def test_check_json(sstool: Command, demo_artifact: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "one.jsonl"
+    prompts.write_text('{"prompt": "import os"}\n', encoding="utf-8")
+    outcome = sstool("check", demo_artifact, "--prompts", prompts, "--json")
+    assert outcome.code == 0
+    [report] = outcome.lines()
+    assert report["ok"]
+    assert report["digests"]["status"] == "passed"
+    assert report["parity"]["status"] == "skipped"
+    assert report["losslessness"]["status"] == "passed"
+    assert report["losslessness"]["yes"] == report["losslessness"]["comparisons"] > 0
+
+
+def test_check_as_text(sstool: Command, demo_copy: Path) -> None:
+    path = demo_copy / "tokenizer.json"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    outcome = sstool("check", demo_copy)
+    assert outcome.code == 1
+    assert "digests       failed: " in outcome.out
+    assert "tokenizer.json does not match its digest" in outcome.out
+    for part in ("parity", "losslessness", "memory"):
+        assert f"{part:<14}skipped: " in outcome.out
+
+
+def test_inspect_json(sstool: Command, demo_artifact: Path) -> None:
+    [found] = sstool("inspect", demo_artifact, "--json").lines()
+    manifest = read_artifact(demo_artifact).manifest
+    assert found["model"]["num_layers"] == manifest.model.num_layers
+    assert found["kv"]["bytes_per_token"] == 2 * 16 * 2 * 64 * 4
+    assert found["kv"]["bytes_at_max_context"] == 2 * 16 * 2 * 64 * 4 * 2048
+    assert found["packing"] == "shared"
+    assert found["drafts"][0]["skip"]["attention"] == list(manifest.drafts[0].skip.attention)
+    assert set(found["files"]) == set(manifest.files)
+    assert found["gate"] == manifest.gate
+    assert found["tools"] == manifest.tools
+
+
+def test_inspect_as_text(sstool: Command, demo_artifact: Path) -> None:
+    outcome = sstool("inspect", demo_artifact)
+    assert outcome.code == 0
+    for text in (
+        "llama",
+        "16 layers",
+        "packing",
+        "shared",
+        "a token",
+        "weights.bin",
+        "skips",
+        "#...##.#####.#..",
+        "parity",
+        "transformers",
+    ):
+        assert text in outcome.out
+
+
+def test_inspect_says_why_packing_is_private(sstool: Command, demo_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", "/dev/null/nowhere")
+    outcome = sstool("inspect", demo_artifact, "--json")
+    assert outcome.code == 0
+    assert outcome.lines()[0]["packing"].startswith("private (")
+    assert len([line for line in outcome.err.splitlines() if line.startswith("warning: ")]) == 1
+
+
+def test_a_strip_has_one_mark_a_layer() -> None:
+    assert skip_strip((0, 2), 4) == ".#.#"
+    assert skip_strip((), 3) == "###"

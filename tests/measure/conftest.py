@@ -1,0 +1,161 @@
+"""Scripted artifacts: lookup tables as ONNX graphs, whose logits, and whose rounding differences between widths, a test chooses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ssruntime import Engine, load
+from ssruntime.artifact import (
+    DRAFT_GRAPH,
+    MANIFEST,
+    SCHEMA_VERSION,
+    VERIFY_GRAPH,
+    WEIGHTS,
+    DraftEntry,
+    FileEntry,
+    KvLayout,
+    Manifest,
+    ModelInfo,
+    SkipSet,
+    file_digest,
+)
+
+VOCAB = 32
+CONTEXT = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A model whose next token depends on the last one alone.
+
+    Attributes:
+        verify: float32[VOCAB, VOCAB], logits by last token.
+        draft: the same for the draft; None for an artifact without one.
+        bump: float32[VOCAB, VOCAB], added to `verify` in passes of `bump_width` tokens: what rounding does, made visible.
+        bump_width: width of those passes; 0 for every width above 1.
+    """
+
+    verify: NDArray[np.float32]
+    draft: NDArray[np.float32] | None
+    bump: NDArray[np.float32] = field(default_factory=lambda: np.zeros((VOCAB, VOCAB), dtype=np.float32))
+    bump_width: int = 0
+
+
+def successor_table(best: float = 20.0) -> NDArray[np.float32]:
+    """Returns logits by which every token is followed by the next one, nearly surely."""
+    table = np.zeros((VOCAB, VOCAB), dtype=np.float32)
+    table[np.arange(VOCAB), (np.arange(VOCAB) + 1) % VOCAB] = best
+    return table
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Gives each test an empty packed-weights cache."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_artifact(tmp_path: Path) -> Callable[[Script], Path]:
+    """Writes scripted artifacts."""
+
+    def make(script: Script) -> Path:
+        folder = tmp_path / f"artifact{len(list(tmp_path.glob('artifact*')))}"
+        folder.mkdir()
+        write_artifact(folder, script)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def open_script(make_artifact: Callable[[Script], Path]) -> Iterator[Callable[[Script], Engine]]:
+    """Opens engines on scripted artifacts, and closes them after the test."""
+    engines: list[Engine] = []
+
+    def opened(script: Script) -> Engine:
+        engines.append(load(make_artifact(script), threads=1, max_sequences=1))
+        return engines[-1]
+
+    yield opened
+    for engine in engines:
+        engine.close()
+
+
+def write_artifact(folder: Path, script: Script) -> None:
+    """Writes the graphs, a tokenizer of the words `t0` to `t31`, and the manifest."""
+    verify = _graph("verify", script.verify, script.bump, script.bump_width)
+    onnx.save_model(
+        verify, str(folder / VERIFY_GRAPH), save_as_external_data=True, location=WEIGHTS, size_threshold=1024, convert_attribute=False
+    )
+    if script.draft is not None:
+        draft = _graph("draft", script.draft, np.zeros_like(script.draft), 0)
+        onnx.save_model(draft, str(folder / DRAFT_GRAPH))
+    vocabulary = {f"t{i}": i for i in range(VOCAB)}
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    files = {p.name: FileEntry(size=p.stat().st_size, sha256=file_digest(p)) for p in sorted(folder.iterdir())}
+    drafts = (DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype="fp32", skip=SkipSet(attention=(0,))),)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=ModelInfo(
+            source="scripted", revision=None, family="scripted", architecture="Table", num_layers=1, hidden_size=1, vocab_size=VOCAB,
+            num_parameters=VOCAB * VOCAB, weight_bytes=4 * VOCAB * VOCAB,
+        ),
+        target="ort-cpu",
+        dtype="fp32",
+        max_context=CONTEXT,
+        kv=KvLayout(num_layers=1, kv_heads=1, head_dim=16, dtype="fp32"),
+        drafts=drafts if script.draft is not None else (),
+        files=files,
+        tools={},
+    )  # fmt: skip
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _graph(name: str, table: NDArray[np.float32], bump: NDArray[np.float32], bump_width: int) -> onnx.ModelProto:
+    """Builds `logits = table[ids] + (bump[ids] if the pass has the width)` with the graph contract's inputs and outputs."""
+    initializers = [
+        numpy_helper.from_array(table.astype(np.float32), "table"),
+        numpy_helper.from_array(bump.astype(np.float32), "bump"),
+        numpy_helper.from_array(np.array([bump_width or 1], dtype=np.int64), "bump_width"),
+        numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_axis"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["plain_rows"]),
+        helper.make_node("Gather", ["bump", "input_ids"], ["bump_rows"]),
+        helper.make_node("Shape", ["input_ids"], ["width"], start=1, end=2),
+        helper.make_node("Equal" if bump_width else "Greater", ["width", "bump_width"], ["is_bumped"]),
+        helper.make_node("Cast", ["is_bumped"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["bump_rows", "factor"], ["bump_used"]),
+        helper.make_node("Add", ["plain_rows", "bump_used"], ["all_rows"]),
+        helper.make_node("Squeeze", ["logits_index", "batch_axis"], ["chosen"]),
+        helper.make_node("Gather", ["all_rows", "chosen"], ["logits"], axis=1),
+        helper.make_node("ArgMax", ["logits"], ["token"], axis=-1, keepdims=0),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        helper.make_node("ReduceMax", ["probabilities"], ["confidence"], axes=[-1], keepdims=0),
+    ]
+    shapes = {"input_ids": ["B", "S"], "seqlens_k": ["B"], "total_sequence_length": [], "logits_index": ["B", "N"]}
+    types = {"seqlens_k": TensorProto.INT32, "total_sequence_length": TensorProto.INT32}
+    inputs = [helper.make_tensor_value_info(k, types.get(k, TensorProto.INT64), v) for k, v in shapes.items()]
+    outputs = [
+        helper.make_tensor_value_info("token", TensorProto.INT64, ["B", "N"]),
+        helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["B", "N"]),
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "N", VOCAB]),
+    ]
+    graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

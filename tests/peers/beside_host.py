@@ -1,0 +1,132 @@
+"""An artifact's engines and a host program's own ONNX Runtime session in one process: does either slow the other, or change it?
+
+    python tests/peers/beside_host.py --artifact ARTIFACT [--threads 2] [--repeat 5]
+
+The host's session is a small stack of matrix products with ONNX Runtime's default options but for the number of threads. Its run
+time is measured alone, with our engines loaded and idle, between the steps of our decoding, and, as a control for the caches that
+decoding fills, between reads of as much memory. Our decoding is measured without the host's session and beside it. Prints a table
+on stderr and one JSON object on stdout: medians over repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ssruntime import Engine, GenerationConfig, load
+from sstool.environment import describe
+
+WIDTH = 768
+LAYERS = 4
+PROMPT = "def area(radius):"
+
+
+def host_session(threads: int) -> ort.InferenceSession:
+    """Returns the host program's session: `LAYERS` products with float32[WIDTH, WIDTH] weights."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array((rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32), f"w{i}") for i in range(LAYERS)
+    ]
+    nodes = [helper.make_node("MatMul", ["x" if i == 0 else f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(LAYERS)]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [16, WIDTH]) for name in ("x", f"x{LAYERS}")]
+    graph = helper.make_graph(nodes, "host", value[:1], value[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+class Host:
+    """The host program: runs its session, and times it."""
+
+    def __init__(self, threads: int) -> None:
+        self._session = host_session(threads)
+        self._input = np.random.default_rng(1).standard_normal((16, WIDTH)).astype(np.float32)
+        self.times: list[float] = []
+
+    def run(self) -> NDArray[np.float32]:
+        """Runs once."""
+        begun = time.perf_counter()
+        (output,) = self._session.run(None, {"x": self._input})
+        self.times.append(time.perf_counter() - begun)
+        return np.asarray(output)
+
+    def measure(self, times: int, between: Callable[[], object] | None = None) -> float:
+        """Returns the median milliseconds of a run, with something between the runs."""
+        self.times.clear()
+        for _ in range(times):
+            if between is not None:
+                between()
+            self.run()
+        return 1e3 * statistics.median(self.times)
+
+
+def decode(engine: Engine, num_tokens: int, on_step: Callable[[], object] | None = None) -> float:
+    """Returns tokens a second of speculative decoding; the time of `on_step`, called after every step, is not counted."""
+    config = GenerationConfig(max_new_tokens=num_tokens, temperature=0.8, top_p=0.95, seed=0, ignore_eos=True)
+    for chunk in engine.stream(PROMPT, config):
+        if chunk.stats is not None:
+            return chunk.stats.tokens_per_second() or 0.0
+        if on_step is not None:
+            on_step()
+    raise AssertionError("a stream ends with statistics")
+
+
+def measure_once(artifact: Path, threads: int, num_tokens: int, runs: int) -> tuple[dict[str, float], bool]:
+    """Measures every situation once; returns the figures, and whether the host's outputs stayed the same to the bit."""
+    figures: dict[str, float] = {}
+    host = Host(threads)
+    before = host.run()
+    host.measure(runs)
+    figures["host_ms_alone"] = host.measure(runs)
+    with load(artifact, threads=threads, max_sequences=1) as engine:
+        decode(engine, 32)
+        figures["host_ms_engine_idle"] = host.measure(runs)
+        host.times.clear()
+        figures["decode_beside_host"] = decode(engine, num_tokens, host.run)
+        figures["host_ms_between_steps"] = 1e3 * statistics.median(host.times)
+        traffic = np.ones((artifact / "weights.bin").stat().st_size // 4, dtype=np.float32)
+        figures["host_ms_between_reads"] = host.measure(len(host.times), traffic.sum)
+        del traffic
+        same = bool(np.array_equal(before, host.run()))
+        del host
+        decode(engine, 32)
+        figures["decode_without_host"] = decode(engine, num_tokens)
+    return figures, same
+
+
+def main() -> None:
+    """Measures and reports."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--artifact", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2, help="of our engines and of the host's session, each")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=200, help="of the host's session, alone and beside the idle engine")
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args()
+    rounds = [measure_once(args.artifact, args.threads, args.max_new_tokens, args.runs) for _ in range(args.repeat)]
+    medians = {name: statistics.median(figures[name] for figures, _ in rounds) for name in rounds[0][0]}
+    with load(args.artifact, threads=args.threads, max_sequences=1) as engine:
+        environment = describe(engine).to_json()
+    result = {"environment": environment, "repeat": args.repeat, **medians, "host_outputs_identical": all(same for _, same in rounds)}
+    sys.stdout.write(json.dumps(result) + "\n")
+    alone = medians["host_ms_alone"]
+    sys.stderr.write(f"{environment['cpu']}, {args.threads} threads each, medians of {args.repeat}\n")
+    for name, value in medians.items():
+        unit = f"ms, x {value / alone:.2f}" if name.startswith("host") else "tokens/s"
+        sys.stderr.write(f"{name.replace('_', ' '):<24} {value:8.3f} {unit}\n")
+    sys.stderr.write(f"the host's outputs are {'the same to the bit' if result['host_outputs_identical'] else 'CHANGED'}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What runtime tests share: a packed-weights cache of their own, and scripted engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from ssruntime.engine import Engine, load
+
+from tests.runtime.scripted import Script, write_artifact
+
+# Opening engines takes longer on a busy machine than hypothesis expects of an example; nothing here asserts on time.
+settings.register_profile("runtime", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("runtime")
+
+OpenScript = Callable[..., Engine]
+"""`(script, *, threads=1, max_context=64, max_sequences=4, **of_write_artifact)`."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packed_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps the packed weights of this folder's tests apart from everybody's."""
+    root = tmp_path_factory.mktemp("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSTOOL_CACHE_DIR", str(root))
+        patch.delenv("SSTOOL_CACHE_MAX_GB", raising=False)
+        yield root
+
+
+@pytest.fixture(scope="session")
+def open_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenScript]:
+    """Opens scripted engines, which are closed when the session ends."""
+    engines: list[Engine] = []
+
+    def open_one(script: Script, *, max_context: int = 64, max_sequences: int = 4, **artifact: Any) -> Engine:
+        folder = write_artifact(tmp_path_factory.mktemp("scripted") / "artifact", script, max_context=max_context, **artifact)
+        engines.append(load(folder, threads=1, max_sequences=max_sequences))
+        return engines[-1]
+
+    yield open_one
+    for engine in engines:
+        engine.close()

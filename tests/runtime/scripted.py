@@ -1,0 +1,353 @@
+"""Scripted models: tiny artifacts whose two graphs look their logits up in tables, so that every expectation can be computed by hand.
+
+The logits after token t at absolute position p are `table[p % period, t]`; a script with history also reads the token before it from
+the cache. The engines are real ONNX Runtime sessions on real artifacts: manifest, packed weights, tokenizer and all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from ssruntime import graph_io
+from ssruntime.acceptance import make_acceptance
+from ssruntime.artifact import (
+    DRAFT_GRAPH,
+    MANIFEST,
+    SCHEMA_VERSION,
+    VERIFY_GRAPH,
+    WEIGHTS,
+    DraftEntry,
+    FileEntry,
+    KvLayout,
+    Manifest,
+    ModelInfo,
+    SkipSet,
+    TunedExit,
+)
+from ssruntime.backends.base import StepOutput
+from ssruntime.config import DecodeSettings
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+Table = NDArray[np.float32]
+
+EOS: Final = 0
+"""The end-of-sequence token of `letters`."""
+_ALIGNMENT: Final = 4096
+_EXTERNAL_FROM: Final = 1024
+_HISTORY_FACTOR: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What a scripted model says.
+
+    Attributes:
+        verify: float32[period, vocab, vocab], the target's logits.
+        draft: the same for the draft; None for an artifact without one.
+        history: whether logits depend on the token before the last one too, which the graphs keep in their cache.
+        spoils: whether the draft writes other cache contents than verify would, as a real draft does.
+    """
+
+    verify: Table
+    draft: Table | None = None
+    history: bool = False
+    spoils: bool = False
+
+    @property
+    def period(self) -> int:
+        """Number of positions after which the tables repeat."""
+        return self.verify.shape[0]
+
+    @property
+    def vocab(self) -> int:
+        """Number of tokens."""
+        return self.verify.shape[1]
+
+    def target(self, ids: Sequence[int]) -> Table:
+        """Returns the target's logits float32[vocab] after a whole sequence."""
+        position = len(ids) - 1
+        before = ids[position - 1] if self.history and position > 0 else 0
+        row: Table = self.verify[position % self.period, (ids[position] + _HISTORY_FACTOR * before) % self.vocab]
+        return row
+
+
+def random_script(seed: int, *, vocab: int = 8, period: int = 5, agreement: float = 0.7, scale: float = 3.0, history: bool = False) -> Script:
+    """Returns random tables; the draft's are a mixture of the target's and of noise."""
+    random = np.random.default_rng(seed)
+    verify = (scale * random.standard_normal((period, vocab, vocab))).astype(np.float32)
+    other = (scale * random.standard_normal((period, vocab, vocab))).astype(np.float32)
+    return Script(verify=verify, draft=(agreement * verify + (1 - agreement) * other).astype(np.float32), history=history, spoils=history)
+
+
+def chain_table(successors: Sequence[int], *, vocab: int, sharpness: float = 20.0) -> Table:
+    """Returns a table float32[1, vocab, vocab] in which token t is followed by `successors[t]`, all but certainly."""
+    table = np.zeros((1, vocab, vocab), dtype=np.float32)
+    for token, successor in enumerate(successors):
+        table[0, token, successor] = sharpness
+    return table
+
+
+def phrase_table(tokens: Sequence[int], *, vocab: int, sharpness: float = 20.0) -> Table:
+    """Returns a table float32[len(tokens), vocab, vocab] that says `tokens[p]` after position p, whatever came before."""
+    table = np.zeros((len(tokens), vocab, vocab), dtype=np.float32)
+    for position, token in enumerate(tokens):
+        table[position, :, token] = sharpness
+    return table
+
+
+def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings, max_context: int) -> tuple[list[int], str]:
+    """Decodes plainly in Python, from the tables alone: the tokens and the finish reason (stop strings are not looked at)."""
+    acceptance = make_acceptance(settings)
+    ids = list(prompt)
+    while True:
+        logits = script.target(ids)[None]
+        step = StepOutput(tokens=logits.argmax(-1), confidence=np.ones(1, dtype=np.float32), logits=logits)
+        ids.append(acceptance.first(step, len(ids)))
+        count = len(ids) - len(prompt)
+        if ids[-1] in settings.eos_token_ids:
+            return ids[len(prompt) :], "eos"
+        if count == settings.max_new_tokens:
+            return ids[len(prompt) :], "length"
+        if len(ids) == max_context:
+            return ids[len(prompt) :], "context"
+
+
+def write_artifact(
+    folder: Path,
+    script: Script,
+    *,
+    tokenizer: Tokenizer | None = None,
+    generation: Mapping[str, object] | None = None,
+    max_context: int = 64,
+    tuned: TunedExit | None = None,
+    chat_template: str | None = None,
+    tokenizer_config: Mapping[str, object] | None = None,
+    name: str = "scripted",
+) -> Path:
+    """Writes a complete artifact and returns its folder.
+
+    Args:
+        folder: is made.
+        script: the tables.
+        tokenizer: default `letters(vocab)`.
+        generation: `generation_config.json`. Default: `EOS` ends the text.
+        max_context: of the manifest.
+        tuned: the draft's tuned exit.
+        chat_template: `chat_template.jinja`, if any.
+        tokenizer_config: `tokenizer_config.json`, if any.
+        name: the model's name in the manifest.
+    """
+    folder.mkdir(parents=True)
+    weights = _Weights(script)
+    (folder / WEIGHTS).write_bytes(weights.data)
+    (folder / VERIFY_GRAPH).write_bytes(_graph(script, weights, is_draft=False))
+    if script.draft is not None:
+        (folder / DRAFT_GRAPH).write_bytes(_graph(script, weights, is_draft=True))
+    (tokenizer or letters(script.vocab)).save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS} if generation is None else dict(generation)))
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template)
+    if tokenizer_config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_config)))
+    entry = DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype="fp32", skip=SkipSet(attention=(1,)), tuned=tuned or TunedExit())
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=ModelInfo(
+            source=name,
+            revision=None,
+            family="scripted",
+            architecture="Scripted",
+            num_layers=2,
+            hidden_size=script.vocab,
+            vocab_size=script.vocab,
+            num_parameters=script.verify.size,
+            weight_bytes=len(weights.data),
+        ),
+        target="ort-cpu",
+        dtype="fp32",
+        max_context=max_context,
+        kv=KvLayout(num_layers=2, kv_heads=1, head_dim=1, dtype="fp32"),
+        drafts=() if script.draft is None else (entry,),
+        files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
+        tools={},
+    )
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return folder
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    """Changes top-level keys of an artifact's manifest."""
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def list_anew(folder: Path) -> None:
+    """Makes the manifest's sizes and digests agree with the files again, after an edit."""
+    names = json.loads((folder / MANIFEST).read_text())["files"]
+    edit_manifest(folder, files={n: {"size": e.size, "sha256": e.sha256} for n in names for e in [_file_entry(folder / n)]})
+
+
+def letters(vocab: int) -> Tokenizer:
+    """Returns a tokenizer of single characters: `</s>`, then a, b, c, ..."""
+    return pieces(["</s>", *(string.ascii_letters + string.digits + " .,;:!?")[: vocab - 1]])
+
+
+def pieces(tokens: Sequence[str]) -> Tokenizer:
+    """Returns a byte-level tokenizer whose token i is the text `tokens[i]`; `<...>` are special. It encodes by single characters."""
+    special = [t for t in tokens if t.startswith("<") and t.endswith(">")]
+    return byte_level({t if t in special else _shown(t.encode()): i for i, t in enumerate(tokens)}, special)
+
+
+def every_byte() -> Tokenizer:
+    """Returns a tokenizer of 258 tokens: `</s>`, `<s>`, then the 256 bytes in their order."""
+    return byte_level({"</s>": 0, "<s>": 1} | {_shown(bytes([b])): b + 2 for b in range(256)}, ["</s>", "<s>"])
+
+
+def byte_level(vocab: dict[str, int], special: Sequence[str]) -> Tokenizer:
+    """Returns a byte-level BPE tokenizer without merges."""
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    return tokenizer
+
+
+def byte_fallback() -> Tokenizer:
+    """Returns a tokenizer as Llama 2's: words with a leading-space mark, and bytes for all else. `<s>` 0, `</s>` 1, bytes 2 to 257."""
+    words = ["▁", "a", "b", "▁a", "▁the", "END", "é"]
+    vocab = {"<s>": 0, "</s>": 1} | {f"<0x{b:02X}>": b + 2 for b in range(256)} | {w: 258 + i for i, w in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, fuse_unk=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1, right=0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")])
+    return tokenizer
+
+
+def _shown(data: bytes) -> str:
+    """Returns bytes in the printable letters of GPT-2's byte-level alphabet."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [b for b in range(256) if b not in visible]
+    return "".join(chr(b) if b in visible else chr(256 + hidden.index(b)) for b in data)
+
+
+class _Weights:
+    """One weights file: the target's rows, the draft's rows, and an identity matrix, which makes ONNX Runtime pack something."""
+
+    def __init__(self, script: Script) -> None:
+        tables = [script.verify, *([] if script.draft is None else [script.draft])]
+        rows = np.concatenate([t.reshape(-1, script.vocab) for t in tables])
+        short = -(-_EXTERNAL_FROM // (4 * script.vocab)) - len(rows)
+        table = np.pad(rows, ((0, max(0, short)), (0, 0)))
+        self.data = b""
+        self.tensors = [self._place("table", table), self._place("identity", np.eye(script.vocab, dtype=np.float32))]
+
+    def _place(self, name: str, array: Table) -> onnx.TensorProto:
+        tensor = numpy_helper.from_array(array, name)
+        if array.nbytes < _EXTERNAL_FROM:
+            return tensor
+        offset = -(-len(self.data) // _ALIGNMENT) * _ALIGNMENT
+        raw = tensor.raw_data
+        self.data = self.data.ljust(offset, b"\0") + raw
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": WEIGHTS, "offset": offset, "length": len(raw)}.items():
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, str(value)
+        return tensor
+
+
+class _Nodes:
+    """Collects nodes and small constants under generated names."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        output = name or f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        return output
+
+    def constant(self, value: object, dtype: type[np.generic] = np.int64) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype=dtype), name))
+        return name
+
+
+def _graph(script: Script, weights: _Weights, *, is_draft: bool) -> bytes:
+    g = _Nodes()
+    count = g.add("Shape", graph_io.INPUT_IDS, start=1, end=2)
+    end = g.add("Add", g.add("Cast", graph_io.SEQLENS_K, to=TensorProto.INT64), g.constant([1]))
+    start = g.add("Sub", end, count)
+    scalar_count = g.add("Squeeze", count)
+    positions = g.add("Add", g.add("Range", g.constant(0), scalar_count, g.constant(1)), start)
+    tokens = g.add("Reshape", graph_io.INPUT_IDS, g.constant([-1]))
+    layers: list[int] = []
+    state = tokens
+    if script.history:
+        layers = [0] if is_draft else [0, 1]
+        before = _history(script, g, tokens, positions, is_draft=is_draft)
+        if not is_draft:
+            for kind in ("key", "value"):
+                g.add("Identity", graph_io.past_name(1, kind), name=graph_io.present_name(1, kind))
+        state = g.add("Mod", g.add("Add", tokens, g.add("Mul", before, g.constant(_HISTORY_FACTOR))), g.constant(script.vocab))
+    row = g.add("Add", g.add("Mul", g.add("Mod", positions, g.constant(script.period)), g.constant(script.vocab)), state)
+    if is_draft:
+        row = g.add("Add", row, g.constant(script.period * script.vocab))
+    looked_up = g.add("Gather", "table", g.add("Gather", row, graph_io.LOGITS_INDEX), axis=0)
+    logits = g.add("MatMul", looked_up, "identity", name=graph_io.LOGITS)
+    g.add("ArgMax", logits, name=graph_io.TOKEN, axis=-1, keepdims=0)
+    g.add("ReduceMax", g.add("Softmax", logits, axis=-1), g.constant([-1]), name=graph_io.CONFIDENCE, keepdims=0)
+    return _model(script, g, weights, layers)
+
+
+def _history(script: Script, g: _Nodes, tokens: str, positions: str, *, is_draft: bool) -> str:
+    """Writes the tokens to layer 0's cache; returns the token before each position, 0 before the first."""
+    place = g.add("Reshape", positions, g.constant([1, 1, -1, 1]))
+    written = g.add("Add", tokens, g.constant(1)) if is_draft and script.spoils else tokens
+    values = g.add("Reshape", g.add("Cast", written, to=TensorProto.FLOAT), g.constant([1, 1, -1, 1]))
+    for kind in ("key", "value"):
+        g.add("ScatterElements", graph_io.past_name(0, kind), place, values, name=graph_io.present_name(0, kind), axis=2)
+    flat = g.add("Reshape", graph_io.present_name(0, "value"), g.constant([-1]))
+    earlier = g.add("Max", g.add("Sub", positions, g.constant(1)), g.constant(0))
+    before = g.add("Cast", g.add("Gather", flat, earlier), to=TensorProto.INT64)
+    return g.add("Mul", before, g.add("Cast", g.add("Greater", positions, g.constant(0)), to=TensorProto.INT64))
+
+
+def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int]) -> bytes:
+    def value(name: str, kind: int, shape: list[object]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    cache = [(layer, kind) for layer in layers for kind in ("key", "value")]
+    inputs = [
+        value(graph_io.INPUT_IDS, TensorProto.INT64, [1, "S"]),
+        value(graph_io.SEQLENS_K, TensorProto.INT32, [1]),
+        value(graph_io.TOTAL_SEQUENCE_LENGTH, TensorProto.INT32, []),
+        value(graph_io.LOGITS_INDEX, TensorProto.INT64, [1, "N"]),
+        *(value(graph_io.past_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in cache),
+    ]
+    outputs = [
+        value(graph_io.TOKEN, TensorProto.INT64, [1, "N"]),
+        value(graph_io.CONFIDENCE, TensorProto.FLOAT, [1, "N"]),
+        value(graph_io.LOGITS, TensorProto.FLOAT, [1, "N", script.vocab]),
+        *(value(graph_io.present_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in cache),
+    ]
+    graph = helper.make_graph(g.nodes, "scripted", inputs, outputs, initializer=[*g.constants, *weights.tensors])
+    data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    return data
+
+
+def _file_entry(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -1,0 +1,198 @@
+"""The decode loop says what plain decoding says, for every draft, length, exit policy and acceptance rule, and counts what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ssruntime import Completion, GenerationConfig, Trace
+from ssruntime.engine import Engine
+
+from tests.runtime.conftest import OpenScript
+from tests.runtime.scripted import Script, chain_table, plain_tokens, random_script
+
+CONTEXT = 64
+SCRIPTS = {
+    "agreeing": random_script(1, agreement=0.85),
+    "disagreeing": random_script(2, agreement=0.3),
+    "history": random_script(3, agreement=0.8, history=True),
+    "packed": random_script(4, vocab=32, agreement=0.7, history=True),
+    "tiny": random_script(5, vocab=3, period=2),
+    "flat": random_script(6, scale=0.3),
+}
+
+
+@pytest.fixture(scope="session")
+def engines(open_script: OpenScript) -> dict[str, Engine]:
+    return {name: open_script(script, max_context=CONTEXT) for name, script in SCRIPTS.items()}
+
+
+def check_counts(completion: Completion, *, plain: bool) -> None:
+    """Asserts the invariants that the contract states."""
+    stats, count = completion.stats, len(completion.token_ids)
+    assert count >= 1
+    assert count == 1 + stats.emitted - stats.discarded
+    if plain:
+        assert stats.rounds == stats.proposed == stats.accepted == stats.discarded == 0
+        assert stats.emitted == count - 1
+    else:
+        assert stats.emitted == stats.accepted + stats.rounds
+        assert 0 <= stats.accepted <= stats.proposed
+    shown = stats.to_json()
+    if count == 1:
+        assert shown["tokens_per_second"] is None
+    else:
+        assert shown["tokens_per_second"] == (count - 1) / stats.decode_s
+    assert set(shown) == {"rounds", "proposed", "accepted", "emitted", "discarded", "prefill_s", "decode_s", "tokens_per_second"}
+    assert 0 <= stats.engine_s <= stats.decode_s
+
+
+decoding = st.fixed_dictionaries(
+    {
+        "max_new_tokens": st.integers(1, 70),
+        "max_draft": st.integers(1, 15),
+        "seed": st.integers(0, 2**63 - 1),
+        "ignore_eos": st.booleans(),
+        "temperature": st.sampled_from([0.0, 0.0, 0.5, 0.8, 1.0, 1.7]),
+        "top_k": st.sampled_from([None, 0, 1, 2, 5]),
+        "top_p": st.sampled_from([None, 0.5, 0.9, 1.0]),
+        "min_p": st.sampled_from([None, 0.05]),
+    }
+)
+exits = st.one_of(
+    st.just({"exit": "fixed"}),
+    st.builds(lambda t: {"exit": "confidence", "exit_threshold": t}, st.floats(0, 1)),
+    st.builds(lambda t: {"exit": "adaptive", "exit_threshold": t}, st.floats(0, 1)),
+    st.just({}),
+)
+prompts = st.lists(st.integers(0, 2), min_size=1, max_size=CONTEXT - 1)
+
+
+@settings(max_examples=150)
+@given(name=st.sampled_from(sorted(SCRIPTS)), prompt=prompts, how=decoding, leave=exits)
+def test_speculative_is_plain_is_the_table(
+    engines: dict[str, Engine], name: str, prompt: list[int], how: dict[str, object], leave: dict[str, object]
+) -> None:
+    engine, config = engines[name], GenerationConfig.from_mapping({**how, **leave})
+    plain = engine.generate(prompt, dataclasses.replace(config, mode="plain"))
+    speculative = engine.generate(prompt, config)
+    expected = plain_tokens(SCRIPTS[name], prompt, engine.settings(config), CONTEXT)
+    assert (plain.token_ids, plain.finish_reason) == expected
+    assert (speculative.token_ids, speculative.finish_reason) == expected
+    assert speculative.text == plain.text
+    check_counts(plain, plain=True)
+    check_counts(speculative, plain=False)
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32), vocab=st.integers(3, 40), period=st.integers(1, 6), agreement=st.floats(0, 1), history=st.booleans(), how=decoding
+)
+def test_any_tables(
+    open_script: OpenScript, seed: int, vocab: int, period: int, agreement: float, history: bool, how: dict[str, object]
+) -> None:
+    script = random_script(seed, vocab=vocab, period=period, agreement=agreement, history=history)
+    config = GenerationConfig.from_mapping(how)
+    with open_script(script, max_context=CONTEXT) as engine:
+        completion = engine.generate([1, 2, 0], config)
+        assert (completion.token_ids, completion.finish_reason) == plain_tokens(script, [1, 2, 0], engine.settings(config), CONTEXT)
+
+
+@pytest.mark.parametrize("max_draft", range(1, 16))
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_equal_to_the_target_is_accepted_whole(engines: dict[str, Engine], open_script: OpenScript, max_draft: int, temperature: float) -> None:
+    script = SCRIPTS["agreeing"]
+    equal = engines.setdefault("equal", open_script(Script(verify=script.verify, draft=script.verify), max_context=CONTEXT))
+    config = GenerationConfig(
+        max_new_tokens=40, exit="fixed", max_draft=max_draft, temperature=temperature, seed=3, ignore_eos=True, sampling="coupled"
+    )
+    stats = equal.generate([1], config).stats
+    assert stats.accepted == stats.proposed
+    # 39 tokens after prefill's, max_draft + 1 a round; the last round is only as long as what is left.
+    assert stats.rounds == -(-39 // (max_draft + 1))
+    assert stats.proposed == 39 - stats.rounds
+
+
+def test_rejection_accepts_everything_from_an_equal_draft(open_script: OpenScript) -> None:
+    table = SCRIPTS["flat"].verify
+    with open_script(Script(verify=table, draft=table)) as engine:
+        config = GenerationConfig(sampling="rejection", temperature=1.0, exit="fixed", max_draft=4, max_new_tokens=41, ignore_eos=True)
+        for seed in range(20):
+            stats = engine.generate([1], dataclasses.replace(config, seed=seed)).stats
+            assert (stats.rounds, stats.proposed, stats.accepted) == (8, 32, 32)
+
+
+@pytest.mark.parametrize("sampling", ["greedy", "coupled", "rejection"])
+def test_a_draft_that_is_never_right_accepts_nothing(open_script: OpenScript, sampling: str) -> None:
+    vocab = 5
+    right = chain_table([1, 2, 3, 4, 1], vocab=vocab, sharpness=200.0)
+    wrong = chain_table([2, 3, 4, 1, 2], vocab=vocab, sharpness=200.0)
+    how: dict[str, object] = {"temperature": 0.0} if sampling == "greedy" else {"temperature": 1.0, "sampling": sampling}
+    with open_script(Script(verify=right, draft=wrong)) as engine:
+        config = GenerationConfig.from_mapping({**how, "exit": "fixed", "max_draft": 3, "max_new_tokens": 11, "seed": 5})
+        completion = engine.generate([4], config)
+    assert completion.token_ids == [1, 2, 3, 4] * 2 + [1, 2, 3]
+    stats = completion.stats
+    # 10 rounds of one token each; the last three have room for 2, 1 and 0 drafts.
+    assert (stats.rounds, stats.accepted, stats.emitted, stats.proposed) == (10, 0, 10, 7 * 3 + 2 + 1)
+
+
+def test_prompts_longer_than_one_prefill_chunk(open_script: OpenScript) -> None:
+    script = random_script(9, history=True, period=7)
+    random = np.random.default_rng(0)
+    with open_script(script, max_context=900) as engine:
+        for length in (255, 256, 257, 511, 512, 513, 800):
+            prompt = random.integers(0, script.vocab, length).tolist()
+            config = GenerationConfig(max_new_tokens=20, temperature=0.8, seed=length, ignore_eos=True)
+            expected = plain_tokens(script, prompt, engine.settings(config), 900)
+            completion = engine.generate(prompt, config)
+            assert (completion.token_ids, completion.finish_reason) == expected
+            assert completion.prompt_tokens == length
+
+
+@settings(max_examples=40)
+@given(how=decoding, leave=exits)
+def test_trace_replays(engines: dict[str, Engine], how: dict[str, object], leave: dict[str, object]) -> None:
+    """The rounds of a trace, run again on a fresh slot, give the tokens that were committed."""
+    engine, trace = engines["history"], Trace()
+    config = GenerationConfig.from_mapping({**how, **leave, "temperature": 0.0, "top_k": None, "top_p": None, "min_p": None})
+    completion = engine.generate([2, 1, 2], config, trace=trace)
+    assert trace.prompt_ids == [2, 1, 2]
+    assert len(trace.rounds) == completion.stats.rounds
+    assert sum(len(r.proposals) for r in trace.rounds) == completion.stats.proposed
+    slot = engine.backend.acquire(None)
+    try:
+        tokens = [int(slot.prefill(trace.prompt_ids).tokens[0])]
+        for step in trace.rounds:
+            assert step.start == len(trace.prompt_ids) + len(tokens) - 1
+            picks = slot.verify((tokens[-1], *step.proposals), step.start).tokens.tolist()
+            accepted = next((i for i, p in enumerate(step.proposals) if p != picks[i]), len(step.proposals))
+            tokens += picks[: accepted + 1]
+    finally:
+        engine.backend.release(slot)
+    assert tokens[: len(completion.token_ids)] == completion.token_ids
+    assert len(tokens) - len(completion.token_ids) == completion.stats.discarded
+
+
+def test_a_plain_trace_has_rounds_without_proposals(engines: dict[str, Engine]) -> None:
+    trace = Trace()
+    completion = engines["agreeing"].generate([1, 2], GenerationConfig(mode="plain", max_new_tokens=6, ignore_eos=True), trace=trace)
+    assert [(r.start, r.proposals) for r in trace.rounds] == [(2 + i, ()) for i in range(5)]
+    assert len(completion.token_ids) == 6
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(engines: dict[str, Engine]) -> None:
+    engine = engines["flat"]
+    for sampling in ("coupled", "rejection"):
+        config = GenerationConfig(temperature=1.0, sampling=sampling, seed=11, max_new_tokens=30, ignore_eos=True)
+        first, again = engine.generate([1], config), engine.generate([1], config)
+        other = engine.generate([1], dataclasses.replace(config, seed=12))
+        assert first.token_ids == again.token_ids
+        assert first.token_ids != other.token_ids
+        assert first.seed == 11
+    unseeded = GenerationConfig(temperature=1.0, max_new_tokens=30, ignore_eos=True)
+    drawn = engine.generate([1], unseeded)
+    assert engine.generate([1], dataclasses.replace(unseeded, seed=drawn.seed)).token_ids == drawn.token_ids

@@ -1,0 +1,211 @@
+"""An engine serves many threads, lends its caches to one request each, and gives every one of them back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import ssruntime
+from ssruntime import BackendUnavailableError, Completion, ConfigError, GenerationConfig, PromptError
+from ssruntime.engine import Engine, load
+
+from tests.runtime.conftest import OpenScript
+from tests.runtime.scripted import Script, random_script, write_artifact
+
+SCRIPT = random_script(21, vocab=24, history=True, agreement=0.8)
+LONG = GenerationConfig(max_new_tokens=40, ignore_eos=True, temperature=0.0, exit="fixed", max_draft=3)
+
+
+@pytest.fixture
+def lonely(open_script: OpenScript) -> Iterator[Engine]:
+    """An engine with one cache."""
+    with open_script(SCRIPT, max_sequences=1) as engine:
+        yield engine
+
+
+def test_threads_give_what_one_by_one_gives(open_script: OpenScript) -> None:
+    engine = open_script(SCRIPT, max_sequences=3)
+    jobs = [
+        ([1 + i % 5, i % 7], GenerationConfig(max_new_tokens=50, ignore_eos=True, seed=i, temperature=i % 3 * 0.6, sampling=sampling))
+        for i in range(12)
+        for sampling in ("coupled", "rejection")
+    ]
+    alone = [engine.generate(prompt, config) for prompt, config in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda job: engine.generate(*job), jobs))
+
+    def said(completions: list[Completion]) -> list[tuple[list[int], str, int, int]]:
+        return [(c.token_ids, c.text, c.stats.accepted, c.stats.rounds) for c in completions]
+
+    assert said(together) == said(alone)
+
+
+def test_interleaved_streams_do_not_see_each_other(open_script: OpenScript) -> None:
+    engine = open_script(SCRIPT, max_sequences=2)
+    prompts = ([1, 2, 3], [3, 2])
+    alone = [engine.generate(p, LONG).token_ids for p in prompts]
+    streams = [engine.stream(p, LONG) for p in prompts]
+    found: list[list[int]] = [[], []]
+    running = [0, 1]
+    while running:
+        for i in list(running):
+            chunk = next(streams[i], None)
+            if chunk is None:
+                running.remove(i)
+            else:
+                found[i] += chunk.token_ids
+    assert found == alone
+
+
+def test_a_used_cache_leaves_no_trace(lonely: Engine) -> None:
+    first = lonely.generate([1, 2, 3], LONG).token_ids
+    lonely.generate([5] * 50, GenerationConfig(max_new_tokens=14, ignore_eos=True))
+    assert lonely.generate([1, 2, 3], LONG).token_ids == first
+
+
+def test_closing_a_stream_early_frees_its_cache(lonely: Engine) -> None:
+    for chunks in range(4):
+        stream = lonely.stream([1], LONG)
+        for _ in range(chunks):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert lonely.generate([1], LONG, timeout=0).finish_reason == "length"
+
+
+def test_a_dropped_or_finished_stream_frees_its_cache(lonely: Engine) -> None:
+    stream = lonely.stream([1], LONG)
+    next(stream)
+    del stream
+    list(lonely.stream([1], LONG, timeout=0))
+    assert lonely.generate([1], LONG, timeout=0).token_ids
+
+
+def test_a_failed_request_frees_its_cache(lonely: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDiskError(Exception):
+        pass
+
+    def refuse(self: object, token: int) -> bool:
+        raise FullDiskError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssruntime.text.output.OutputText.push", refuse)
+        with pytest.raises(FullDiskError):
+            lonely.generate([1], LONG)
+        with pytest.raises(FullDiskError):
+            list(lonely.stream([1], LONG, timeout=0))
+    assert lonely.generate([1], LONG, timeout=0).token_ids
+
+
+def test_an_unstarted_stream_holds_nothing(lonely: Engine) -> None:
+    streams = [lonely.stream([1], LONG) for _ in range(3)]
+    assert len([list(s) for s in streams]) == 3
+
+
+def test_no_free_cache_in_time(lonely: Engine) -> None:
+    stream = lonely.stream([1], LONG)
+    next(stream)
+    for timeout in (0, 0.02):
+        with pytest.raises(BackendUnavailableError, match=r"all 1 sequences .* busy for 0") as caught:
+            lonely.generate([1], LONG, timeout=timeout)
+        assert "max_sequences" in caught.value.hint
+        with pytest.raises(BackendUnavailableError):
+            next(iter(lonely.stream([1], LONG, timeout=timeout)))
+    assert list(stream)
+    assert lonely.generate([1], LONG, timeout=0).token_ids
+
+
+def test_a_waiting_request_runs_when_a_cache_comes_free(lonely: Engine) -> None:
+    stream = lonely.stream([1], LONG)
+    next(stream)
+    started = threading.Event()
+
+    def wait() -> Completion:
+        started.set()
+        return lonely.generate([1], LONG, timeout=60)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(wait)
+        started.wait()
+        rest = list(stream)
+        assert future.result().token_ids[-1] == rest[-1].token_ids[-1]
+
+
+def test_a_closed_engine_refuses_and_lets_the_running_finish(open_script: OpenScript) -> None:
+    engine = open_script(SCRIPT)
+    expected = engine.generate([1], LONG).token_ids
+    running, waiting = engine.stream([1], LONG), engine.stream([1], LONG)
+    tokens = list(next(running).token_ids)
+    engine.close()
+    engine.close()
+    for refused in (lambda: engine.generate([1], LONG), lambda: next(waiting)):
+        with pytest.raises(BackendUnavailableError, match="closed"):
+            refused()
+    tokens += [t for chunk in running for t in chunk.token_ids]
+    assert tokens == expected
+
+
+def test_what_is_wrong_is_said_before_the_first_chunk(lonely: Engine) -> None:
+    for prompt in ([], "", [99], ["a"], 7, None):
+        with pytest.raises(PromptError):
+            lonely.stream(prompt)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("threads", v) for v in (0, -1, 1025, 1.5, "2", True)),
+        *(("max_context", v) for v in (0, -1, 65, True)),
+        *(("max_sequences", v) for v in (0, -1, True)),
+    ],
+)
+def test_load_settings_out_of_range(tmp_path: Path, setting: str, value: object) -> None:
+    folder = write_artifact(tmp_path / "artifact", SCRIPT, max_context=64)
+    with pytest.raises(ConfigError, match=f"{setting} is out of range: {value!r}"):
+        load(folder, **{setting: value})  # type: ignore[arg-type]
+
+
+def test_max_context_default_and_choice(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "artifact", SCRIPT, max_context=10_000)
+    with load(folder, threads=1) as engine:
+        assert engine.backend.max_context == 4096
+    with load(folder, threads=1, max_context=7) as engine:
+        completion = engine.generate([1, 2], LONG)
+        assert (len(completion.token_ids), completion.finish_reason) == (5, "context")
+    with load(folder, threads=1, max_context=10_000) as engine:
+        assert engine.backend.max_context == 10_000
+
+
+def test_without_a_draft_only_plain_decoding(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "with", SCRIPT)
+    bare = write_artifact(tmp_path / "without", Script(verify=SCRIPT.verify, history=True))
+    with load(folder, threads=1) as engine:
+        expected = engine.generate([1], LONG).token_ids
+        assert engine.settings().mode == "speculative"
+    for engine in (load(folder, threads=1, draft=False), load(bare, threads=1)):
+        with engine:
+            assert engine.settings().mode == "plain"
+            completion = engine.generate([1], LONG)
+            assert (completion.token_ids, completion.stats.rounds) == (expected, 0)
+            with pytest.raises(ConfigError, match="needs a draft"):
+                engine.generate([1], GenerationConfig(mode="speculative"))
+
+
+def test_settings_of_the_checkpoint_that_are_not_implemented_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_artifact(
+        tmp_path / "artifact", SCRIPT, generation={"eos_token_id": 0, "repetition_penalty": 1.1, "num_beams": 1, "penalty_alpha": 0.6}
+    )
+    with caplog.at_level(logging.WARNING), load(folder, threads=1):
+        pass
+    (record,) = caplog.records
+    assert record.getMessage().endswith("ignored: penalty_alpha, repetition_penalty")
+
+
+def test_the_example_of_the_package(tmp_path: Path) -> None:
+    engine = ssruntime.load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1)
+    completion = engine.generate("abc", GenerationConfig(max_new_tokens=5, ignore_eos=True))
+    assert completion.prompt_tokens == 3
+    assert completion.text == "".join(c.text for c in engine.stream("abc", GenerationConfig(max_new_tokens=5, ignore_eos=True)))

@@ -1,0 +1,83 @@
+"""What the export tests share: tiny checkpoints, one of them exported, and a way to run a graph without an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from sstool.export import ExportRequest, export_artifact
+from sstool.graph.build import build_decoder
+from sstool.graph.lower import lower_verify
+from sstool.skip_set import SkipSpec
+from tests.toolchain.tiny_llama import copy_of, make_llama
+
+SKIP = SkipSpec(attention=(0, 2), mlp=(1, 2, 3))
+CONTEXT = 64
+
+RunGraph = Callable[..., dict[str, NDArray[Any]]]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grouped-query, tied checkpoint of four layers. Read only: `tiny_copy` is there to be damaged."""
+    return make_llama(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def tiny_copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, for one test to change."""
+    return copy_of(tiny_model, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, exported with `SKIP`. Read only."""
+    out = tmp_path_factory.mktemp("tiny-artifact") / "tiny"
+    return export_artifact(ExportRequest(model=tiny_model, out=out, skip=SKIP)).folder
+
+
+@pytest.fixture(scope="session")
+def verify_graph(tiny_model: Path) -> ir.Model:
+    """The tiny checkpoint's verify graph with a context of 64. Read only: clone it to change it."""
+    return lower_verify(build_decoder(tiny_model), max_context=CONTEXT)
+
+
+@pytest.fixture(scope="session")
+def run_graph() -> RunGraph:
+    """Runs a graph of the contract once over `ids` from position 0; gives its outputs by name."""
+
+    def run(model: ir.Model, ids: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
+        session = open_graph(model)
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": np.asarray([ids], dtype=np.int64),
+            "seqlens_k": np.asarray([len(ids) - 1], dtype=np.int32),
+            "total_sequence_length": np.asarray(len(ids), dtype=np.int32),
+            "logits_index": np.asarray([range(len(ids)) if positions is None else positions], dtype=np.int64),
+        }
+        for value in session.get_inputs():
+            if value.name.startswith("past."):
+                feeds[value.name] = np.zeros((1, value.shape[1], CONTEXT, value.shape[3]), dtype=np.float32)
+        names = [v.name for v in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    return run
+
+
+def open_graph(
+    model: ir.Model, *, level: Any = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, save_to: Path | None = None
+) -> ort.InferenceSession:
+    """Opens a graph with its weights inside."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if save_to is not None:
+        options.optimized_model_filepath = str(save_to)
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,243 @@
+"""Checkpoints that cannot be exported are refused before anything is built, each with the reason and a hint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ssruntime.errors import CheckpointError, SelfSpecError, UnsupportedModelError
+from sstool.checkpoint import check_weights, describe
+from sstool.hub import resolve
+from sstool.safetensors_files import check_finite, read_tensors
+from tests.toolchain.tiny_llama import LAYERS, VOCAB, YARN, edit_json
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    tensors = dict(load_file(folder / "model.safetensors"))
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def shard(folder: Path) -> None:
+    """Splits the weights in two files under an index."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, chosen in parts.items():
+        save_file({n: tensors[n] for n in chosen}, folder / file)
+    index = {"metadata": {}, "weight_map": {n: file for file, chosen in parts.items() for n in chosen}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def test_a_sound_checkpoint_is_described(tiny_model: Path) -> None:
+    found = describe(tiny_model)
+    assert (found.model_type, found.architecture) == ("llama", "LlamaForCausalLM")
+    assert (found.num_layers, found.hidden_size, found.num_heads, found.kv_heads, found.head_dim) == (LAYERS, 64, 4, 2, 16)
+    assert (found.vocab_size, found.max_context, found.original_context, found.rope_type) == (VOCAB, 256, 256, "default")
+    assert found.num_parameters == sum(a.size for a in load_file(tiny_model / "model.safetensors").values())
+    assert found.weight_bytes == 4 * found.num_parameters
+    check_weights(found)
+
+
+def test_sharded_weights_are_read(tiny_copy: Path) -> None:
+    whole = describe(tiny_copy)
+    shard(tiny_copy)
+    assert describe(tiny_copy).num_parameters == whole.num_parameters
+
+
+def test_older_configs_are_read(tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "config.json", rope_parameters=None, head_dim=None, num_key_value_heads=None)
+    edit_json(tiny_copy / "config.json", rope_scaling={"type": "linear", "factor": 2.0})
+    found = describe(tiny_copy)
+    assert (found.rope_type, found.head_dim, found.kv_heads) == ("linear", 16, 4)
+
+
+def test_the_context_before_scaling_is_known(tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "config.json", rope_parameters=YARN)
+    assert describe(tiny_copy).original_context == 64
+
+
+def cut(name: str, keep: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * keep)])
+
+    return change
+
+
+def config(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def lose_a_shard(folder: Path) -> None:
+    shard(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def index_names_more(folder: Path) -> None:
+    shard(folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.layers.9.extra"] = "model-00001-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_leads_away(folder: Path) -> None:
+    shard(folder)
+    edit_json(folder / "model.safetensors.index.json", weight_map={"x": "../elsewhere.safetensors"})
+
+
+def integers(folder: Path) -> None:
+    rewrite_weights(folder, lambda t: t.update({"model.norm.weight": np.ones(64, dtype=np.int8)}))
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
+    "empty": (empty, CheckpointError, "is empty"),
+    "no config": (remove("config.json"), CheckpointError, "no config.json"),
+    "an artifact": (lambda f: (f / "config.json").rename(f / "manifest.json") and None, CheckpointError, "is an artifact"),
+    "cut config": (cut("config.json", 0.5), CheckpointError, "config.json cannot be read"),
+    "config is a list": (write("config.json", "[]"), CheckpointError, "does not hold a JSON object"),
+    "no model type": (config(model_type=None), CheckpointError, "model_type is None"),
+    "a count is a text": (config(num_hidden_layers="four"), CheckpointError, "num_hidden_layers must be a whole number"),
+    "a count is missing": (config(hidden_size=None), CheckpointError, "hidden_size must be"),
+    "a count is negative": (config(vocab_size=-1), CheckpointError, "vocab_size must be"),
+    "encoder-decoder": (config(is_encoder_decoder=True), CheckpointError, "not a decoder"),
+    "t5": (config(architectures=["T5ForConditionalGeneration"], model_type="t5"), CheckpointError, "T5ForConditionalGeneration"),
+    "bert": (config(architectures=["BertModel"], model_type="bert"), CheckpointError, "not a decoder: its architecture is BertModel"),
+    "classifier": (config(architectures=["LlamaForSequenceClassification"]), CheckpointError, "not a decoder"),
+    "another family": (
+        config(architectures=["Gemma2ForCausalLM"], model_type="gemma2"),
+        UnsupportedModelError,
+        "'gemma2'.*not yet supported",
+    ),
+    "quantized": (config(quantization_config={"quant_method": "gptq"}), UnsupportedModelError, "is quantized"),
+    "dynamic rope": (config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), UnsupportedModelError, "'dynamic'"),
+    "longrope": (config(rope_scaling={"type": "longrope"}, rope_parameters=None), UnsupportedModelError, "'longrope'"),
+    "narrow heads": (config(head_dim=8), UnsupportedModelError, "heads of 8"),
+    "no tokenizer": (remove("tokenizer.json"), CheckpointError, "no tokenizer.json"),
+    "cut tokenizer": (cut("tokenizer.json", 0.7), CheckpointError, "tokenizer.json is not a tokenizer"),
+    "cut tokenizer config": (cut("tokenizer_config.json", 0.7), CheckpointError, "tokenizer_config.json cannot be read"),
+    "cut generation config": (cut("generation_config.json", 0.7), CheckpointError, "generation_config.json cannot be read"),
+    "no weights": (remove("model.safetensors"), CheckpointError, "has no weights"),
+    "only a pickle": (only_a_pickle, CheckpointError, "only pytorch_model.bin"),
+    "cut weights": (cut("model.safetensors", 0.9), CheckpointError, "bytes where its header says"),
+    "cut in the header": (cut("model.safetensors", 0.001), CheckpointError, "is cut or not a safetensors file"),
+    "empty weights": (write("model.safetensors", ""), CheckpointError, "is cut or not a safetensors file"),
+    "weights are a text": (write("model.safetensors", "not weights at all, but long enough to look"), CheckpointError, "safetensors file"),
+    "integers": (integers, UnsupportedModelError, "'model.norm.weight' has dtype I8"),
+    "a shard is lost": (lose_a_shard, CheckpointError, "model-00002-of-00002.safetensors is missing"),
+    "the index names more": (index_names_more, CheckpointError, "lists tensor 'model.layers.9.extra'"),
+    "the index leads away": (index_leads_away, CheckpointError, "outside its folder"),
+    "a damaged index": (lambda f: (shard(f), cut("model.safetensors.index.json", 0.5)(f)) and None, CheckpointError, "not a weight index"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_checkpoints_are_refused(case: str, tiny_copy: Path) -> None:
+    damage, error, message = BAD[case]
+    damage(tiny_copy)
+    with pytest.raises(error, match=message) as caught:
+        describe(tiny_copy)
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+def test_a_damaged_header_is_refused(tiny_copy: Path) -> None:
+    path = tiny_copy / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[8:12] = b"!!!!"
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="damaged header"):
+        describe(tiny_copy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(bad: float, tiny_copy: Path) -> None:
+    def poison(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.layers.2.mlp.up_proj.weight"][3, 5] = bad
+
+    rewrite_weights(tiny_copy, poison)
+    with pytest.raises(CheckpointError, match=r"'model.layers.2.mlp.up_proj.weight'.* holds 1 numbers"):
+        check_weights(describe(tiny_copy))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_nan_is_found_in_every_width(dtype: type, tmp_path: Path) -> None:
+    values = np.linspace(-60000, 60000, 100).astype(dtype)
+    save_file({"a": values}, tmp_path / "model.safetensors")
+    check_finite(read_tensors(tmp_path))
+    values[7] = np.nan
+    save_file({"a": values}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="'a'"):
+        check_finite(read_tensors(tmp_path))
+
+
+def test_nan_is_found_in_bfloat16(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    values = torch.linspace(-1e38, 1e38, 100).to(torch.bfloat16)
+    save_torch({"a": values}, tmp_path / "model.safetensors")
+    check_finite(read_tensors(tmp_path))
+    values[7] = torch.nan
+    save_torch({"a": values}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="'a'"):
+        check_finite(read_tensors(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "nowhere/", ""])
+def test_a_path_that_does_not_exist_is_called_a_missing_folder(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no model folder at"):
+        resolve(name)
+
+
+def test_a_missing_folder_beside_others_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no model folder at models/demo$|no model folder at models/demo "):
+        resolve("models/demo")
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("")
+    with pytest.raises(CheckpointError, match="is a file"):
+        resolve(tmp_path / "weights")
+
+
+def test_a_folder_has_no_revision(tiny_model: Path) -> None:
+    with pytest.raises(CheckpointError, match="no revision 'main'"):
+        resolve(tiny_model, "main")
+
+
+@pytest.mark.parametrize("name", ["no-such-organization/no-such-model", "no-such-model"])
+def test_a_hub_id_without_a_network_says_so_and_how_to_pass_a_folder(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no network, or offline mode") as caught:
+        resolve(name)
+    assert "--model PATH" in caught.value.hint
+
+
+def test_an_impossible_hub_id_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="no hub id"):
+        resolve("not a name!")

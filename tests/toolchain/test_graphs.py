@@ -1,0 +1,109 @@
+"""The graphs an export ships: the contract's names, every weight once, and nothing left for ONNX Runtime to rewrite."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from ssruntime.artifact import DRAFT_GRAPH, VERIFY_GRAPH, WEIGHTS, SkipSet
+from sstool.graph.build import build_decoder
+from sstool.graph.lower import lower_draft, lower_verify
+from sstool.graph.save import EXTERNAL_FROM_BYTES
+from tests.toolchain.conftest import RunGraph, open_graph
+from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, make_llama
+
+IDS = [int(i) for i in np.random.default_rng(5).integers(0, VOCAB, 24)]
+
+
+def test_inputs_and_outputs_are_the_contract_s(verify_graph: ir.Model) -> None:
+    session = open_graph(verify_graph)
+    caches = {f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")}
+    inputs = {v.name: (v.type, v.shape) for v in session.get_inputs()}
+    assert set(inputs) == {"input_ids", "seqlens_k", "total_sequence_length", "logits_index", *(f"past.{c}" for c in caches)}
+    assert inputs["seqlens_k"] == ("tensor(int32)", ["batch"])
+    assert inputs["total_sequence_length"] == ("tensor(int32)", [])
+    assert inputs["logits_index"] == ("tensor(int64)", ["batch", "num_logits"])
+    assert inputs["past.0.key"] == ("tensor(float)", ["batch", 2, "max_context", 16])
+    outputs = {v.name: (v.type, v.shape) for v in session.get_outputs()}
+    assert set(outputs) == {"token", "confidence", "logits", *(f"present.{c}" for c in caches)}
+    assert outputs["token"] == ("tensor(int64)", ["batch", "num_logits"])
+    assert outputs["logits"] == ("tensor(float)", ["batch", "num_logits", VOCAB])
+    assert outputs["present.0.key"] == inputs["past.0.key"]
+
+
+def test_token_and_confidence_are_the_logits_own(verify_graph: ir.Model, run_graph: RunGraph) -> None:
+    result = run_graph(verify_graph, IDS)
+    logits = result["logits"].astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_array_equal(result["token"], logits.argmax(axis=-1))
+    np.testing.assert_allclose(result["confidence"], probabilities.max(axis=-1), rtol=1e-5)
+
+
+def test_only_the_positions_asked_for_reach_the_head(verify_graph: ir.Model, run_graph: RunGraph) -> None:
+    every = run_graph(verify_graph, IDS)
+    some = run_graph(verify_graph, IDS, [23, 0, 7])
+    assert some["logits"].shape == (1, 3, VOCAB)
+    np.testing.assert_allclose(some["logits"][0], every["logits"][0, [23, 0, 7]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gqa", "untied", "attention-bias", "yarn"])
+def test_onnx_runtime_finds_nothing_to_rewrite(name: str, tmp_path: Path) -> None:
+    verify = lower_verify(build_decoder(make_llama(tmp_path / "model", **VARIANTS[name])), max_context=64)
+    for graph in (verify, lower_draft(verify, SkipSet(attention=(1, 2), mlp=(0, 2)))):
+        saved = tmp_path / "extended.onnx"
+        open_graph(graph, level=ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, save_to=saved)
+        extended = onnx.load(saved)
+        assert Counter(n.op_type for n in extended.graph.node) == Counter(n.op_type for n in graph.graph)
+        assert {i.name for i in extended.graph.initializer} == set(graph.graph.initializers)
+        assert not graph.functions
+
+
+def test_a_tied_embedding_lies_in_the_weights_once(verify_graph: ir.Model) -> None:
+    of_vocabulary = [
+        name for name, value in verify_graph.graph.initializers.items() if value.shape is not None and VOCAB in value.shape.numpy()
+    ]
+    assert of_vocabulary == ["model.embed_tokens.weight"]
+
+
+def test_rotary_tables_end_with_the_context(verify_graph: ir.Model, tiny_model: Path, run_graph: RunGraph) -> None:
+    whole = lower_verify(build_decoder(tiny_model), max_context=256)
+    rows = {
+        name: value.const_value.shape[0]
+        for name, value in verify_graph.graph.initializers.items()
+        if "rotary" in name and value.const_value
+    }
+    assert set(rows.values()) == {64}
+    np.testing.assert_array_equal(run_graph(whole, IDS)["logits"], run_graph(verify_graph, IDS)["logits"])
+
+
+def test_draft_weights_are_the_verify_graph_s(tiny_artifact: Path) -> None:
+    verify = onnx.load(tiny_artifact / VERIFY_GRAPH, load_external_data=False)
+    draft = onnx.load(tiny_artifact / DRAFT_GRAPH, load_external_data=False)
+    records = {i.name: i.SerializeToString() for i in verify.graph.initializer}
+    assert draft.graph.initializer
+    for initializer in draft.graph.initializer:
+        assert initializer.SerializeToString() == records[initializer.name]
+
+
+def test_small_tensors_stay_in_the_graph_and_large_ones_share_a_file(tiny_artifact: Path) -> None:
+    end = 0
+    for initializer in onnx.load(tiny_artifact / VERIFY_GRAPH, load_external_data=False).graph.initializer:
+        size = int(np.prod(initializer.dims)) * onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type).itemsize
+        assert (initializer.data_location == onnx.TensorProto.EXTERNAL) == (size >= EXTERNAL_FROM_BYTES)
+        place = {entry.key: entry.value for entry in initializer.external_data}
+        if place:
+            assert place["location"] == WEIGHTS
+            assert int(place["length"]) == size
+            end = max(end, int(place["offset"]) + size)
+    assert end == (tiny_artifact / WEIGHTS).stat().st_size
+
+
+def test_graphs_do_not_say_where_they_were_made(tiny_artifact: Path, tiny_model: Path) -> None:
+    for name in (VERIFY_GRAPH, DRAFT_GRAPH):
+        assert str(tiny_model.parent).encode() not in (tiny_artifact / name).read_bytes()

@@ -1,0 +1,261 @@
+"""A folder appears whole or not at all; kills leave the old one whole and no debris that a rerun trips on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ssruntime.artifact import MANIFEST
+from ssruntime.errors import ArtifactError
+from ssruntime.scratch import scratch_folder
+from sstool import publish
+from sstool.publish import recover, staged_folder, write_error
+
+OURS = json.dumps({"schema_version": 1, "drafts": []})
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / MANIFEST).write_text(OURS)
+    (folder / "content").write_text(text)
+
+
+def make_old(out: Path) -> None:
+    out.mkdir()
+    fill(out, "old")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_folder_appears_under_its_name_with_ordinary_rights(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "down" / "new"
+    with staged_folder(out, force=False) as folder:
+        assert folder.parent == out.parent
+        assert not out.exists()
+        fill(folder, "new")
+    assert (out / "content").read_text() == "new"
+    assert names(out.parent) == ["new"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert out.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), ValueError("broken")])
+def test_nothing_is_left_of_a_block_that_fails(interrupt: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(interrupt)), staged_folder(tmp_path / "deep" / "new", force=False) as folder:
+        fill(folder, "half")
+        raise interrupt
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_is_taken_needs_force(tmp_path: Path) -> None:
+    make_old(tmp_path / "out")
+    with pytest.raises(ArtifactError, match="exists") as caught, staged_folder(tmp_path / "out", force=False):
+        pass
+    assert "--force" in caught.value.hint
+    assert (tmp_path / "out" / "content").read_text() == "old"
+
+
+def test_force_exchanges_old_and_new(tmp_path: Path) -> None:
+    make_old(tmp_path / "out")
+    with staged_folder(tmp_path / "out", force=True) as folder:
+        fill(folder, "new")
+        assert (tmp_path / "out" / "content").read_text() == "old"
+    assert (tmp_path / "out" / "content").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_force_leaves_the_old_one_when_the_block_fails(tmp_path: Path) -> None:
+    make_old(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out", force=True) as folder:
+        fill(folder, "half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "content").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_the_name_is_never_without_a_whole_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_old(out)
+    done = threading.Event()
+    gone: list[str] = []
+
+    def watch() -> None:
+        while not done.is_set():
+            try:
+                (out / "content").read_text()
+            except OSError as err:
+                # One look may fall between the two halves of a path's walk into a folder that is being removed; a name that
+                # leads nowhere may not.
+                if not out.exists():
+                    gone.append(str(err))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for turn in range(10):
+            with staged_folder(out, force=True) as folder:
+                fill(folder, f"turn {turn}")
+    finally:
+        done.set()
+        watcher.join()
+    assert not gone
+    assert (out / "content").read_text() == "turn 9"
+
+
+def test_force_takes_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with staged_folder(tmp_path / "out", force=True) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "out" / "content").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("manifest", [None, '{"name": "a web app"}', "[]", "{"])
+def test_force_never_replaces_what_is_not_ours(manifest: str | None, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    if manifest is not None:
+        (out / MANIFEST).write_text(manifest)
+    with pytest.raises(ArtifactError, match="no artifact of sstool's"), staged_folder(out, force=True):
+        pass
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+def test_force_replaces_an_artifact_whose_manifest_is_cut(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("verify.onnx", "draft.onnx", "weights.bin", MANIFEST):
+        (out / name).write_text("{")
+    with staged_folder(out, force=True) as folder:
+        fill(folder, "new")
+    assert (out / "content").read_text() == "new"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_is_refused(force: bool, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ArtifactError, match="is a file"), staged_folder(tmp_path / "out", force=force):
+        pass
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+@pytest.mark.parametrize("out", ["/proc/sstool-test", "/proc/deep/sstool-test", "{tmp}/file/out"])
+def test_a_place_that_cannot_be_written_is_refused(out: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be written") as caught, staged_folder(Path(out.format(tmp=tmp_path)), force=False):
+        pass
+    assert "--out" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(ArtifactError, match="cannot be written"), staged_folder(tmp_path / "out", force=False):
+            pass
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(ArtifactError, match="no room on the disk"), staged_folder(tmp_path / "out", force=False) as folder:
+            (folder / "weights").write_bytes(bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
+    assert "no room" in write_error(tmp_path, OSError(errno.ENOSPC, "No space left on device")).message
+
+
+def test_a_name_taken_while_the_block_ran_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="exists"), staged_folder(tmp_path / "out", force=False) as folder:
+        fill(folder, "mine")
+        make_old(tmp_path / "out")
+    assert (tmp_path / "out" / "content").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    make_old(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    with staged_folder(tmp_path / "link", force=True) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "content").read_text() == "new"
+
+
+def killed_within(out: Path) -> None:
+    """Starts a process that is killed while it builds `out`."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sstool.publish import staged_folder\n"
+        "with staged_folder(Path(sys.argv[1]), force=True) as folder:\n"
+        "    (folder / 'weights').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(out)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_a_kill_leaves_the_old_one_and_the_next_run_sweeps(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_old(out)
+    killed_within(out)
+    assert (out / "content").read_text() == "old"
+    assert len(names(tmp_path)) == 2
+    with staged_folder(out, force=True) as folder:
+        assert names(tmp_path) == sorted([folder.name, "out"])
+        fill(folder, "new")
+    assert names(tmp_path) == ["out"]
+    assert (out / "content").read_text() == "new"
+
+
+def test_a_living_builder_is_left_alone(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path, "out") as living:
+        (living / "weights").write_text("in progress")
+        with staged_folder(tmp_path / "out", force=False) as folder:
+            fill(folder, "new")
+        assert (living / "weights").read_text() == "in progress"
+    assert names(tmp_path) == ["out"]
+
+
+def without_exchange(_source: Path, _target: Path, flag: int) -> bool:
+    assert flag == publish._RENAME_EXCHANGE
+    return False
+
+
+def test_without_an_exchange_the_old_one_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_rename", without_exchange)
+    make_old(tmp_path / "out")
+    with staged_folder(tmp_path / "out", force=True) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "out" / "content").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_exchange_cut_after_its_first_step_is_undone(tmp_path: Path) -> None:
+    make_old(tmp_path / ".out.sstool-aside")
+    recover(tmp_path / "out")
+    assert (tmp_path / "out" / "content").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_exchange_cut_after_its_second_step_is_finished(tmp_path: Path) -> None:
+    make_old(tmp_path / ".out.sstool-aside")
+    (tmp_path / "out").mkdir()
+    fill(tmp_path / "out", "new")
+    recover(tmp_path / "out")
+    assert (tmp_path / "out" / "content").read_text() == "new"
+    assert names(tmp_path) == ["out"]

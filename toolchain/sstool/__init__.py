@@ -1,0 +1,1 @@
+"""`sstool`: from a Hugging Face decoder checkpoint to a self-speculative artifact, and what measures one."""

@@ -1,0 +1,164 @@
+"""Runs the modes in turns, prompt by prompt in alternating order, so that what drifts on the machine drifts for both."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ssruntime.config import MODES, DecodeSettings, GenerationConfig
+from ssruntime.engine import Engine
+from ssruntime.errors import ConfigError, PromptError, did_you_mean
+from ssruntime.sampling.noise import prompt_seed
+from sstool.bench.report import BenchReport, PromptRow
+from sstool.bench.summary import Sample, summarize
+from sstool.environment import describe
+from sstool.prompts import PromptRecord
+from sstool.replay import TracedRun, Verdict, compare, traced
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_REPEAT: Final = 3
+_WARM_UP_TOKENS: Final = 32
+"""Enough rounds to open every engine, bind the usual widths and fill the caches."""
+
+Progress = Callable[[int, int, str], None]
+"""Called with runs done, runs in all, and the id of the prompt that is next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What to run.
+
+    Attributes:
+        modes: any of `plain` and `speculative`, each once; None: both where the artifact has a draft.
+        repeat: times that every prompt is run in every mode, at least 1.
+    """
+
+    modes: tuple[str, ...] | None = None
+    repeat: int = DEFAULT_REPEAT
+
+    def __post_init__(self) -> None:
+        for mode in self.modes or ():
+            if mode not in MODES:
+                raise ConfigError(f"modes must be of {', '.join(MODES)}, found {mode!r}", did_you_mean(mode, MODES))
+        if self.modes is not None and (not self.modes or len(set(self.modes)) < len(self.modes)):
+            raise ConfigError(f"modes must name at least one mode, each once, found {self.modes!r}", f"known: {', '.join(MODES)}")
+        if self.repeat < 1:
+            raise ConfigError(f"repeat is out of range: {self.repeat}", "1 or more")
+
+
+def run_bench(
+    engine: Engine,
+    prompts: Sequence[PromptRecord],
+    config: GenerationConfig,
+    options: BenchOptions | None = None,
+    *,
+    on_progress: Progress | None = None,
+) -> BenchReport:
+    """Measures the modes on the same prompts with the same seeds, and compares their tokens.
+
+    Args:
+        engine: the engine to measure; nothing else should use it meanwhile.
+        prompts: in the order of their file, which gives each its seed.
+        config: how to decode; `mode` is left aside. A seed is drawn if it has none.
+        options: the modes, and how often.
+        on_progress: told before every prompt.
+
+    Raises:
+        PromptError: if no prompt can be run.
+        ConfigError: if a mode cannot be run on this artifact.
+    """
+    options = options or BenchOptions()
+    modes = tuple(m for m in MODES if m in (options.modes or _modes_of(engine)))
+    base = engine.settings(dataclasses.replace(config, mode=modes[-1]))
+    config = dataclasses.replace(config, seed=base.seed)
+    runnable, refused = _encode(engine, prompts)
+    _warm_up(engine, modes, config, runnable[0][1])
+
+    samples: list[Sample] = []
+    total = options.repeat * len(runnable)
+    for done, (repeat, (turn, (prompt, ids))) in enumerate(itertools.product(range(options.repeat), enumerate(runnable))):
+        if on_progress is not None:
+            on_progress(done, total, prompt.id)
+        seeded = dataclasses.replace(config, seed=prompt_seed(base.seed, prompt.index))
+        order = modes if (repeat + turn) % 2 == 0 else modes[::-1]
+        samples += _run_prompt(engine, order, seeded, prompt, ids, repeat)
+    if on_progress is not None:
+        on_progress(total, total, "")
+    return BenchReport(
+        environment=describe(engine),
+        settings=_settings_json(base, options.repeat),
+        runs=tuple(summarize(mode, samples, refused=refused) for mode in modes),
+        per_prompt=tuple(_row(s) for s in samples),
+    )
+
+
+def _modes_of(engine: Engine) -> tuple[str, ...]:
+    return MODES if engine.backend.has_draft else ("plain",)
+
+
+def _encode(engine: Engine, prompts: Sequence[PromptRecord]) -> tuple[list[tuple[PromptRecord, list[int]]], int]:
+    """Returns the prompts that fit, with their token ids, and how many do not."""
+    runnable, refused = [], 0
+    for prompt in prompts:
+        try:
+            runnable.append((prompt, engine.encode(prompt.prompt)))
+        except PromptError as err:
+            logger.warning("prompt %s is refused: %s", prompt.id, err.message)
+            refused += 1
+    if not runnable:
+        raise PromptError(f"none of the {len(prompts)} prompts can be run", "give shorter prompts, or a larger --max-context")
+    return runnable, refused
+
+
+def _warm_up(engine: Engine, modes: Sequence[str], config: GenerationConfig, ids: Sequence[int]) -> None:
+    for mode in modes:
+        engine.generate(ids, dataclasses.replace(config, mode=mode, max_new_tokens=_WARM_UP_TOKENS, stop=(), ignore_eos=True))
+
+
+def _run_prompt(
+    engine: Engine, order: Sequence[str], config: GenerationConfig, prompt: PromptRecord, ids: Sequence[int], repeat: int
+) -> list[Sample]:
+    """Runs one prompt in every mode, then compares."""
+    runs: dict[str, TracedRun] = {}
+    samples = []
+    for mode in order:
+        completion, runs[mode] = traced(engine, ids, dataclasses.replace(config, mode=mode))
+        samples.append(Sample(prompt_id=prompt.id, index=prompt.index, repeat=repeat, mode=mode, stats=completion.stats, identical=None))
+    verdict = _verdict(engine, config, runs)
+    return [dataclasses.replace(s, identical=verdict) if s.mode == "speculative" else s for s in samples]
+
+
+def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun]) -> Verdict | None:
+    speculative = dataclasses.replace(config, mode="speculative")
+    if len(runs) < len(MODES) or is_uncoupled(engine.settings(speculative)):
+        return None
+    return compare(engine, speculative, plain=runs["plain"].token_ids, run=runs["speculative"]).verdict
+
+
+def is_uncoupled(settings: DecodeSettings) -> bool:
+    """Whether speculative tokens only have plain's distribution, and need not be the same."""
+    return not settings.is_greedy and settings.sampling == "rejection"
+
+
+def _settings_json(settings: DecodeSettings, repeat: int) -> dict[str, object]:
+    data = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "mode"}
+    data["stop"] = list(settings.stop)
+    data["eos_token_ids"] = sorted(settings.eos_token_ids)
+    data["exit_threshold"] = None if settings.exit == "fixed" else settings.exit_threshold
+    return {**data, "repeat": repeat}
+
+
+def _row(sample: Sample) -> PromptRow:
+    return PromptRow(
+        id=sample.prompt_id,
+        repeat=sample.repeat,
+        mode=sample.mode,
+        tokens=sample.tokens,
+        decode_s=sample.stats.decode_s,
+        identical=sample.identical,
+    )

@@ -1,0 +1,122 @@
+"""From single runs to the numbers of a mode: speeds and ratios per repeat, and a paired bootstrap over prompts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ssruntime.results import DecodeStats
+from sstool.bench.report import IdenticalCounts, ModeReport, Spread
+from sstool.replay import NEAR_TIE, NO, YES, Verdict
+
+_RESAMPLES: Final = 4000
+_BOOTSTRAP_SEED: Final = 20240915
+"""Fixed, so that the same measurements always give the same interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One prompt run once in one mode; `index` is the prompt's place in its file."""
+
+    prompt_id: str
+    index: int
+    repeat: int
+    mode: str
+    stats: DecodeStats
+    identical: Verdict | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens after the first."""
+        return self.stats.emitted - self.stats.discarded
+
+
+def summarize(mode: str, samples: Sequence[Sample], *, refused: int) -> ModeReport:
+    """Returns a mode's report from the samples of all modes.
+
+    Args:
+        mode: the mode to report.
+        samples: every run of every mode, at least one of `mode`.
+        refused: prompts left out.
+    """
+    own = [s for s in samples if s.mode == mode]
+    plain = [s for s in samples if s.mode == "plain"] if mode != "plain" else []
+    stats = [s.stats for s in own]
+    return ModeReport(
+        mode=mode,
+        tokens_per_second=Spread.of(list(_speeds(own).values())),
+        ratio_to_plain=Spread.of(_ratios(plain, own)),
+        ratio_interval_95=ratio_interval(plain, own),
+        acceptance_rate=_quotient(sum(s.accepted for s in stats), sum(s.proposed for s in stats)),
+        tokens_per_round=_quotient(sum(s.emitted for s in stats), sum(s.rounds for s in stats)),
+        host_overhead=_host_overhead(stats),
+        prefill_s=statistics.median(s.prefill_s for s in stats),
+        identical=_count(own),
+        prompts=len(own),
+        refused=refused,
+    )
+
+
+def ratio_interval(plain: Sequence[Sample], other: Sequence[Sample]) -> tuple[float, float] | None:
+    """Returns the 95 % interval of the speed ratio, drawing prompts with replacement and keeping each prompt's runs together.
+
+    Args:
+        plain: plain's samples.
+        other: the other mode's samples of the same prompts.
+
+    Returns:
+        The 2.5th and 97.5th percentile; None with fewer than two prompts or nothing decoded.
+    """
+    indices = sorted({s.index for s in plain} & {s.index for s in other})
+    if len(indices) < 2 or not _ratios(plain, other):
+        return None
+    # sums[prompt] = plain tokens, plain seconds, other tokens, other seconds
+    sums = np.array([[*_totals(plain, i), *_totals(other, i)] for i in indices], dtype=np.float64)
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    drawn = sums[rng.integers(len(indices), size=(_RESAMPLES, len(indices)))].sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (drawn[:, 2] / drawn[:, 3]) / (drawn[:, 0] / drawn[:, 1])
+    # A draw of nothing but prompts that ended at once has no speed.
+    low, high = np.percentile(ratios[np.isfinite(ratios)], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _totals(samples: Sequence[Sample], index: int) -> tuple[float, float]:
+    own = [s for s in samples if s.index == index]
+    return sum(s.tokens for s in own), sum(s.stats.decode_s for s in own)
+
+
+def _speeds(samples: Sequence[Sample]) -> dict[int, float]:
+    """Returns tokens a second by repeat; a repeat in which nothing was decoded has none."""
+    speeds = {}
+    for repeat in sorted({s.repeat for s in samples}):
+        own = [s for s in samples if s.repeat == repeat]
+        tokens, seconds = sum(s.tokens for s in own), sum(s.stats.decode_s for s in own)
+        if tokens > 0 and seconds > 0:
+            speeds[repeat] = tokens / seconds
+    return speeds
+
+
+def _ratios(plain: Sequence[Sample], other: Sequence[Sample]) -> list[float]:
+    base, speeds = _speeds(plain), _speeds(other)
+    return [speeds[r] / base[r] for r in speeds if r in base]
+
+
+def _host_overhead(stats: Sequence[DecodeStats]) -> float | None:
+    share = _quotient(sum(s.engine_s for s in stats), sum(s.decode_s for s in stats))
+    return None if share is None else 1.0 - share
+
+
+def _quotient(over: float, under: float) -> float | None:
+    return over / under if under > 0 else None
+
+
+def _count(samples: Sequence[Sample]) -> IdenticalCounts | None:
+    verdicts = [s.identical for s in samples]
+    if any(v is None for v in verdicts):
+        return None
+    return IdenticalCounts(yes=verdicts.count(YES), near_tie=verdicts.count(NEAR_TIE), no=verdicts.count(NO))

@@ -1,0 +1,144 @@
+"""Decodes a plan's prompts in plain and in every setting, and compares token by token."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import onnxruntime as ort
+
+from ssruntime.artifact import MANIFEST
+from ssruntime.backends.packing import cache_folder
+from ssruntime.engine import Engine
+from ssruntime.errors import PromptError
+from ssruntime.sampling.noise import prompt_seed
+from sstool.check.journal import Journal, Outcome, journal_name
+from sstool.check.plan import SEED, Case, Plan, Task, case_config
+from sstool.check.report import FirstDifference, LosslessnessReport
+from sstool.replay import compare, traced
+
+logger = logging.getLogger(__name__)
+
+OnCompared = Callable[[int, int, str], None]
+"""Called with comparisons done, comparisons in all, and the name of the next one."""
+
+
+def check_losslessness(engine: Engine, plan: Plan, *, resumable: bool, on_progress: OnCompared | None = None) -> LosslessnessReport:
+    """Compares speculative with plain decoding.
+
+    Args:
+        engine: has a draft.
+        plan: what to decode.
+        resumable: keep finished comparisons in the cache folder, and go on from there after an interruption.
+        on_progress: told before every comparison.
+    """
+    path = cache_folder() / "check" / journal_name(_identity(engine, plan)) if resumable else None
+    journal = Journal(path)
+    checker = _Checker(engine, plan, journal, on_progress)
+    finished = False
+    try:
+        for task in plan.tasks:
+            checker.run(task)
+        finished = True
+    finally:
+        journal.close(done=finished)
+    return checker.report()
+
+
+class _Checker:
+    """Runs tasks and counts what comes of them."""
+
+    def __init__(self, engine: Engine, plan: Plan, journal: Journal, on_progress: OnCompared | None) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._journal = journal
+        self._on_progress = on_progress
+        self._done = 0
+        self._resumed = 0
+        self._outcomes: list[Outcome] = []
+        self._refused: set[tuple[str, int]] = set()
+        self._first: FirstDifference | None = None
+
+    def run(self, task: Task) -> None:
+        """Decodes a task's prompt in plain, unless all is known already, and compares every case with that."""
+        try:
+            ids = self._engine.encode(task.prompt.prompt)
+        except PromptError as err:
+            logger.warning("prompt %s is refused: %s", task.prompt.id, err.message)
+            self._refused.add((task.file, task.prompt.index))
+            self._done += len(task.cases)
+            return
+        plain: list[int] | None = None
+        for case in task.cases:
+            if self._on_progress is not None:
+                self._on_progress(self._done, self._plan.num_comparisons, f"{task.prompt.id}, {case.name}")
+            unit = _unit(task, case)
+            outcome = self._journal.get(unit)
+            if outcome is None:
+                if plain is None:
+                    plain = self._plain(task, ids)
+                outcome = self._compare(task, case, ids, plain)
+                self._journal.add(unit, outcome)
+            else:
+                self._resumed += 1
+            self._count(task, case, outcome)
+            self._done += 1
+
+    def report(self) -> LosslessnessReport:
+        """Returns the counts so far."""
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._plan.num_comparisons, "")
+        verdicts = [o.verdict for o in self._outcomes]
+        return LosslessnessReport(
+            comparisons=len(verdicts),
+            yes=verdicts.count("yes"),
+            near_tie=verdicts.count("near_tie"),
+            no=verdicts.count("no"),
+            tokens=sum(o.tokens for o in self._outcomes),
+            near_ties=sum(o.near_ties for o in self._outcomes),
+            refused=len(self._refused),
+            resumed=self._resumed,
+            first_difference=self._first,
+        )
+
+    def _plain(self, task: Task, ids: Sequence[int]) -> list[int]:
+        seed = prompt_seed(SEED, task.prompt.index)
+        case = Case(name="plain", sampling=task.sampling)
+        return self._engine.generate(ids, case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="plain")).token_ids
+
+    def _compare(self, task: Task, case: Case, ids: Sequence[int], plain: Sequence[int]) -> Outcome:
+        seed = prompt_seed(SEED, task.prompt.index)
+        config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="speculative")
+        _, run = traced(self._engine, ids, config)
+        comparison = compare(self._engine, config, plain=plain, run=run)
+        return Outcome.of(comparison.verdict, comparison.tokens, comparison.differences)
+
+    def _count(self, task: Task, case: Case, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        found = outcome.difference
+        if found is not None and (self._first is None or (found["verdict"] == "no" and self._first.verdict != "no")):
+            self._first = FirstDifference(file=task.file, id=task.prompt.id, case=case.name, **found)
+
+
+def _unit(task: Task, case: Case) -> str:
+    return f"{task.file}:{task.prompt.index}:{case.name}"
+
+
+def _identity(engine: Engine, plan: Plan) -> dict[str, object]:
+    """Returns all that the outcomes of a plan depend on."""
+    prompts = hashlib.sha256()
+    for task in plan.tasks:
+        prompts.update(f"{task.file}\0{task.prompt.index}\0{task.prompt.prompt}\0".encode())
+    return {
+        "manifest": hashlib.sha256(engine.artifact.path(MANIFEST).read_bytes()).hexdigest(),
+        "onnxruntime": ort.__version__,
+        "threads": engine.backend.threads,
+        "max_context": engine.backend.max_context,
+        "packing": engine.backend.packing,
+        "seed": SEED,
+        "num_tokens": plan.num_tokens,
+        "prompts": prompts.hexdigest(),
+        "cases": sorted({repr(sorted(asdict(case).items())) for task in plan.tasks for case in task.cases}),
+    }

@@ -1,0 +1,136 @@
+"""What a losslessness check decodes: settings, and which prompts each of them sees."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ssruntime.config import EXITS, GenerationConfig
+from sstool.check.prompts import PromptFile
+from sstool.prompts import PromptRecord
+
+SEED: Final = 0
+FULL_TOKENS: Final = 64
+FULL_GRID_PROMPTS: Final = 8
+FULL_MAX_DRAFTS: Final = range(1, 13)
+QUICK_TOKENS: Final = 32
+QUICK_PROMPTS: Final = 3
+"""Of each file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen: everything that plain decoding's text depends on, besides the seed."""
+
+    name: str
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One setting of speculative decoding; what is None is the artifact's own."""
+
+    name: str
+    sampling: Sampling
+    exit: str | None = None
+    exit_threshold: float | None = None
+    max_draft: int | None = None
+
+
+GREEDY: Final = Sampling(name="greedy", temperature=0.0)
+SAMPLED: Final = Sampling(name="sampled", temperature=0.8, top_p=0.95)
+FILTERED: Final = Sampling(name="filtered", temperature=1.0, top_k=50, top_p=0.9, min_p=0.02)
+
+NAMED_CASES: Final = (
+    Case(name="greedy", sampling=GREEDY),
+    Case(name="sampled", sampling=SAMPLED),
+    Case(name="long drafts, every filter", sampling=FILTERED, exit="confidence", exit_threshold=0.2, max_draft=15),
+)
+"""Run on all prompts of a full check: the artifact's own exit twice, and the widest verify passes with all filters at once."""
+
+QUICK_CASES: Final = (*NAMED_CASES, Case(name="greedy fixed 12", sampling=GREEDY, exit="fixed", max_draft=12))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One prompt under one sampling: plain decoding once, then every case.
+
+    Attributes:
+        file: the prompt file's name.
+        prompt: the prompt; its place in the file gives the seed.
+        sampling: what all cases share.
+        cases: the settings to compare with plain.
+    """
+
+    file: str
+    prompt: PromptRecord
+    sampling: Sampling
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A whole check: `num_tokens` new tokens a run."""
+
+    tasks: tuple[Task, ...]
+    num_tokens: int
+
+    @property
+    def num_comparisons(self) -> int:
+        """How many runs are compared with plain."""
+        return sum(len(task.cases) for task in self.tasks)
+
+
+def plan_check(files: Sequence[PromptFile], *, full: bool) -> Plan:
+    """Returns what to decode.
+
+    Args:
+        files: the prompts.
+        full: every exit policy with drafts of 1 to 12, greedy and sampled, on the first prompts of each file, and the named cases
+            on all of them; else a few prompts and settings.
+    """
+    if full:
+        return Plan(tasks=tuple(_full_tasks(files)), num_tokens=FULL_TOKENS)
+    short = [PromptFile(name=f.name, prompts=f.prompts[:QUICK_PROMPTS]) for f in files]
+    return Plan(tasks=tuple(_tasks(short, QUICK_CASES)), num_tokens=QUICK_TOKENS)
+
+
+def case_config(case: Case, *, num_tokens: int, seed: int, mode: str) -> GenerationConfig:
+    """Returns the configuration of a case; for mode `plain` only its sampling matters."""
+    return GenerationConfig(
+        max_new_tokens=num_tokens,
+        mode=mode,
+        exit=case.exit,
+        exit_threshold=case.exit_threshold,
+        max_draft=case.max_draft,
+        temperature=case.sampling.temperature,
+        top_k=case.sampling.top_k,
+        top_p=case.sampling.top_p,
+        min_p=case.sampling.min_p,
+        sampling="coupled",
+        seed=seed,
+    )
+
+
+def _full_tasks(files: Sequence[PromptFile]) -> Iterator[Task]:
+    grid = tuple(
+        Case(name=f"{sampling.name} {exit_name} {max_draft}", sampling=sampling, exit=exit_name, max_draft=max_draft)
+        for sampling, exit_name, max_draft in itertools.product((GREEDY, SAMPLED), EXITS, FULL_MAX_DRAFTS)
+    )
+    first = [PromptFile(name=f.name, prompts=f.prompts[:FULL_GRID_PROMPTS]) for f in files]
+    both = {(t.file, t.prompt.index, t.sampling): t for t in _tasks(first, (*NAMED_CASES, *grid))}
+    yield from both.values()
+    yield from (t for t in _tasks(files, NAMED_CASES) if (t.file, t.prompt.index, t.sampling) not in both)
+
+
+def _tasks(files: Sequence[PromptFile], cases: Sequence[Case]) -> Iterator[Task]:
+    samplings = list(dict.fromkeys(case.sampling for case in cases))
+    for file, sampling in itertools.product(files, samplings):
+        own = tuple(case for case in cases if case.sampling == sampling)
+        for prompt in file.prompts:
+            yield Task(file=file.name, prompt=prompt, sampling=sampling, cases=own)

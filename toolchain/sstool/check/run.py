@@ -1,0 +1,161 @@
+"""The whole check of an artifact, part by part; what cannot be run is reported as such, never left out in silence."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ssruntime.artifact import Artifact, check_digests, read_artifact
+from ssruntime.engine import load
+from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
+from sstool.check.losslessness import check_losslessness
+from sstool.check.plan import plan_check
+from sstool.check.prompts import PromptFile, built_in_prompts
+from sstool.check.report import CheckReport, Section, Status
+from sstool.environment import Environment, describe
+from sstool.memory import can_measure, measure_memory
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with the part's name, steps done, steps in all, and what comes next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """How to check.
+
+    Attributes:
+        model: checkpoint folder or hub id to compare with; None leaves parity out.
+        revision: the checkpoint's revision, for a hub id.
+        full: the long form of the losslessness check.
+        threads: the engines' threads; None for the default.
+        max_context: None for the default.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    full: bool = False
+    threads: int | None = None
+    max_context: int | None = None
+
+
+def run_check(
+    folder: Path,
+    options: CheckOptions | None = None,
+    *,
+    prompt_files: Sequence[PromptFile] = (),
+    on_progress: Progress | None = None,
+) -> CheckReport:
+    """Checks an artifact.
+
+    Args:
+        folder: the artifact.
+        options: how.
+        prompt_files: what to decode; without any, a few prompts of our own.
+        on_progress: told before every step.
+
+    Raises:
+        ArtifactError: if the artifact cannot be read at all.
+        PromptError: if two prompt files have the same name.
+        SelfSpecError: if the checkpoint of `options.model` cannot be read.
+    """
+    options = options or CheckOptions()
+    tell = on_progress or _ignore
+    names = [f.name for f in prompt_files]
+    if len(set(names)) < len(names):
+        raise PromptError(f"a prompt file is named twice: {max(names, key=names.count)}", "name each once")
+    artifact = read_artifact(folder)
+    checkpoint = _find_checkpoint(options)
+    digests = _check_digests(artifact, tell)
+    if digests.status == "failed":
+        skipped = Section(status="skipped", reason="a file's content is not what was exported")
+        return CheckReport(environment=None, full=options.full, digests=digests, parity=skipped, losslessness=skipped, memory=skipped)
+    # Memory first: this process must not hold the engines that it is measured against. The longest part comes last.
+    memory = _check_memory(artifact, options, tell)
+    parity = _check_parity(artifact, checkpoint, tell, threads=options.threads)
+    losslessness, environment = _check_losslessness(artifact, options, prompt_files or (built_in_prompts(),), tell)
+    return CheckReport(
+        environment=environment,
+        full=options.full,
+        digests=digests,
+        parity=parity,
+        losslessness=losslessness,
+        memory=memory,
+    )
+
+
+def _ignore(part: str, done: int, total: int, what: str) -> None:
+    """Tells nobody."""
+
+
+def _check_digests(artifact: Artifact, tell: Progress) -> Section:
+    names = list(artifact.manifest.files)
+    try:
+        check_digests(artifact, lambda name: tell("digests", names.index(name), len(names), name))
+    except ArtifactError as err:
+        return Section(status="failed", reason=err.message, details={"files": len(names)})
+    return Section(status="passed", details={"files": len(names)})
+
+
+def _check_memory(artifact: Artifact, options: CheckOptions, tell: Progress) -> Section:
+    if not can_measure():
+        return Section(status="not measured", reason="memory is measured on Linux only")
+    tell("memory", 0, 1, "in fresh processes")
+    report = measure_memory(artifact.folder, threads=options.threads, max_context=options.max_context)
+    status: Status = "reported" if not report.judged else "passed" if report.ok else "failed"
+    reason = None if report.ok else "a draft or a second process takes more than its bar"
+    return Section(status=status, reason=reason, details=asdict(report))
+
+
+def _check_losslessness(
+    artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress
+) -> tuple[Section, Environment]:
+    engine = load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1)
+    try:
+        if not engine.backend.has_draft:
+            return Section(status="skipped", reason="the artifact has no draft"), describe(engine)
+        report = check_losslessness(
+            engine,
+            plan_check(files, full=options.full),
+            resumable=options.full,
+            on_progress=lambda done, total, what: tell("losslessness", done, total, what),
+        )
+        return report.section(), describe(engine)
+    finally:
+        engine.close()
+
+
+def _find_checkpoint(options: CheckOptions) -> Path | None:
+    if options.model is None:
+        return None
+    _need_toolchain()
+    from sstool.hub import resolve
+
+    return resolve(options.model, options.revision).folder
+
+
+def _need_toolchain() -> None:
+    """Raises BackendUnavailableError where torch or transformers is missing: only this part of a check needs them."""
+    missing = [name for name in ("torch", "transformers", "mobius", "huggingface_hub") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailableError(
+            f"parity is measured with {missing[0]}, which is not installed", "pip install 'sstool[toolchain]', or leave --model out"
+        )
+
+
+def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *, threads: int | None) -> Section:
+    if checkpoint is None:
+        return Section(status="skipped", reason="no checkpoint was named (--model)")
+    tell("parity", 0, 1, "against transformers")
+    # Imported here: nothing else of a check needs torch.
+    from sstool.parity import measure_parity
+
+    engine = load(artifact.folder, threads=threads, max_context=artifact.manifest.max_context, max_sequences=1, draft=False)
+    try:
+        report = measure_parity(engine.backend, checkpoint)
+    finally:
+        engine.close()
+    reason = None if report.passed else f"logits differ by {report.max_relative:.1e} of their scale, allowed is {report.tolerance:.0e}"
+    details = {key: value for key, value in report.to_json().items() if key != "passed"}
+    return Section(status="passed" if report.passed else "failed", reason=reason, details=details)

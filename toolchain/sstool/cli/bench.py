@@ -1,0 +1,108 @@
+"""`sstool bench`: plain and self-speculative decoding side by side, measured in turns on the same prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sstool.cli.main import EXIT_FAILED
+from sstool.cli.options import DecodingOptions, artifact_argument, debug_option, decoding_options, json_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sstool.bench import BenchReport, ModeReport, Spread
+    from sstool.bench.report import IdenticalCounts
+
+
+@click.command(name="bench")
+@artifact_argument
+@click.option("--prompts", required=True, metavar="FILE", type=click.Path(path_type=Path), help='JSON Lines of {"id"?, "prompt"}.')
+@click.option("--modes", metavar="M,M", help="Of plain and speculative.  [default: both, where there is a draft]")
+@click.option("--repeat", type=int, default=3, show_default=True, metavar="N", help="Times that each prompt is run in each mode.")
+@decoding_options
+@json_option
+@debug_option
+def command(folder: Path, prompts: Path, modes: str | None, repeat: int, decoding: DecodingOptions, as_json: bool) -> None:
+    """Compare plain with self-speculative decoding.
+
+    The modes take turns prompt by prompt after a warm-up. Exits with 1 if a prompt's tokens differ from plain decoding's, near
+    ties left out.
+    """
+    if modes is not None and decoding.config["mode"] is not None:
+        raise click.UsageError("--mode and --modes exclude each other: here --mode M is short for --modes M")
+    from sstool.bench import BenchOptions, run_bench
+    from sstool.cli.progress import progress_bar
+    from sstool.prompts import read_prompts
+
+    config = decoding.generation_config()
+    named = modes if modes is not None else config.mode
+    options = BenchOptions(modes=None if named is None else tuple(m.strip() for m in named.split(",")), repeat=repeat)
+    records = read_prompts(prompts)
+    with decoding.open_engine(folder) as engine, progress_bar("bench") as advance:
+        report = run_bench(engine, records, config, options, on_progress=advance)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        _print_report(report)
+    if report.num_differing:
+        click.get_current_context().exit(EXIT_FAILED)
+
+
+_ROWS: Final[tuple[tuple[str, Callable[[ModeReport], str]], ...]] = (
+    ("tokens/s", lambda run: _spread(run.tokens_per_second, 1)),
+    ("x plain", lambda run: _spread(run.ratio_to_plain, 2)),
+    ("x plain, 95 %", lambda run: "-" if run.ratio_interval_95 is None else "{:.2f} to {:.2f}".format(*run.ratio_interval_95)),
+    ("acceptance rate", lambda run: _number(run.acceptance_rate)),
+    ("tokens per round", lambda run: _number(run.tokens_per_round)),
+    ("host overhead", lambda run: "-" if run.host_overhead is None else f"{run.host_overhead:.1%}"),
+    ("identical", lambda run: _identical(run.identical)),
+    ("runs", lambda run: str(run.prompts) + (f" ({run.refused} refused)" if run.refused else "")),
+)
+
+
+def _print_report(report: BenchReport) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table(report))
+    how = report.settings
+    sampled = "greedy" if how["temperature"] == 0 else f"temperature {how['temperature']:g}, top-p {how['top_p']:g}, {how['sampling']}"
+    setting = f"{sampled}; {how['max_new_tokens']} tokens, {how['repeat']} repeats, seed {how['seed']}; medians (least to most)"
+    console.print(setting, style="dim", soft_wrap=True, highlight=False)
+
+
+def _table(report: BenchReport) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    table.add_column("")
+    for run in report.runs:
+        table.add_column("self-speculative" if run.mode == "speculative" else run.mode, justify="right", no_wrap=True)
+    for name, cell in _ROWS:
+        cells = [cell(run) for run in report.runs]
+        if any(c != "-" for c in cells):
+            table.add_row(name, *cells)
+    return table
+
+
+def _spread(spread: Spread | None, digits: int) -> str:
+    return "-" if spread is None else f"{spread.median:.{digits}f} ({spread.min:.{digits}f} to {spread.max:.{digits}f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _identical(counts: IdenticalCounts | None) -> str:
+    if counts is None:
+        return "-"
+    parts = [f"{counts.yes} of {counts.yes + counts.near_tie + counts.no}"]
+    parts += [f"{counts.near_tie} near ties"] if counts.near_tie else []
+    parts += [f"{counts.no} DIFFER"] if counts.no else []
+    return ", ".join(parts)

@@ -1,0 +1,54 @@
+"""The command group: a command's module is imported only when that command runs, so that `sstool --help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+from sstool.cli.options import debug_option
+
+COMMANDS: Final = {
+    "export": "Make an artifact from a checkpoint.",
+    "generate": "Complete a prompt, or a file of prompts.",
+    "bench": "Compare plain with self-speculative decoding.",
+    "check": "Prove an artifact intact, lossless and lean.",
+    "inspect": "Show what an artifact holds.",
+}
+"""Every command with the first sentence of its help, kept here so that listing them imports none."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of the same name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the commands in the order in which one uses them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports one command; None if there is no such command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"sstool.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from sstool.version import version
+
+        click.echo(f"sstool {version()}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+@debug_option
+def cli() -> None:
+    """Lossless self-speculative decoding: export a checkpoint, then generate the same text sooner."""

@@ -1,0 +1,123 @@
+"""`sstool inspect`: an artifact's model, sizes, skip sets, files and gate on one screen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sstool.cli.options import artifact_argument, debug_option, json_option
+
+if TYPE_CHECKING:
+    from ssruntime.artifact import DraftEntry
+    from sstool.inspect import ArtifactDescription
+
+
+@click.command(name="inspect")
+@artifact_argument
+@json_option
+@debug_option
+def command(folder: Path, as_json: bool) -> None:
+    """Show what an artifact holds.
+
+    Opens its engines once to see whether this host keeps one shared copy of the packed weights.
+    """
+    from sstool.inspect import describe_artifact
+
+    found = describe_artifact(folder)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+        return
+    for title, lines in (
+        ("model", _model(found)),
+        ("memory", _memory(found)),
+        *((f"draft {draft.name!r}", _draft(draft, found.manifest.model.num_layers)) for draft in found.manifest.drafts),
+        ("files", _pairs((name, f"{_size(entry.size):>10}  sha256 {entry.sha256[:12]}") for name, entry in found.manifest.files.items())),
+        ("gate", _pairs(_flat(found.manifest.gate))),
+        ("made with", _pairs(found.manifest.tools.items())),
+    ):
+        click.secho(title, bold=True)
+        for line in lines:
+            click.echo(f"  {line}")
+
+
+def _model(found: ArtifactDescription) -> Iterator[str]:
+    model = found.manifest.model
+    yield from _pairs(
+        [
+            ("source", model.source + (f" at {model.revision}" if model.revision else "")),
+            ("family", f"{model.family} ({model.architecture})"),
+            ("sizes", f"{model.num_layers} layers, width {model.hidden_size}, vocabulary {model.vocab_size}"),
+            ("parameters", f"{model.num_parameters / 1e6:.1f} M, {found.manifest.dtype}, {_size(model.weight_bytes)}"),
+            ("target", found.manifest.target),
+            ("context", f"{found.manifest.max_context} tokens"),
+        ]
+    )
+
+
+def _memory(found: ArtifactDescription) -> Iterator[str]:
+    kv, layout = found.kv, found.manifest.kv
+    shape = f"{layout.num_layers} layers x 2 x {layout.kv_heads} heads x {layout.head_dim}, {layout.dtype}"
+    yield from _pairs(
+        [
+            ("packing", found.packing),
+            ("cache", f"{_size(kv.bytes_per_token)} a token ({shape})"),
+            ("a sequence", f"{_size(kv.bytes_at_default_context)} at the default context of {kv.default_context}"),
+            ("", f"{_size(kv.bytes_at_max_context)} at the full context of {found.manifest.max_context}"),
+        ]
+    )
+
+
+def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
+    skipped = len(draft.skip.attention) + len(draft.skip.mlp)
+    exits = (("rule", draft.tuned.exit), ("threshold", draft.tuned.exit_threshold), ("max draft", draft.tuned.max_draft))
+    tuned = ", ".join(f"{name} {value}" for name, value in exits if value is not None)
+    yield from _pairs(
+        [
+            ("skips", f"{skipped} of {2 * num_layers} sublayers ({len(draft.skip.attention)} attention, {len(draft.skip.mlp)} mlp)"),
+            ("layer", _ruler(num_layers)),
+            ("attention", skip_strip(draft.skip.attention, num_layers)),
+            ("mlp", skip_strip(draft.skip.mlp, num_layers)),
+            ("exit", tuned or "the runtime's defaults"),
+        ]
+    )
+
+
+def skip_strip(skipped: Sequence[int], num_layers: int) -> str:
+    """Returns one character a layer: `#` where the sublayer is kept, `.` where a draft skips it."""
+    return "".join("." if layer in skipped else "#" for layer in range(num_layers))
+
+
+def _ruler(num_layers: int) -> str:
+    """Returns layer numbers above a strip, every fifth written out."""
+    ruler = [" "] * (num_layers + 3)
+    for layer in range(0, num_layers, 5):
+        ruler[layer : layer + len(str(layer))] = str(layer)
+    return "".join(ruler).rstrip()
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    rows = list(pairs)
+    width = max((len(name) for name, _ in rows), default=0)
+    return (f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _flat(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _size(num_bytes: int) -> str:
+    """Returns bytes in decimal units."""
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{num_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,129 @@
+"""The entry point: every way a command can fail ends in one line on stderr and exit code 1, or 2 for wrong usage."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TextIO
+
+if TYPE_CHECKING:
+    import click
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+_EXTRA_OF: Final = {"click": "cli", "rich": "cli", "onnxruntime": "cpu"} | dict.fromkeys(
+    ("torch", "transformers", "mobius", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "yaml"), "toolchain"
+)
+
+
+class _WarningsOnStderr(logging.Handler):
+    """Shows warnings of our own loggers as lines on whatever stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.levelname.lower()}: {record.getMessage()}\n")
+
+
+@dataclass(slots=True)
+class RunState:
+    """What options that are accepted anywhere on the command line have set."""
+
+    debug: bool = False
+
+
+def main() -> None:
+    """Runs `sstool` with the process's arguments and exits."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Runs `sstool` with `args` and returns its exit code; never raises for what a user can cause."""
+    for stream in (sys.stdout, sys.stderr):
+        _survive_other_encodings(stream)
+    _show_warnings()
+    state = RunState()
+    try:
+        return _invoke(args, state)
+    except Exception as err:  # noqa: BLE001 - the one place where errors become a line and an exit code
+        if state.debug:
+            traceback.print_exc()
+        return _report(err)
+
+
+def _invoke(args: list[str], state: RunState) -> int:
+    import click
+
+    from sstool.cli.group import cli
+
+    try:
+        code = cli.main(args=args, prog_name="sstool", standalone_mode=False, obj=state)
+    except click.exceptions.NoArgsIsHelpError as err:
+        err.show()
+        return EXIT_USAGE
+    except click.UsageError as err:
+        _print_error(_one_line(err.format_message()), f"see {_command_path(err)} -h")
+        return EXIT_USAGE
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _report(err: Exception) -> int:
+    if (missing := _missing_package(err)) is not None:
+        _print_error(f"this needs the package {missing}, which is not installed", f"pip install 'sstool[{_EXTRA_OF[missing]}]'")
+        return EXIT_FAILED
+    from ssruntime.errors import SelfSpecError
+
+    if isinstance(err, SelfSpecError):
+        _print_error(err.message, err.hint)
+    elif isinstance(err, OSError):
+        _print_error(_one_line(str(err)), "check the path, its permissions and the free space there")
+    else:
+        _print_error(_one_line(f"unexpected {type(err).__name__}: {err}"), "run again with --debug for the traceback, and report it")
+    return EXIT_FAILED
+
+
+def _missing_package(err: BaseException | None) -> str | None:
+    """Returns the package of one of our extras whose absence caused an error, directly or not."""
+    while err is not None:
+        package = (err.name or "").partition(".")[0] if isinstance(err, ModuleNotFoundError) else ""
+        if package in _EXTRA_OF:
+            return package
+        err = err.__cause__
+    return None
+
+
+def format_error(message: str, hint: str) -> str:
+    """Returns an error as the one line in which every command shows it."""
+    return f"error: {message}; hint: {hint}" if hint else f"error: {message}"
+
+
+def _print_error(message: str, hint: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(format_error(message, hint) + "\n")
+
+
+def _show_warnings() -> None:
+    for name in ("ssruntime", "sstool"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(h, _WarningsOnStderr) for h in logger.handlers):
+            logger.addHandler(_WarningsOnStderr(logging.WARNING))
+            logger.propagate = False
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _command_path(err: click.UsageError) -> str:
+    return err.ctx.command_path if err.ctx is not None else "sstool"
+
+
+def _survive_other_encodings(stream: TextIO) -> None:
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")

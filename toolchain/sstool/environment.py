@@ -1,0 +1,80 @@
+"""What a measurement ran on: enough to judge a number by, nothing that names the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from ssruntime.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The machine, the versions and the engine's set-up.
+
+    Attributes:
+        cpu: the processor's model name.
+        logical_cpus: processors that this process may use, hardware threads counted.
+        threads: what each engine computes with.
+        memory_gb: the machine's memory in 10^9 bytes; None where it cannot be read.
+        onnxruntime: version.
+        python: version.
+        system: operating system, its release and the machine type.
+        artifact: the artifact folder's own name.
+        packing: `shared`, or `private (why)`.
+    """
+
+    cpu: str
+    logical_cpus: int
+    threads: int
+    memory_gb: float | None
+    onnxruntime: str
+    python: str
+    system: str
+    artifact: str
+    packing: str
+
+    def to_json(self) -> dict[str, str | int | float | None]:
+        """Returns the fields as JSON values."""
+        return asdict(self)
+
+
+def describe(engine: Engine) -> Environment:
+    """Returns what `engine` runs on."""
+    return Environment(
+        cpu=cpu_model(),
+        logical_cpus=logical_cpus(),
+        threads=engine.backend.threads,
+        memory_gb=_memory_gb(),
+        onnxruntime=ort.__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        artifact=engine.artifact.folder.resolve().name,
+        packing=engine.backend.packing,
+    )
+
+
+def cpu_model() -> str:
+    """Returns the processor's model name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def logical_cpus() -> int:
+    """Returns how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (ValueError, OSError, AttributeError):
+        return None

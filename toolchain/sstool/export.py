@@ -1,0 +1,176 @@
+"""From a checkpoint to an artifact: the whole pipeline, and nothing gets its name before it passed the gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ssruntime.artifact import (
+    DRAFT_GRAPH,
+    MANIFEST,
+    SCHEMA_VERSION,
+    VERIFY_GRAPH,
+    WEIGHTS,
+    Artifact,
+    DraftEntry,
+    FileEntry,
+    KvLayout,
+    Manifest,
+    ModelInfo,
+    SkipSet,
+    file_digest,
+    read_artifact,
+)
+from ssruntime.errors import ConfigError, did_you_mean
+from sstool.checkpoint import Checkpoint, check_weights, describe
+from sstool.gate import run_gate
+from sstool.graph.build import build_decoder
+from sstool.graph.lower import lower_draft, lower_verify
+from sstool.graph.save import save_graphs
+from sstool.hub import ResolvedModel, resolve
+from sstool.publish import staged_folder
+from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
+from sstool.text_files import write_text_files
+
+logger = logging.getLogger(__name__)
+
+TARGETS: Final = ("ort-cpu",)
+DTYPES: Final = ("fp32",)
+_MIN_CONTEXT: Final = 2
+"""A prompt's token and a new one."""
+_TOOLS: Final = ("sstool", "mobius-onnx", "onnx-ir", "onnxruntime", "transformers", "torch")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export and where to.
+
+    Attributes:
+        model: a checkpoint folder or a hub id.
+        out: the artifact's folder.
+        force: replace an artifact of that name.
+        revision: hub branch, tag or commit.
+        target: what the graphs are lowered for.
+        dtype: of the weights and the computation.
+        max_context: longest sequence, at most the checkpoint's, which is the default.
+        skip: the draft's skip set and the exit it was tuned for; None takes `default_skip_set`.
+        progress: called with the name of each step as it begins.
+    """
+
+    model: str | Path
+    out: Path
+    force: bool = False
+    revision: str | None = None
+    target: str = "ort-cpu"
+    dtype: str = "fp32"
+    max_context: int | None = None
+    skip: SkipSpec | None = None
+    progress: Progress | None = None
+
+
+def export_artifact(request: ExportRequest) -> Artifact:
+    """Exports a checkpoint, compares the result with it, and publishes it.
+
+    Returns:
+        The artifact, under the name asked for.
+
+    Raises:
+        CheckpointError: if the model is missing, damaged, or no decoder.
+        UnsupportedModelError: if it cannot be exported correctly.
+        RecipeError: if the skip set does not fit the model.
+        ConfigError: if a setting is out of its range.
+        ArtifactError: if the artifact cannot be written.
+    """
+    say = request.progress or logger.info
+    _check_choice("target", request.target, TARGETS)
+    _check_choice("dtype", request.dtype, DTYPES)
+    with staged_folder(Path(request.out), force=request.force) as folder:
+        say("reading the checkpoint")
+        model = resolve(request.model, request.revision)
+        checkpoint = describe(model.folder)
+        max_context = _max_context(request.max_context, checkpoint)
+        spec = _skip_spec(request.skip, checkpoint)
+        check_weights(checkpoint)
+        say("building the graphs")
+        _write_graphs(folder, checkpoint, spec.skip(), max_context)
+        write_text_files(checkpoint, folder)
+        manifest = _manifest(folder, model, checkpoint, spec, max_context)
+        _write_manifest(folder, manifest)
+        say("comparing with the checkpoint")
+        gate = run_gate(read_artifact(folder), checkpoint)
+        _write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+        say("publishing")
+    return read_artifact(Path(request.out))
+
+
+def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, max_context: int) -> None:
+    verify = lower_verify(build_decoder(checkpoint.folder), max_context=max_context)
+    draft = lower_draft(verify, skip)
+    save_graphs(folder, {VERIFY_GRAPH: verify, DRAFT_GRAPH: draft})
+
+
+def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, max_context: int) -> Manifest:
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=ModelInfo(
+            source=model.source,
+            revision=model.revision,
+            family=checkpoint.model_type,
+            architecture=checkpoint.architecture,
+            num_layers=checkpoint.num_layers,
+            hidden_size=checkpoint.hidden_size,
+            vocab_size=checkpoint.vocab_size,
+            num_parameters=checkpoint.num_parameters,
+            weight_bytes=(folder / WEIGHTS).stat().st_size,
+        ),
+        target="ort-cpu",
+        dtype="fp32",
+        max_context=max_context,
+        kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype="fp32"),
+        drafts=(DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype="fp32", skip=spec.skip(), tuned=spec.tuned()),),
+        files={
+            path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path))
+            for path in sorted(folder.iterdir())
+            if path.name != MANIFEST
+        },
+        tools={name: _version(name) for name in _TOOLS},
+    )
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:
+    if spec is None:
+        skip = default_skip_set(checkpoint.num_layers)
+        spec = SkipSpec(attention=skip.attention, mlp=skip.mlp)
+    check_skip_spec(spec, checkpoint.num_layers)
+    return spec
+
+
+def _max_context(asked: int | None, checkpoint: Checkpoint) -> int:
+    if asked is None:
+        return checkpoint.max_context
+    if not _MIN_CONTEXT <= asked <= checkpoint.max_context:
+        raise ConfigError(f"max_context is out of range: {asked}", f"this model takes {_MIN_CONTEXT} to {checkpoint.max_context} positions")
+    return asked
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {name} {value!r}", did_you_mean(value, known))
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

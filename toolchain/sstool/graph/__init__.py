@@ -1,0 +1,1 @@
+"""Graphs: built from a checkpoint, read for their sublayers, and saved over one weights file."""

@@ -1,0 +1,79 @@
+"""A decoder graph built from a checkpoint folder, with every weight present, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from ssruntime.errors import CheckpointError, UnsupportedModelError
+
+logger = logging.getLogger(__name__)
+
+_NOISY_LOGGERS: Final = ("mobius", "onnxscript", "onnx_ir", "transformers")
+
+
+def build_decoder(folder: Path) -> ir.Model:
+    """Builds the fp32 graph of a checkpoint, lowered for ONNX Runtime's CPU kernels.
+
+    Weights stay lazy: they are read from the checkpoint's memory-mapped files, cast and transposed one by one when the graph
+    is saved.
+
+    Args:
+        folder: a checkpoint that `sstool.checkpoint.describe` accepted.
+
+    Returns:
+        A model with inputs `input_ids`, `attention_mask` and `past_key_values.*`, outputs `logits` and `present.*`.
+
+    Raises:
+        UnsupportedModelError: if no graph can be built for this model.
+        CheckpointError: if a weight that the graph needs is missing.
+    """
+    with quiet():
+        model = _build(folder)
+    missing = [name for name, value in model.graph.initializers.items() if value.const_value is None]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{folder}: the weights lack the tensor {missing[0]!r}{more}", "download the checkpoint again")
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the progress bars, warnings and log lines of the libraries that read checkpoints off stderr."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in _NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _build(folder: Path) -> ir.Model:
+    # Read when the libraries are imported, which happens here first: no look at the hub for a folder that is on disk.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from mobius import build
+
+    try:
+        package = build(str(folder), execution_provider="cpu", dtype="f32")
+        model = package["model"]
+    except Exception as err:  # mobius raises whatever its model code ran into
+        logger.debug("mobius could not build %s", folder, exc_info=True)
+        reason = f"{type(err).__name__}: {err}"
+        if "shape mismatch" in reason:
+            raise CheckpointError(f"{folder}: {err}", "config.json and the weights belong to different models") from err
+        raise UnsupportedModelError(f"{folder}: no graph can be built: {reason}", "sstool exports Llama-architecture decoders") from err
+    if not isinstance(model, ir.Model):
+        raise UnsupportedModelError(f"{folder}: mobius built no decoder graph", "sstool exports Llama-architecture decoders")
+    return model

@@ -1,0 +1,87 @@
+"""Which sublayer a node belongs to, and where sublayers join the residual stream, in any decoder graph that mobius builds.
+
+Nothing here knows a family by name: a node's module path (kept in its metadata) says which sublayer it computes, and a join is
+an addition, alone or fused with the norm that follows, of two computed values outside every sublayer.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import onnx_ir as ir
+
+Kind = Literal["attention", "mlp"]
+
+_SCOPES: Final = "pkg.onnxscript.name_scopes"
+_LAYER: Final = re.compile(r"(?:layers|h|blocks)\.(\d+)")
+_MLP_NAMES: Final = frozenset({"mlp", "feed_forward", "ffn", "block_sparse_moe"})
+_FUSED_JOINS: Final = frozenset({"SkipSimplifiedLayerNormalization", "SkipLayerNormalization"})
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Sublayer:
+    """The attention or the MLP of one decoder layer."""
+
+    layer: int
+    kind: Kind
+
+
+def sublayer_of_path(path: tuple[str, ...]) -> Sublayer | None:
+    """Returns the sublayer a module path leads into, None for norms, embeddings, the head and whole layers.
+
+    Args:
+        path: module names from the root, for example `("model", "layers.1", "self_attn", "o_proj")`.
+    """
+    for part, child in itertools.pairwise(path):
+        match = _LAYER.fullmatch(part)
+        if match is None:
+            continue
+        if child in _MLP_NAMES:
+            return Sublayer(int(match[1]), "mlp")
+        if "attn" in child or child == "attention":
+            # A norm named after the attention it follows (`post_attn_norm`) is not part of it.
+            return None if "norm" in child else Sublayer(int(match[1]), "attention")
+    return None
+
+
+def sublayer_of(node: ir.Node) -> Sublayer | None:
+    """Returns the sublayer that a node helps to compute, None for one outside every sublayer."""
+    return _sublayer_of_scopes(node.metadata_props.get(_SCOPES, "[]"))
+
+
+def is_join(node: ir.Node) -> bool:
+    """Whether a node adds two computed values outside every sublayer, as a residual connection does."""
+    if node.op_type not in _FUSED_JOINS and node.op_type != "Add":
+        return False
+    if len(node.inputs) < 2 or sublayer_of(node) is not None:
+        return False
+    return all(v is not None and v.const_value is None for v in node.inputs[:2])
+
+
+def is_fused_join(node: ir.Node) -> bool:
+    """Whether a join also normalizes: output 0 is the norm of the sum, output 3 the sum."""
+    return node.op_type in _FUSED_JOINS
+
+
+def branch_of(value: ir.Value | None) -> Sublayer | None:
+    """Returns the sublayer whose result a value is, possibly normalized or scaled on the way; None for the residual stream."""
+    node = None if value is None else value.producer()
+    if node is None:
+        return None
+    found = sublayer_of(node)
+    if found is not None or is_join(node):
+        return found
+    feeds = [v for v in node.inputs if v is not None and v.const_value is None]
+    branches = {branch_of(v) for v in feeds}
+    return branches.pop() if len(branches) == 1 else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _sublayer_of_scopes(scopes: str) -> Sublayer | None:
+    path = ast.literal_eval(scopes)
+    return sublayer_of_path(tuple(str(p) for p in path))

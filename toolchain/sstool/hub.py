@@ -1,0 +1,102 @@
+"""A model's name becomes a folder on disk: the folder itself, or a hub snapshot of safetensors, config and tokenizer files only."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ssruntime.errors import CheckpointError
+
+_WANTED: Final = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_OWN_FOLDER_HINT: Final = "pass the folder of a checkpoint on disk: --model PATH"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """Where a checkpoint lies.
+
+    Attributes:
+        source: what the user named: the hub id, or the folder's name without the rest of its path.
+        folder: the files.
+        revision: the hub commit; None for a folder.
+    """
+
+    source: str
+    folder: Path
+    revision: str | None
+
+
+def resolve(model: str | Path, revision: str | None = None) -> ResolvedModel:
+    """Finds the folder of a model, downloading a hub snapshot if need be. Runs no code of the model and fetches no pickle.
+
+    Args:
+        model: a folder, or a hub id such as `org/name`.
+        revision: a hub branch, tag or commit; only for hub ids.
+
+    Raises:
+        CheckpointError: if there is no such folder, or the hub has no such model or cannot be reached.
+    """
+    name = str(model)
+    if not name.strip():
+        raise CheckpointError("no model folder at an empty name", "name a folder, or a hub id such as org/name")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{name} is a folder, which has no revision {revision!r}", "leave the revision out, or name a hub id")
+        return ResolvedModel(source=folder.resolve().name, folder=folder, revision=None)
+    if folder.exists():
+        raise CheckpointError(f"{name} is a file, not a model folder", "name the folder that holds config.json")
+    if _is_path(name, folder):
+        raise CheckpointError(f"no model folder at {name}", "check the path, or name a hub id such as org/name")
+    return _download(name, revision)
+
+
+def _is_path(name: str, folder: Path) -> bool:
+    """Whether a name can only mean a folder: a hub id has one slash at most, and its first half is no folder here."""
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
+        return True
+    return "/" in name and folder.parent.is_dir()
+
+
+def _download(name: str, revision: str | None) -> ResolvedModel:
+    import huggingface_hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_WANTED))
+    except errors.HFValidationError as err:
+        raise CheckpointError(
+            f"no model folder at {name}, and it is no hub id", "check the path, or name a hub id such as org/name"
+        ) from err
+    except errors.GatedRepoError as err:
+        raise CheckpointError(
+            f"hub model {name} asks for permission first", "accept its terms on the hub and log in: hf auth login"
+        ) from err
+    except errors.RepositoryNotFoundError as err:
+        raise CheckpointError(f"no model folder at {name}, and the hub has no model of that name", _OWN_FOLDER_HINT) from err
+    except errors.RevisionNotFoundError as err:
+        raise CheckpointError(f"hub model {name} has no revision {revision!r}", "name a branch, tag or commit of the model") from err
+    except (errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError, errors.OfflineModeIsEnabled) as err:
+        raise CheckpointError(
+            f"no model folder at {name}, and the hub model{at} cannot be fetched: no network, or offline mode", _OWN_FOLDER_HINT
+        ) from err
+    except (errors.HfHubHTTPError, OSError, ValueError) as err:
+        reason = str(err).partition("\n")[0]
+        raise CheckpointError(f"hub model {name}{at} cannot be fetched: {reason}", _OWN_FOLDER_HINT) from err
+    path = Path(folder)
+    return ResolvedModel(source=name, folder=path, revision=path.name)

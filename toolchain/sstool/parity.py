@@ -1,0 +1,200 @@
+"""How far an artifact's engines are from the checkpoint they were made of, measured the way decoding runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssruntime.artifact import SkipSet
+from ssruntime.backends.base import Backend, Slot
+from ssruntime.errors import UnsupportedModelError
+from sstool.checkpoint import Checkpoint, describe
+from sstool.reference import reference_logits
+
+MAX_RELATIVE_ERROR: Final = 1e-4
+"""Largest error of fp32 logits, as a fraction of the largest reference logit."""
+MAX_POSITIONS: Final = 256
+WIDTHS: Final = (1, 1, 1, 4, 4, 16, 16, 1, 4, 16)
+"""Widths of the passes after the prefill, each attending to all before it."""
+_MARGIN: Final = 64
+_MAX_SEQUENCE: Final = 1024
+_SEED: Final = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """Our logits against the reference, over all compared positions.
+
+    Attributes:
+        max_relative: max |ours - reference| / max |reference|.
+        mean_relative: mean |ours - reference| / max |reference|.
+        min_cosine: smallest cosine between the two rows of logits at a position.
+        top1_agreement: fraction of positions with the same most probable token.
+        positions: positions compared.
+        sequence: tokens in the sequence.
+        worst: the kind of pass with the largest error: `prefill`, `width 1`, `width 4` or `width 16`.
+        tolerance: what `max_relative` may be.
+    """
+
+    max_relative: float
+    mean_relative: float
+    min_cosine: float
+    top1_agreement: float
+    positions: int
+    sequence: int
+    worst: str
+    tolerance: float = MAX_RELATIVE_ERROR
+
+    @property
+    def passed(self) -> bool:
+        """Whether the largest error is within the tolerance."""
+        return self.max_relative <= self.tolerance
+
+    def to_json(self) -> dict[str, float | int | str | bool]:
+        """Returns the figures and the verdict."""
+        return {**dataclasses.asdict(self), "passed": self.passed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityPlan:
+    """A sequence and the passes it is run in: the prefill, then widths with past.
+
+    Attributes:
+        ids: the sequence.
+        prefill: length of the first pass.
+        widths: widths of the passes after it.
+        positions: the positions to compare, rising.
+    """
+
+    ids: tuple[int, ...]
+    prefill: int
+    widths: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
+    """Chooses what to run: past the context before rope scaling where a thousand tokens reach it, else 256 tokens.
+
+    Args:
+        checkpoint: the model.
+        max_context: positions the engine has.
+    """
+    length = MAX_POSITIONS
+    if checkpoint.original_context < checkpoint.max_context and checkpoint.original_context + _MARGIN <= _MAX_SEQUENCE:
+        length = max(length, checkpoint.original_context + _MARGIN)
+    length = min(length, max_context)
+    widths: list[int] = []
+    for width in WIDTHS:
+        if sum(widths) + width < length:
+            widths.append(width)
+    prefill = length - sum(widths)
+    compared = np.unique(np.linspace(0, prefill - 1, min(prefill, MAX_POSITIONS - sum(widths))).round().astype(int))
+    ids = np.random.default_rng(_SEED).integers(0, checkpoint.vocab_size, length)
+    return ParityPlan(
+        ids=tuple(int(i) for i in ids),
+        prefill=prefill,
+        widths=tuple(widths),
+        positions=(*(int(p) for p in compared), *range(prefill, length)),
+    )
+
+
+def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = None) -> ParityReport:
+    """Compares the verify engine, or the draft engine, with the checkpoint.
+
+    Args:
+        backend: the open engines of the artifact.
+        folder: the checkpoint it was exported from.
+        draft: the draft's skip set, to compare the draft engine with the checkpoint whose skipped sublayers give zero.
+
+    Raises:
+        CheckpointError: if the folder holds no sound checkpoint.
+        UnsupportedModelError: if transformers cannot run it, or its vocabulary is another than the engine's.
+    """
+    checkpoint = describe(folder)
+    if checkpoint.vocab_size != backend.vocab_size:
+        raise UnsupportedModelError(
+            f"{folder} has a vocabulary of {checkpoint.vocab_size}, the engine one of {backend.vocab_size}",
+            "name the model it was exported from",
+        )
+    plan = plan_parity(checkpoint, backend.max_context)
+    reference = reference_logits(folder, plan.ids, plan.positions, skip=draft)
+    return compare_with_reference(backend, plan, reference, draft=draft is not None)
+
+
+def compare_with_reference(backend: Backend, plan: ParityPlan, reference: NDArray[np.float32], *, draft: bool = False) -> ParityReport:
+    """Runs the plan through an engine and compares its logits with the reference's.
+
+    Args:
+        backend: the open engines.
+        plan: what to run.
+        reference: float32[len(plan.positions), vocab].
+        draft: run the draft engine instead of the verify engine.
+    """
+    slot = backend.acquire(None)
+    try:
+        rows = _run(slot, plan, draft=draft)
+    finally:
+        backend.release(slot)
+    place = {position: row for row, position in enumerate(plan.positions)}
+    wanted = reference[[place[row.position] for row in rows]]
+    return _report(np.stack([row.logits for row in rows]), wanted, [row.kind for row in rows], plan)
+
+
+def require_parity(report: ParityReport, what: str) -> None:
+    """Raises UnsupportedModelError with the figures if a report did not pass."""
+    if not report.passed:
+        raise UnsupportedModelError(
+            f"{what}: the exported graph is not the checkpoint's model: logits differ by {report.max_relative:.1e} of their scale"
+            f" ({report.worst}; mean {report.mean_relative:.1e}, cosine {report.min_cosine:.6f},"
+            f" same top token at {report.top1_agreement:.0%} of {report.positions} positions), allowed is {report.tolerance:.0e}",
+            "nothing was written; this model cannot be exported yet",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    position: int
+    kind: str
+    logits: NDArray[np.float32]
+
+
+def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
+    """Runs the prefill, in one pass and (for verify) in the chunks that prompts run in, then every width."""
+    forward = slot.draft_forward if draft else slot.forward
+    prompt = plan.ids[: plan.prefill]
+    chosen = [p for p in plan.positions if p < plan.prefill]
+    rows = [_Row(p, "prefill", row.copy()) for p, row in zip(chosen, forward(prompt, 0, chosen).logits, strict=True)]
+    if not draft:
+        rows.append(_Row(plan.prefill - 1, "prefill", slot.prefill(prompt).logits[-1].copy()))
+    start = plan.prefill
+    for width in plan.widths:
+        ids = plan.ids[start : start + width]
+        output = forward(ids, start, range(width)) if draft else slot.verify(ids, start)
+        rows += [_Row(start + i, f"width {width}", row.copy()) for i, row in enumerate(output.logits)]
+        start += width
+    return rows
+
+
+def _report(ours: NDArray[np.float32], reference: NDArray[np.float32], kinds: Sequence[str], plan: ParityPlan) -> ParityReport:
+    scale = float(np.abs(reference).max())
+    error = np.abs(ours - reference)
+    # An engine that gives NaN is as wrong as can be, not unmeasured.
+    error = np.where(np.isnan(error), np.inf, error)
+    rows = error.max(axis=1)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)
+    cosine = np.sum(ours * reference, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return ParityReport(
+        max_relative=float(rows.max()) / scale,
+        mean_relative=float(error.mean()) / scale,
+        min_cosine=float(np.nan_to_num(cosine, nan=-1.0).min()),
+        top1_agreement=float(np.mean(ours.argmax(axis=1) == reference.argmax(axis=1))),
+        positions=len(plan.positions),
+        sequence=len(plan.ids),
+        worst=kinds[int(rows.argmax())],
+    )

@@ -1,0 +1,45 @@
+"""Lengths come in as the two small inputs the attention kernels want, instead of being counted from an attention mask."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from ssruntime import graph_io
+from ssruntime.errors import UnsupportedModelError
+
+_MASK: Final = "attention_mask"
+_SEQLENS_INPUT: Final = 5
+_TOTAL_INPUT: Final = 6
+
+
+class DirectLengthsPass(ir.passes.InPlacePass):
+    """Feeds `seqlens_k` and `total_sequence_length` to every GroupQueryAttention, and removes the mask.
+
+    Requires: attention is GroupQueryAttention, and the mask serves nothing else.
+    Ensures: inputs `seqlens_k: int32[batch]` and `total_sequence_length: int32[]` exist; `attention_mask` and its arithmetic do not.
+    Edits in place.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Applies the pass. Raises UnsupportedModelError if the graph is not as required."""
+        graph = model.graph
+        seqlens = ir.Value(name=graph_io.SEQLENS_K, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
+        total = ir.Value(name=graph_io.TOTAL_SEQUENCE_LENGTH, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([]))
+        attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
+        if not attentions or any(node.op_type == "Attention" for node in graph):
+            raise UnsupportedModelError("the graph's attention was not lowered to GroupQueryAttention", "this model cannot be exported yet")
+        for node in attentions:
+            node.replace_input_with(_SEQLENS_INPUT, seqlens)
+            node.replace_input_with(_TOTAL_INPUT, total)
+        common.RemoveUnusedNodesPass()(model)
+        for value in [v for v in graph.inputs if v.name == _MASK]:
+            if value.uses():
+                raise UnsupportedModelError(
+                    "the graph uses its attention mask outside the attention kernels", "this model cannot be exported yet"
+                )
+            graph.inputs.remove(value)
+        graph.inputs.extend([seqlens, total])
+        return ir.passes.PassResult(model, modified=True)

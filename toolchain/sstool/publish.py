@@ -1,0 +1,173 @@
+"""An artifact appears under its name whole or not at all, and an old one stays whole until the new one is in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ssruntime.artifact import DRAFT_GRAPH, MANIFEST, VERIFY_GRAPH, WEIGHTS
+from ssruntime.errors import ArtifactError
+from ssruntime.scratch import scratch_folder, sweep, sync, sync_tree
+
+_AT_FDCWD: Final = -100
+_RENAME_NOREPLACE: Final = 1
+_RENAME_EXCHANGE: Final = 2
+_ASIDE: Final = ".{name}.sstool-aside"
+_NO_SUCH_CALL: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
+_FOLDER_MODE: Final = 0o777
+
+
+@contextlib.contextmanager
+def staged_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """Gives a temporary folder beside `out`; publishes it under that name if the block ends well, removes it otherwise.
+
+    Args:
+        out: the artifact's folder to be. Parents that are missing are made, and removed again if the block fails.
+        force: replace an artifact, or an empty folder, of that name.
+
+    Raises:
+        ArtifactError: if `out` is taken, cannot be written, or the disk is full.
+    """
+    out = Path(os.path.realpath(out))
+    recover(out)
+    check_free(out, force=force)
+    made = _make_parents(out.parent)
+    try:
+        with scratch_folder(out.parent, out.name) as folder:
+            yield folder
+            _publish(folder, out, force=force)
+    except BaseException as err:
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(err, OSError):
+            raise write_error(out, err) from err
+        raise
+
+
+def check_free(out: Path, *, force: bool) -> None:
+    """Checks that `out` may be written.
+
+    Raises:
+        ArtifactError: if it exists and `force` is not given, or is no folder, or holds something that is not an artifact.
+    """
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise ArtifactError(f"{out} is a file", "name a folder for the artifact with --out")
+    if not force:
+        raise ArtifactError(f"{out} exists", "pass --force to replace it, or name another folder")
+    if any(out.iterdir()) and not _is_ours(out):
+        raise ArtifactError(f"{out} holds files but no artifact of sstool's, so it is not replaced", "name another folder with --out")
+
+
+def recover(out: Path) -> None:
+    """Undoes an exchange that was cut short on a system that cannot exchange folders at once, and sweeps dead builders' debris.
+
+    Call it before reading or writing `out`; it leaves living builders alone.
+    """
+    aside = out.parent / _ASIDE.format(name=out.name)
+    if not aside.is_dir():
+        with contextlib.suppress(OSError):
+            sweep(out.parent, out.name)
+        return
+    with contextlib.suppress(OSError):
+        lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if out.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(out)
+        finally:
+            os.close(lock)
+        sweep(out.parent, out.name)
+
+
+def write_error(out: Path, err: OSError) -> ArtifactError:
+    """Returns what to say of a failed write."""
+    if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ArtifactError(
+            f"no room on the disk for {out}: {err.strerror}", "free some space, or name a folder on another disk with --out"
+        )
+    return ArtifactError(f"{out} cannot be written: {err.strerror or err}", "name a folder that you may write with --out")
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Makes a folder and its parents; gives the new ones, innermost first."""
+    missing: list[Path] = []
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+    except OSError as err:
+        raise write_error(missing[0], err) from err
+    return missing
+
+
+def _publish(folder: Path, out: Path, *, force: bool) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(_FOLDER_MODE & ~umask)
+    sync_tree(folder)
+    check_free(out, force=force)  # again: exporting took a while
+    if not out.exists():
+        _rename(folder, out, _RENAME_NOREPLACE)
+    elif not _rename(folder, out, _RENAME_EXCHANGE):
+        _swap_aside(folder, out)
+    # After an exchange the old artifact lies in the scratch folder's place, and goes with it.
+    sync(out.parent)
+
+
+def _rename(source: Path, target: Path, flag: int) -> bool:
+    """Renames in one step with a flag of Linux's; where there is none, plainly, or not at all if that would not be one step."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code not in _NO_SUCH_CALL:
+            raise OSError(code, os.strerror(code), str(target))
+    if flag == _RENAME_EXCHANGE:
+        return False
+    source.rename(target)
+    return True
+
+
+def _swap_aside(folder: Path, out: Path) -> None:
+    """Replaces `out` in two steps; `recover` undoes the first if there was no second."""
+    aside = out.parent / _ASIDE.format(name=out.name)
+    lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        out.rename(aside)
+        try:
+            folder.rename(out)
+        except BaseException:
+            aside.rename(out)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _is_ours(folder: Path) -> bool:
+    manifest = folder / MANIFEST
+    try:
+        data = json.loads(manifest.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        # A manifest cut short: ours if the artifact's other files are there.
+        return all((folder / name).exists() for name in (VERIFY_GRAPH, DRAFT_GRAPH, WEIGHTS))
+    return isinstance(data, dict) and "schema_version" in data and "drafts" in data

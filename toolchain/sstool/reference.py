@@ -1,0 +1,103 @@
+"""Logits of the checkpoint itself, as transformers computes them in fp32: what every exported graph is held to."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssruntime.artifact import SkipSet
+from ssruntime.errors import CheckpointError, UnsupportedModelError
+from sstool.graph.build import quiet
+from sstool.graph.sublayers import sublayer_of_path
+from sstool.passes.elide import sublayers_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+def reference_logits(folder: Path, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
+    """Runs the checkpoint once over a sequence, and lets go of it again.
+
+    Args:
+        folder: the checkpoint.
+        ids: the sequence, from position 0.
+        positions: which positions' logits to return.
+        skip: sublayers whose output is replaced by zero, as a draft leaves them out.
+
+    Returns:
+        float32[len(positions), vocab].
+
+    Raises:
+        CheckpointError: if the weights lack a tensor of the model.
+        UnsupportedModelError: if transformers cannot run the model.
+    """
+    import torch
+
+    model = _load(folder)
+    if skip is not None:
+        _zero_sublayers(model, skip)
+    with torch.inference_mode():
+        try:
+            output = model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=torch.tensor(list(positions)))
+        except (RuntimeError, TypeError, ValueError) as err:
+            raise UnsupportedModelError(f"{folder}: transformers cannot run the model: {err}", "this model cannot be exported yet") from err
+    logits: NDArray[np.float32] = output.logits[0].float().numpy().copy()
+    del model, output
+    gc.collect()
+    return logits
+
+
+def _load(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as err:  # transformers raises whatever its model code ran into
+        raise UnsupportedModelError(f"{folder}: transformers cannot load the model: {err}", "this model cannot be exported yet") from err
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{folder}: the weights lack the tensor {missing[0]!r}", "download the checkpoint again")
+    return model.eval()
+
+
+def _zero_sublayers(model: Any, skip: SkipSet) -> None:
+    wanted = set(sublayers_of(skip))
+    for name, module in model.named_modules():
+        found = sublayer_of_path(_layer_path(name))
+        parent = sublayer_of_path(_layer_path(name.rpartition(".")[0]))
+        if found in wanted and parent is None:
+            module.register_forward_hook(_zeroed)
+
+
+def _layer_path(name: str) -> tuple[str, ...]:
+    """Turns `model.layers.1.mlp` into `("model", "layers.1", "mlp")`, as the graph's scopes have it."""
+    path: list[str] = []
+    for part in name.split("."):
+        if part.isdigit() and path:
+            path[-1] += f".{part}"
+        else:
+            path.append(part)
+    return tuple(path)
+
+
+def _zeroed(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+    import torch
+
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)
