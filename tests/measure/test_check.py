@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssruntime import ArtifactError, PromptError
+from ssruntime import ArtifactError, CheckpointError, PromptError
 from ssruntime.artifact import MANIFEST, VERIFY_GRAPH, WEIGHTS
 from sstool.check import CheckOptions, CheckReport, LosslessnessReport, PromptFile, built_in_prompts, run_check
 from sstool.check.journal import Journal, Outcome
@@ -205,3 +205,23 @@ def test_damaged_lines_of_a_journal_are_dropped(tmp_path: Path, damage: bytes) -
     assert (third.get("a"), third.get("b"), third.get("c")) == (outcome, None, outcome)
     third.close(done=True)
     assert not path.exists()
+
+
+def test_parity_is_measured_against_the_named_checkpoint(demo_artifact: Path, demo_model: Path) -> None:
+    pytest.importorskip("torch", reason="parity is measured with torch")
+    report = run_check(demo_artifact, CheckOptions(model=str(demo_model)), prompt_files=[prompts("def area(radius):")])
+    assert report.ok
+    assert report.parity.status == "passed"
+    assert isinstance(report.parity.details["max_relative"], float)
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error_before_anything_runs(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="parity is measured with torch")
+    seen: list[str] = []
+    with pytest.raises(CheckpointError):
+        run_check(
+            make_artifact(good_script()),
+            CheckOptions(model=str(tmp_path / "absent")),
+            on_progress=lambda part, _done, _total, _what: seen.append(part),
+        )
+    assert not seen

@@ -104,6 +104,11 @@ def index_leads_away(folder: Path) -> None:
     edit_json(folder / "model.safetensors.index.json", weight_map={"x": "../elsewhere.safetensors"})
 
 
+def damage_the_index(folder: Path) -> None:
+    shard(folder)
+    cut("model.safetensors.index.json", 0.5)(folder)
+
+
 def integers(folder: Path) -> None:
     rewrite_weights(folder, lambda t: t.update({"model.norm.weight": np.ones(64, dtype=np.int8)}))
 
@@ -150,7 +155,7 @@ BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "a shard is lost": (lose_a_shard, CheckpointError, "model-00002-of-00002.safetensors is missing"),
     "the index names more": (index_names_more, CheckpointError, "lists tensor 'model.layers.9.extra'"),
     "the index leads away": (index_leads_away, CheckpointError, "outside its folder"),
-    "a damaged index": (lambda f: (shard(f), cut("model.safetensors.index.json", 0.5)(f)) and None, CheckpointError, "not a weight index"),
+    "a damaged index": (damage_the_index, CheckpointError, "not a weight index"),
 }
 
 
@@ -216,7 +221,7 @@ def test_a_path_that_does_not_exist_is_called_a_missing_folder(name: str) -> Non
 def test_a_missing_folder_beside_others_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="no model folder at models/demo$|no model folder at models/demo "):
+    with pytest.raises(CheckpointError, match="no model folder at models/demo"):
         resolve("models/demo")
 
 

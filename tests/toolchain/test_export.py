@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,8 +230,6 @@ def test_force_replaces_and_an_interrupt_keeps_the_old(tiny_model: Path, tmp_pat
 
 
 def test_a_kill_keeps_the_old_and_the_rerun_is_clean(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(tiny_artifact, out)
     code = (
@@ -318,4 +316,4 @@ def test_stories260k_has_parity_and_its_own_heads(shared_model: Callable[[str], 
     artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "out"))
     assert artifact.manifest.gate["parity"]["max_relative"] <= TIGHT
     assert artifact.manifest.max_context == 512
-    assert os.path.getsize(artifact.path("weights.bin")) == artifact.manifest.model.weight_bytes
+    assert artifact.path("weights.bin").stat().st_size == artifact.manifest.model.weight_bytes

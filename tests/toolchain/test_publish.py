@@ -33,6 +33,13 @@ def make_old(out: Path) -> None:
     fill(out, "old")
 
 
+def interrupted(out: Path, interrupt: BaseException) -> None:
+    """Begins to build `out` and fails."""
+    with staged_folder(out, force=True) as folder:
+        fill(folder, "half")
+        raise interrupt
+
+
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
@@ -52,9 +59,8 @@ def test_a_folder_appears_under_its_name_with_ordinary_rights(tmp_path: Path) ->
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), ValueError("broken")])
 def test_nothing_is_left_of_a_block_that_fails(interrupt: BaseException, tmp_path: Path) -> None:
-    with pytest.raises(type(interrupt)), staged_folder(tmp_path / "deep" / "new", force=False) as folder:
-        fill(folder, "half")
-        raise interrupt
+    with pytest.raises(type(interrupt)):
+        interrupted(tmp_path / "deep" / "new", interrupt)
     assert names(tmp_path) == []
 
 
@@ -77,9 +83,8 @@ def test_force_exchanges_old_and_new(tmp_path: Path) -> None:
 
 def test_force_leaves_the_old_one_when_the_block_fails(tmp_path: Path) -> None:
     make_old(tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out", force=True) as folder:
-        fill(folder, "half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "out", KeyboardInterrupt())
     assert (tmp_path / "out" / "content").read_text() == "old"
     assert names(tmp_path) == ["out"]
 
@@ -182,8 +187,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_name_taken_while_the_block_ran_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="exists"), staged_folder(tmp_path / "out", force=False) as folder:
-        fill(folder, "mine")
+    with pytest.raises(ArtifactError, match="exists"), staged_folder(tmp_path / "out", force=False):
         make_old(tmp_path / "out")
     assert (tmp_path / "out" / "content").read_text() == "old"
     assert names(tmp_path) == ["out"]

@@ -22,7 +22,7 @@ def test_layers_are_read_from_flags() -> None:
 
 @pytest.mark.parametrize("text", ["3,x", "1.5", "3,,4", "two"])
 def test_what_is_no_number_is_refused_with_its_flag(text: str) -> None:
-    with pytest.raises(RecipeError, match="--skip-mlp.*is not a layer number"):
+    with pytest.raises(RecipeError, match=r"--skip-mlp.*is not a layer number"):
         parse_layers(text, flag="--skip-mlp")
 
 

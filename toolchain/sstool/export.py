@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.metadata
 import logging
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from sstool.hub import ResolvedModel, resolve
 from sstool.publish import staged_folder
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
 from sstool.text_files import write_text_files
+from sstool.version import version
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ TARGETS: Final = ("ort-cpu",)
 DTYPES: Final = ("fp32",)
 _MIN_CONTEXT: Final = 2
 """A prompt's token and a new one."""
-_TOOLS: Final = ("sstool", "mobius-onnx", "onnx-ir", "onnxruntime", "transformers", "torch")
+_TOOLS: Final = ("mobius-onnx", "onnx-ir", "onnxruntime", "transformers", "torch")
 
 Progress = Callable[[str], None]
 
@@ -114,6 +116,9 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, max_conte
     verify = lower_verify(build_decoder(checkpoint.folder), max_context=max_context)
     draft = lower_draft(verify, skip)
     save_graphs(folder, {VERIFY_GRAPH: verify, DRAFT_GRAPH: draft})
+    # Graphs hold themselves in cycles, and the checkpoint's weights with them: gone before the gate loads these anew.
+    del verify, draft
+    gc.collect()
 
 
 def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, max_context: int) -> Manifest:
@@ -140,7 +145,7 @@ def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: 
             for path in sorted(folder.iterdir())
             if path.name != MANIFEST
         },
-        tools={name: _version(name) for name in _TOOLS},
+        tools={"sstool": version(), **{name: _version(name) for name in _TOOLS}},
     )
 
 
