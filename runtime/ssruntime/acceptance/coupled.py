@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
-from ssruntime.sampling.filters import FilterSettings, filtered
+from ssruntime.sampling.filters import FilterSettings, certain_from, filtered
 from ssruntime.sampling.noise import CoupledNoise
 
 
@@ -24,21 +24,24 @@ class CoupledAcceptance:
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
         self._noise = CoupledNoise(settings.seed)
+        self._certain_from = certain_from(settings)
 
     def first(self, output: StepOutput, position: int) -> int:
         """Returns the target's pick for the first row."""
-        return self._pick(output.logits[0], position)
+        return self._pick(output, 0, position)
 
     def propose(self, output: StepOutput, position: int) -> int:
         """Returns the draft's pick, with the noise that the target will see."""
-        return self._pick(output.logits[0], position)
+        return self._pick(output, 0, position)
 
     def judge(self, output: StepOutput, proposals: Sequence[int], position: int) -> list[int]:
         """Returns the proposals that equal the target's pick, then the target's next one."""
-        return accept_equal(proposals, lambda row: self._pick(output.logits[row], position + row))
+        return accept_equal(proposals, lambda row: self._pick(output, row, position + row))
 
-    def _pick(self, logits: NDArray[np.float32], position: int) -> int:
-        return coupled_pick(logits, position, self._settings, self._noise)
+    def _pick(self, output: StepOutput, row: int, position: int) -> int:
+        if output.confidence[row] >= self._certain_from:
+            return int(output.tokens[row])
+        return coupled_pick(output.logits[row], position, self._settings, self._noise)
 
 
 def coupled_pick(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise) -> int:

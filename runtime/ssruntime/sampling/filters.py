@@ -40,6 +40,24 @@ Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 _SHARES: Final = (1e-2, 1e-4, 0.0)
 """Weights down to which candidates are looked for, in turn: mostly a few dozen tokens reach the mark, and few are quick to sort."""
+_FEW: Final = 32
+"""Tokens up to which a plain loop adds up faster than an array operation whose code is not in the processor's caches."""
+_CERTAINTY_MARGIN: Final = 1e-5
+"""Far above the rounding of a probability in fp32, so that the shortcut never decides what the filters would not."""
+
+
+def certain_from(settings: FilterSettings) -> float:
+    """Returns the top-1 probability at temperature 1 from which the filters surely leave the best token alone; above 1 for never.
+
+    A temperature of at most 1 sharpens a distribution. The best token gains least where one other token has all the rest, r times its own
+    probability; it then has 1 / (1 + r**(1/T)) of the whole, and is alone if that is at least top_p.
+    """
+    if settings.top_k == 1:
+        return 0.0
+    if settings.temperature > 1.0 or settings.top_p >= 1.0:
+        return 2.0
+    rest: float = (1.0 / settings.top_p - 1.0) ** settings.temperature
+    return 1.0 / (1.0 + rest) + _CERTAINTY_MARGIN
 
 
 def filtered(logits: NDArray[np.float32], settings: FilterSettings) -> Candidates:
@@ -73,20 +91,30 @@ def probabilities(weights: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def _best(weights: NDArray[np.float32], top_k: int, top_p: float) -> Candidates:
     """Returns what top-k (0: all) and top-p leave, heaviest first, by sorting no more tokens than it takes to be sure."""
-    mark = 0.0 if top_k else top_p * float(np.add.reduce(weights))
+    mark = top_p * float(np.add.reduce(weights))
     for share in _SHARES:
         ids = (weights > share).nonzero()[0]
         chosen = weights[ids]
         order = (-chosen).argsort(kind="stable")
         chosen = chosen[order]
-        total = chosen.cumsum(dtype=np.float64)
-        if share == 0.0 or (len(ids) >= top_k and total[-1] >= mark):
+        if top_k:
+            if len(ids) < top_k and share > 0.0:
+                continue
+            chosen = chosen[: int((chosen >= chosen[min(top_k, len(ids)) - 1]).sum())]
+            mark = top_p * float(np.add.reduce(chosen, dtype=np.float64))
+        count = _reach(chosen, mark) if top_p < 1.0 else len(chosen)
+        if count <= len(chosen):
             break
-    if top_k:
-        count = int((chosen >= chosen[min(top_k, len(chosen)) - 1]).sum())
-        mark = top_p * float(total[count - 1])
-    else:
-        count = len(ids)
-    if top_p < 1.0:
-        count = min(count, int(total.searchsorted(mark)) + 1)
     return ids[order[:count]], chosen[:count]
+
+
+def _reach(chosen: NDArray[np.float32], mark: float) -> int:
+    """Returns how many of these falling weights it takes to add up to `mark`; one more than there are if they do not."""
+    if len(chosen) > _FEW:
+        return int(chosen.cumsum(dtype=np.float64).searchsorted(mark)) + 1
+    total = 0.0
+    for index, weight in enumerate(chosen.tolist()):
+        total += weight
+        if total >= mark:
+            return index + 1
+    return len(chosen) + 1

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 _KEY_DOMAIN: Final = 0x5353544F4F4C
 _BLOCK: Final = 4096
 """Tokens whose words are drawn together: drawing one costs about as much as drawing this many."""
-_MAX_CACHED_POSITIONS: Final = 32
-"""More than one round looks back over, so that verify finds the words its draft drew."""
+_LOOKAHEAD: Final = 8
+"""Positions whose first block is drawn together: the first draw after a pass of an engine, which leaves nothing of this code in the
+processor's caches, costs three times as much as the ones right after it."""
+_LOOKBACK: Final = 32
+"""Positions for which words are kept: more than one round spans, so that verify finds what its draft drew."""
 
 
 class CoupledNoise:
@@ -28,7 +31,7 @@ class CoupledNoise:
     def __init__(self, seed: int) -> None:
         self._bits = np.random.Philox(key=np.array([seed, _KEY_DOMAIN], dtype=np.uint64))
         self._state: Any = self._bits.state
-        self._blocks: dict[int, dict[int, NDArray[np.uint64]]] = {}
+        self._blocks: dict[tuple[int, int], NDArray[np.uint64]] = {}
 
     def log_uniform(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns log(u) float64[n], below 0, of tokens `ids: int64[n]` at an absolute position of the sequence.
@@ -40,29 +43,39 @@ class CoupledNoise:
         return np.log(uniform, out=uniform)
 
     def _words(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
-        blocks = self._blocks.get(position)
-        if blocks is None:
-            if len(self._blocks) >= _MAX_CACHED_POSITIONS:
-                del self._blocks[next(iter(self._blocks))]
-            blocks = self._blocks[position] = {}
         if int(np.maximum.reduce(ids)) < _BLOCK:
-            return self._block(blocks, position, 0)[ids]
+            return self._block(position, 0)[ids]
         numbers = ids // _BLOCK
         words = np.empty(len(ids), dtype=np.uint64)
         for number in np.unique(numbers).tolist():
             chosen = numbers == number
-            words[chosen] = self._block(blocks, position, number)[ids[chosen] - number * _BLOCK]
+            words[chosen] = self._block(position, number)[ids[chosen] - number * _BLOCK]
         return words
 
-    def _block(self, blocks: dict[int, NDArray[np.uint64]], position: int, number: int) -> NDArray[np.uint64]:
-        words = blocks.get(number)
+    def _block(self, position: int, number: int) -> NDArray[np.uint64]:
+        words = self._blocks.get((position, number))
         if words is None:
-            # numpy steps the counter before it draws, hence the "+ 1" in the definition above.
-            self._state["state"]["counter"][:] = (number * (_BLOCK // 4), position, 0, 0)
-            self._state["buffer_pos"] = 4
-            self._bits.state = self._state
-            words = blocks[number] = self._bits.random_raw(_BLOCK)
+            for ahead in range(position, position + (1 if number else _LOOKAHEAD)):
+                if (ahead, number) not in self._blocks:
+                    self._blocks[ahead, number] = self._draw(ahead, number)
+            words = self._blocks[position, number]
+            self._forget(position)
         return words
+
+    def _draw(self, position: int, number: int) -> NDArray[np.uint64]:
+        # numpy steps the counter before it draws, hence the "+ 1" in the definition above.
+        self._state["state"]["counter"][:] = (number * (_BLOCK // 4), position, 0, 0)
+        self._state["buffer_pos"] = 4
+        self._bits.state = self._state
+        words: NDArray[np.uint64] = self._bits.random_raw(_BLOCK)
+        return words
+
+    def _forget(self, position: int) -> None:
+        """Drops blocks of positions that lie too far back to be asked for again."""
+        oldest = next(iter(self._blocks))
+        while oldest[0] < position - _LOOKBACK:
+            del self._blocks[oldest]
+            oldest = next(iter(self._blocks))
 
 
 def gumbel(seed: int, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
