@@ -7,6 +7,8 @@ A process-wide pool does the same a little better, but changes every session of 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import threading
 import time
@@ -72,6 +74,7 @@ class OrtBackend:
             sessions = self._open_all(plain, artifact.folder)
         self._verify = sessions[VERIFY_GRAPH]
         self._draft = sessions[draft.graph] if draft else None
+        _return_freed_memory()
         self.has_draft = self._draft is not None
         self._pool: Pool[OrtSlot] = Pool(self._make_slot, max_sequences)
 
@@ -255,6 +258,12 @@ def _use_global_pool(threads: int) -> None:
         if not _global_pool_threads:
             ort.set_global_thread_pool_sizes(threads, 1)
             _global_pool_threads.append(threads)
+
+
+def _return_freed_memory() -> None:
+    """Gives the heap that opening the sessions used and freed back to the system: glibc keeps it, 10 MB and more."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_contract(session: ort.InferenceSession, name: str) -> None:
