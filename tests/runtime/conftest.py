@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from ssruntime.engine import Engine, load
 
+from ssruntime.engine import Engine, load
 from tests.runtime.scripted import Script, write_artifact
 
 # Opening engines takes longer on a busy machine than hypothesis expects of an example; nothing here asserts on time.

@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
 from ssruntime import graph_io
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import (
@@ -36,7 +38,6 @@ from ssruntime.artifact import (
 )
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 Table = NDArray[np.float32]
 
@@ -81,7 +82,9 @@ class Script:
         return row
 
 
-def random_script(seed: int, *, vocab: int = 8, period: int = 5, agreement: float = 0.7, scale: float = 3.0, history: bool = False) -> Script:
+def random_script(
+    seed: int, *, vocab: int = 8, period: int = 5, agreement: float = 0.7, scale: float = 3.0, history: bool = False
+) -> Script:
     """Returns random tables; the draft's are a mixture of the target's and of noise."""
     random = np.random.default_rng(seed)
     verify = (scale * random.standard_normal((period, vocab, vocab))).astype(np.float32)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ssruntime import Completion, GenerationConfig, Trace
 from ssruntime.engine import Engine
-
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, chain_table, plain_tokens, random_script
 
@@ -89,7 +89,12 @@ def test_speculative_is_plain_is_the_table(
 
 @settings(max_examples=30)
 @given(
-    seed=st.integers(0, 2**32), vocab=st.integers(3, 40), period=st.integers(1, 6), agreement=st.floats(0, 1), history=st.booleans(), how=decoding
+    seed=st.integers(0, 2**32),
+    vocab=st.integers(3, 40),
+    period=st.integers(1, 6),
+    agreement=st.floats(0, 1),
+    history=st.booleans(),
+    how=decoding,
 )
 def test_any_tables(
     open_script: OpenScript, seed: int, vocab: int, period: int, agreement: float, history: bool, how: dict[str, object]
@@ -103,7 +108,9 @@ def test_any_tables(
 
 @pytest.mark.parametrize("max_draft", range(1, 16))
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_draft_equal_to_the_target_is_accepted_whole(engines: dict[str, Engine], open_script: OpenScript, max_draft: int, temperature: float) -> None:
+def test_a_draft_equal_to_the_target_is_accepted_whole(
+    engines: dict[str, Engine], open_script: OpenScript, max_draft: int, temperature: float
+) -> None:
     script = SCRIPTS["agreeing"]
     equal = engines.setdefault("equal", open_script(Script(verify=script.verify, draft=script.verify), max_context=CONTEXT))
     config = GenerationConfig(

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ssruntime import Completion, ContextOverflowError, GenerationConfig
 from ssruntime.engine import Engine
-
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, every_byte, phrase_table, pieces, random_script
 from tests.runtime.test_decode import check_counts
@@ -106,9 +106,7 @@ _speakers: dict[tuple[int, ...], Engine] = {}
 def _speaker_of(open_script: OpenScript, phrase: tuple[int, ...]) -> Engine:
     if phrase not in _speakers:
         table = phrase_table(phrase, vocab=len(PIECES))
-        _speakers[phrase] = open_script(
-            Script(verify=table, draft=table), tokenizer=pieces(PIECES), generation={"eos_token_id": [0, 1]}
-        )
+        _speakers[phrase] = open_script(Script(verify=table, draft=table), tokenizer=pieces(PIECES), generation={"eos_token_id": [0, 1]})
     return _speakers[phrase]
 
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 import ssruntime
 from ssruntime import BackendUnavailableError, Completion, ConfigError, GenerationConfig, PromptError
 from ssruntime.engine import Engine, load
-
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, random_script, write_artifact
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ssruntime import GenerationConfig, Trace
 from ssruntime.artifact import TunedExit
 from ssruntime.exits import AdaptiveExit, ConfidenceExit, FixedExit, make_exit
-
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, phrase_table
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from ssruntime import GenerationConfig
 from ssruntime.acceptance import CoupledAcceptance
 from ssruntime.acceptance.equality import accept_equal
@@ -20,7 +21,6 @@ from ssruntime.acceptance.rejection import Distribution, RejectionAcceptance, ac
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.sampling.filters import filtered, probabilities
-
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script
 
@@ -301,7 +301,9 @@ def chi_square(found: list[int], expected: NDArray[np.float64]) -> float:
 
 
 @pytest.mark.parametrize(
-    "filters", [{}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.3, "top_k": 3}, {"min_p": 0.2}], ids=["none", "top_p", "top_k", "min_p"]
+    "filters",
+    [{}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.3, "top_k": 3}, {"min_p": 0.2}],
+    ids=["none", "top_p", "top_k", "min_p"],
 )
 @pytest.mark.parametrize("leave", [{"exit": "fixed", "max_draft": 3}, {"exit": "confidence", "exit_threshold": 0.5, "max_draft": 3}])
 def test_rejection_through_the_real_loop_has_the_law_of_plain_sampling(

@@ -35,7 +35,16 @@ debug_option: Final = click.option(
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-artifact_argument: Final = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+
+def _recover(_ctx: click.Context, _param: click.Parameter, value: Path) -> Path:
+    from sstool.publish import recover
+
+    recover(value)
+    return value
+
+
+artifact_argument: Final = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=_recover)
+"""An artifact's folder. An exchange with a newer export that was cut short is undone before it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
