@@ -88,7 +88,7 @@ def test_a_failed_request_frees_its_cache(lonely: Engine, monkeypatch: pytest.Mo
     class FullDiskError(Exception):
         pass
 
-    def refuse(self: object, token: int) -> bool:
+    def refuse(_self: object, _token: int) -> bool:
         raise FullDiskError
 
     with monkeypatch.context() as patch:
