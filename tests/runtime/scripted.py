@@ -114,7 +114,8 @@ def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings
     ids = list(prompt)
     while True:
         logits = script.target(ids)[None]
-        step = StepOutput(tokens=logits.argmax(-1), confidence=np.ones(1, dtype=np.float32), logits=logits)
+        weights = np.exp(logits - logits.max())
+        step = StepOutput(tokens=logits.argmax(-1), confidence=weights.max(-1) / weights.sum(-1), logits=logits)
         ids.append(acceptance.first(step, len(ids)))
         count = len(ids) - len(prompt)
         if ids[-1] in settings.eos_token_ids:

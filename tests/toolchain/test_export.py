@@ -82,7 +82,7 @@ def test_parity_covers_prefill_and_every_width_past_the_scaled_context(tmp_path:
     assert len(plan_parity(checkpoint, 8).ids) == 8
 
 
-def test_half_precision_and_sharded_checkpoints_are_exported_in_fp32(tmp_path: Path) -> None:
+def test_half_precision_checkpoints_are_exported_in_fp32(tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", dtype="bfloat16")
     artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "out", skip=SKIP))
     assert artifact.manifest.gate["parity"]["max_relative"] <= TIGHT
@@ -309,6 +309,17 @@ def test_nothing_is_said_on_stdout_or_stderr(tiny_model: Path, tmp_path: Path, c
     export_artifact(ExportRequest(model=tiny_model, out=tmp_path / "out", skip=SKIP))
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_checkpoint_of_links_is_exported_like_the_files(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+    """The hub's cache is one: `snapshots/<revision>/` links to `blobs/`."""
+    snapshot = tmp_path / "snapshots" / "revision"
+    snapshot.mkdir(parents=True)
+    for path in tiny_model.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    artifact = export_artifact(ExportRequest(model=snapshot, out=tmp_path / "out", skip=SKIP))
+    assert artifact.path("weights.bin").read_bytes() == (tiny_artifact / "weights.bin").read_bytes()
+    assert [p.name for p in (tmp_path / "snapshots").iterdir()] == ["revision"]
 
 
 def test_stories260k_has_parity_and_its_own_heads(shared_model: Callable[[str], Path], tmp_path: Path) -> None:

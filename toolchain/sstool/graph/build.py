@@ -6,6 +6,8 @@ import contextlib
 import io
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Final
 import onnx_ir as ir
 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
+from ssruntime.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +39,39 @@ def build_decoder(folder: Path) -> ir.Model:
         UnsupportedModelError: if no graph can be built for this model.
         CheckpointError: if a weight that the graph needs is missing.
     """
-    with quiet():
-        model = _build(folder)
+    with quiet(), _without_links(folder) as real:
+        model = _build(real)
     missing = [name for name, value in model.graph.initializers.items() if value.const_value is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"{folder}: the weights lack the tensor {missing[0]!r}{more}", "download the checkpoint again")
     return model
+
+
+@contextlib.contextmanager
+def _without_links(folder: Path) -> Iterator[Path]:
+    """Gives a folder that mobius will read: it takes no weights through symbolic links, of which the hub's cache consists.
+
+    Hard links to the same files stand in for them, beside the folder, or copies where that cannot be. The weights stay mapped after they
+    are gone.
+    """
+    root = folder.resolve()
+    if all(path.resolve().is_relative_to(root) for path in folder.iterdir()):
+        yield folder
+        return
+    parent = root.parent if os.access(root.parent, os.W_OK) else Path(tempfile.gettempdir())
+    with scratch_folder(parent, f"{root.name}-links") as scratch:
+        for path in folder.iterdir():
+            if path.is_file():
+                _link_or_copy(path.resolve(), scratch / path.name)
+        yield scratch
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextlib.contextmanager
