@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +78,9 @@ class GenerationConfig:
         _check_float("min_p", self.min_p, 0.0, 1.0)
         if self.exit == "fixed" and self.exit_threshold is not None:
             raise ConfigError("exit_threshold has no meaning with exit 'fixed'", "leave one of the two out")
+        ignores: object = self.ignore_eos
+        if not isinstance(ignores, bool):
+            raise ConfigError(f"ignore_eos must be true or false, found {ignores!r}")
         stops: object = self.stop
         if not isinstance(stops, list | tuple) or any(not isinstance(s, str) or not s for s in stops):
             raise ConfigError(f"stop must be a list of texts, none of them empty, found {self.stop!r}", "leave empty ones out")
@@ -148,6 +151,8 @@ def complete(config: GenerationConfig, defaults: CheckpointDefaults, tuned: Tune
     tuned = tuned or TunedExit()
     exit_name = config.exit or tuned.exit or DEFAULT_EXIT
     threshold = config.exit_threshold
+    if threshold is not None and exit_name == "fixed":
+        raise ConfigError("exit_threshold has no meaning with exit 'fixed', which this draft was tuned for", "name another exit too")
     if threshold is None:
         threshold = tuned.exit_threshold if exit_name == (tuned.exit or DEFAULT_EXIT) else None
     return DecodeSettings(
@@ -196,9 +201,11 @@ def _defaults_from(data: Mapping[str, object]) -> CheckpointDefaults:
     if len(ids) < len(named):
         raise ConfigError(f"eos_token_id must be one id or a list of ids, found {eos!r}")
     sampled = data.get("do_sample")
+    if sampled is not None and not isinstance(sampled, bool):
+        raise ConfigError(f"do_sample must be true or false, found {sampled!r}")
     return CheckpointDefaults(
         eos_token_ids=frozenset(ids),
-        do_sample=None if sampled is None else bool(sampled),
+        do_sample=sampled,
         temperature=checked.temperature,
         top_k=checked.top_k,
         top_p=checked.top_p,
@@ -266,7 +273,8 @@ def _check_float(name: str, value: float | None, low: float, high: float | None,
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} must be a number, found {value!r}", _range_hint(low, high))
-    if not math.isfinite(value) or value < low or (above and value <= low) or (high is not None and value > high):
+    top = sys.float_info.max if high is None else high
+    if not low <= value <= top or (above and value == low):  # NaN is in no range
         raise ConfigError(f"{name} is out of range: {value}", _range_hint(low, high, above=above))
 
 

@@ -14,7 +14,7 @@ from ssruntime.backends.base import Backend, Slot
 from ssruntime.backends.threads import default_threads
 from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, complete, read_generation_config
 from ssruntime.decode import Request, decode
-from ssruntime.errors import BackendUnavailableError, ConfigError, ContextOverflowError
+from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
 from ssruntime.exits import make_exit
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
@@ -49,8 +49,9 @@ def load(
         max_context: tokens a sequence may have, prompt included. Default: the artifact's, at most 4096.
         max_sequences: sequences that may be decoded at once, each with its own cache; further callers wait.
         draft: open the draft engine too; without it only plain decoding is possible.
-        global_threads: use ONNX Runtime's process-wide thread pool. A little faster for small models, but every session that the
-            process makes from then on may share it, and its size stays what the first user made it.
+        global_threads: use ONNX Runtime's process-wide thread pool, and make it if nobody has. A little faster for small models, but from
+            then on every session of the process must be made with `SessionOptions.use_per_session_threads = False`: ONNX Runtime refuses
+            others. The pool's size stays what its first user made it. Loads without the flag use a pool that exists.
 
     Raises:
         ArtifactError: if the artifact is missing, damaged or of another schema.
@@ -67,6 +68,8 @@ def load(
         logger.warning("%s asks for settings that are not implemented, and are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
     codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
     entry = artifact.manifest.drafts[0] if draft and artifact.manifest.drafts else None
+    if entry is not None:
+        _check_tuned(entry)
 
     # Imported here so that reading an artifact needs no ONNX Runtime.
     try:
@@ -229,3 +232,10 @@ def _checked(name: str, value: object, most: int | None, default: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
         raise ConfigError(f"{name} is out of range: {value!r}", "1 or more" if most is None else f"1 to {most}")
     return value
+
+
+def _check_tuned(entry: DraftEntry) -> None:
+    try:
+        GenerationConfig(exit=entry.tuned.exit, exit_threshold=entry.tuned.exit_threshold, max_draft=entry.tuned.max_draft)
+    except ConfigError as err:
+        raise ArtifactError(f"manifest.json: draft {entry.name!r}: {err.message}", "export the model again") from err

@@ -45,6 +45,20 @@ def sweep(parent: Path, name: str) -> None:
         os.close(lock)
 
 
+def retire(folder: Path, name: str) -> None:
+    """Removes a folder, if it is there, so that a kill on the way leaves it whole or as debris that `sweep` of that name removes.
+
+    Raises:
+        OSError: if the folder cannot be renamed.
+    """
+    doomed = folder.with_name(f".{name}.{secrets.token_hex(6)}{_SUFFIX}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def sync_tree(folder: Path) -> None:
     """Flushes a flat folder's files, then the folder, to disk.
 

@@ -67,12 +67,12 @@ class Script:
     @property
     def period(self) -> int:
         """Number of positions after which the tables repeat."""
-        return self.verify.shape[0]
+        return int(self.verify.shape[0])
 
     @property
     def vocab(self) -> int:
         """Number of tokens."""
-        return self.verify.shape[1]
+        return int(self.verify.shape[1])
 
     def target(self, ids: Sequence[int]) -> Table:
         """Returns the target's logits float32[vocab] after a whole sequence."""
@@ -330,7 +330,7 @@ def _history(script: Script, g: _Nodes, tokens: str, positions: str, *, is_draft
 
 
 def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int]) -> bytes:
-    def value(name: str, kind: int, shape: list[object]) -> onnx.ValueInfoProto:
+    def value(name: str, kind: int, shape: list[str | int | None]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, shape)
 
     cache = [(layer, kind) for layer in layers for kind in ("key", "value")]

@@ -2,7 +2,7 @@
 
 Why the sessions are opened as they are (measured on 2 cores, see the README): each session owns a thread pool whose idle threads
 spin, so two sessions that take turns would fight for the cores; `session.force_spinning_stop` ends the spinning with each run.
-A process-wide pool does the same a little better, but changes every session of the host program, so it is used only if asked.
+A process-wide pool does the same a little better, but changes every session of the host program, so it is made only if asked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PREFILL_CHUNK: Final = 256
 _PROVIDERS: Final = ["CPUExecutionProvider"]
 _global_pool_lock = threading.Lock()
 _global_pool_threads: list[int] = []
-"""What the process-wide pool was made with, once it is."""
+"""What this module made the process-wide pool with, if it did."""
 
 
 class OrtBackend:
@@ -54,12 +54,10 @@ class OrtBackend:
         verify_digests: bool,
         global_threads: bool,
     ) -> None:
-        self._options = _SessionSettings(threads=threads, global_threads=global_threads)
+        self._options = _choose_threads(threads, global_threads)
         self.max_context = max_context
         self.vocab_size = artifact.manifest.model.vocab_size
-        self.threads = threads
-        if global_threads:
-            _use_global_pool(threads)
+        self.threads = self._options.threads
         packed, self.packing = open_packed(artifact, verify=verify_digests, options=self._options.make)
         plain = {g: artifact.path(g).read_bytes() for g in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
         sessions = None
@@ -100,7 +98,8 @@ class OrtBackend:
         options = self._options.make()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         try:
-            session = ort.InferenceSession(graph, options, providers=_PROVIDERS)
+            # Without a fallback: there is no other provider, and trying again would print to stdout.
+            session = ort.InferenceSession(graph, options, providers=_PROVIDERS, enable_fallback=False)
         except Exception as err:  # ONNX Runtime's exceptions share no nearer base class
             raise ArtifactError(f"ONNX Runtime cannot open {name}: {err}", "export the model again") from err
         _check_contract(session, name)
@@ -252,12 +251,36 @@ class _SessionSettings:
         return options
 
 
-def _use_global_pool(threads: int) -> None:
-    """Makes ONNX Runtime's process-wide pool, once; its size cannot be changed afterwards."""
+def _choose_threads(threads: int, global_threads: bool) -> _SessionSettings:
+    """Settles which threads the sessions run on, and makes ONNX Runtime's process-wide pool if that is asked for and not done.
+
+    Where that pool exists, ONNX Runtime (1.32) opens sessions on it alone, and its size cannot be changed.
+    """
     with _global_pool_lock:
-        if not _global_pool_threads:
+        exists = _has_global_pool()
+        if global_threads and not exists:
             ort.set_global_thread_pool_sizes(threads, 1)
             _global_pool_threads.append(threads)
+        if not exists:
+            return _SessionSettings(threads=threads, global_threads=global_threads)
+        size = _global_pool_threads[0] if _global_pool_threads else None  # None: the host program's
+    if global_threads and size != threads:
+        found = "the host program's" if size is None else f"{size} threads"
+        logger.warning("the process-wide thread pool exists already and keeps its size: %s, where %d were asked for", found, threads)
+    elif not global_threads:
+        logger.info("this process has a process-wide thread pool, and its sessions can use no other")
+    return _SessionSettings(threads=threads if size is None else size, global_threads=True)
+
+
+def _has_global_pool() -> bool:
+    """Finds out whether anyone in this process made the process-wide pool; ONNX Runtime tells only by refusing sessions without it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(b"", options, providers=_PROVIDERS, enable_fallback=False)
+    except Exception as err:  # noqa: BLE001 - it fails either way, as there is no model in no bytes, and its errors share no nearer base
+        return "use_per_session_threads" in str(err)
+    return False
 
 
 def _return_freed_memory() -> None:

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -30,7 +31,7 @@ import onnxruntime as ort
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Artifact, file_digest
 from ssruntime.backends.onnx_wire import external_data, external_initializers, replace_initializers
 from ssruntime.errors import ArtifactError
-from ssruntime.scratch import scratch_folder, sync_tree
+from ssruntime.scratch import retire, scratch_folder, sync_tree
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ _FORMAT: Final = 1
 _GRAPH: Final = "packed.onnx"
 _DATA: Final = "packed.bin"
 _ENTRY: Final = "entry.json"
+_SCRATCH: Final = "pack"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +114,12 @@ def open_packed(artifact: Artifact, *, verify: bool, options: Callable[[], ort.S
             _build(root, folder, artifact, verify=verify, options=options)
             entry = _read(folder, artifact, verify=False)
             _keep_within_limit(root, keep=folder)
+            if entry is None:
+                raise _PackingError("the cache entry went away")
     except (OSError, _PackingError) as err:
         why = _reason(err)
         logger.warning("weights are packed privately, in every process anew: %s; %s", why, "name a writable folder in SSTOOL_CACHE_DIR")
         return None, f"private ({why})"
-    if entry is None:
-        return None, "private (the cache entry went away)"
     return entry, "shared"
 
 
@@ -192,7 +194,7 @@ def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, option
     needed = int(2.1 * artifact.manifest.files[WEIGHTS].size) + 2**20
     if shutil.disk_usage(root).free < needed:
         raise _PackingError(f"less than {needed / 2**20:.0f} MiB free at {root}")
-    with scratch_folder(root, "pack") as scratch:
+    with scratch_folder(root, _SCRATCH) as scratch:
         _pack(artifact, scratch, options())
         data = scratch / _DATA
         entry = {
@@ -227,7 +229,7 @@ def _pack(artifact: Artifact, scratch: Path, options: ort.SessionOptions) -> Non
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES))
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
-        ort.InferenceSession(str(artifact.path(VERIFY_GRAPH)), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(str(artifact.path(VERIFY_GRAPH)), options, providers=["CPUExecutionProvider"], enable_fallback=False)
         tensors = external_initializers((scratch / _GRAPH).read_bytes())
         expected = max((_end(external_data(t)) for t in tensors.values()), default=0)
         size = (scratch / _DATA).stat().st_size
@@ -257,9 +259,9 @@ def _keep_within_limit(root: Path, keep: Path) -> None:
             entries.append((marker.stat().st_mtime, size, marker.parent))
         except OSError:
             continue
-    total = sum(size for _, size, _ in entries)
+    total, limit = sum(size for _, size, _ in entries), _max_bytes()
     for _, size, folder in sorted(entries):
-        if total <= _max_bytes():
+        if total <= limit:
             return
         if folder != keep:
             _evict(folder)
@@ -269,15 +271,17 @@ def _keep_within_limit(root: Path, keep: Path) -> None:
 def _max_bytes() -> float:
     named = os.environ.get("SSTOOL_CACHE_MAX_GB", "")
     try:
-        return float(named) * 1e9 if named else DEFAULT_MAX_GB * 1e9
+        limit = float(named) if named else DEFAULT_MAX_GB
     except ValueError:
-        logger.warning("SSTOOL_CACHE_MAX_GB is not a number: %r; using %g", named, DEFAULT_MAX_GB)
-        return DEFAULT_MAX_GB * 1e9
+        limit = math.nan
+    if not limit >= 0:
+        logger.warning("SSTOOL_CACHE_MAX_GB is not a number of 0 or more: %r; using %g", named, DEFAULT_MAX_GB)
+        limit = DEFAULT_MAX_GB
+    return limit * 1e9
 
 
 def _evict(folder: Path) -> None:
-    (folder / _ENTRY).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    retire(folder, _SCRATCH)
 
 
 def _reason(err: Exception) -> str:

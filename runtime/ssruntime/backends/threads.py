@@ -26,32 +26,35 @@ def _core_of(cpu: int) -> str:
 
 def _cgroup_quota() -> float | None:
     """Returns the CPUs' worth of time that the tightest enclosing cgroup grants; None where there is no limit."""
-    found = [q for q in (*_cgroup_v2_quotas(), _cgroup_v1_quota()) if q is not None]
-    return min(found, default=None)
-
-
-def _cgroup_v2_quotas() -> list[float]:
-    root = Path("/sys/fs/cgroup")
     try:
-        line = next(x for x in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines() if x.startswith("0::"))
-    except (OSError, StopIteration):
-        return []
-    folder = root / line[3:].lstrip("/")
-    quotas = []
-    for place in (folder, *folder.parents):
-        try:
-            limit, period = (place / "cpu.max").read_text(encoding="ascii").split()
-        except (OSError, ValueError):
-            continue
-        if limit != "max":
-            quotas.append(int(limit) / int(period))
-        if place == root:
-            break
-    return quotas
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    quotas: list[float | None] = []
+    for line in lines:  # hierarchy:controllers:path, where version 2 names no controllers
+        _, controllers, own = line.split(":", 2)
+        if not controllers:
+            quotas += [_v2_quota(folder) for folder in _up_to(Path("/sys/fs/cgroup"), own)]
+        elif "cpu" in controllers.split(","):
+            quotas += [_v1_quota(folder) for folder in _up_to(Path("/sys/fs/cgroup/cpu"), own)]
+    return min((q for q in quotas if q is not None), default=None)
 
 
-def _cgroup_v1_quota() -> float | None:
-    folder = Path("/sys/fs/cgroup/cpu")
+def _up_to(root: Path, own: str) -> list[Path]:
+    """Returns a cgroup's folder and the ones that enclose it; in a container some may not be there, and the root is its own."""
+    folder = root / own.lstrip("/")
+    return [folder, *(p for p in folder.parents if p.is_relative_to(root))]
+
+
+def _v2_quota(folder: Path) -> float | None:
+    try:
+        limit, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _v1_quota(folder: Path) -> float | None:
     try:
         limit = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
         period = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))

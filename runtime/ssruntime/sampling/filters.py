@@ -42,12 +42,16 @@ _SHARES: Final = (1e-2, 1e-4, 0.0)
 """Weights down to which candidates are looked for, in turn: mostly a few dozen tokens reach the mark, and few are quick to sort."""
 _FEW: Final = 32
 """Tokens up to which a plain loop adds up faster than an array operation whose code is not in the processor's caches."""
+_MAX_SCALE: Final = 1e30
+"""Of a temperature next to 0: more would overflow, and this leaves only the best token and its ties any probability."""
 _CERTAINTY_MARGIN: Final = 1e-5
 """Far above the rounding of a probability in fp32, so that the shortcut never decides what the filters would not."""
 
 
 def certain_from(settings: FilterSettings) -> float:
     """Returns the top-1 probability at temperature 1 from which the filters surely leave the best token alone; above 1 for never.
+
+    With top-k 1 they always do, exact ties left out: of those the graph's own choice, the first, is as good as any.
 
     A temperature of at most 1 sharpens a distribution. The best token gains least where one other token has all the rest, r times its own
     probability; it then has 1 / (1 + r**(1/T)) of the whole, and is alone if that is at least top_p.
@@ -67,7 +71,7 @@ def filtered(logits: NDArray[np.float32], settings: FilterSettings) -> Candidate
         logits: float32[vocab].
         settings: temperature above 0, top_k, top_p, min_p.
     """
-    scores = logits * np.float32(1.0 / settings.temperature)
+    scores = logits * np.float32(min(1.0 / settings.temperature, _MAX_SCALE))
     scores -= np.maximum.reduce(scores)
     weights = np.exp(scores)
     top_k = settings.top_k if settings.top_k < len(weights) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -57,7 +58,7 @@ class PromptCodec:
             if not prompt:
                 raise PromptError("the prompt is empty", "give at least one character")
             ids = self._encode_text(prompt, special=True)
-        elif not isinstance(prompt, Sequence):
+        elif not _is_list_like(prompt):
             raise PromptError(f"a prompt of type {type(prompt).__name__} cannot be used", "give a text, token ids or chat messages")
         elif len(prompt) > 0 and all(isinstance(item, Mapping) for item in prompt):
             ids = self._encode_text(self._render([m for m in prompt if isinstance(m, Mapping)]), special=False)
@@ -83,7 +84,16 @@ class PromptCodec:
     def _checked_ids(self, ids: Sequence[object]) -> list[int]:
         checked: list[int] = []
         for item in ids:
-            if isinstance(item, bool) or not hasattr(item, "__index__") or not 0 <= item.__index__() < self._vocab_size:
+            try:
+                token = -1 if isinstance(item, bool) else operator.index(item)  # type: ignore[arg-type]  # what is no integer raises
+            except TypeError:
+                token = -1
+            if not 0 <= token < self._vocab_size:
                 raise PromptError(f"{item!r} is not a token id of this model", f"ids are 0 to {self._vocab_size - 1}")
-            checked.append(item.__index__())
+            checked.append(token)
         return checked
+
+
+def _is_list_like(prompt: object) -> bool:
+    # Bytes are sequences of numbers, but hardly ever meant as token ids.
+    return isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview)

@@ -61,7 +61,8 @@ class IncrementalText:
             window = list(prompt_ids[-size:])
             for known in range(len(window), max(0, len(window) - _MAX_CHARACTER), -1):
                 text = self._decode(window[:known])
-                if text and not text.startswith(_REPLACEMENT) and not text.endswith(_REPLACEMENT):
+                is_whole = not text.startswith(_REPLACEMENT) and not text.endswith(_REPLACEMENT)
+                if is_whole and (text or size >= len(prompt_ids)):
                     return window, known
         window = list(prompt_ids[-_CONTEXT:])
         return window, len(window)

@@ -1,0 +1,176 @@
+"""A damaged, missing or foreign artifact is refused before any engine opens, with its name and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssruntime import ArtifactError
+from ssruntime.artifact import Manifest, check_digests, read_artifact
+from ssruntime.engine import load
+from ssruntime.records import read_record
+from tests.runtime.scripted import edit_manifest, list_anew, random_script, write_artifact
+
+FILES = ["draft.onnx", "generation_config.json", "tokenizer.json", "verify.onnx", "weights.bin"]
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return write_artifact(tmp_path / "artifact", random_script(31))
+
+
+def refused(folder: Path, message: str) -> ArtifactError:
+    with pytest.raises(ArtifactError, match=message) as caught:
+        load(folder, threads=1)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_reads_what_was_written(artifact: Path) -> None:
+    read = read_artifact(artifact)
+    assert sorted(read.manifest.files) == FILES
+    assert read.path("verify.onnx") == artifact / "verify.onnx"
+    again = read_record(Manifest, json.loads(read.manifest.to_json()), where="again", error=ArtifactError)
+    assert again == read.manifest
+    assert read.manifest.to_json().endswith("}\n")
+    assert read.manifest.kv.bytes_per_token() == 2 * 2 * 4
+    check_digests(read)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file(artifact: Path, name: str) -> None:
+    (artifact / name).unlink()
+    refused(artifact, f"{name} is missing from the artifact")
+    (artifact / name).mkdir()
+    refused(artifact, f"{name} is missing from the artifact")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_size(artifact: Path, name: str, change: int) -> None:
+    size = (artifact / name).stat().st_size
+    os.truncate(artifact / name, size + change)
+    refused(artifact, f"{name} has {size + change} bytes where the manifest says {size}")
+
+
+def test_a_broken_link(artifact: Path) -> None:
+    (artifact / "weights.bin").unlink()
+    (artifact / "weights.bin").symlink_to("nowhere")
+    refused(artifact, "weights.bin is missing")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_digests_find_one_flipped_byte(artifact: Path, name: str, where: str) -> None:
+    data = bytearray((artifact / name).read_bytes())
+    at = {"first": 0, "middle": len(data) // 2, "last": len(data) - 1}[where]
+    data[at] ^= 1
+    (artifact / name).write_bytes(data)
+    asked: list[str] = []
+    with pytest.raises(ArtifactError, match=f"{name} does not match its digest"):
+        check_digests(read_artifact(artifact), on_file=asked.append)
+    assert asked == FILES[: FILES.index(name) + 1]
+    with pytest.raises(ArtifactError, match=f"{name} does not match its digest"):
+        load(artifact, verify=True, threads=1)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    assert "sstool export" in refused(tmp_path / "none", "no artifact at").hint
+    (tmp_path / "file").write_text("x")
+    refused(tmp_path / "file", "is a file, not an artifact's folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "holds no manifest.json")
+
+
+def test_a_model_folder_instead(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert f"--model {tmp_path}" in refused(tmp_path, "is a model folder, not an artifact").hint
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 200, -2])
+def test_a_cut_manifest(artifact: Path, keep: int) -> None:
+    path = artifact / "manifest.json"
+    path.write_text(path.read_text()[:keep])
+    refused(artifact, "manifest.json cannot be read")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"schema_version": null}'])
+def test_a_manifest_of_no_schema(artifact: Path, text: str) -> None:
+    (artifact / "manifest.json").write_text(text)
+    refused(artifact, "has schema version None, this sstool reads 1")
+
+
+@pytest.mark.parametrize("version", [0, 2, 99, "1", [1]])
+def test_another_schema(artifact: Path, version: Any) -> None:
+    edit_manifest(artifact, schema_version=version)
+    assert "use the sstool that wrote it" in refused(artifact, "this sstool reads 1").hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_contxt": 5}, "unknown key 'max_contxt' .did you mean 'max_context'"),
+        ({"max_context": "5"}, "max_context: expected int, found str '5'"),
+        ({"model": {}}, "model: key 'source' is missing"),
+        ({"drafts": [{"name": "x"}]}, r"drafts\[0\]: key 'graph' is missing"),
+        ({"drafts": {}}, "drafts: expected a list"),
+        ({"files": {}}, "does not list verify.onnx"),
+        ({"files": {"verify.onnx": {"size": "5", "sha256": ""}}}, "files.verify.onnx: size: expected int"),
+    ],
+)
+def test_a_manifest_of_another_shape(artifact: Path, changes: dict[str, object], message: str) -> None:
+    edit_manifest(artifact, **changes)
+    refused(artifact, message)
+
+
+@pytest.mark.parametrize("name", ["verify.onnx", "draft.onnx", "weights.bin"])
+def test_a_file_that_the_manifest_does_not_list(artifact: Path, name: str) -> None:
+    files = json.loads((artifact / "manifest.json").read_text())["files"]
+    del files[name]
+    edit_manifest(artifact, files=files)
+    refused(artifact, f"does not list {name}")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a graph at all", b"\x3a\xff\xff\xff\xff\x0f", os.urandom(64)], ids=["empty", "text", "long", "noise"]
+)
+@pytest.mark.parametrize("name", ["verify.onnx", "draft.onnx"])
+def test_a_graph_that_is_none(artifact: Path, name: str, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    (artifact / name).write_bytes(content)
+    list_anew(artifact)
+    refused(artifact, name)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_graph_without_the_contracts_outputs(artifact: Path) -> None:
+    import onnx
+
+    model = onnx.load(artifact / "verify.onnx", load_external_data=False)
+    kept = [o for o in model.graph.output if o.name != "confidence"]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    (artifact / "verify.onnx").write_bytes(model.SerializeToString())
+    list_anew(artifact)
+    refused(artifact, "verify.onnx lacks confidence")
+
+
+def test_a_draft_of_another_artifact(artifact: Path, tmp_path: Path) -> None:
+    other = write_artifact(tmp_path / "other", random_script(32, vocab=16))
+    shutil.copy(other / "draft.onnx", artifact / "draft.onnx")
+    list_anew(artifact)
+    refused(artifact, "draft.onnx: weight '.*' is not the verify graph's")
+
+
+def test_damaged_companions(artifact: Path) -> None:
+    (artifact / "tokenizer.json").write_text("{")
+    list_anew(artifact)
+    refused(artifact, "tokenizer.json cannot be read")
+    (artifact / "generation_config.json").write_text("{")
+    list_anew(artifact)
+    refused(artifact, "generation_config.json cannot be read")

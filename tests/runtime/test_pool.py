@@ -1,0 +1,209 @@
+"""A pool lends what it has to one user each, makes no more than its limit, and loses no place."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import pytest
+
+from ssruntime.backends.pool import Pool
+from ssruntime.errors import BackendUnavailableError
+
+LONG = 60.0
+"""Seconds that nothing here should ever wait; a deadlock fails the test instead of hanging it."""
+
+
+class BrokenMakerError(Exception):
+    """What a maker raises in these tests."""
+
+
+def counter() -> Callable[[], int]:
+    return itertools.count().__next__
+
+
+def wait_until_waiting(pool: Pool[int], number: int) -> None:
+    """Returns once that many threads wait in `acquire`."""
+    pause = threading.Event()
+    while True:
+        with pool._changed:
+            if len(pool._changed._waiters) >= number:  # type: ignore[attr-defined]
+                return
+        pause.wait(0.001)
+
+
+def test_items_are_made_when_first_needed_and_lent_again() -> None:
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(len(made))
+        return made[-1]
+
+    pool = Pool(make, 3)
+    assert made == []
+    first = pool.acquire(0)
+    pool.release(first)
+    assert [pool.acquire(0), pool.acquire(0), pool.acquire(0)] == [0, 1, 2]
+    pool.release(2)
+    pool.release(0)
+    assert {pool.acquire(0), pool.acquire(0)} == {0, 2}
+    assert made == [0, 1, 2]
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, 0.01])
+def test_a_full_pool_times_out_with_a_hint(timeout: float) -> None:
+    pool = Pool(counter(), 2)
+    held = [pool.acquire(None), pool.acquire(None)]
+    with pytest.raises(BackendUnavailableError, match="all 2 sequences") as caught:
+        pool.acquire(timeout)
+    assert f"{timeout:g} s" in caught.value.message
+    assert "max_sequences" in caught.value.hint
+    pool.release(held[0])
+    assert pool.acquire(0) == held[0]
+
+
+@pytest.mark.parametrize("timeout", [None, LONG])
+def test_a_waiting_user_gets_what_comes_free(timeout: float | None) -> None:
+    pool = Pool(counter(), 1)
+    held = pool.acquire(0)
+    with ThreadPoolExecutor(1) as users:
+        waiting = users.submit(pool.acquire, timeout)
+        wait_until_waiting(pool, 1)
+        assert not waiting.done()
+        pool.release(held)
+        assert waiting.result(LONG) == held
+
+
+def test_each_release_serves_one_waiting_user() -> None:
+    pool = Pool(counter(), 2)
+    held = [pool.acquire(0), pool.acquire(0)]
+    with ThreadPoolExecutor(3) as users:
+        waiting = [users.submit(pool.acquire, LONG) for _ in range(3)]
+        wait_until_waiting(pool, 3)
+        for item in held:
+            pool.release(item)
+        served = as_completed(waiting, timeout=LONG)
+        assert {next(served).result(), next(served).result()} == set(held)
+        wait_until_waiting(pool, 1)
+        assert sum(f.done() for f in waiting) == 2
+        pool.release(held[0])
+        assert next(served).result() == held[0]
+
+
+@pytest.mark.parametrize("error", [BrokenMakerError, KeyboardInterrupt, MemoryError])
+def test_a_failing_maker_frees_its_place(error: type[BaseException]) -> None:
+    outcomes = iter([error(), error(), 5])
+
+    def make() -> int:
+        outcome = next(outcomes)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    pool = Pool(make, 1)
+    for _ in range(2):
+        with pytest.raises(error):
+            pool.acquire(0)
+    assert pool.acquire(0) == 5
+
+
+def test_a_failing_maker_wakes_who_waits_for_its_place() -> None:
+    making, fail = threading.Event(), threading.Event()
+    calls = itertools.count()
+
+    def make() -> int:
+        call = next(calls)
+        if call == 0:
+            making.set()
+            fail.wait(LONG)
+            raise BrokenMakerError
+        return call
+
+    pool = Pool(make, 1)
+    with ThreadPoolExecutor(2) as users:
+        unlucky = users.submit(pool.acquire, None)
+        assert making.wait(LONG)
+        waiting = users.submit(pool.acquire, LONG)
+        wait_until_waiting(pool, 1)
+        fail.set()
+        assert isinstance(unlucky.exception(LONG), BrokenMakerError)
+        assert waiting.result(LONG) == 1
+
+
+def test_making_one_does_not_hold_up_who_finds_one_free() -> None:
+    making, go_on = threading.Event(), threading.Event()
+    calls = itertools.count()
+
+    def make() -> int:
+        call = next(calls)
+        if call == 1:
+            making.set()
+            go_on.wait(LONG)
+        return call
+
+    pool = Pool(make, 2)
+    first = pool.acquire(0)
+    with ThreadPoolExecutor(1) as users:
+        slow = users.submit(pool.acquire, None)
+        assert making.wait(LONG)
+        pool.release(first)
+        assert pool.acquire(0) == first
+        go_on.set()
+        assert slow.result(LONG) == 1
+
+
+def test_clear_drops_what_nobody_holds() -> None:
+    pool = Pool(counter(), 2)
+    held, free = pool.acquire(0), pool.acquire(0)
+    pool.release(free)
+    pool.clear()
+    assert pool.acquire(0) == 2
+    with pytest.raises(BackendUnavailableError):
+        pool.acquire(0)
+    pool.release(held)
+    assert pool.acquire(0) == held
+
+
+def test_many_threads_share_few_items_and_none_is_held_twice() -> None:
+    limit = 3
+    out: set[int] = set()
+    most: list[int] = []
+    guard = threading.Lock()
+    made: list[int] = []
+    tries = counter()
+
+    def make() -> int:
+        if next_try() % 3 == 0:
+            raise BrokenMakerError
+        with guard:
+            made.append(len(made))
+            return made[-1]
+
+    def next_try() -> int:
+        with guard:
+            return tries()
+
+    pool = Pool(make, limit)
+
+    def use(_: int) -> bool:
+        try:
+            item = pool.acquire(LONG)
+        except BrokenMakerError:
+            return False
+        with guard:
+            assert item not in out
+            out.add(item)
+            most.append(len(out))
+        with guard:
+            out.remove(item)
+        pool.release(item)
+        return True
+
+    with ThreadPoolExecutor(16) as users:
+        served = list(users.map(use, range(2000)))
+    assert max(most) <= limit
+    assert len(made) <= limit
+    assert served.count(False) == tries() - len(made)
+    assert {pool.acquire(0) for _ in made} == set(made)

@@ -1,0 +1,244 @@
+"""Prompts of every kind become the checkpoint's own token ids, or a refusal that says what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, normalizers, processors
+
+from ssruntime import ArtifactError, PromptError
+from ssruntime.text.chat import ChatTemplate, read_special_tokens
+from ssruntime.text.codec import PromptCodec
+from tests.runtime.scripted import every_byte
+
+VOCAB = 258
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+TALK = [{"role": "user", "content": " hi "}]
+
+
+def with_bos() -> Tokenizer:
+    """Returns a tokenizer that puts `<s>` before every text."""
+    tokenizer = every_byte()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def codec(folder: Path, *, template: str | None = TEMPLATE, config: object = None, vocab: int = VOCAB) -> PromptCodec:
+    folder.mkdir(exist_ok=True)
+    with_bos().save(str(folder / "tokenizer.json"))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    named = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "pad_token": None, "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named if config is None else config))
+    return PromptCodec(folder, vocab)
+
+
+def byte_ids(text: str) -> list[int]:
+    return [b + 2 for b in text.encode()]
+
+
+def test_texts_get_the_tokenizers_own_special_tokens(tmp_path: Path) -> None:
+    it = codec(tmp_path)
+    assert it.encode("hé") == [1, *byte_ids("hé")]
+    assert it.encode("a<s>b") == [1, *byte_ids("a"), 1, *byte_ids("b")]
+    assert it.encode("\0") == [1, 2]
+    assert len(it.encode("x" * 200_000)) == 200_001  # no truncation
+
+
+def test_truncation_and_padding_of_the_tokenizer_file_are_not_followed(tmp_path: Path) -> None:
+    codec(tmp_path)
+    tokenizer = with_bos()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=50)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert PromptCodec(tmp_path, VOCAB).encode("abcdefgh") == [1, *byte_ids("abcdefgh")]
+
+
+def test_messages_get_no_second_bos(tmp_path: Path) -> None:
+    expected = [1, *byte_ids("[user]hi"), 0, *byte_ids("[assistant]")]
+    it = codec(tmp_path)
+    assert it.encode(TALK) == expected
+    assert it.encode(tuple(TALK)) == expected
+
+
+def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+    it = codec(tmp_path)
+    assert it.encode([5, 0, 257]) == [5, 0, 257]
+    assert it.encode((5,)) == [5]
+    numbers = it.encode(list(np.array([3, 4])))
+    assert numbers == [3, 4]
+    assert all(type(i) is int for i in numbers)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "the prompt is empty"),
+        ([], "the prompt is empty"),
+        ((), "the prompt is empty"),
+        ("a\ud800b", "not valid Unicode: surrogates not allowed at character 1"),
+        ([258], "258 is not a token id"),
+        ([1, -1], "-1 is not a token id"),
+        ([10**30], "is not a token id"),
+        ([1.0], "1.0 is not a token id"),
+        ([True], "True is not a token id"),
+        (["a"], "'a' is not a token id"),
+        ([None], "None is not a token id"),
+        ([{"role": "user", "content": "x"}, 5], "is not a token id"),
+        (7, "a prompt of type int"),
+        (None, "a prompt of type NoneType"),
+        ({"role": "user", "content": "x"}, "a prompt of type dict"),
+        (np.array([1, 2]), "a prompt of type ndarray"),
+        ([{"content": "x"}], "message 0 lacks a role or content"),
+        ([{"role": "user"}], "message 0 lacks a role or content"),
+        ([*TALK, {"role": 5, "content": "x"}], "message 1 lacks a role or content"),
+    ],
+)
+def test_refused(tmp_path: Path, prompt: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        codec(tmp_path).encode(prompt)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_leaves_no_tokens_is_empty(tmp_path: Path) -> None:
+    codec(tmp_path)
+    tokenizer = every_byte()
+    tokenizer.normalizer = normalizers.Strip()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(PromptError, match="empty"):
+        PromptCodec(tmp_path, VOCAB).encode("   ")
+
+
+def test_tokens_beyond_the_models_vocabulary_never_reach_the_engine(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="257 is not a token id of this model"):
+        codec(tmp_path, vocab=257).encode([257])
+    tokenizer = with_bos()
+    tokenizer.add_tokens(["beyond"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    it = PromptCodec(tmp_path, VOCAB)
+    assert it.encode("fine")
+    with pytest.raises(PromptError, match="258 is not a token id of this model"):
+        it.encode("it goes beyond")
+
+
+def test_without_a_template_messages_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="no chat template"):
+        codec(tmp_path, template=None).encode(TALK)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"model": {}}', "\x80"])
+def test_a_damaged_tokenizer(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "tokenizer.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"):
+        PromptCodec(tmp_path, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("tokenizer_config.json", b"{", "tokenizer_config.json cannot be read"),
+        ("tokenizer_config.json", b"[1]", "does not hold a JSON object"),
+        ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja cannot be read"),
+        ("chat_template.jinja", b"{% for %}", "the chat template does not compile"),
+        ("chat_template.jinja", b"{{ x | nosuchfilter }}", "the chat template does not compile"),
+    ],
+)
+def test_damaged_chat_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    codec(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ArtifactError, match=message):
+        PromptCodec(tmp_path, VOCAB)
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__class__.__init__.__globals__ }}",
+        "{{ raise_exception.__globals__['json'] }}",
+        "{{ raise_exception.__code__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ lipsum.__globals__ }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "{{ ('{0.__class__}'|attr('format'))(messages) }}",
+        "{{ self._TemplateReference__context.environment.filters.clear() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update({'role': 'x'}) }}",
+        "{% set _ = messages.clear() %}",
+        "{% include '/etc/passwd' %}",
+        "{{ range(1000000000) | list }}",
+    ],
+)
+def test_a_template_cannot_leave_its_sandbox(escape: str) -> None:
+    messages = [dict(m) for m in TALK]
+    try:
+        text = ChatTemplate(escape, {}).render(messages)
+    except PromptError:
+        text = ""
+    assert not any(word in text for word in ("class", "module", "built-in", "root", "uid"))
+    assert messages == TALK
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages[0].content + 1 }}", "refuses"),
+        ("{{ messages[9].content.text }}", "refuses"),
+        ("{{ nothing.at.all }}", "refuses"),
+        ("{{ [] | first | int + {} }}", "refuses"),
+        ("{{ '%d' % 'x' }}", "refuses"),
+        ("{{ messages | tojson(indent='x'.y.z) }}", "refuses"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses"),
+    ],
+)
+def test_a_template_that_fails_refuses_the_messages(template: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        ChatTemplate(template, {}).render(TALK)
+    assert "the chat template refuses these messages" in caught.value.message
+
+
+def test_templates_are_rendered_as_transformers_renders_them() -> None:
+    transformers = pytest.importorskip("transformers.utils.chat_template_utils")
+    templates = [
+        TEMPLATE,
+        (
+            "{% for m in messages %}\n  {%- if loop.first %}A{% endif %}\n  {% if m.role == 'system' %}{% continue %}{% endif %}\n"
+            "{{ m.content }}\n{% endfor %}\n"
+        ),
+        "{{ messages | tojson }} {{ messages | tojson(indent=2) }}",
+        "{{ {'b': 1, 'a': '<é>'} | tojson(separators=(',', ':'), sort_keys=True) }}",
+        "{{ messages | tojson(ensure_ascii=True) }}",
+        "{% if tools is not none %}tools{% endif %}{% if documents %}documents{% endif %}{{ tools is defined }}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ undefined_name }}",
+        "{% for m in messages %}{% if m.content is string %}{{ m.content.strip().upper() }}{% break %}{% endif %}{% endfor %}",
+    ]
+    messages = [{"role": "system", "content": "<be 'good' & ñ>"}, {"role": "user", "content": " hi\n", "name": "x"}]
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    for template in templates:
+        expected, _ = transformers.render_jinja_template(
+            conversations=[messages], chat_template=template, add_generation_prompt=True, **special
+        )
+        assert ChatTemplate(template, special).render(messages) == expected[0], template
+
+
+def test_the_date_is_available_to_templates() -> None:
+    assert len(ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", {}).render(TALK)) == 10
+
+
+def test_special_tokens_are_read_from_either_form(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    assert read_special_tokens(path) == {}
+    path.write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": null, "add_bos_token": true, "x": "y"}')
+    assert read_special_tokens(path) == {"bos_token": "<s>", "eos_token": "</s>"}

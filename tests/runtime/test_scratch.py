@@ -1,0 +1,105 @@
+"""Scratch folders appear by one rename or not at all, and only those of the dead are swept."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssruntime.scratch import scratch_folder, sweep, sync_tree
+
+HOLD = """
+import sys
+from pathlib import Path
+from ssruntime.scratch import scratch_folder
+with scratch_folder(Path(sys.argv[1]), sys.argv[2]) as folder:
+    (folder / "file").write_text("x")
+    print(folder.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(parent: Path, name: str) -> tuple[subprocess.Popen[str], Path]:
+    """Starts a process that holds a scratch folder until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(parent), name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, parent / process.stdout.readline().strip()
+
+
+NAMES = ["pack", "a.b", "with space", "*", "[x]?", "ünï", "-", "a" * 200, "..", "{}"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_by_rename(tmp_path: Path, name: str) -> None:
+    with scratch_folder(tmp_path, name) as folder:
+        assert folder.name.startswith(f".{name}.")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "file").write_text("x")
+        sync_tree(folder)
+        folder.rename(tmp_path / "published")
+    assert [p.name for p in tmp_path.iterdir()] == ["published"]
+    assert (tmp_path / "published" / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_removed_when_its_maker_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail() -> None:
+        with scratch_folder(tmp_path, "pack") as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_missing_parent(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), scratch_folder(tmp_path / "none", "pack"):
+        pass
+
+
+def test_of_the_living_is_left_alone(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path, "pack") as first, scratch_folder(tmp_path, "pack") as second:
+        sweep(tmp_path, "pack")
+        assert first != second
+        assert first.exists()
+        assert second.exists()
+
+
+@pytest.mark.parametrize("name", ["pack", "*[?]"])
+def test_of_the_dead_is_swept(tmp_path: Path, name: str) -> None:
+    killed, debris = hold(tmp_path, name)
+    living, held = hold(tmp_path, name)
+    try:
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        assert (debris / "file").exists()
+        with scratch_folder(tmp_path, name) as mine:
+            assert not debris.exists()
+            assert held.exists()
+            assert mine.exists()
+    finally:
+        living.communicate()
+    assert living.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_names_and_other_things_are_not_swept(tmp_path: Path) -> None:
+    kept = [".other.0123.sstool-tmp", ".pack.0123.tmp", "pack.0123.sstool-tmp", ".packs.0123.sstool-tmp"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".pack.file.sstool-tmp").write_text("not a folder")
+    (tmp_path / ".pack.link.sstool-tmp").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".pack.0123.sstool-tmp").mkdir()
+    sweep(tmp_path, "pack")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, ".pack.file.sstool-tmp", ".pack.link.sstool-tmp"])
+    sweep(tmp_path / "none", "pack")
