@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TextIO
+
+from sstool.cli.run_state import RunState
 
 if TYPE_CHECKING:
     import click
@@ -26,13 +27,6 @@ class _WarningsOnStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"{record.levelname.lower()}: {record.getMessage()}\n")
-
-
-@dataclass(slots=True)
-class RunState:
-    """What options that are accepted anywhere on the command line have set."""
-
-    debug: bool = False
 
 
 def main() -> None:

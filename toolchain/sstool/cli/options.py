@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sstool.cli.main import RunState
+from sstool.cli.run_state import RunState
 
 if TYPE_CHECKING:
     from ssruntime import Engine, GenerationConfig
