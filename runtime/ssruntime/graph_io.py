@@ -12,8 +12,11 @@ Every engine of an ONNX Runtime target takes and gives, with B = 1 for now:
 | `present.{layer}.key`, `.value` | the same | the same buffers |
 | `token` | int64[B, N] | most probable token after each chosen position |
 | `confidence` | float32[B, N] | its probability at temperature 1 |
-| `logits` | float32[B, N, vocab] | for sampling |
+| `top_tokens` | int64[B, N, num_top] | the most probable tokens, best first, ties by lower id |
+| `top_logits` | float32[B, N, num_top] | their logits |
+| `logits` | float32[B, N, vocab] | for sampling, where the best tokens do not settle it |
 
+`num_top` is `MAX_TOP_TOKENS`, or the vocabulary where that is smaller.
 `layer` is the layer's number in the checkpoint; a draft has the caches of its kept attention sublayers only.
 """
 
@@ -27,10 +30,15 @@ TOTAL_SEQUENCE_LENGTH: Final = "total_sequence_length"
 LOGITS_INDEX: Final = "logits_index"
 TOKEN: Final = "token"
 CONFIDENCE: Final = "confidence"
+TOP_TOKENS: Final = "top_tokens"
+TOP_LOGITS: Final = "top_logits"
 LOGITS: Final = "logits"
 
 PAST_PREFIX: Final = "past."
 PRESENT_PREFIX: Final = "present."
+
+MAX_TOP_TOKENS: Final = 64
+"""Most tokens that `top_tokens` names: more than nearly every nucleus holds, and few enough to be found as fast as the best one."""
 
 MAX_VERIFY_WIDTH: Final = 16
 """Most positions one verify pass takes: the last committed token and up to 15 drafts."""

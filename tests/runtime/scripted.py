@@ -114,9 +114,7 @@ def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings
     ids = list(prompt)
     while True:
         logits = script.target(ids)[None]
-        weights = np.exp(logits - logits.max())
-        step = StepOutput(tokens=logits.argmax(-1), confidence=weights.max(-1) / weights.sum(-1), logits=logits)
-        ids.append(acceptance.first(step, len(ids)))
+        ids.append(acceptance.first(step_of(logits), len(ids)))
         count = len(ids) - len(prompt)
         if ids[-1] in settings.eos_token_ids:
             return ids[len(prompt) :], "eos"
@@ -124,6 +122,19 @@ def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings
             return ids[len(prompt) :], "length"
         if len(ids) == max_context:
             return ids[len(prompt) :], "context"
+
+
+def step_of(logits: Table) -> StepOutput:
+    """Returns what an engine gives for `logits: float32[N, vocab]`."""
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    top = np.argsort(-logits, axis=-1, kind="stable")[:, : graph_io.MAX_TOP_TOKENS]
+    return StepOutput(
+        tokens=logits.argmax(-1),
+        confidence=weights.max(-1) / weights.sum(-1),
+        top_tokens=top,
+        top_logits=np.take_along_axis(logits, top, axis=-1),
+        logits=logits,
+    )
 
 
 def write_artifact(
@@ -283,6 +294,9 @@ class _Nodes:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
+    def top(self, logits: str, count: int) -> None:
+        self.nodes.append(helper.make_node("TopK", [logits, self.constant([count])], [graph_io.TOP_LOGITS, graph_io.TOP_TOKENS], axis=-1))
+
     def constant(self, value: object, dtype: type[np.generic] = np.int64) -> str:
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.array(value, dtype=dtype), name))
@@ -311,7 +325,8 @@ def _graph(script: Script, weights: _Weights, *, is_draft: bool) -> bytes:
         row = g.add("Add", row, g.constant(script.period * script.vocab))
     looked_up = g.add("Gather", "table", g.add("Gather", row, graph_io.LOGITS_INDEX), axis=0)
     logits = g.add("MatMul", looked_up, "identity", name=graph_io.LOGITS)
-    g.add("ArgMax", logits, name=graph_io.TOKEN, axis=-1, keepdims=0)
+    g.top(logits, min(graph_io.MAX_TOP_TOKENS, script.vocab))
+    g.add("Gather", graph_io.TOP_TOKENS, g.constant(0), name=graph_io.TOKEN, axis=-1)
     g.add("ReduceMax", g.add("Softmax", logits, axis=-1), g.constant([-1]), name=graph_io.CONFIDENCE, keepdims=0)
     return _model(script, g, weights, layers)
 
@@ -344,6 +359,8 @@ def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int]) 
     outputs = [
         value(graph_io.TOKEN, TensorProto.INT64, [1, "N"]),
         value(graph_io.CONFIDENCE, TensorProto.FLOAT, [1, "N"]),
+        value(graph_io.TOP_TOKENS, TensorProto.INT64, [1, "N", min(graph_io.MAX_TOP_TOKENS, script.vocab)]),
+        value(graph_io.TOP_LOGITS, TensorProto.FLOAT, [1, "N", min(graph_io.MAX_TOP_TOKENS, script.vocab)]),
         value(graph_io.LOGITS, TensorProto.FLOAT, [1, "N", script.vocab]),
         *(value(graph_io.present_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in cache),
     ]

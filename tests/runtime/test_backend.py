@@ -125,7 +125,7 @@ def test_every_width_gives_every_position(slot: OrtSlot, width: int) -> None:
 
 
 def test_a_pass_wider_than_verify_takes_is_refused(slot: OrtSlot) -> None:
-    with pytest.raises(ValueError, match="broadcast"):
+    with pytest.raises(ValueError, match="17 positions is wider than the 16"):
         slot.verify([1] * (graph_io.MAX_VERIFY_WIDTH + 1), 0)
     assert slot.verify([1] * graph_io.MAX_VERIFY_WIDTH, 0).tokens.shape == (graph_io.MAX_VERIFY_WIDTH,)
 

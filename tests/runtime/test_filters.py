@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ssruntime import GenerationConfig
 from ssruntime.acceptance import CoupledAcceptance
-from ssruntime.backends.base import StepOutput
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.sampling.filters import certain_from, filtered, probabilities
+from tests.runtime.scripted import step_of
 
 CUT = 1e-5
 """How close to a filter's cut a token may lie for a comparison of two ways to round to be meant."""
@@ -186,9 +186,8 @@ def test_certainty_is_never_claimed_where_the_filters_leave_a_choice(logits: NDA
 def test_the_certain_pick_is_the_pick(logits: NDArray[np.float32], how: dict[str, float], seed: int) -> None:
     chosen = dataclasses.replace(settings_of(**how), seed=seed)
     assume(len(logits) < 2 or np.diff(np.sort(logits))[-1] > CUT)
-    probs = np.exp(logits.astype(np.float64) - logits.max())
-    confidence = (probs / probs.sum()).max(keepdims=True).astype(np.float32)
-    tokens = np.array([logits.argmax()])
-    known = CoupledAcceptance(chosen).first(StepOutput(tokens=tokens, confidence=confidence, logits=logits[None]), 3)
-    unknown = CoupledAcceptance(chosen).first(StepOutput(tokens=tokens, confidence=0 * confidence, logits=logits[None]), 3)
+    step = step_of(logits[None])
+    known = CoupledAcceptance(chosen).first(step, 3)
+    step.confidence[0] = 1e-9  # of which nothing follows
+    unknown = CoupledAcceptance(chosen).first(step, 3)
     assert known == unknown

@@ -18,11 +18,10 @@ from ssruntime import GenerationConfig
 from ssruntime.acceptance import CoupledAcceptance
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.acceptance.rejection import Distribution, RejectionAcceptance, accept_probability, draw, residual
-from ssruntime.backends.base import StepOutput
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.sampling.filters import filtered, probabilities
 from tests.runtime.conftest import OpenScript
-from tests.runtime.scripted import Script
+from tests.runtime.scripted import Script, step_of
 
 Path = tuple[int, ...]
 Law = Mapping[Path, float]
@@ -203,8 +202,8 @@ def test_the_class_follows_the_pure_functions() -> None:
     for numbers in itertools.product(grid, repeat=5):
         acceptance = RejectionAcceptance(config)
         acceptance._random = Dice(numbers)  # type: ignore[assignment]
-        proposals = [acceptance.propose(_step(row[None]), 0) for row in draft]
-        emitted = acceptance.judge(_step(target), proposals, 0)
+        proposals = [acceptance.propose(step_of(row[None]), 0) for row in draft]
+        emitted = acceptance.judge(step_of(target), proposals, 0)
         dice = list(numbers)
         assert proposals == [draw(distribution(row), dice.pop(0)) for row in draft]
         expected: list[int] = []
@@ -269,9 +268,9 @@ def test_coupled_judging_is_plain_sampling_for_any_draft(seed: int, max_draft: i
     config = settings_of(GenerationConfig(seed=seed, temperature=temperature, top_p=top_p))
     random = np.random.default_rng(seed)
     rows = (2 * random.standard_normal((max_draft + 1, 7))).astype(np.float32)
-    plain = [CoupledAcceptance(config).first(_step(row[None]), 40 + i) for i, row in enumerate(rows)]
+    plain = [CoupledAcceptance(config).first(step_of(row[None]), 40 + i) for i, row in enumerate(rows)]
     for proposals in (random.integers(0, 7, max_draft).tolist(), plain[:max_draft]):
-        emitted = CoupledAcceptance(config).judge(_step(rows), proposals, 40)
+        emitted = CoupledAcceptance(config).judge(step_of(rows), proposals, 40)
         assert emitted == plain[: len(emitted)]
     assert len(emitted) == max_draft + 1
 
@@ -283,14 +282,14 @@ def test_coupled_marginal_law(position: int) -> None:
     base = settings_of(GenerationConfig(temperature=0.9, seed=0))
     expected = probabilities(filtered(logits, base)[1])
     count = 4000
-    picks = Counter(CoupledAcceptance(dataclasses.replace(base, seed=seed)).first(_step(logits[None]), position) for seed in range(count))
+    picks = Counter(CoupledAcceptance(dataclasses.replace(base, seed=seed)).first(step_of(logits[None]), position) for seed in range(count))
     assert chi_square([picks[t] for t in range(6)], count * expected) < 40
 
 
 def test_coupled_picks_at_neighbouring_positions_are_independent() -> None:
     logits = np.zeros((1, 3), dtype=np.float32)
     acceptance = CoupledAcceptance(settings_of(GenerationConfig(temperature=1.0, seed=9)))
-    picks = [acceptance.first(_step(logits), p) for p in range(9001)]
+    picks = [acceptance.first(step_of(logits), p) for p in range(9001)]
     pairs = Counter(itertools.pairwise(picks))
     assert chi_square([pairs[a, b] for a in range(3) for b in range(3)], np.full(9, 1000.0)) < 60
 
@@ -338,7 +337,3 @@ def test_rejection_through_the_real_loop_has_the_law_of_plain_sampling(
             cells = [*(found[p] for p in common), count - sum(found[p] for p in common)]
             assert chi_square(cells, count * np.array([*(expected[p] for p in common), rest])) < 140
             assert (accepted > 0) == (mode == "speculative")
-
-
-def _step(logits: NDArray[np.float32]) -> StepOutput:
-    return StepOutput(tokens=logits.argmax(-1), confidence=np.ones(len(logits), dtype=np.float32), logits=logits)

@@ -31,17 +31,22 @@ def test_inputs_and_outputs_are_the_contract_s(verify_graph: ir.Model) -> None:
     assert inputs["logits_index"] == ("tensor(int64)", ["batch", "num_logits"])
     assert inputs["past.0.key"] == ("tensor(float)", ["batch", 2, "max_context", 16])
     outputs = {v.name: (v.type, v.shape) for v in session.get_outputs()}
-    assert set(outputs) == {"token", "confidence", "logits", *(f"present.{c}" for c in caches)}
+    assert set(outputs) == {"token", "confidence", "top_tokens", "top_logits", "logits", *(f"present.{c}" for c in caches)}
     assert outputs["token"] == ("tensor(int64)", ["batch", "num_logits"])
+    assert outputs["top_tokens"] == ("tensor(int64)", ["batch", "num_logits", min(64, VOCAB)])
+    assert outputs["top_logits"] == ("tensor(float)", ["batch", "num_logits", min(64, VOCAB)])
     assert outputs["logits"] == ("tensor(float)", ["batch", "num_logits", VOCAB])
     assert outputs["present.0.key"] == inputs["past.0.key"]
 
 
-def test_token_and_confidence_are_the_logits_own(verify_graph: ir.Model, run_graph: RunGraph) -> None:
+def test_best_tokens_and_confidence_are_the_logits_own(verify_graph: ir.Model, run_graph: RunGraph) -> None:
     result = run_graph(verify_graph, IDS)
     logits = result["logits"].astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     np.testing.assert_array_equal(result["token"], logits.argmax(axis=-1))
+    order = np.argsort(-logits, axis=-1, kind="stable")[..., :64]
+    np.testing.assert_array_equal(result["top_tokens"], order)
+    np.testing.assert_array_equal(result["top_logits"], np.take_along_axis(result["logits"], order, axis=-1))
     np.testing.assert_allclose(result["confidence"], probabilities.max(axis=-1), rtol=1e-5)
 
 

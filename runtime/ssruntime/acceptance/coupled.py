@@ -16,6 +16,7 @@ from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
 from ssruntime.sampling.filters import FilterSettings, certain_from, filtered
 from ssruntime.sampling.noise import CoupledNoise
+from ssruntime.sampling.shortlist import Shortlist
 
 
 class CoupledAcceptance:
@@ -25,22 +26,33 @@ class CoupledAcceptance:
         self._settings = settings
         self._noise = CoupledNoise(settings.seed)
         self._certain_from = certain_from(settings)
+        self._shortlist = Shortlist(settings, self._noise) if Shortlist.helps(settings) else None
 
     def first(self, output: StepOutput, position: int) -> int:
         """Returns the target's pick for the first row."""
         return self._pick(output, 0, position)
 
     def propose(self, output: StepOutput, position: int) -> int:
-        """Returns the draft's pick, with the noise that the target will see."""
-        return self._pick(output, 0, position)
+        """Returns the draft's pick, with the noise that the target will see.
+
+        The shortlist's pick does, sure or not: a proposal may be anything, and this one seldom differs from the whole row's.
+        """
+        if self._shortlist is None or output.probability(0) >= self._certain_from:
+            return self._pick(output, 0, position)
+        return self._shortlist.pick(*output.top(0), output.probability(0), position).token
 
     def judge(self, output: StepOutput, proposals: Sequence[int], position: int) -> list[int]:
         """Returns the proposals that equal the target's pick, then the target's next one."""
         return accept_equal(proposals, lambda row: self._pick(output, row, position + row))
 
     def _pick(self, output: StepOutput, row: int, position: int) -> int:
-        if output.confidence[row] >= self._certain_from:
-            return int(output.tokens[row])
+        confidence = output.probability(row)
+        if confidence >= self._certain_from:
+            return output.token(row)
+        if self._shortlist is not None:
+            token, is_sure = self._shortlist.pick(*output.top(row), confidence, position)
+            if is_sure:
+                return token
         return coupled_pick(output.logits[row], position, self._settings, self._noise)
 
 

@@ -13,12 +13,12 @@ class GreedyAcceptance:
 
     def first(self, output: StepOutput, position: int) -> int:
         """Returns the most probable token of the first row."""
-        return int(output.tokens[0])
+        return output.token(0)
 
     def propose(self, output: StepOutput, position: int) -> int:
         """Returns the draft's most probable token."""
-        return int(output.tokens[0])
+        return output.token(0)
 
     def judge(self, output: StepOutput, proposals: Sequence[int], position: int) -> list[int]:
         """Returns the proposals that equal the target's choice, then the target's next token."""
-        return accept_equal(proposals, output.tokens.tolist().__getitem__)
+        return accept_equal(proposals, output.token)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,51 @@ class StepOutput:
     Attributes:
         tokens: int64[N], the most probable token after each position.
         confidence: float32[N], its probability at temperature 1.
+        top_tokens: int64[N, num_top], the most probable tokens, best first, ties by lower id.
+        top_logits: float32[N, num_top], their logits.
         logits: float32[N, vocab].
     """
 
     tokens: NDArray[np.int64]
     confidence: NDArray[np.float32]
+    top_tokens: NDArray[np.int64]
+    top_logits: NDArray[np.float32]
     logits: NDArray[np.float32]
+    # The same memory without numpy, whose calls cost ten times as much after a pass of an engine has emptied the processor's caches.
+    _tokens: memoryview = field(init=False, repr=False)
+    _confidence: memoryview = field(init=False, repr=False)
+    _top_tokens: memoryview = field(init=False, repr=False)
+    _top_logits: memoryview = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._tokens, self._confidence = self.tokens.data, self.confidence.data
+        self._top_tokens, self._top_logits = self.top_tokens.reshape(-1).data, self.top_logits.reshape(-1).data
+
+    def head(self, count: int) -> StepOutput:
+        """Returns the first `count` positions, over the same memory."""
+        return StepOutput(
+            tokens=self.tokens[:count],
+            confidence=self.confidence[:count],
+            top_tokens=self.top_tokens[:count],
+            top_logits=self.top_logits[:count],
+            logits=self.logits[:count],
+        )
+
+    def token(self, row: int) -> int:
+        """Returns the most probable token after a position."""
+        token: int = self._tokens[row]
+        return token
+
+    def probability(self, row: int) -> float:
+        """Returns that token's probability at temperature 1."""
+        probability: float = self._confidence[row]
+        return probability
+
+    def top(self, row: int) -> tuple[Sequence[int], Sequence[float]]:
+        """Returns the most probable tokens after a position, and their logits: not copied, as few of them are looked at."""
+        count = self.top_tokens.shape[1]
+        chosen = slice(row * count, (row + 1) * count)
+        return cast("Sequence[int]", self._top_tokens[chosen]), cast("Sequence[float]", self._top_logits[chosen])
 
 
 class Slot(Protocol):

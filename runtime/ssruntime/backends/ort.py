@@ -170,12 +170,12 @@ class _EnginePort:
         self._cache = cache
         self._vocab_size = vocab_size
         self._ids = np.zeros(max_width, dtype=np.int64)
-        self._past_end = np.zeros(1, dtype=np.int32)
-        self._total = np.zeros((), dtype=np.int32)
+        self._lengths = np.zeros(2, dtype=np.int32)
+        # Written through memoryviews: see `StepOutput` for what numpy would cost here.
+        self._ids_memory, self._lengths_memory = self._ids.data, self._lengths.data
         self._index = np.arange(max_width, dtype=np.int64)
-        self._tokens = np.zeros(max_width, dtype=np.int64)
-        self._confidence = np.zeros(max_width, dtype=np.float32)
-        self._logits = np.zeros((max_width, vocab_size), dtype=np.float32)
+        self._num_top = min(graph_io.MAX_TOP_TOKENS, vocab_size)
+        self._buffers = self._output_buffers(max_width)
         self._bound: dict[int, tuple[ort.IOBinding, StepOutput]] = {}
         self._wide: ort.IOBinding | None = None
 
@@ -186,9 +186,9 @@ class _EnginePort:
         if bound is None:
             bound = self._bound[width] = self._bind_width(width)
         binding, output = bound
-        self._ids[:width] = ids
-        self._past_end[0] = start + width - 1
-        self._total[()] = start + width
+        for index, token in enumerate(ids):
+            self._ids_memory[index] = token
+        self._set_length(start + width)
         begun = time.perf_counter()
         self._session.run_with_iobinding(binding)
         return output, time.perf_counter() - begun
@@ -200,29 +200,30 @@ class _EnginePort:
         binding, count = self._wide, len(positions)
         tokens = np.asarray(ids, dtype=np.int64).reshape(1, -1)
         index = np.asarray(positions, dtype=np.int64).reshape(1, -1)
-        output = StepOutput(
-            tokens=np.zeros(count, dtype=np.int64),
-            confidence=np.zeros(count, dtype=np.float32),
-            logits=np.zeros((count, self._vocab_size), dtype=np.float32),
-        )
-        self._past_end[0] = start + tokens.size - 1
-        self._total[()] = start + tokens.size
+        output = self._output_buffers(count)
+        self._set_length(start + tokens.size)
         self._bind_small(binding, tokens, index, output)
         begun = time.perf_counter()
         self._session.run_with_iobinding(binding)
         return output, time.perf_counter() - begun
 
+    def _set_length(self, total: int) -> None:
+        self._lengths_memory[0] = total - 1
+        self._lengths_memory[1] = total
+
     def _bind_width(self, width: int) -> tuple[ort.IOBinding, StepOutput]:
+        if width > len(self._ids):
+            raise ValueError(f"a pass of {width} positions is wider than the {len(self._ids)} this engine has buffers for")
         binding = self._bind_cache()
-        output = StepOutput(tokens=self._tokens[:width], confidence=self._confidence[:width], logits=self._logits[:width])
+        output = self._buffers.head(width)
         self._bind_small(binding, self._ids[:width].reshape(1, -1), self._index[:width].reshape(1, -1), output)
         return binding, output
 
     def _bind_cache(self) -> ort.IOBinding:
         binding = self._session.io_binding()
         self._cache.bind(binding, self._session)
-        bind_input(binding, graph_io.SEQLENS_K, self._past_end)
-        bind_input(binding, graph_io.TOTAL_SEQUENCE_LENGTH, self._total)
+        bind_input(binding, graph_io.SEQLENS_K, self._lengths[:1])
+        bind_input(binding, graph_io.TOTAL_SEQUENCE_LENGTH, self._lengths[1:].reshape(()))
         return binding
 
     def _bind_small(self, binding: ort.IOBinding, ids: NDArray[np.int64], index: NDArray[np.int64], output: StepOutput) -> None:
@@ -230,7 +231,18 @@ class _EnginePort:
         bind_input(binding, graph_io.LOGITS_INDEX, index)
         bind_output(binding, graph_io.TOKEN, output.tokens.reshape(1, -1))
         bind_output(binding, graph_io.CONFIDENCE, output.confidence.reshape(1, -1))
+        bind_output(binding, graph_io.TOP_TOKENS, output.top_tokens.reshape(1, -1, self._num_top))
+        bind_output(binding, graph_io.TOP_LOGITS, output.top_logits.reshape(1, -1, self._num_top))
         bind_output(binding, graph_io.LOGITS, output.logits.reshape(1, -1, self._vocab_size))
+
+    def _output_buffers(self, count: int) -> StepOutput:
+        return StepOutput(
+            tokens=np.zeros(count, dtype=np.int64),
+            confidence=np.zeros(count, dtype=np.float32),
+            top_tokens=np.zeros((count, self._num_top), dtype=np.int64),
+            top_logits=np.zeros((count, self._num_top), dtype=np.float32),
+            logits=np.zeros((count, self._vocab_size), dtype=np.float32),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +305,6 @@ def _check_contract(session: ort.InferenceSession, name: str) -> None:
     inputs = {v.name for v in session.get_inputs()}
     outputs = {v.name for v in session.get_outputs()}
     wanted = {graph_io.INPUT_IDS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.LOGITS_INDEX} - inputs
-    wanted |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.LOGITS} - outputs
+    wanted |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - outputs
     if wanted:
         raise ArtifactError(f"{name} lacks {', '.join(sorted(wanted))}", "export the model again")

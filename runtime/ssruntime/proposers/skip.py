@@ -25,7 +25,7 @@ class SkipProposer:
             output = self._slot.draft(token, position)
             token = self._acceptance.propose(output, position + 1)
             tokens.append(token)
-            if self._exit.should_stop(float(output.confidence[0])):
+            if self._exit.should_stop(output.probability(0)):
                 break
         return tokens
 

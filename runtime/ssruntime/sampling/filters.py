@@ -64,6 +64,11 @@ def certain_from(settings: FilterSettings) -> float:
     return 1.0 / (1.0 + rest) + _CERTAINTY_MARGIN
 
 
+def scale_of(settings: FilterSettings) -> float:
+    """Returns what the logits are multiplied by."""
+    return min(1.0 / settings.temperature, _MAX_SCALE)
+
+
 def filtered(logits: NDArray[np.float32], settings: FilterSettings) -> Candidates:
     """Returns the candidates that the filters leave, at least one.
 
@@ -71,8 +76,9 @@ def filtered(logits: NDArray[np.float32], settings: FilterSettings) -> Candidate
         logits: float32[vocab].
         settings: temperature above 0, top_k, top_p, min_p.
     """
-    scores = logits * np.float32(min(1.0 / settings.temperature, _MAX_SCALE))
-    scores -= np.maximum.reduce(scores)
+    # In this order, so that what rounding costs a token grows with its distance from the best one and not with the logits' own size.
+    scores = logits - np.maximum.reduce(logits)
+    scores *= np.float32(scale_of(settings))
     weights = np.exp(scores)
     top_k = settings.top_k if settings.top_k < len(weights) else 0
     if top_k or settings.top_p < 1.0:

@@ -10,6 +10,8 @@ The generator is Philox4x64-10 (Salmon et al., SC 2011; numpy's `Philox`) with k
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -31,7 +33,13 @@ class CoupledNoise:
     def __init__(self, seed: int) -> None:
         self._bits = np.random.Philox(key=np.array([seed, _KEY_DOMAIN], dtype=np.uint64))
         self._state: Any = self._bits.state
-        self._blocks: dict[tuple[int, int], NDArray[np.uint64]] = {}
+        self._blocks: dict[tuple[int, int], memoryview] = {}
+
+    def log_uniforms(self, position: int, tokens: Sequence[int]) -> list[float]:
+        """As `log_uniform`, for a few tokens, without numpy."""
+        first = self._block(position, 0)
+        words = [first[t] if t < _BLOCK else self._block(position, t // _BLOCK)[t % _BLOCK] for t in tokens]
+        return [math.log((word + 0.5) * 2.0**-64) for word in words]
 
     def log_uniform(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns log(u) float64[n], below 0, of tokens `ids: int64[n]` at an absolute position of the sequence.
@@ -44,15 +52,15 @@ class CoupledNoise:
 
     def _words(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.uint64]:
         if int(np.maximum.reduce(ids)) < _BLOCK:
-            return self._block(position, 0)[ids]
+            return np.asarray(self._block(position, 0))[ids]
         numbers = ids // _BLOCK
         words = np.empty(len(ids), dtype=np.uint64)
         for number in np.unique(numbers).tolist():
             chosen = numbers == number
-            words[chosen] = self._block(position, number)[ids[chosen] - number * _BLOCK]
+            words[chosen] = np.asarray(self._block(position, number))[ids[chosen] - number * _BLOCK]
         return words
 
-    def _block(self, position: int, number: int) -> NDArray[np.uint64]:
+    def _block(self, position: int, number: int) -> memoryview:
         words = self._blocks.get((position, number))
         if words is None:
             for ahead in range(position, position + (1 if number else _LOOKAHEAD)):
@@ -62,13 +70,13 @@ class CoupledNoise:
             self._forget(position)
         return words
 
-    def _draw(self, position: int, number: int) -> NDArray[np.uint64]:
+    def _draw(self, position: int, number: int) -> memoryview:
         # numpy steps the counter before it draws, hence the "+ 1" in the definition above.
         self._state["state"]["counter"][:] = (number * (_BLOCK // 4), position, 0, 0)
         self._state["buffer_pos"] = 4
         self._bits.state = self._state
         words: NDArray[np.uint64] = self._bits.random_raw(_BLOCK)
-        return words
+        return words.data
 
     def _forget(self, position: int) -> None:
         """Drops blocks of positions that lie too far back to be asked for again."""
