@@ -12,9 +12,10 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from sstool.checkpoint import describe
 from sstool.export import ExportRequest, export_artifact
 from sstool.graph.build import build_decoder
-from sstool.graph.lower import lower_verify
+from sstool.graph.lower import lower_verify, plan_lowering
 from sstool.skip_set import SkipSpec
 from tests.toolchain.tiny_llama import copy_of, make_llama
 
@@ -46,7 +47,7 @@ def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def verify_graph(tiny_model: Path) -> ir.Model:
     """The tiny checkpoint's verify graph with a context of 64. Read only: clone it to change it."""
-    return lower_verify(build_decoder(tiny_model), max_context=CONTEXT)
+    return lower_verify(build_decoder(tiny_model), plan_lowering(describe(tiny_model), CONTEXT))
 
 
 @pytest.fixture(scope="session")

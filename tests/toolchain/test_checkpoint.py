@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ssruntime.errors import CheckpointError, SelfSpecError, UnsupportedModelError
+from sstool.attention_pattern import EVERY_LAYER, rope_parameters
 from sstool.checkpoint import check_weights, describe
 from sstool.hub import resolve
 from sstool.safetensors_files import check_finite, read_tensors
@@ -39,7 +40,7 @@ def test_a_sound_checkpoint_is_described(tiny_model: Path) -> None:
     found = describe(tiny_model)
     assert (found.model_type, found.architecture) == ("llama", "LlamaForCausalLM")
     assert (found.num_layers, found.hidden_size, found.num_heads, found.kv_heads, found.head_dim) == (LAYERS, 64, 4, 2, 16)
-    assert (found.vocab_size, found.max_context, found.original_context, found.rope_type) == (VOCAB, 256, 256, "default")
+    assert (found.vocab_size, found.max_context, found.original_context) == (VOCAB, 256, 256)
     assert found.num_parameters == sum(a.size for a in load_file(tiny_model / "model.safetensors").values())
     assert found.weight_bytes == 4 * found.num_parameters
     check_weights(found)
@@ -55,7 +56,8 @@ def test_older_configs_are_read(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "config.json", rope_parameters=None, head_dim=None, num_key_value_heads=None)
     edit_json(tiny_copy / "config.json", rope_scaling={"type": "linear", "factor": 2.0})
     found = describe(tiny_copy)
-    assert (found.rope_type, found.head_dim, found.kv_heads) == ("linear", 16, 4)
+    assert rope_parameters(found.config)[EVERY_LAYER]["rope_type"] == "linear"
+    assert (found.head_dim, found.kv_heads) == (16, 4)
 
 
 def test_the_context_before_scaling_is_known(tiny_copy: Path) -> None:
@@ -133,13 +135,13 @@ BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "bert": (config(architectures=["BertModel"], model_type="bert"), CheckpointError, "not a decoder: its architecture is BertModel"),
     "classifier": (config(architectures=["LlamaForSequenceClassification"]), CheckpointError, "not a decoder"),
     "another family": (
-        config(architectures=["Gemma2ForCausalLM"], model_type="gemma2"),
+        config(architectures=["FalconForCausalLM"], model_type="falcon"),
         UnsupportedModelError,
-        "'gemma2'.*not yet supported",
+        "'falcon'.*not yet supported",
     ),
     "quantized": (config(quantization_config={"quant_method": "gptq"}), UnsupportedModelError, "is quantized"),
-    "dynamic rope": (config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), UnsupportedModelError, "'dynamic'"),
-    "longrope": (config(rope_scaling={"type": "longrope"}, rope_parameters=None), UnsupportedModelError, "'longrope'"),
+    "rope is a list": (config(rope_parameters=[1.0]), CheckpointError, "the rope parameters are not an object"),
+    "layers of a strange kind": (config(layer_types=["linear_attention"] * 4), UnsupportedModelError, "linear_attention"),
     "narrow heads": (config(head_dim=8), UnsupportedModelError, "heads of 8"),
     "no tokenizer": (remove("tokenizer.json"), CheckpointError, "no tokenizer.json"),
     "cut tokenizer": (cut("tokenizer.json", 0.7), CheckpointError, "tokenizer.json is not a tokenizer"),

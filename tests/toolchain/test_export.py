@@ -25,7 +25,7 @@ from ssruntime.errors import ArtifactError, CheckpointError, ConfigError, Recipe
 from sstool import export
 from sstool.checkpoint import describe
 from sstool.export import ExportRequest, export_artifact
-from sstool.graph.lower import lower_verify
+from sstool.graph.lower import LoweringPlan, lower_verify
 from sstool.parity import measure_parity, plan_parity
 from sstool.skip_set import SkipSpec, default_skip_set
 from tests.toolchain.conftest import SKIP
@@ -162,7 +162,7 @@ def swap_two_layers(model: ir.Model) -> None:
 
 
 def wrong_angles(model: ir.Model) -> None:
-    for name in ("model.rotary_emb.cos_cache", "model.rotary_emb.sin_cache"):
+    for name in ("sstool.rotary.every_layer.cos", "sstool.rotary.every_layer.sin"):
         value = model.graph.initializers[name]
         assert value.const_value is not None
         table = value.const_value.numpy().copy()
@@ -192,8 +192,8 @@ def least_probable_tokens(model: ir.Model) -> None:
 def test_the_gate_refuses_a_wrong_graph_and_leaves_nothing(
     break_graph: Callable[[ir.Model], None], message: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(model: ir.Model, *, max_context: int) -> ir.Model:
-        lowered = lower_verify(model, max_context=max_context)
+    def broken(model: ir.Model, plan: LoweringPlan) -> ir.Model:
+        lowered = lower_verify(model, plan)
         break_graph(lowered)
         return lowered
 

@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, read without torch and refused with a reason where it cannot be exported."""
+"""What a checkpoint folder holds, refused with a reason where it cannot be exported."""
 
 from __future__ import annotations
 
@@ -10,16 +10,46 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
+from sstool.attention_pattern import LayerAttention, attention_pattern
+from sstool.quiet import quiet
+from sstool.rotary import original_context
 from sstool.safetensors_files import TensorRecord, check_dtypes, check_finite, read_tensors
 
-SUPPORTED_FAMILIES: Final = frozenset({"llama"})
-SUPPORTED_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})
+SUPPORTED_FAMILIES: Final = frozenset(
+    {
+        "exaone4",
+        "gemma",
+        "gemma2",
+        "gpt2",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "olmo3",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "starcoder2",
+    }
+)
+"""Families whose graphs the tests hold to transformers; others may be right too, and nobody has shown it."""
 TOKENIZER: Final = "tokenizer.json"
 
 _HEAD_DIM_STEP: Final = 16
 _FP32_BYTES: Final = 4
-_DEFAULT_CONTEXT: Final = 2048
-"""What transformers takes for a Llama config that names none."""
+_COUNTS: Final = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+"""Settings that are checked before transformers reads them, whose own messages take a page."""
+_DECODERS: Final = ("ForCausalLM", "LMHeadModel")
 _AGAIN: Final = "download the checkpoint again"
 
 
@@ -29,7 +59,8 @@ class Checkpoint:
 
     Attributes:
         folder: where it lies.
-        config: `config.json`.
+        settings: `config.json`.
+        config: the same as transformers reads it, with the family's defaults.
         model_type: the family, for example `llama`.
         architecture: the class the weights belong to, for example `LlamaForCausalLM`.
         num_layers: decoder layers.
@@ -39,7 +70,7 @@ class Checkpoint:
         head_dim: width of a head.
         vocab_size: rows of the embedding.
         max_context: positions the model is made for.
-        rope_type: how positions are scaled: default, linear, llama3 or yarn.
+        attention: each layer's window and rotary embedding.
         original_context: positions before scaling; `max_context` where nothing is scaled.
         tensors: every tensor of the weight files.
         num_parameters: numbers in them.
@@ -47,7 +78,8 @@ class Checkpoint:
     """
 
     folder: Path
-    config: dict[str, Any]
+    settings: dict[str, Any]
+    config: Any
     model_type: str
     architecture: str
     num_layers: int
@@ -57,7 +89,7 @@ class Checkpoint:
     head_dim: int
     vocab_size: int
     max_context: int
-    rope_type: str
+    attention: tuple[LayerAttention, ...]
     original_context: int
     tensors: tuple[TensorRecord, ...]
     num_parameters: int
@@ -75,36 +107,36 @@ def describe(folder: Path) -> Checkpoint:
         raise CheckpointError(f"no model folder at {folder}", "check the path, or name a hub id such as org/name")
     if not any(folder.iterdir()):
         raise CheckpointError(f"the model folder {folder} is empty", _AGAIN)
-    config = _read_config(folder)
-    model_type, architecture = _family(folder, config)
-    rope_type, original = _rope(folder, config)
+    settings = _read_config(folder)
+    model_type, architecture = _family(folder, settings)
+    config = _complete(folder, settings)
     tensors = tuple(read_tensors(folder))
     check_dtypes(tensors)
     _check_tokenizer(folder)
-    num_heads = _count(folder, config, "num_attention_heads")
-    hidden_size = _count(folder, config, "hidden_size")
-    head_dim = _count(folder, config, "head_dim", default=hidden_size // num_heads)
+    num_heads = _count(folder, settings, config, "num_attention_heads")
+    hidden_size = _count(folder, settings, config, "hidden_size")
+    head_dim = getattr(config, "head_dim", None) or hidden_size // num_heads
     if head_dim % _HEAD_DIM_STEP:
         raise UnsupportedModelError(
             f"{folder} has heads of {head_dim}; the attention kernels take multiples of {_HEAD_DIM_STEP}",
             "pad the heads with zeros, which does not change the function",
         )
-    max_context = _count(folder, config, "max_position_embeddings", default=_DEFAULT_CONTEXT)
     num_parameters = sum(t.num_elements for t in tensors)
     return Checkpoint(
         folder=folder,
+        settings=settings,
         config=config,
         model_type=model_type,
         architecture=architecture,
-        num_layers=_count(folder, config, "num_hidden_layers"),
+        num_layers=_count(folder, settings, config, "num_hidden_layers"),
         hidden_size=hidden_size,
         num_heads=num_heads,
-        kv_heads=_count(folder, config, "num_key_value_heads", default=num_heads),
+        kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
         head_dim=head_dim,
-        vocab_size=_count(folder, config, "vocab_size"),
-        max_context=max_context,
-        rope_type=rope_type,
-        original_context=original or max_context,
+        vocab_size=_count(folder, settings, config, "vocab_size"),
+        max_context=config.max_position_embeddings,
+        attention=attention_pattern(config),
+        original_context=original_context(config),
         tensors=tensors,
         num_parameters=num_parameters,
         weight_bytes=num_parameters * _FP32_BYTES,
@@ -150,9 +182,9 @@ def _family(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(model_type, str) or not isinstance(architectures, list):
         raise CheckpointError(f"{folder / 'config.json'} does not say which model it is: model_type is {model_type!r}", _AGAIN)
     architecture = str(architectures[0]) if architectures else "unnamed"
-    if config.get("is_encoder_decoder") or not architecture.endswith("ForCausalLM"):
+    if config.get("is_encoder_decoder") or not architecture.endswith(_DECODERS):
         raise CheckpointError(
-            f"{folder} is not a decoder: its architecture is {architecture}", "sstool exports models that end in ForCausalLM"
+            f"{folder} is not a decoder: its architecture is {architecture}", f"sstool exports models that end in {' or '.join(_DECODERS)}"
         )
     if model_type not in SUPPORTED_FAMILIES:
         raise UnsupportedModelError(
@@ -163,27 +195,34 @@ def _family(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
     return model_type, architecture
 
 
-def _rope(folder: Path, config: dict[str, Any]) -> tuple[str, int | None]:
-    """Returns the kind of rope scaling, and the context before it where the config says."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
+def _complete(folder: Path, settings: dict[str, Any]) -> Any:
+    """Returns the config as transformers reads it: other names of the same settings, and the family's defaults for what is left out."""
+    from transformers import AutoConfig
+
+    if not all(isinstance(settings.get(key) or {}, dict) for key in ("rope_parameters", "rope_scaling")):
         raise CheckpointError(f"{folder / 'config.json'}: the rope parameters are not an object", _AGAIN)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in SUPPORTED_ROPE:
-        raise UnsupportedModelError(
-            f"{folder} scales its positions with {kind!r}, which is not yet supported", f"supported: {', '.join(sorted(SUPPORTED_ROPE))}"
-        )
-    original = rope.get("original_max_position_embeddings")
-    return str(kind), original if isinstance(original, int) and original > 0 else None
+    for key in _COUNTS:
+        if settings.get(key) is not None:
+            _check_count(folder, key, settings[key])
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as err:  # transformers raises whatever its checks raise
+        reason = " ".join(str(err).split())
+        raise CheckpointError(f"{folder / 'config.json'} is not a config of {settings['model_type']!r}: {reason}", _AGAIN) from err
 
 
-def _count(folder: Path, config: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None and default is not None:
-        value = default
+def _count(folder: Path, settings: dict[str, Any], config: Any, key: str) -> int:
+    """Returns a number that config.json itself must give, under its common name or the family's own: no default would fit the weights."""
+    own_name = config.attribute_map.get(key, key)
+    value: Any = settings.get(own_name, settings.get(key))
+    _check_count(folder, own_name, value)
+    return int(value)
+
+
+def _check_count(folder: Path, key: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"{folder / 'config.json'}: {key} must be a whole number of at least 1, found {value!r}", _AGAIN)
-    return value
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -31,10 +31,11 @@ from ssruntime.errors import ConfigError, did_you_mean
 from sstool.checkpoint import Checkpoint, check_weights, describe
 from sstool.gate import run_gate
 from sstool.graph.build import build_decoder
-from sstool.graph.lower import lower_draft, lower_verify
+from sstool.graph.lower import lower_draft, lower_verify, plan_lowering
 from sstool.graph.save import save_graphs
 from sstool.hub import ResolvedModel, resolve
 from sstool.publish import staged_folder
+from sstool.rotary import check_scaling
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
 from sstool.text_files import write_text_files
 from sstool.version import version
@@ -98,6 +99,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
         model = resolve(request.model, request.revision)
         checkpoint = describe(model.folder)
         max_context = _max_context(request.max_context, checkpoint)
+        check_scaling(checkpoint.config, max_context)
         spec = _skip_spec(request.skip, checkpoint)
         check_weights(checkpoint)
         say("building the graphs")
@@ -113,7 +115,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
 
 
 def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, max_context: int) -> None:
-    verify = lower_verify(build_decoder(checkpoint.folder), max_context=max_context)
+    verify = lower_verify(build_decoder(checkpoint.folder), plan_lowering(checkpoint, max_context))
     draft = lower_draft(verify, skip)
     save_graphs(folder, {VERIFY_GRAPH: verify, DRAFT_GRAPH: draft})
     # Graphs hold themselves in cycles, and the checkpoint's weights with them: gone before the gate loads these anew.

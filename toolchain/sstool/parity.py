@@ -23,7 +23,9 @@ MAX_POSITIONS: Final = 256
 WIDTHS: Final = (1, 1, 1, 4, 4, 16, 16, 1, 4, 16)
 """Widths of the passes after the prefill, each attending to all before it."""
 _MARGIN: Final = 64
-_MAX_SEQUENCE: Final = 1024
+_BEYOND_WINDOWS: Final = 16
+_MAX_STRETCH: Final = 1024
+"""Tokens past which a run only to see scaled positions is too long."""
 _SEED: Final = 0
 
 
@@ -79,14 +81,15 @@ class ParityPlan:
 
 
 def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
-    """Chooses what to run: past the context before rope scaling where a thousand tokens reach it, else 256 tokens.
+    """Chooses what to run: past twice the widest window, and past the context before rope scaling where a thousand tokens reach it.
 
     Args:
         checkpoint: the model.
         max_context: positions the engine has.
     """
-    length = MAX_POSITIONS
-    if checkpoint.original_context < checkpoint.max_context and checkpoint.original_context + _MARGIN <= _MAX_SEQUENCE:
+    windows = {layer.window for layer in checkpoint.attention if layer.window is not None}
+    length = max(MAX_POSITIONS, *(2 * window + _BEYOND_WINDOWS for window in windows)) if windows else MAX_POSITIONS
+    if checkpoint.original_context < checkpoint.max_context and checkpoint.original_context + _MARGIN <= _MAX_STRETCH:
         length = max(length, checkpoint.original_context + _MARGIN)
     length = min(length, max_context)
     widths: list[int] = []
@@ -94,13 +97,15 @@ def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
         if sum(widths) + width < length:
             widths.append(width)
     prefill = length - sum(widths)
-    compared = np.unique(np.linspace(0, prefill - 1, min(prefill, MAX_POSITIONS - sum(widths))).round().astype(int))
+    edges = {w + step for w in windows for step in (-1, 0, 1) if w + step < prefill}
+    spread = np.linspace(0, prefill - 1, min(prefill, MAX_POSITIONS - sum(widths) - len(edges))).round().astype(int)
+    compared = sorted(edges | {int(p) for p in spread})
     ids = np.random.default_rng(_SEED).integers(0, checkpoint.vocab_size, length)
     return ParityPlan(
         ids=tuple(int(i) for i in ids),
         prefill=prefill,
         widths=tuple(widths),
-        positions=(*(int(p) for p in compared), *range(prefill, length)),
+        positions=(*compared, *range(prefill, length)),
     )
 
 

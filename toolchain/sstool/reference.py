@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import CheckpointError, UnsupportedModelError
-from sstool.graph.build import quiet
 from sstool.graph.sublayers import sublayer_of_path
 from sstool.passes.elide import sublayers_of
+from sstool.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

@@ -56,8 +56,8 @@ def _generation_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.folder / GENERATION_CONFIG
     settings = read_json(path) if path.exists() else {}
     for key in _TOKEN_IDS:
-        if settings.get(key) is None and checkpoint.config.get(key) is not None:
-            settings[key] = checkpoint.config[key]
+        if settings.get(key) is None and checkpoint.settings.get(key) is not None:
+            settings[key] = checkpoint.settings[key]
     return settings
 
 

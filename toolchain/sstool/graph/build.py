@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import onnx_ir as ir
 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
 from ssruntime.scratch import scratch_folder
+from sstool.quiet import quiet
 
 logger = logging.getLogger(__name__)
-
-_NOISY_LOGGERS: Final = ("mobius", "onnxscript", "onnx_ir", "transformers")
 
 
 def build_decoder(folder: Path) -> ir.Model:
@@ -74,21 +70,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the progress bars, warnings and log lines of the libraries that read checkpoints off stderr."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in _NOISY_LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
 def _build(folder: Path) -> ir.Model:
     # Read when the libraries are imported, which happens here first: no look at the hub for a folder that is on disk.
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -102,7 +83,7 @@ def _build(folder: Path) -> ir.Model:
         reason = f"{type(err).__name__}: {err}"
         if "shape mismatch" in reason:
             raise CheckpointError(f"{folder}: {err}", "config.json and the weights belong to different models") from err
-        raise UnsupportedModelError(f"{folder}: no graph can be built: {reason}", "sstool exports Llama-architecture decoders") from err
+        raise UnsupportedModelError(f"{folder}: no graph can be built: {reason}", "this model cannot be exported yet") from err
     if not isinstance(model, ir.Model):
-        raise UnsupportedModelError(f"{folder}: mobius built no decoder graph", "sstool exports Llama-architecture decoders")
+        raise UnsupportedModelError(f"{folder}: mobius built no decoder graph", "this model cannot be exported yet")
     return model

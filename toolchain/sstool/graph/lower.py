@@ -2,31 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ssruntime.artifact import SkipSet
+from sstool.attention_pattern import LayerAttention
+from sstool.checkpoint import Checkpoint
+from sstool.passes.attention_layout import AttentionLayoutPass
 from sstool.passes.chosen_positions import ChosenPositionsPass
+from sstool.passes.derive_positions import DerivePositionsPass
 from sstool.passes.direct_lengths import DirectLengthsPass
 from sstool.passes.drop_functions import DropFunctionsPass
 from sstool.passes.elide import ElidePass
+from sstool.passes.embedding_scale import EmbeddingScalePass
+from sstool.passes.fold_constants import FoldConstantsPass
 from sstool.passes.fuse_silu import FuseSiluPass
 from sstool.passes.rename_cache import RenameCachePass
 from sstool.passes.tie_head import TieHeadPass
 from sstool.passes.token_outputs import TokenOutputsPass
-from sstool.passes.trim_rotary import TrimRotaryPass
+from sstool.rotary import Table, rotary_tables
 
 
-def lower_verify(model: ir.Model, *, max_context: int) -> ir.Model:
+@dataclass(frozen=True, kw_only=True)
+class LoweringPlan:
+    """What the passes need to know of the model, for a context.
+
+    Attributes:
+        hidden_size: width of the residual stream.
+        attention: each layer's.
+        rotary: the table of each rotary embedding that they name, with as many rows as the context has positions.
+    """
+
+    hidden_size: int
+    attention: tuple[LayerAttention, ...]
+    rotary: Mapping[str, Table]
+
+
+def plan_lowering(checkpoint: Checkpoint, max_context: int) -> LoweringPlan:
+    """Returns the plan of a checkpoint for a context of `max_context` positions."""
+    return LoweringPlan(
+        hidden_size=checkpoint.hidden_size,
+        attention=checkpoint.attention,
+        rotary=rotary_tables(checkpoint.config, max_context),
+    )
+
+
+def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
     """Rewrites a decoder graph to the graph contract, in place, as fast as ONNX Runtime's own extended optimizations make it.
 
     Raises:
         UnsupportedModelError: if the graph is not one that the passes can take.
     """
     passes = ir.passes.Sequential(
+        FoldConstantsPass(),
+        EmbeddingScalePass(plan.hidden_size),
         DirectLengthsPass(),
+        DerivePositionsPass(),
         RenameCachePass(),
-        TrimRotaryPass(max_context),
+        AttentionLayoutPass(plan.attention, plan.rotary),
         TieHeadPass(),
         FuseSiluPass(),
         ChosenPositionsPass(),

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ssruntime import graph_io
 from ssruntime.errors import UnsupportedModelError
-from sstool.passes.last_axis import last_axis
+from sstool.passes.constants import last_axis
 
 
 class ChosenPositionsPass(ir.passes.InPlacePass):

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ssruntime import graph_io
 from ssruntime.errors import UnsupportedModelError
-from sstool.passes.last_axis import last_axis
+from sstool.passes.constants import int64_constant, last_axis
 
 
 class TokenOutputsPass(ir.passes.InPlacePass):
@@ -42,7 +42,7 @@ class TokenOutputsPass(ir.passes.InPlacePass):
 
 def _top(graph: ir.Graph, logits: ir.Value, count: int) -> tuple[ir.Value, ir.Value]:
     """Adds the `count` best tokens of each row, and their logits."""
-    number = _constant(graph, "sstool.num_top", [count])
+    number = int64_constant(graph, "sstool.num_top", [count])
     values = _value(graph_io.TOP_LOGITS, ir.DataType.FLOAT, count)
     tokens = _value(graph_io.TOP_TOKENS, ir.DataType.INT64, count)
     graph.append(ir.node("TopK", [logits, number], attributes={"axis": -1}, outputs=[values, tokens], name="sstool.top"))
@@ -54,7 +54,7 @@ def _best(graph: ir.Graph, logits: ir.Value, top_tokens: ir.Value) -> tuple[ir.V
     last = last_axis(graph)
     token = _value(graph_io.TOKEN, ir.DataType.INT64)
     confidence = _value(graph_io.CONFIDENCE, ir.DataType.FLOAT)
-    first = _constant(graph, "sstool.first", 0)
+    first = int64_constant(graph, "sstool.first", 0)
     chosen = ir.node("Gather", [top_tokens, first], attributes={"axis": -1}, outputs=[token], name="sstool.token")
     probabilities = ir.node("Softmax", [logits], attributes={"axis": -1}, name="sstool.probabilities")
     place = ir.node("Unsqueeze", [token, last], name="sstool.token_place")
@@ -62,13 +62,6 @@ def _best(graph: ir.Graph, logits: ir.Value, top_tokens: ir.Value) -> tuple[ir.V
     squeezed = ir.node("Squeeze", [best.outputs[0], last], outputs=[confidence], name="sstool.confidence")
     graph.extend([chosen, probabilities, place, best, squeezed])
     return token, confidence
-
-
-def _constant(graph: ir.Graph, name: str, number: int | list[int]) -> ir.Value:
-    tensor = ir.tensor(number, dtype=ir.DataType.INT64, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(tensor.numpy().shape))
-    graph.register_initializer(value)
-    return value
 
 
 def _value(name: str, dtype: ir.DataType, *inner: int) -> ir.Value:

@@ -1,0 +1,1 @@
+"""Every supported family, proven on random checkpoints."""

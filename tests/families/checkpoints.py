@@ -1,0 +1,130 @@
+"""Random checkpoints of every supported family, so drawn that each sublayer, window, angle and scale shows in the logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from tests.toolchain.tiny_llama import VOCAB, write_tokenizer
+
+WINDOW: Final = 12
+"""Of every family that has windows: sequences of twice that and more stay short."""
+
+FIRST: Final[dict[str, Any]] = {
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+SECOND: Final[dict[str, Any]] = {
+    "hidden_size": 96,
+    "intermediate_size": 80,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 1,
+}
+_MOE: Final = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
+_YARN: Final = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 2.0, "original_max_position_embeddings": 64}
+_LINEAR: Final = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
+
+FAMILIES: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
+    "exaone4": (
+        {"sliding_window": WINDOW, "sliding_window_pattern": 4},
+        {"sliding_window": None, "layer_types": ["full_attention"] * 6, "sliding_window_pattern": 1},
+    ),
+    "gemma": ({"head_dim": 32}, {"head_dim": 48, "tie_word_embeddings": False}),
+    "gemma2": (
+        {
+            "head_dim": 32,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 20,
+            "final_logit_softcapping": 3.0,
+            "attn_logit_softcapping": 2.0,
+        },
+        {"head_dim": 16, "sliding_window": WINDOW + 5, "query_pre_attn_scalar": 5, "final_logit_softcapping": 5.0},
+    ),
+    "gpt2": ({"n_embd": 64, "n_layer": 8, "n_head": 4}, {"n_embd": 96, "n_layer": 6, "n_head": 2, "tie_word_embeddings": False}),
+    "granite": (
+        {"embedding_multiplier": 6.0, "attention_multiplier": 0.5, "residual_multiplier": 0.5, "logits_scaling": 4.0},
+        {
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.8,
+            "logits_scaling": 2.0,
+            "attention_bias": True,
+        },
+    ),
+    "llama": ({}, {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": _YARN}),
+    "mistral": ({"sliding_window": WINDOW}, {"sliding_window": None, "head_dim": 32, "tie_word_embeddings": True}),
+    "mixtral": (
+        {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {"num_local_experts": 3, "num_experts_per_tok": 1, "tie_word_embeddings": True},
+    ),
+    "olmo2": ({}, {"tie_word_embeddings": True, "rope_parameters": _LINEAR}),
+    "olmo3": ({"sliding_window": WINDOW}, {"sliding_window": WINDOW + 5, "tie_word_embeddings": True}),
+    "phi3": ({"sliding_window": WINDOW}, {"sliding_window": None, "tie_word_embeddings": True}),
+    "qwen2": (
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 4},
+        {"use_sliding_window": False, "sliding_window": WINDOW, "tie_word_embeddings": True},
+    ),
+    "qwen3": (
+        {"head_dim": 32},
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "tie_word_embeddings": True},
+    ),
+    "qwen3_moe": ({"head_dim": 32, **_MOE}, {"head_dim": 16, **_MOE, "norm_topk_prob": True, "tie_word_embeddings": True}),
+    "starcoder2": ({"sliding_window": WINDOW}, {"sliding_window": None, "tie_word_embeddings": False}),
+}
+"""What each family's two shapes say beyond `FIRST` and `SECOND`."""
+
+_GAIN: Final = 1.5
+"""Of every matrix: less and an angle hardly shows, more and rounding grows from layer to layer until it shows too."""
+
+REFUSED: Final = ("falcon", "bloom", "opt", "stablelm", "gpt_neox", "phi", "cohere", "glm4", "gemma3_text")
+"""Families whose graphs are not right, or that nobody has shown to be."""
+
+
+def make_checkpoint(folder: Path, family: str, shape: int, *, seed: int = 0, dtype: str = "float32", **changes: Any) -> Path:
+    """Saves a random checkpoint with a word-level tokenizer.
+
+    Args:
+        folder: where to; is made.
+        family: a key of `FAMILIES`, or of `REFUSED`.
+        shape: 0 or 1.
+        seed: of the weights.
+        dtype: of the saved weights.
+        changes: go to the config.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 128}
+    if family != "gpt2":
+        # A base so small that angles differ between positions that lie near each other.
+        settings |= {**(FIRST, SECOND)[shape], "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+    if family in FAMILIES:
+        settings |= FAMILIES[family][shape]
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**settings, **changes}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _draw(name, parameter)
+    torch.random.set_rng_state(state)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def _draw(name: str, parameter: Any) -> None:
+    """Draws matrices so large that attention is peaked and every sublayer weighs about as much as the stream it joins."""
+    import torch
+
+    noise = torch.randn_like(parameter)
+    if parameter.ndim < 2:
+        parameter.add_(0.1 * noise)
+    elif "emb" in name or "wte" in name or "wpe" in name:
+        parameter.copy_(noise)
+    else:
+        fan_in = parameter.shape[0] if ".c_" in name else parameter.shape[-1]  # GPT-2 keeps its matrices transposed
+        parameter.copy_(_GAIN * fan_in**-0.5 * noise)
