@@ -21,34 +21,55 @@ if TYPE_CHECKING:
     import torch
 
 
-def reference_logits(folder: Path, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
-    """Runs the checkpoint once over a sequence, and lets go of it again.
+class Reference:
+    """A checkpoint in transformers, fp32."""
 
-    Args:
-        folder: the checkpoint.
-        ids: the sequence, from position 0.
-        positions: which positions' logits to return.
-        skip: sublayers whose output is replaced by zero, as a draft leaves them out.
+    def __init__(self, folder: Path) -> None:
+        """Loads it.
 
-    Returns:
-        float32[len(positions), vocab].
+        Raises:
+            CheckpointError: if the weights lack a tensor of the model.
+            UnsupportedModelError: if transformers cannot load the model.
+        """
+        self._folder = folder
+        self._model = _load(folder)
 
-    Raises:
-        CheckpointError: if the weights lack a tensor of the model.
-        UnsupportedModelError: if transformers cannot run the model.
-    """
-    import torch
+    def logits(self, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
+        """Runs a sequence once.
 
-    model = _load(folder)
-    if skip is not None:
-        _zero_sublayers(model, skip)
-    with torch.inference_mode():
+        Args:
+            ids: the sequence, from position 0.
+            positions: which positions' logits to return.
+            skip: sublayers whose output is replaced by zero, as a draft leaves them out.
+
+        Returns:
+            float32[len(positions), vocab].
+
+        Raises:
+            UnsupportedModelError: if transformers cannot run the model.
+        """
+        import torch
+
+        hooks = [] if skip is None else _zero_sublayers(self._model, skip)
         try:
-            output = model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=torch.tensor(list(positions)))
+            with torch.inference_mode():
+                output = self._model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=torch.tensor(list(positions)))
         except (RuntimeError, TypeError, ValueError) as err:
-            raise UnsupportedModelError(f"{folder}: transformers cannot run the model: {err}", "this model cannot be exported yet") from err
-    logits: NDArray[np.float32] = output.logits[0].float().numpy().copy()
-    del model, output
+            raise UnsupportedModelError(
+                f"{self._folder}: transformers cannot run the model: {err}", "this model cannot be exported yet"
+            ) from err
+        finally:
+            for hook in hooks:
+                hook.remove()
+        logits: NDArray[np.float32] = output.logits[0].float().numpy().copy()
+        return logits
+
+
+def reference_logits(folder: Path, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
+    """Loads a checkpoint, runs a sequence through it once (see `Reference.logits`), and lets go of it again."""
+    reference = Reference(folder)
+    logits = reference.logits(ids, positions, skip=skip)
+    del reference
     _give_memory_back()
     return logits
 
@@ -84,13 +105,16 @@ def _load(folder: Path) -> Any:
     return model.eval()
 
 
-def _zero_sublayers(model: Any, skip: SkipSet) -> None:
+def _zero_sublayers(model: Any, skip: SkipSet) -> list[Any]:
+    """Has skipped sublayers give zero; returns the hooks that do it."""
     wanted = set(sublayers_of(skip))
+    hooks = []
     for name, module in model.named_modules():
         found = sublayer_of_path(_layer_path(name))
         parent = sublayer_of_path(_layer_path(name.rpartition(".")[0]))
         if found in wanted and parent is None:
-            module.register_forward_hook(_zeroed)
+            hooks.append(module.register_forward_hook(_zeroed))
+    return hooks
 
 
 def _layer_path(name: str) -> tuple[str, ...]:

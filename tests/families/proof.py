@@ -1,0 +1,131 @@
+"""What is shown of one checkpoint of a family: its engines are the checkpoint's, with and without sublayers, and so is the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ssruntime import Engine, GenerationConfig, load
+from ssruntime.artifact import SkipSet
+from sstool.checkpoint import Checkpoint, describe
+from sstool.export import ExportRequest, export_artifact
+from sstool.graph.build import build_decoder
+from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify, plan_lowering
+from sstool.parity import measure_parity
+from sstool.reference import Reference
+from sstool.replay import compare, traced
+from sstool.skip_set import SkipSpec
+from tests.greedy_reference import greedy_reference, load_reference, untied_difference
+from tests.toolchain.conftest import open_graph
+from tests.toolchain.tiny_llama import VOCAB
+
+CONTEXT: Final = 64
+TOLERANCE: Final = 1e-4
+NUM_TOKENS: Final = 64
+IDS: Final = tuple(int(i) for i in np.random.default_rng(3).integers(0, VOCAB, 56))
+"""Past twice any test window."""
+PROMPT: Final = IDS[:30]
+GREEDY: Final = {"temperature": 0.0}
+SAMPLED: Final = {"temperature": 0.8, "top_p": 0.95, "seed": 5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """Figures of one checkpoint.
+
+    Attributes:
+        parity: largest error of the verify engine, through prefill and widths 1, 4 and 16, as a fraction of the largest logit.
+        draft_parity: of the draft engine, and of drafts with other sublayers left out, against the checkpoint whose sublayers give 0.
+        identical: runs compared with plain decoding, and how they came out.
+        untied_difference: where plain greedy text first differs from transformers' without a tie.
+    """
+
+    parity: float
+    draft_parity: float
+    identical: tuple[str, ...]
+    untied_difference: int | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything that a supported family promises is so."""
+        is_exact = max(self.parity, self.draft_parity) <= TOLERANCE
+        return is_exact and set(self.identical) == {"yes"} and self.untied_difference is None
+
+
+def prove(model: Path, out: Path) -> Proof:
+    """Exports a checkpoint of at least six layers and measures what a supported family promises."""
+    checkpoint = describe(model)
+    skip = SkipSpec(attention=(1, 2, checkpoint.num_layers - 1), mlp=(0, 2, 3))
+    artifact = export_artifact(ExportRequest(model=model, out=out, skip=skip))
+    graph, reference = verify_graph(checkpoint), Reference(model)
+    with load(artifact.folder, max_sequences=1) as engine:
+        draft = measure_parity(engine.backend, model, draft=skip.skip()).max_relative
+        theirs, rows = greedy_reference(load_reference(model), PROMPT, NUM_TOKENS)
+        ours = engine.generate(list(PROMPT), _config("plain", GREEDY)).token_ids
+        return Proof(
+            parity=artifact.manifest.gate["parity"]["max_relative"],
+            draft_parity=max(draft, *(draft_error(graph, reference, s) for s in skip_sets(checkpoint.num_layers).values())),
+            identical=tuple(_verdict(engine, how) for how in (GREEDY, SAMPLED)),
+            untied_difference=untied_difference(ours, theirs, rows),
+        )
+
+
+def skip_sets(num_layers: int) -> dict[str, SkipSet]:
+    """Returns the kinds of skip sets that each family is shown to take."""
+    last = num_layers - 1
+    return {
+        "attention only": SkipSet(attention=(1, 3)),
+        "mlp only": SkipSet(mlp=(0, 4)),
+        "both": SkipSet(attention=(1, 4), mlp=(2, 4)),
+        "first layer": SkipSet(attention=(0,), mlp=(0,)),
+        "last layer": SkipSet(attention=(last,), mlp=(last,)),
+        "adjacent sublayers": SkipSet(attention=(2, 3, 4), mlp=(1, 2, 3)),
+    }
+
+
+def draft_error(verify: ir.Model, reference: Reference, skip: SkipSet) -> float:
+    """Returns how far a draft graph is from the checkpoint whose skipped sublayers give 0, as a fraction of the largest logit."""
+    return relative_error(run(lower_draft(verify, skip)), reference.logits(IDS, range(len(IDS)), skip=skip))
+
+
+def verify_graph(checkpoint: Checkpoint, plan: LoweringPlan | None = None) -> ir.Model:
+    """Returns a checkpoint's verify graph for `CONTEXT` positions, lowered by another plan if one is given."""
+    return lower_verify(build_decoder(checkpoint.folder), plan or plan_lowering(checkpoint, CONTEXT))
+
+
+def run(model: ir.Model, ids: Sequence[int] = IDS) -> NDArray[np.float32]:
+    """Runs a graph over a sequence in one pass; gives all logits float32[len(ids), vocab]."""
+    session = open_graph(model)
+    feeds: dict[str, NDArray[np.generic]] = {
+        "input_ids": np.asarray([ids], dtype=np.int64),
+        "seqlens_k": np.asarray([len(ids) - 1], dtype=np.int32),
+        "total_sequence_length": np.asarray(len(ids), dtype=np.int32),
+        "logits_index": np.asarray([range(len(ids))], dtype=np.int64),
+    }
+    for value in session.get_inputs():
+        if value.name.startswith("past."):
+            feeds[value.name] = np.zeros((1, value.shape[1], CONTEXT, value.shape[3]), dtype=np.float32)
+    logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
+    return logits
+
+
+def relative_error(ours: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Returns the largest difference as a fraction of the largest reference logit."""
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())
+
+
+def _config(mode: str, how: dict[str, float]) -> GenerationConfig:
+    return GenerationConfig.from_mapping({"mode": mode, "max_new_tokens": NUM_TOKENS, "ignore_eos": True, **how})
+
+
+def _verdict(engine: Engine, how: dict[str, float]) -> str:
+    plain = engine.generate(list(PROMPT), _config("plain", how)).token_ids
+    speculative = _config("speculative", how)
+    _, trace = traced(engine, list(PROMPT), speculative)
+    return compare(engine, speculative, plain=plain, run=trace).verdict

@@ -1,0 +1,86 @@
+"""Each supported family: the engines compute the checkpoint, drafts the checkpoint without their sublayers, and texts agree."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ssruntime.artifact import SkipSet
+from sstool.checkpoint import SUPPORTED_FAMILIES, describe
+from sstool.reference import Reference
+from tests.families.checkpoints import FAMILIES, make_checkpoint
+from tests.families.proof import TOLERANCE, draft_error, prove, verify_graph
+
+MakeModel = Callable[[str, int], Path]
+
+
+@functools.cache
+def opened(model: Path) -> tuple[ir.Model, Reference]:
+    """Returns a checkpoint's verify graph, and the checkpoint in transformers."""
+    return verify_graph(describe(model)), Reference(model)
+
+
+def test_every_supported_family_is_proven_and_no_other_claimed() -> None:
+    assert set(FAMILIES) == SUPPORTED_FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_s_first_shape(family: str, family_model: MakeModel, tmp_path: Path) -> None:
+    proof = prove(family_model(family, 0), tmp_path / "out")
+    assert proof.holds, proof
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_s_second_shape(family: str, family_model: MakeModel, tmp_path: Path) -> None:
+    proof = prove(family_model(family, 1), tmp_path / "out")
+    assert proof.holds, proof
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    attention=st.sets(st.integers(0, 7), max_size=7),
+    mlp=st.sets(st.integers(0, 7), max_size=7),
+)
+def test_any_skip_set_of_any_family(family: str, attention: set[int], mlp: set[int], family_model: MakeModel) -> None:
+    skip = SkipSet(attention=tuple(sorted(attention)), mlp=tuple(sorted(mlp)))
+    assert draft_error(*opened(family_model(family, 0)), skip) <= TOLERANCE
+
+
+SCALED: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("qwen2", {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}),
+    "dynamic": ("mistral", {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0}),
+    "yarn": ("qwen3", {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}),
+    "llama3": (
+        "granite",
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_rotary_scaling(kind: str, tmp_path: Path) -> None:
+    family, parameters = SCALED[kind]
+    model = make_checkpoint(tmp_path / "model", family, 0, rope_parameters=parameters)
+    assert draft_error(*opened(model), SkipSet(attention=(3,), mlp=(1,))) <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype: str, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "gemma2", 1, dtype=dtype)
+    assert draft_error(*opened(model), SkipSet(attention=(3,), mlp=(1,))) <= TOLERANCE
