@@ -1,0 +1,157 @@
+"""The gate can fail: whatever is wrong with a graph moves the logits by a hundred times what the gate allows, and is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from ssruntime.artifact import SkipSet
+from ssruntime.errors import UnsupportedModelError
+from sstool import export
+from sstool.checkpoint import describe
+from sstool.export import ExportRequest, export_artifact
+from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
+from sstool.graph.sublayers import Sublayer, sublayer_of
+from sstool.parity import MAX_RELATIVE_ERROR
+from tests.families.checkpoints import FAMILIES, WINDOW
+from tests.families.proof import relative_error, run, verify_graph
+
+MakeModel = Callable[[str, int], Path]
+
+PLAIN_TO_SEE: Final = 100 * MAX_RELATIVE_ERROR
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_sublayer_window_and_angle_shows_in_the_logits(family: str, family_model: MakeModel) -> None:
+    checkpoint = describe(family_model(family, 0))
+    whole = verify_graph(checkpoint)
+    logits = run(whole)
+    moved = {f"no {kind} {n}": run(lower_draft(whole, skip)) for kind, n, skip in single_sublayers(checkpoint.num_layers)}
+    for n, layer in enumerate(checkpoint.attention):
+        if layer.window is not None:
+            moved[f"no window {n}"] = run(with_attribute(whole, n, "local_window_size", -1))
+        if layer.rotary is not None:
+            moved[f"no rotary {n}"] = run(with_attribute(whole, n, "do_rotary", 0))
+    errors = {name: relative_error(other, logits) for name, other in moved.items()}
+    assert min(errors.values()) > PLAIN_TO_SEE, min(errors.items(), key=lambda item: item[1])
+
+
+def single_sublayers(num_layers: int) -> list[tuple[str, int, SkipSet]]:
+    attention = [("attention", n, SkipSet(attention=(n,))) for n in range(num_layers)]
+    return [*attention, *(("mlp", n, SkipSet(mlp=(n,))) for n in range(num_layers))]
+
+
+def with_attribute(model: ir.Model, layer: int, name: str, value: int) -> ir.Model:
+    changed = model.clone()
+    node = next(n for n in changed.graph if n.op_type == "GroupQueryAttention" and sublayer_of(n) == Sublayer(layer, "attention"))
+    node.attributes.add(ir.AttrInt64(name, value))
+    return changed
+
+
+def every_window(window: int | None) -> Callable[[LoweringPlan], LoweringPlan]:
+    return lambda plan: dataclasses.replace(
+        plan, attention=tuple(layer if layer.window is None else dataclasses.replace(layer, window=window) for layer in plan.attention)
+    )
+
+
+def one_window_too_wide(plan: LoweringPlan) -> LoweringPlan:
+    index = next(i for i, layer in enumerate(plan.attention) if layer.window is not None)
+    wider = dataclasses.replace(plan.attention[index], window=WINDOW + 1)
+    return dataclasses.replace(plan, attention=(*plan.attention[:index], wider, *plan.attention[index + 1 :]))
+
+
+def turn_every_layer(plan: LoweringPlan) -> LoweringPlan:
+    return dataclasses.replace(plan, attention=tuple(dataclasses.replace(a, rotary="every layer") for a in plan.attention))
+
+
+def wrong_base(plan: LoweringPlan) -> LoweringPlan:
+    (name,) = plan.rotary
+    pairs = plan.rotary[name][0].shape[1]
+    angles = np.arange(plan.rotary[name][0].shape[0])[:, None] / 600.0 ** (np.arange(pairs) / pairs)
+    return dataclasses.replace(plan, rotary={name: (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))})
+
+
+def no_embedding_scale(plan: LoweringPlan) -> LoweringPlan:
+    return dataclasses.replace(plan, hidden_size=1)
+
+
+PLANS: Final[dict[str, tuple[str, int, Callable[[LoweringPlan], LoweringPlan]]]] = {
+    "no window: mistral": ("mistral", 0, every_window(None)),
+    "no window: gemma2": ("gemma2", 0, every_window(None)),
+    "no window: qwen2": ("qwen2", 0, every_window(None)),
+    "no window: mixtral": ("mixtral", 0, every_window(None)),
+    "a window one too narrow: olmo3": ("olmo3", 0, every_window(WINDOW - 1)),
+    "one window one too wide: exaone4": ("exaone4", 0, one_window_too_wide),
+    "layers that should not turn do: exaone4": ("exaone4", 0, turn_every_layer),
+    "another rotary base: granite": ("granite", 0, wrong_base),
+    "a rounded embedding scale: gemma2": ("gemma2", 1, no_embedding_scale),
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_a_wrong_plan_is_refused(case: str, family_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, shape, change = PLANS[case]
+    monkeypatch.setattr(export, "lower_verify", lambda model, plan: lower_verify(model, change(plan)))
+    assert_refused(family_model(family, shape), tmp_path)
+
+
+def swap_layers(graph: ir.Graph) -> None:
+    names = [next(n for n in graph.initializers if f"layers.{layer}.self_attn.o_proj" in n) for layer in (1, 2)]
+    first, second = (graph.initializers[n] for n in names)
+    first.const_value, second.const_value = second.const_value, first.const_value
+
+
+def drop_division(graph: ir.Graph) -> None:
+    """Makes the division after the head one by 1: a logit scale, or the way into a soft cap."""
+    node = next(n for n in graph if n.op_type == "Div")
+    one = ir.Value(name="one", const_value=ir.tensor(np.float32(1), name="one"), type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
+    graph.register_initializer(one)
+    node.replace_input_with(1, one)
+
+
+def drop_attention_cap(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.op_type == "GroupQueryAttention":
+            del node.attributes["softcap"]
+
+
+def drop_residual_scale(graph: ir.Graph) -> None:
+    node = next(n for n in graph if n.op_type == "Mul" and n.inputs[1] is not None and n.inputs[1].const_value is not None)
+    value = node.inputs[0]
+    assert value is not None
+    ir.convenience.replace_all_uses_with(node.outputs[0], value)
+
+
+GRAPHS: Final[dict[str, tuple[str, Callable[[ir.Graph], None]]]] = {
+    "one layer's weights swapped: llama": ("llama", swap_layers),
+    "one layer's weights swapped: qwen3_moe": ("qwen3_moe", swap_layers),
+    "no logit scale: granite": ("granite", drop_division),
+    "no division in the last soft cap: gemma2": ("gemma2", drop_division),
+    "no soft cap on attention: gemma2": ("gemma2", drop_attention_cap),
+    "a scale left out: granite": ("granite", drop_residual_scale),
+}
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_a_broken_graph_is_refused(case: str, family_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, change = GRAPHS[case]
+
+    def broken(model: ir.Model, plan: LoweringPlan) -> ir.Model:
+        lowered = lower_verify(model, plan)
+        change(lowered.graph)
+        return lowered
+
+    monkeypatch.setattr(export, "lower_verify", broken)
+    assert_refused(family_model(family, 0), tmp_path)
+
+
+def assert_refused(model: Path, folder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="not the checkpoint's model: logits differ by"):
+        export_artifact(ExportRequest(model=model, out=folder / "out"))
+    assert not (folder / "out").exists()
