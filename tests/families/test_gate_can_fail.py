@@ -13,7 +13,7 @@ import pytest
 
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import UnsupportedModelError
-from sstool import export
+from sstool import assemble
 from sstool.checkpoint import describe
 from sstool.export import ExportRequest, export_artifact
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
@@ -97,7 +97,7 @@ PLANS: Final[dict[str, tuple[str, int, Callable[[LoweringPlan], LoweringPlan]]]]
 @pytest.mark.parametrize("case", PLANS)
 def test_a_wrong_plan_is_refused(case: str, family_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, shape, change = PLANS[case]
-    monkeypatch.setattr(export, "lower_verify", lambda model, plan: lower_verify(model, change(plan)))
+    monkeypatch.setattr(assemble, "lower_verify", lambda model, plan: lower_verify(model, change(plan)))
     assert_refused(family_model(family, shape), tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_a_broken_graph_is_refused(case: str, family_model: MakeModel, tmp_path:
         change(lowered.graph)
         return lowered
 
-    monkeypatch.setattr(export, "lower_verify", broken)
+    monkeypatch.setattr(assemble, "lower_verify", broken)
     assert_refused(family_model(family, 0), tmp_path)
 
 

@@ -22,7 +22,7 @@ from ssruntime.artifact import MANIFEST, SkipSet, check_digests, read_artifact
 from ssruntime.config import GenerationConfig, read_generation_config
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, CheckpointError, ConfigError, RecipeError, UnsupportedModelError
-from sstool import export
+from sstool import assemble
 from sstool.checkpoint import describe
 from sstool.export import ExportRequest, export_artifact
 from sstool.graph.lower import LoweringPlan, lower_verify
@@ -197,7 +197,7 @@ def test_the_gate_refuses_a_wrong_graph_and_leaves_nothing(
         break_graph(lowered)
         return lowered
 
-    monkeypatch.setattr(export, "lower_verify", broken)
+    monkeypatch.setattr(assemble, "lower_verify", broken)
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     with pytest.raises(UnsupportedModelError, match=message):
         export_artifact(ExportRequest(model=tiny_model, out=tmp_path / "out", skip=SKIP))

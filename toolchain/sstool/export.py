@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import importlib.metadata
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import (
-    DRAFT_GRAPH,
-    MANIFEST,
-    SCHEMA_VERSION,
-    VERIFY_GRAPH,
-    WEIGHTS,
-    Artifact,
-    DraftEntry,
-    FileEntry,
-    KvLayout,
-    Manifest,
-    ModelInfo,
-    SkipSet,
-    file_digest,
-    read_artifact,
-)
+from ssruntime.artifact import Artifact, read_artifact
 from ssruntime.errors import ConfigError, did_you_mean
+from sstool.assemble import assemble, write_manifest
 from sstool.checkpoint import Checkpoint, check_weights, describe
 from sstool.gate import run_gate
-from sstool.graph.build import build_decoder
-from sstool.graph.lower import lower_draft, lower_verify, plan_lowering
-from sstool.graph.save import save_graphs
-from sstool.hub import ResolvedModel, resolve
+from sstool.hub import resolve
 from sstool.publish import staged_folder
 from sstool.rotary import check_scaling
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
-from sstool.text_files import write_text_files
-from sstool.version import version
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +25,6 @@ TARGETS: Final = ("ort-cpu",)
 DTYPES: Final = ("fp32",)
 _MIN_CONTEXT: Final = 2
 """A prompt's token and a new one."""
-_TOOLS: Final = ("mobius-onnx", "onnx-ir", "onnxruntime", "transformers", "torch")
 
 Progress = Callable[[str], None]
 
@@ -103,56 +81,12 @@ def export_artifact(request: ExportRequest) -> Artifact:
         spec = _skip_spec(request.skip, checkpoint)
         check_weights(checkpoint)
         say("building the graphs")
-        _write_graphs(folder, checkpoint, spec.skip(), max_context)
-        write_text_files(checkpoint, folder)
-        manifest = _manifest(folder, model, checkpoint, spec, max_context)
-        _write_manifest(folder, manifest)
+        manifest = assemble(folder, model, checkpoint, spec, max_context)
         say("comparing with the checkpoint")
         gate = run_gate(read_artifact(folder), checkpoint)
-        _write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+        write_manifest(folder, dataclasses.replace(manifest, gate=gate))
         say("publishing")
     return read_artifact(Path(request.out))
-
-
-def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, max_context: int) -> None:
-    verify = lower_verify(build_decoder(checkpoint.folder), plan_lowering(checkpoint, max_context))
-    draft = lower_draft(verify, skip)
-    save_graphs(folder, {VERIFY_GRAPH: verify, DRAFT_GRAPH: draft})
-    # Graphs hold themselves in cycles, and the checkpoint's weights with them: gone before the gate loads these anew.
-    del verify, draft
-    gc.collect()
-
-
-def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, max_context: int) -> Manifest:
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        model=ModelInfo(
-            source=model.source,
-            revision=model.revision,
-            family=checkpoint.model_type,
-            architecture=checkpoint.architecture,
-            num_layers=checkpoint.num_layers,
-            hidden_size=checkpoint.hidden_size,
-            vocab_size=checkpoint.vocab_size,
-            num_parameters=checkpoint.num_parameters,
-            weight_bytes=(folder / WEIGHTS).stat().st_size,
-        ),
-        target="ort-cpu",
-        dtype="fp32",
-        max_context=max_context,
-        kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype="fp32"),
-        drafts=(DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype="fp32", skip=spec.skip(), tuned=spec.tuned()),),
-        files={
-            path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path))
-            for path in sorted(folder.iterdir())
-            if path.name != MANIFEST
-        },
-        tools={"sstool": version(), **{name: _version(name) for name in _TOOLS}},
-    )
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:
@@ -174,10 +108,3 @@ def _max_context(asked: int | None, checkpoint: Checkpoint) -> int:
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"unknown {name} {value!r}", did_you_mean(value, known))
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ssruntime.artifact import Artifact
+from ssruntime.artifact import Artifact, read_artifact
 from ssruntime.backends import packing
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
+from sstool.assemble import assemble
 from sstool.checkpoint import Checkpoint
-from sstool.parity import compare_with_reference, plan_parity, require_parity
+from sstool.hub import ResolvedModel
+from sstool.parity import ParityPlan, compare_with_reference, plan_parity, require_parity
 from sstool.reference import reference_logits
 from sstool.replay import NO, compare, traced
+from sstool.skip_set import SkipSpec
+from sstool.truncated import available_memory, first_layers, layers_to_compare
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +37,9 @@ _CONFIDENCE_TOLERANCE: Final = 1e-4
 def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
     """Compares the verify engine with the checkpoint, and decoding with the draft with decoding without.
 
+    Of a model that transformers cannot hold in this machine's memory, the first layers are compared, two full patterns of them, by an
+    artifact of their own.
+
     Args:
         artifact: a finished artifact, not yet under its name.
         checkpoint: what it was exported from.
@@ -38,22 +50,62 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: if either differs; what the run left in the packed-weights cache is removed.
     """
-    plan = plan_parity(checkpoint, artifact.manifest.max_context)
-    # The reference comes and goes before the engines open, so that two copies of the weights are never in memory together.
-    reference = reference_logits(checkpoint.folder, plan.ids, plan.positions)
+    max_context = artifact.manifest.max_context
+    num_layers = layers_to_compare(checkpoint, available_memory())
+    if num_layers == checkpoint.num_layers:
+        plan = plan_parity(checkpoint, max_context)
+        # The reference comes and goes before the engines open, so that two copies of the weights are never in memory together.
+        reference = reference_logits(checkpoint.folder, plan.ids, plan.positions)
+        with _opened(artifact) as engine:
+            parity = _require_parity(engine, plan, reference, checkpoint)
+            lossless = _require_sound(engine, checkpoint)
+    else:
+        logger.warning("only %d of %d layers fit in memory with transformers, and are compared", num_layers, checkpoint.num_layers)
+        parity = _truncated_parity(checkpoint, num_layers, max_context)
+        with _opened(artifact) as engine:
+            lossless = _require_sound(engine, checkpoint)
+    return {"parity": {**parity, "layers": num_layers, "of_layers": checkpoint.num_layers}, "lossless": lossless}
+
+
+@contextlib.contextmanager
+def _opened(artifact: Artifact) -> Iterator[Engine]:
+    """Opens an artifact; after an error nothing of it stays in the packed-weights cache."""
     try:
-        engine = load(artifact.folder, max_context=artifact.manifest.max_context, max_sequences=1)
-        try:
-            report = compare_with_reference(engine.backend, plan, reference)
-            require_parity(report, str(checkpoint.folder))
-            _require_outputs(engine, checkpoint)
-            lossless = _require_lossless(engine, checkpoint)
-        finally:
-            engine.close()
+        with load(artifact.folder, max_context=artifact.manifest.max_context, max_sequences=1) as engine:
+            yield engine
     except BaseException:
         packing.discard(artifact)
         raise
-    return {"parity": report.to_json(), "lossless": lossless}
+
+
+def _truncated_parity(checkpoint: Checkpoint, num_layers: int, max_context: int) -> dict[str, Any]:
+    with first_layers(checkpoint, num_layers) as first, tempfile.TemporaryDirectory(prefix="sstool-") as name:
+        plan = plan_parity(first, max_context)
+        reference = reference_logits(first.folder, plan.ids, plan.positions)
+        assemble(
+            Path(name),
+            ResolvedModel(source=first.folder.name, folder=first.folder, revision=None),
+            first,
+            SkipSpec(attention=(1,), mlp=(1,)),
+            max_context,
+        )
+        artifact = read_artifact(Path(name))
+        try:
+            with _opened(artifact) as engine:
+                return _require_parity(engine, plan, reference, checkpoint)
+        finally:
+            packing.discard(artifact)
+
+
+def _require_parity(engine: Engine, plan: ParityPlan, reference: NDArray[np.float32], checkpoint: Checkpoint) -> dict[str, Any]:
+    report = compare_with_reference(engine.backend, plan, reference)
+    require_parity(report, str(checkpoint.folder))
+    return report.to_json()
+
+
+def _require_sound(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
+    _require_outputs(engine, checkpoint)
+    return _require_lossless(engine, checkpoint)
 
 
 def _require_outputs(engine: Engine, checkpoint: Checkpoint) -> None:

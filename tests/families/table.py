@@ -1,0 +1,57 @@
+"""Prints the README's table of families from a run of everything that is shown of each: `python -m tests.families.table`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from tests.families.checkpoints import FAMILIES, make_checkpoint
+from tests.families.proof import Proof, prove
+
+NOTES: Final = {
+    "exaone4": "windows with angles, full layers without",
+    "gemma2": "windows in every other layer, soft caps",
+    "gpt2": "positions looked up, counted in the graph",
+    "granite": "four scales",
+    "mixtral": "every expert is computed; the MLP sublayer is all of them",
+    "olmo2": "norms after the sublayers",
+    "olmo3": "windows in three of four layers, norms after the sublayers",
+    "qwen2": "windows from a layer on",
+    "qwen3": "norms of queries and keys",
+    "qwen3_moe": "every expert is computed; the MLP sublayer is all of them",
+}
+
+
+def main() -> None:
+    """Proves every family's two shapes and prints a line for each family; exits with 1 if one does not hold."""
+    print("| family | parity | draft parity | identical | greedy text | notes |\n|---|---|---|---|---|---|")
+    failed = []
+    for family in sorted(FAMILIES):
+        with tempfile.TemporaryDirectory() as name:
+            models = [make_checkpoint(Path(name) / f"model-{shape}", family, shape) for shape in (0, 1)]
+            proofs = [prove(model, Path(name) / f"out-{shape}") for shape, model in enumerate(models)]
+        print(line(family, proofs), flush=True)
+        failed += [family for proof in proofs if not proof.holds]
+    if failed:
+        sys.exit(f"not proven: {', '.join(failed)}")
+
+
+def line(family: str, proofs: list[Proof]) -> str:
+    """Returns a family's row."""
+    runs = [verdict for proof in proofs for verdict in proof.identical]
+    same = all(proof.untied_difference is None for proof in proofs)
+    cells = [
+        family,
+        f"{max(p.parity for p in proofs):.1e}",
+        f"{max(p.draft_parity for p in proofs):.1e}",
+        f"{runs.count('yes')} of {len(runs)}",
+        "transformers'" if same else "differs",
+        NOTES.get(family, ""),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""A model that transformers cannot hold is compared by its first layers, in full patterns, and the manifest says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from ssruntime.errors import UnsupportedModelError
+from sstool import assemble, gate
+from sstool.attention_pattern import LayerAttention, period
+from sstool.checkpoint import describe
+from sstool.export import ExportRequest, export_artifact
+from sstool.graph.lower import LoweringPlan, lower_verify
+from sstool.truncated import available_memory, first_layers, layers_to_compare
+from tests.families.checkpoints import FAMILIES
+
+MakeModel = Callable[[str, int], Path]
+
+
+def test_what_fits_is_compared_whole(family_model: MakeModel) -> None:
+    checkpoint = describe(family_model("gemma2", 0))
+    assert layers_to_compare(checkpoint, None) == layers_to_compare(checkpoint, 2 * checkpoint.weight_bytes) == 8
+    assert layers_to_compare(checkpoint, checkpoint.weight_bytes) == 4
+    assert (available_memory() or 0) > 1e6
+
+
+@pytest.mark.parametrize(("pattern", "expected"), [("f", 1), ("ffff", 1), ("sf", 2), ("sfsfs", 2), ("sssfsssf", 4), ("fsss", 4)])
+def test_the_pattern_of_layers(pattern: str, expected: int) -> None:
+    kinds = {"f": LayerAttention(None, None), "s": LayerAttention(9, "every layer")}
+    assert period(tuple(kinds[c] for c in pattern)) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_layers_are_a_checkpoint(family: str, family_model: MakeModel) -> None:
+    whole = describe(family_model(family, 0))
+    with first_layers(whole, 4) as first:
+        assert first.num_layers == 4
+        assert first.attention == whole.attention[:4]
+        assert (first.hidden_size, first.vocab_size, first.head_dim) == (whole.hidden_size, whole.vocab_size, whole.head_dim)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "exaone4", "qwen3_moe"])
+def test_an_export_with_little_memory(
+    family: str, family_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gate, "available_memory", lambda: 1)
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
+    artifact = export_artifact(ExportRequest(model=family_model(family, 0), out=tmp_path / "out"))
+    parity = artifact.manifest.gate["parity"]
+    assert parity["max_relative"] <= 1e-5
+    assert (parity["layers"], parity["of_layers"]) == (8 if family == "exaone4" else 4, 8)
+    assert ("layers fit in memory" in caplog.text) == (family != "exaone4")
+    assert len([p for p in (tmp_path / "cache").iterdir() if p.is_dir()]) == 1, "the pack of the first layers is gone"
+
+
+def test_a_wrong_graph_is_still_refused(family_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: ir.Model, plan: LoweringPlan) -> ir.Model:
+        lowered = lower_verify(model, plan)
+        for node in lowered.graph:
+            if node.op_type == "GroupQueryAttention":
+                node.attributes.add(ir.AttrInt64("local_window_size", -1))
+        return lowered
+
+    monkeypatch.setattr(gate, "available_memory", lambda: 1)
+    monkeypatch.setattr(assemble, "lower_verify", broken)
+    with pytest.raises(UnsupportedModelError, match="not the checkpoint's model"):
+        export_artifact(ExportRequest(model=family_model("gemma2", 0), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
