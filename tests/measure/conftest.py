@@ -134,6 +134,8 @@ def _graph(name: str, table: NDArray[np.float32], bump: NDArray[np.float32], bum
         numpy_helper.from_array(bump.astype(np.float32), "bump"),
         numpy_helper.from_array(np.array([bump_width or 1], dtype=np.int64), "bump_width"),
         numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_axis"),
+        numpy_helper.from_array(np.array([VOCAB], dtype=np.int64), "num_top"),
+        numpy_helper.from_array(np.array(0, dtype=np.int64), "best"),
     ]
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["plain_rows"]),
@@ -145,7 +147,8 @@ def _graph(name: str, table: NDArray[np.float32], bump: NDArray[np.float32], bum
         helper.make_node("Add", ["plain_rows", "bump_used"], ["all_rows"]),
         helper.make_node("Squeeze", ["logits_index", "batch_axis"], ["chosen"]),
         helper.make_node("Gather", ["all_rows", "chosen"], ["logits"], axis=1),
-        helper.make_node("ArgMax", ["logits"], ["token"], axis=-1, keepdims=0),
+        helper.make_node("TopK", ["logits", "num_top"], ["top_logits", "top_tokens"], axis=-1),
+        helper.make_node("Gather", ["top_tokens", "best"], ["token"], axis=-1),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
         helper.make_node("ReduceMax", ["probabilities"], ["confidence"], axes=[-1], keepdims=0),
     ]
@@ -155,6 +158,8 @@ def _graph(name: str, table: NDArray[np.float32], bump: NDArray[np.float32], bum
     outputs = [
         helper.make_tensor_value_info("token", TensorProto.INT64, ["B", "N"]),
         helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["B", "N"]),
+        helper.make_tensor_value_info("top_tokens", TensorProto.INT64, ["B", "N", VOCAB]),
+        helper.make_tensor_value_info("top_logits", TensorProto.FLOAT, ["B", "N", VOCAB]),
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "N", VOCAB]),
     ]
     graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
