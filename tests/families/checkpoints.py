@@ -84,7 +84,9 @@ REFUSED: Final = ("falcon", "bloom", "opt", "stablelm", "gpt_neox", "phi", "cohe
 """Families whose graphs are not right, or that nobody has shown to be."""
 
 
-def make_checkpoint(folder: Path, family: str, shape: int, *, seed: int = 0, dtype: str = "float32", **changes: Any) -> Path:
+def make_checkpoint(
+    folder: Path, family: str, shape: int, *, seed: int = 0, dtype: str = "float32", shard: str = "1GB", **changes: Any
+) -> Path:
     """Saves a random checkpoint with a word-level tokenizer.
 
     Args:
@@ -93,6 +95,7 @@ def make_checkpoint(folder: Path, family: str, shape: int, *, seed: int = 0, dty
         shape: 0 or 1.
         seed: of the weights.
         dtype: of the saved weights.
+        shard: most bytes of one weights file.
         changes: go to the config.
     """
     import torch
@@ -111,7 +114,7 @@ def make_checkpoint(folder: Path, family: str, shape: int, *, seed: int = 0, dty
         for name, parameter in model.named_parameters():
             _draw(name, parameter)
     torch.random.set_rng_state(state)
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
     write_tokenizer(folder)
     return folder
 

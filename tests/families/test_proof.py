@@ -81,6 +81,7 @@ def test_rotary_scaling(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision(dtype: str, tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "model", "gemma2", 1, dtype=dtype)
+def test_half_precision_in_shards(dtype: str, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "gemma2", 1, dtype=dtype, shard="100KB")
+    assert len(list(model.glob("*.safetensors"))) > 2
     assert draft_error(*opened(model), SkipSet(attention=(3,), mlp=(1,))) <= TOLERANCE

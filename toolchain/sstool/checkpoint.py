@@ -35,6 +35,7 @@ SUPPORTED_FAMILIES: Final = frozenset(
     }
 )
 """Families whose graphs the tests hold to transformers; others may be right too, and nobody has shown it."""
+CONFIG: Final = "config.json"
 TOKENIZER: Final = "tokenizer.json"
 
 _HEAD_DIM_STEP: Final = 16
@@ -168,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.exists():
         if (folder / "manifest.json").exists():
             raise CheckpointError(f"{folder} is an artifact, not a checkpoint", "name the model folder it was exported from")

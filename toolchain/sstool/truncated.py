@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from sstool.attention_pattern import period
-from sstool.checkpoint import Checkpoint, describe
+from sstool.checkpoint import CONFIG, Checkpoint, describe
+from sstool.linked_folder import linked_folder
 
 _PATTERNS: Final = 2
 """How many times the layers' pattern is compared in full."""
@@ -45,14 +45,11 @@ def layers_to_compare(checkpoint: Checkpoint, available: int | None) -> int:
 @contextlib.contextmanager
 def first_layers(checkpoint: Checkpoint, num_layers: int) -> Iterator[Checkpoint]:
     """Gives a checkpoint of the first layers: another config over the same weight files, whose further tensors nobody asks for."""
-    with tempfile.TemporaryDirectory(prefix="sstool-") as name:
-        folder = Path(name)
-        for path in checkpoint.folder.iterdir():
-            if path.is_file() and path.name != "config.json":
-                (folder / path.name).symlink_to(path.resolve())
+    with linked_folder(checkpoint.folder, "first-layers") as folder:
         settings = {key: _cut(value, checkpoint.num_layers, num_layers) for key, value in checkpoint.settings.items()}
         settings[checkpoint.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = num_layers
-        (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        (folder / CONFIG).unlink()  # a link to the whole model's, which must not be written through
+        (folder / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
         yield describe(folder)
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
-from ssruntime.scratch import scratch_folder
+from sstool.linked_folder import linked_folder
 from sstool.quiet import quiet
 
 logger = logging.getLogger(__name__)
@@ -46,28 +44,13 @@ def build_decoder(folder: Path) -> ir.Model:
 
 @contextlib.contextmanager
 def _without_links(folder: Path) -> Iterator[Path]:
-    """Gives a folder that mobius will read: it takes no weights through symbolic links, of which the hub's cache consists.
-
-    Hard links to the same files stand in for them, beside the folder, or copies where that cannot be. The weights stay mapped after they
-    are gone.
-    """
+    """Gives a folder that mobius will read: it takes no weights through symbolic links, of which the hub's cache consists."""
     root = folder.resolve()
     if all(path.resolve().is_relative_to(root) for path in folder.iterdir()):
         yield folder
         return
-    parent = root.parent if os.access(root.parent, os.W_OK) else Path(tempfile.gettempdir())
-    with scratch_folder(parent, f"{root.name}-links") as scratch:
-        for path in folder.iterdir():
-            if path.is_file():
-                _link_or_copy(path.resolve(), scratch / path.name)
-        yield scratch
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
+    with linked_folder(folder, "links") as linked:
+        yield linked
 
 
 def _build(folder: Path) -> ir.Model:
