@@ -6,7 +6,7 @@ import ctypes
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from sstool.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
+
+CHUNK: Final = 1024
+"""Most tokens in one pass."""
 
 
 class Reference:
@@ -39,7 +42,7 @@ class Reference:
 
         Args:
             ids: the sequence, from position 0.
-            positions: which positions' logits to return.
+            positions: which positions' logits to return, rising.
             skip: sublayers whose output is replaced by zero, as a draft leaves them out.
 
         Returns:
@@ -53,7 +56,7 @@ class Reference:
         hooks = [] if skip is None else _zero_sublayers(self._model, skip)
         try:
             with torch.inference_mode():
-                output = self._model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=torch.tensor(list(positions)))
+                return self._run(ids, positions)
         except (RuntimeError, TypeError, ValueError) as err:
             raise UnsupportedModelError(
                 f"{self._folder}: transformers cannot run the model: {err}", "this model cannot be exported yet"
@@ -61,8 +64,28 @@ class Reference:
         finally:
             for hook in hooks:
                 hook.remove()
-        logits: NDArray[np.float32] = output.logits[0].float().numpy().copy()
-        return logits
+
+    def _run(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
+        """Runs a short sequence in one pass, a long one in chunks over a cache: one pass holds heads x length x length scores."""
+        import torch
+
+        if len(ids) <= CHUNK:
+            return _rows(self._model(torch.tensor([list(ids)]), use_cache=False, logits_to_keep=torch.tensor(list(positions))))
+        rows, cache = [], None
+        for start in range(0, len(ids), CHUNK):
+            chunk = list(ids[start : start + CHUNK])
+            # The model gives at least one position of every pass; where none is asked for, the last is left aside.
+            wanted = [p - start for p in positions if start <= p < start + len(chunk)]
+            keep = torch.tensor(wanted or [len(chunk) - 1])
+            output = self._model(torch.tensor([chunk]), past_key_values=cache, use_cache=True, logits_to_keep=keep)
+            cache = output.past_key_values
+            rows.append(_rows(output)[: len(wanted)])
+        return np.concatenate(rows)
+
+
+def _rows(output: Any) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = output.logits[0].float().numpy().copy()
+    return logits
 
 
 def reference_logits(folder: Path, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
