@@ -49,6 +49,29 @@ class DraftEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How the draft and its exit were found, and on what machine: elsewhere they may not be the best.
+
+    Attributes:
+        mode: how a load decodes unless told: `speculative`, or `plain` where nothing beat it.
+        speedup: measured over plain decoding, by the weights of the kinds of text; None where nothing was measured.
+        cpu: the processor's model name.
+        threads: of an engine.
+        onnxruntime: version.
+        trials: candidates that were tried.
+        remark: what the search said of itself.
+    """
+
+    mode: str
+    speedup: float | None
+    cpu: str
+    threads: int
+    onnxruntime: str
+    trials: int
+    remark: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What was exported: where it came from and its sizes."""
 
@@ -99,6 +122,7 @@ class Manifest:
     files: dict[str, FileEntry]
     tools: dict[str, str]
     gate: dict[str, Any] = field(default_factory=dict)
+    tuning: Tuning | None = None
 
     def to_json(self) -> str:
         """Returns the manifest as indented JSON that ends in a line break."""

@@ -134,13 +134,16 @@ class DecodeSettings:
         return self.temperature == 0.0
 
 
-def complete(config: GenerationConfig, defaults: CheckpointDefaults, tuned: TunedExit | None) -> DecodeSettings:
+def complete(
+    config: GenerationConfig, defaults: CheckpointDefaults, tuned: TunedExit | None, *, prefers_plain: bool = False
+) -> DecodeSettings:
     """Fills what `config` leaves open: the artifact's tuned exit, then the checkpoint's settings, then sstool's own defaults.
 
     Args:
         config: what the caller asked for.
         defaults: the checkpoint's generation settings.
         tuned: the draft's tuned exit; None where the artifact has no draft.
+        prefers_plain: decode plainly unless told, as no draft was found that is faster.
 
     Raises:
         ConfigError: if speculative decoding is asked of an artifact without a draft.
@@ -157,7 +160,7 @@ def complete(config: GenerationConfig, defaults: CheckpointDefaults, tuned: Tune
         threshold = tuned.exit_threshold if exit_name == (tuned.exit or DEFAULT_EXIT) else None
     return DecodeSettings(
         max_new_tokens=config.max_new_tokens or defaults.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
-        mode=config.mode or ("speculative" if has_draft else "plain"),
+        mode=config.mode or ("speculative" if has_draft and not prefers_plain else "plain"),
         exit=exit_name,
         exit_threshold=DEFAULT_EXIT_THRESHOLD if threshold is None else threshold,
         max_draft=config.max_draft or tuned.max_draft or DEFAULT_MAX_DRAFT,

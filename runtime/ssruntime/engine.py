@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -16,6 +16,7 @@ from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfi
 from ssruntime.decode import Request, decode
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
 from ssruntime.exits import make_exit
+from ssruntime.machine import cpu_model
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.text.codec import Prompt, PromptCodec
@@ -70,6 +71,7 @@ def load(
     entry = artifact.manifest.drafts[0] if draft and artifact.manifest.drafts else None
     if entry is not None:
         _check_tuned(entry)
+        _tell_of_other_machine(artifact)
 
     # Imported here so that reading an artifact needs no ONNX Runtime.
     try:
@@ -141,6 +143,20 @@ class Engine:
             prompt_tokens=len(ids),
         )
 
+    def decode_on(
+        self, slot: Slot, ids: Sequence[int], settings: DecodeSettings, *, trace: Trace | None = None
+    ) -> tuple[list[int], DecodeStats]:
+        """Decodes on a slot of the caller's own, with whatever draft it has: for measuring drafts that are not in the artifact.
+
+        Args:
+            slot: nobody else uses it meanwhile.
+            ids: the prompt.
+            settings: complete.
+            trace: is filled with the verify passes.
+        """
+        request = self._request(slot, list(ids), settings, trace)
+        return [token for kept in decode(request) for token in kept], request.stats
+
     def stream(
         self,
         prompt: Prompt,
@@ -162,7 +178,9 @@ class Engine:
         Raises:
             ConfigError: if speculative decoding is asked for and no draft is open.
         """
-        return complete(config or GenerationConfig(), self.defaults, self._tuned)
+        tuning = self.artifact.manifest.tuning
+        prefers_plain = tuning is not None and tuning.mode == "plain"
+        return complete(config or GenerationConfig(), self.defaults, self._tuned, prefers_plain=prefers_plain)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the prompt's token ids.
@@ -218,6 +236,20 @@ class Engine:
             text=OutputText(self._codec.tokenizer, ids, settings.stop),
             stats=DecodeStats(),
             trace=trace,
+        )
+
+
+def _tell_of_other_machine(artifact: Artifact) -> None:
+    """Warns where the draft was tuned on another kind of processor: what pays there may not pay here."""
+    tuning = artifact.manifest.tuning
+    if tuning is not None and tuning.cpu != cpu_model():
+        logger.warning(
+            "%s was tuned on another kind of processor (%s, this is %s): the text is the same, the speed may not be the best;"
+            " to tune it here: sstool search --artifact %s",
+            artifact.folder.name,
+            tuning.cpu,
+            cpu_model(),
+            artifact.folder,
         )
 
 

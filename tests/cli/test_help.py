@@ -15,6 +15,7 @@ DECODING = {
     "--max-new-tokens", "--mode", "--exit", "--exit-threshold", "--max-draft", "--threads", "--max-context", "--temperature", "--top-k",
     "--top-p", "--min-p", "--sampling", "--seed", "--stop", "--ignore-eos",
 }  # fmt: skip
+SEARCHING = {"--calibration", "--trials", "--budget", "--seed", "--threads", "--resume"}
 EVERYWHERE = {"--debug"}
 FLAGS = {
     "export": {
@@ -29,11 +30,15 @@ FLAGS = {
         "--skip-attention",
         "--skip-mlp",
         "--skip-set",
-    },
+        "--no-search",
+    }
+    | SEARCHING,
+    "search": {"--model", "--artifact", "--recipe", "--out", "--force"} | SEARCHING,
     "generate": {"--prompt", "--prompts", "--chat", "--json"} | DECODING,
     "bench": {"--prompts", "--modes", "--repeat", "--json"} | DECODING,
     "check": {"--model", "--prompts", "--full", "--json"},
     "inspect": {"--json"},
+    "report": set(),
 }
 
 

@@ -33,7 +33,7 @@ def test_chunks_give_the_logits_of_one_pass(
 def test_a_long_sequence_never_meets_itself_whole(family_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Reference(family_model("mistral", 0))
     widths: list[int] = []
-    model._model.model.layers[0].self_attn.register_forward_pre_hook(  # noqa: SLF001 - the widths are the point
+    model._model.model.layers[0].self_attn.register_forward_pre_hook(
         lambda _module, _args, kwargs: widths.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
     )
     monkeypatch.setattr(reference, "CHUNK", 20)

@@ -16,9 +16,12 @@ import pytest
 import ssruntime
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TOOLCHAIN_ONLY = {"torch", "transformers", "onnx", "onnx_ir", "mobius", "sstool", "click", "rich", "yaml", "safetensors", "huggingface_hub"}
-HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "mobius", "onnxruntime", "numpy"}
-MEASURED_BY_NEITHER = {"torch", "transformers", "mobius"}
+TOOLCHAIN_ONLY = {
+    "torch", "transformers", "onnx", "onnx_ir", "mobius", "sstool", "click", "rich", "yaml", "safetensors", "huggingface_hub",
+    "ax", "plotly", "scipy",
+}  # fmt: skip
+HEAVY = {"ax", "plotly", "scipy", "torch", "transformers", "onnx", "onnx_ir", "mobius", "onnxruntime", "numpy"}
+MEASURED_BY_NEITHER = {"ax", "plotly", "torch", "transformers", "mobius"}
 
 
 def loaded_after(code: str) -> set[str]:
@@ -46,7 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded_after("from sstool.cli.main import run; run(['--help'])") & HEAVY
 
 
-@pytest.mark.parametrize("name", ["export", "generate", "bench", "check", "inspect"])
+@pytest.mark.parametrize("name", ["export", "search", "generate", "bench", "check", "inspect", "report"])
 def test_help_of_a_command_imports_nothing_heavy(name: str) -> None:
     assert not loaded_after(f"from sstool.cli.main import run; run([{name!r}, '-h'])") & HEAVY
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import onnxruntime as ort
 
 from ssruntime.engine import Engine
+from ssruntime.machine import cpu_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +56,6 @@ def describe(engine: Engine) -> Environment:
         artifact=engine.artifact.folder.resolve().name,
         packing=engine.backend.packing,
     )
-
-
-def cpu_model() -> str:
-    """Returns the processor's model name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def logical_cpus() -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import Artifact, read_artifact
+from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.errors import ConfigError, did_you_mean
 from sstool.assemble import assemble, write_manifest
 from sstool.checkpoint import Checkpoint, check_weights, describe
@@ -17,6 +18,7 @@ from sstool.gate import run_gate
 from sstool.hub import resolve
 from sstool.publish import staged_folder
 from sstool.rotary import check_scaling
+from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,11 @@ class ExportRequest:
         dtype: of the weights and the computation.
         max_context: longest sequence, at most the checkpoint's, which is the default.
         skip: the draft's skip set and the exit it was tuned for; None takes `default_skip_set`.
+        search: search a better draft before the artifact gets its name; None for none.
+        starts: skip sets that the search tries first.
+        threads: of an engine while searching.
+        resume: go on with a search for this `out` that was interrupted.
+        check: called with the checkpoint's number of layers before anything is built; what it raises ends the export.
         progress: called with the name of each step as it begins.
     """
 
@@ -53,6 +60,11 @@ class ExportRequest:
     dtype: str = "fp32"
     max_context: int | None = None
     skip: SkipSpec | None = None
+    search: SearchSettings | None = None
+    starts: tuple[SkipSet, ...] = ()
+    threads: int | None = None
+    resume: bool = False
+    check: Callable[[int], None] | None = None
     progress: Progress | None = None
 
 
@@ -68,6 +80,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
         RecipeError: if the skip set does not fit the model.
         ConfigError: if a setting is out of its range.
         ArtifactError: if the artifact cannot be written.
+        PromptError: if the calibration prompts of a search cannot be used.
     """
     say = request.progress or logger.info
     _check_choice("target", request.target, TARGETS)
@@ -78,6 +91,8 @@ def export_artifact(request: ExportRequest) -> Artifact:
         checkpoint = describe(model.folder)
         max_context = _max_context(request.max_context, checkpoint)
         check_scaling(checkpoint.config, max_context)
+        if request.check is not None:
+            request.check(checkpoint.num_layers)
         spec = _skip_spec(request.skip, checkpoint)
         check_weights(checkpoint)
         say("building the graphs")
@@ -85,8 +100,36 @@ def export_artifact(request: ExportRequest) -> Artifact:
         say("comparing with the checkpoint")
         gate = run_gate(read_artifact(folder), checkpoint)
         write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+        work = None if request.search is None else search_draft(folder, request, request.search, say)
         say("publishing")
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
     return read_artifact(Path(request.out))
+
+
+def search_draft(folder: Path, request: ExportRequest, settings: SearchSettings, say: Progress) -> Path:
+    """Searches a draft for an artifact that has no name yet, and puts it in; returns the folder of the search that is done with."""
+    # Imported here: an export that searches nothing needs neither Ax nor plots.
+    from sstool.redraft import found, redraft
+    from sstool.search.run import SearchRequest, run_search
+    from sstool.search.work import describe_progress, work_folder
+
+    with work_folder(request.out, resume=request.resume) as work:
+        outcome = run_search(
+            SearchRequest(
+                folder=folder,
+                work=work,
+                settings=settings,
+                starts=tuple(("recipe", skip) for skip in request.starts),
+                threads=request.threads,
+                resume=request.resume,
+                progress=lambda progress: say(describe_progress(progress)),
+            )
+        )
+        spec, tuning = found(outcome)
+        say("proving the draft that was found")
+        redraft(folder, spec, search=work, tuning=tuning)
+        return work
 
 
 def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:

@@ -58,12 +58,12 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
         reference = reference_logits(checkpoint.folder, plan.ids, plan.positions)
         with _opened(artifact) as engine:
             parity = _require_parity(engine, plan, reference, checkpoint)
-            lossless = _require_sound(engine, checkpoint)
+            lossless = require_sound(engine, str(checkpoint.folder))
     else:
         logger.warning("only %d of %d layers fit in memory with transformers, and are compared", num_layers, checkpoint.num_layers)
         parity = _truncated_parity(checkpoint, num_layers, max_context)
         with _opened(artifact) as engine:
-            lossless = _require_sound(engine, checkpoint)
+            lossless = require_sound(engine, str(checkpoint.folder))
     return {"parity": {**parity, "layers": num_layers, "of_layers": checkpoint.num_layers}, "lossless": lossless}
 
 
@@ -103,14 +103,26 @@ def _require_parity(engine: Engine, plan: ParityPlan, reference: NDArray[np.floa
     return report.to_json()
 
 
-def _require_sound(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
-    _require_outputs(engine, checkpoint)
-    return _require_lossless(engine, checkpoint)
+def require_sound(engine: Engine, what: str) -> dict[str, Any]:
+    """Holds both engines' outputs to their logits, and decoding with the draft to decoding without.
+
+    Args:
+        engine: with its draft.
+        what: what to call it in errors.
+
+    Returns:
+        What the manifest keeps of the losslessness run.
+
+    Raises:
+        UnsupportedModelError: if anything differs.
+    """
+    _require_outputs(engine, what)
+    return _require_lossless(engine, what)
 
 
-def _require_outputs(engine: Engine, checkpoint: Checkpoint) -> None:
+def _require_outputs(engine: Engine, what: str) -> None:
     """Holds both engines' best tokens and their `confidence` to their own logits, which decoding seldom looks at."""
-    prompt = _random_prompt(engine, checkpoint)
+    prompt = _random_prompt(engine)
     slot = engine.backend.acquire(None)
     try:
         for name, forward in (("verify", slot.forward), ("draft", slot.draft_forward)):
@@ -123,21 +135,21 @@ def _require_outputs(engine: Engine, checkpoint: Checkpoint) -> None:
             same &= bool((output.top_logits == np.take_along_axis(output.logits, order, axis=-1)).all())
             if not same or np.abs(output.confidence - best).max() > _CONFIDENCE_TOLERANCE:
                 raise UnsupportedModelError(
-                    f"{checkpoint.folder}: the {name} graph's best tokens or confidence are not its logits'",
+                    f"{what}: the {name} graph's best tokens or confidence are not its logits'",
                     "nothing was written; please report this",
                 )
     finally:
         engine.backend.release(slot)
 
 
-def _random_prompt(engine: Engine, checkpoint: Checkpoint) -> list[int]:
+def _random_prompt(engine: Engine) -> list[int]:
     room = engine.artifact.manifest.max_context
     count = max(1, min(_PROMPT_TOKENS, room // 2))
-    return [int(i) for i in np.random.default_rng(_SEED).integers(0, checkpoint.vocab_size, count)]
+    return [int(i) for i in np.random.default_rng(_SEED).integers(0, engine.backend.vocab_size, count)]
 
 
-def _require_lossless(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
-    prompt = _random_prompt(engine, checkpoint)
+def _require_lossless(engine: Engine, what: str) -> dict[str, Any]:
+    prompt = _random_prompt(engine)
     plain = GenerationConfig(mode="plain", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
     speculative = GenerationConfig(mode="speculative", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
     expected = engine.generate(prompt, plain)
@@ -145,7 +157,7 @@ def _require_lossless(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
     verdict = compare(engine, speculative, plain=expected.token_ids, run=run).verdict
     if verdict == NO:
         raise UnsupportedModelError(
-            f"{checkpoint.folder}: decoding with the draft gives other tokens than decoding without",
+            f"{what}: decoding with the draft gives other tokens than decoding without",
             "nothing was written; please report this",
         )
     stats = completion.stats

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,24 +26,25 @@ _FOLDER_MODE: Final = 0o777
 
 
 @contextlib.contextmanager
-def staged_folder(out: Path, *, force: bool) -> Iterator[Path]:
+def staged_folder(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Gives a temporary folder beside `out`; publishes it under that name if the block ends well, removes it otherwise.
 
     Args:
         out: the artifact's folder to be. Parents that are missing are made, and removed again if the block fails.
         force: replace an artifact, or an empty folder, of that name.
+        is_ours: whether a folder that is there may be replaced; by default an artifact may.
 
     Raises:
         ArtifactError: if `out` is taken, cannot be written, or the disk is full.
     """
     out = Path(os.path.realpath(out))
     recover(out)
-    check_free(out, force=force)
+    check_free(out, force=force, is_ours=is_ours)
     made = _make_parents(out.parent)
     try:
         with scratch_folder(out.parent, out.name) as folder:
             yield folder
-            _publish(folder, out, force=force)
+            _publish(folder, out, force=force, is_ours=is_ours)
     except BaseException as err:
         for parent in made:
             with contextlib.suppress(OSError):
@@ -53,8 +54,8 @@ def staged_folder(out: Path, *, force: bool) -> Iterator[Path]:
         raise
 
 
-def check_free(out: Path, *, force: bool) -> None:
-    """Checks that `out` may be written.
+def check_free(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None = None) -> None:
+    """Checks that `out` may be written; `is_ours` as in `staged_folder`.
 
     Raises:
         ArtifactError: if it exists and `force` is not given, or is no folder, or holds something that is not an artifact.
@@ -65,8 +66,8 @@ def check_free(out: Path, *, force: bool) -> None:
         raise ArtifactError(f"{out} is a file", "name a folder for the artifact with --out")
     if not force:
         raise ArtifactError(f"{out} exists", "pass --force to replace it, or name another folder")
-    if any(out.iterdir()) and not _is_ours(out):
-        raise ArtifactError(f"{out} holds files but no artifact of sstool's, so it is not replaced", "name another folder with --out")
+    if any(out.iterdir()) and not (is_ours or _is_ours)(out):
+        raise ArtifactError(f"{out} holds files that sstool did not write, so it is not replaced", "name another folder with --out")
 
 
 def recover(out: Path) -> None:
@@ -115,12 +116,12 @@ def _make_parents(parent: Path) -> list[Path]:
     return missing
 
 
-def _publish(folder: Path, out: Path, *, force: bool) -> None:
+def _publish(folder: Path, out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None) -> None:
     umask = os.umask(0)
     os.umask(umask)
     folder.chmod(_FOLDER_MODE & ~umask)
     sync_tree(folder)
-    check_free(out, force=force)  # again: exporting took a while
+    check_free(out, force=force, is_ours=is_ours)  # again: exporting took a while
     if not out.exists():
         _rename(folder, out, _RENAME_NOREPLACE)
     elif not _rename(folder, out, _RENAME_EXCHANGE):

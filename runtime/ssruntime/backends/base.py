@@ -39,12 +39,19 @@ class StepOutput:
 
     def head(self, count: int) -> StepOutput:
         """Returns the first `count` positions, over the same memory."""
+        return self._part(slice(count))
+
+    def row(self, row: int) -> StepOutput:
+        """Returns one position alone, over the same memory."""
+        return self._part(slice(row, row + 1))
+
+    def _part(self, chosen: slice) -> StepOutput:
         return StepOutput(
-            tokens=self.tokens[:count],
-            confidence=self.confidence[:count],
-            top_tokens=self.top_tokens[:count],
-            top_logits=self.top_logits[:count],
-            logits=self.logits[:count],
+            tokens=self.tokens[chosen],
+            confidence=self.confidence[chosen],
+            top_tokens=self.top_tokens[chosen],
+            top_logits=self.top_logits[chosen],
+            logits=self.logits[chosen],
         )
 
     def token(self, row: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from collections.abc import Iterator
 
 import numpy as np
 import onnxruntime as ort
@@ -33,6 +34,17 @@ class SequenceCache:
                 buffer = self._buffers[value.name]
                 bind_input(binding, value.name, buffer)
                 bind_output(binding, graph_io.PRESENT_PREFIX + value.name.removeprefix(graph_io.PAST_PREFIX), buffer)
+
+    @contextlib.contextmanager
+    def preserved(self, session: ort.InferenceSession, start: int, stop: int) -> Iterator[None]:
+        """Gives the positions `[start, stop)` of the caches that the session has their content back when the block ends."""
+        views = [self._buffers[v.name][:, :, start:stop] for v in session.get_inputs() if _is_past(v.name)]
+        kept = [view.copy() for view in views]
+        try:
+            yield
+        finally:
+            for view, content in zip(views, kept, strict=True):
+                view[...] = content
 
 
 def bind_input(binding: ort.IOBinding, name: str, buffer: NDArray[np.generic]) -> None:

@@ -70,6 +70,8 @@ class OrtBackend:
                 self.packing = "private (the packed weights could not be opened)"
         if sessions is None:
             sessions = self._open_all(plain, artifact.folder)
+            packed = None
+        self._packed, self._folder = packed, artifact.folder
         self._verify = sessions[VERIFY_GRAPH]
         self._draft = sessions[draft.graph] if draft else None
         _return_freed_memory()
@@ -91,8 +93,35 @@ class OrtBackend:
         """Drops the buffers that are not in use; the sessions go with the last reference to them."""
         self._pool.clear()
 
+    def open_draft(self, graph: bytes, name: str) -> ort.InferenceSession:
+        """Opens another draft over the same weights, for slots made by `new_slot`.
+
+        Args:
+            graph: a serialized ONNX model whose weights are some of the verify graph's.
+            name: what to call it in errors.
+
+        Raises:
+            ArtifactError: if it is no draft of this artifact.
+        """
+        session = self.open_graph(graph, name)
+        _check_contract(session, name)
+        return session
+
+    def open_graph(self, graph: bytes, name: str) -> ort.InferenceSession:
+        """Opens any graph over the same weights, such as a part of the model. Raises ArtifactError if it cannot be opened."""
+        if self._packed is None:
+            return self._open(graph, name, str(self._folder))
+        return self._open(self._packed.splice(graph, name), name, str(self._packed.folder))
+
+    def new_slot(self, max_context: int, draft: ort.InferenceSession | None = None) -> OrtSlot:
+        """Makes a slot outside the pool, with a cache of `max_context` positions and any draft that `open_draft` gave."""
+        return OrtSlot(self._verify, draft, max_context=min(max_context, self.max_context), vocab_size=self.vocab_size)
+
     def _open_all(self, graphs: dict[str, bytes], folder: Path) -> dict[str, ort.InferenceSession]:
-        return {name: self._open(graph, name, str(folder)) for name, graph in graphs.items()}
+        sessions = {name: self._open(graph, name, str(folder)) for name, graph in graphs.items()}
+        for name, session in sessions.items():
+            _check_contract(session, name)
+        return sessions
 
     def _open(self, graph: bytes, name: str, folder: str) -> ort.InferenceSession:
         options = self._options.make()
@@ -102,7 +131,6 @@ class OrtBackend:
             session = ort.InferenceSession(graph, options, providers=_PROVIDERS, enable_fallback=False)
         except Exception as err:  # ONNX Runtime's exceptions share no nearer base class
             raise ArtifactError(f"ONNX Runtime cannot open {name}: {err}", "export the model again") from err
-        _check_contract(session, name)
         return session
 
     def _make_slot(self) -> OrtSlot:
@@ -117,7 +145,19 @@ class OrtSlot:
         self.engine_seconds = 0.0
         self._cache = SequenceCache(verify, max_context)
         self._verify = _EnginePort(verify, self._cache, graph_io.MAX_VERIFY_WIDTH, vocab_size)
-        self._draft = None if draft is None else _EnginePort(draft, self._cache, 1, vocab_size)
+        self._vocab_size = vocab_size
+        self._draft: _EnginePort | None = None
+        if draft is not None:
+            self.use_draft(draft)
+
+    def use_draft(self, draft: ort.InferenceSession) -> None:
+        """Drafts with another engine from here on, over the same cache."""
+        self._draft = _EnginePort(draft, self._cache, 1, self._vocab_size)
+
+    def preserved(self, start: int, stop: int) -> contextlib.AbstractContextManager[None]:
+        """Undoes what drafting writes to the cache at `[start, stop)` when the block ends."""
+        assert self._draft is not None, "this slot was made without a draft"
+        return self._cache.preserved(self._draft.session, start, min(stop, self.max_context))
 
     def prefill(self, ids: Sequence[int]) -> StepOutput:
         """Runs a prompt through the verify engine in chunks from position 0; gives the last position."""
@@ -166,7 +206,7 @@ class _EnginePort:
     """One session's small inputs and outputs for one sequence, at fixed addresses, with a binding for each width."""
 
     def __init__(self, session: ort.InferenceSession, cache: SequenceCache, max_width: int, vocab_size: int) -> None:
-        self._session = session
+        self.session = session
         self._cache = cache
         self._vocab_size = vocab_size
         self._ids = np.zeros(max_width, dtype=np.int64)
@@ -190,7 +230,7 @@ class _EnginePort:
             self._ids_memory[index] = token
         self._set_length(start + width)
         begun = time.perf_counter()
-        self._session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding)
         return output, time.perf_counter() - begun
 
     def run_wide(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> tuple[StepOutput, float]:
@@ -204,7 +244,7 @@ class _EnginePort:
         self._set_length(start + tokens.size)
         self._bind_small(binding, tokens, index, output)
         begun = time.perf_counter()
-        self._session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding)
         return output, time.perf_counter() - begun
 
     def _set_length(self, total: int) -> None:
@@ -220,8 +260,8 @@ class _EnginePort:
         return binding, output
 
     def _bind_cache(self) -> ort.IOBinding:
-        binding = self._session.io_binding()
-        self._cache.bind(binding, self._session)
+        binding = self.session.io_binding()
+        self._cache.bind(binding, self.session)
         bind_input(binding, graph_io.SEQLENS_K, self._lengths[:1])
         bind_input(binding, graph_io.TOTAL_SEQUENCE_LENGTH, self._lengths[1:].reshape(()))
         return binding

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sstool.cli.options import debug_option
+from sstool.cli.search_options import SearchOptions, read_recipe_or_none, search_options
 
 if TYPE_CHECKING:
-    from ssruntime.artifact import Artifact
+    from ssruntime.artifact import Artifact, Tuning
     from sstool.recipe import Recipe
     from sstool.skip_set import SkipSpec
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 @click.option("--skip-attention", metavar="3,5,7", help="Layers whose attention a draft skips, counted from 0.")
 @click.option("--skip-mlp", metavar="4,6", help="Layers whose MLP a draft skips.")
 @click.option("--skip-set", metavar="FILE", type=click.Path(path_type=Path), help='JSON: {"attention": [3, 5], "mlp": [4]}.')
+@click.option("--no-search", is_flag=True, help="Take a default skip set instead of searching one.")
+@search_options
 @debug_option
 def command(
     model: str | None,
@@ -42,11 +46,13 @@ def command(
     skip_attention: str | None,
     skip_mlp: str | None,
     skip_set: Path | None,
+    no_search: bool,
+    options: SearchOptions,
 ) -> None:
     """Make an artifact from a checkpoint.
 
-    Compares the result with the checkpoint, and plain with self-speculative decoding, before it gets its name. Without a skip set, a
-    default one is taken.
+    Compares the result with the checkpoint, and plain with self-speculative decoding, before it gets its name. Unless a skip set is
+    given, here or in the recipe, one is searched on this machine.
     """
     if skip_set is not None and (skip_attention is not None or skip_mlp is not None):
         raise click.UsageError("--skip-set excludes --skip-attention and --skip-mlp")
@@ -55,10 +61,15 @@ def command(
     from sstool.cli.progress import status_line
     from sstool.export import ExportRequest, export_artifact
 
-    base = _recipe(recipe)
+    base = read_recipe_or_none(recipe)
     source = model if model is not None else base.model
     if source is None:
         raise click.UsageError("Missing option '--model': the recipe names no model")
+    skip = _skip_spec(skip_attention, skip_mlp, skip_set) or (None if options.given() else base.skip_set)
+    is_searched = skip is None and not no_search
+    if not is_searched and options.given():
+        raise click.UsageError(f"{options.given()[0]} has no meaning where nothing is searched")
+    starts = [spec.skip() for spec in (base.skip_set, base.warm_start) if spec is not None]
     with status_line() as say:
         artifact = export_artifact(
             ExportRequest(
@@ -69,17 +80,22 @@ def command(
                 target=_first(target, base.target, ExportRequest.target),
                 dtype=_first(dtype, base.dtype, ExportRequest.dtype),
                 max_context=max_context if max_context is not None else base.max_context,
-                skip=_skip_spec(skip_attention, skip_mlp, skip_set) or base.skip_set,
+                skip=skip,
+                search=options.settings(base) if is_searched else None,
+                starts=tuple(starts),
+                threads=options.threads,
+                resume=options.resume,
+                check=_depth_check(base, recipe),
                 progress=say,
             )
         )
     click.echo(_summary(artifact, out))
 
 
-def _recipe(path: Path | None) -> Recipe:
-    from sstool.recipe import Recipe, read_recipe
+def _depth_check(recipe: Recipe, path: Path | None) -> Callable[[int], None]:
+    from sstool.recipe import check_recipe_depth
 
-    return Recipe() if path is None else read_recipe(path)
+    return lambda num_layers: check_recipe_depth(recipe, num_layers, where=str(path))
 
 
 def _skip_spec(attention: str | None, mlp: str | None, file: Path | None) -> SkipSpec | None:
@@ -104,4 +120,10 @@ def _summary(artifact: Artifact, out: Path) -> str:
     model = manifest.model
     skipped = [f"{len(d.skip.attention) + len(d.skip.mlp)} of {2 * model.num_layers}" for d in manifest.drafts]
     draft = f", draft skips {' / '.join(skipped)} sublayers" if skipped else ""
-    return f"{out}: {model.family}, {model.num_parameters / 1e6:.1f} M parameters, {manifest.dtype}{draft}; the gate passed"
+    text = f"{out}: {model.family}, {model.num_parameters / 1e6:.1f} M parameters, {manifest.dtype}{draft}; the gate passed"
+    return text if manifest.tuning is None else f"{text}. {_found(manifest.tuning)}"
+
+
+def _found(tuning: Tuning) -> str:
+    speed = "" if tuning.speedup is None else f"{tuning.speedup:.2f} x plain, measured. "
+    return f"{speed}{tuning.remark}"

@@ -11,10 +11,12 @@ from sstool.cli.options import debug_option
 
 COMMANDS: Final = {
     "export": "Make an artifact from a checkpoint.",
+    "search": "Find the draft's skip set.",
     "generate": "Complete a prompt, or a file of prompts.",
     "bench": "Compare plain with self-speculative decoding.",
     "check": "Prove an artifact intact, lossless and lean.",
     "inspect": "Show what an artifact holds.",
+    "report": "(Re)write report.html of a search.",
 }
 """Every command with the first sentence of its help, kept here so that listing them imports none."""
 

@@ -12,7 +12,7 @@ import click
 from sstool.cli.options import artifact_argument, debug_option, json_option
 
 if TYPE_CHECKING:
-    from ssruntime.artifact import DraftEntry
+    from ssruntime.artifact import DraftEntry, Tuning
     from sstool.inspect import ArtifactDescription
 
 
@@ -35,6 +35,7 @@ def command(folder: Path, as_json: bool) -> None:
         ("model", _model(found)),
         ("memory", _memory(found)),
         *((f"draft {draft.name!r}", _draft(draft, found.manifest.model.num_layers)) for draft in found.manifest.drafts),
+        *((("tuning", _tuning(found.manifest.tuning)),) if found.manifest.tuning is not None else ()),
         ("files", _pairs((name, f"{_size(entry.size):>10}  sha256 {entry.sha256[:12]}") for name, entry in found.manifest.files.items())),
         ("gate", _pairs(_flat(found.manifest.gate))),
         ("made with", _pairs(found.manifest.tools.items())),
@@ -84,6 +85,12 @@ def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
             ("exit", tuned or "the runtime's defaults"),
         ]
     )
+
+
+def _tuning(tuning: Tuning) -> Iterator[str]:
+    speed = "" if tuning.speedup is None else f"{tuning.speedup:.2f} x plain"
+    found = f"{tuning.trials} trials on {tuning.cpu}, {tuning.threads} threads, onnxruntime {tuning.onnxruntime}"
+    yield from _pairs([("decodes", f"{tuning.mode} unless told"), ("measured", speed or "nothing"), ("search", found), ("", tuning.remark)])
 
 
 def skip_strip(skipped: Sequence[int], num_layers: int) -> str:

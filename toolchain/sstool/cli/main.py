@@ -18,7 +18,8 @@ EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
 _EXTRA_OF: Final = {"click": "cli", "rich": "cli", "onnxruntime": "cpu"} | dict.fromkeys(
-    ("torch", "transformers", "mobius", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "yaml"), "toolchain"
+    ("torch", "transformers", "mobius", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "yaml", "ax", "plotly", "scipy"),
+    "toolchain",
 )
 
 

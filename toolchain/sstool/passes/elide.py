@@ -70,14 +70,15 @@ def _elide_join(graph: ir.Graph, node: ir.Node, skip: AbstractSet[Sublayer]) -> 
             return {found}
         if len(node.outputs) > _SUM_OUTPUT:
             ir.convenience.replace_all_uses_with(node.outputs[_SUM_OUTPUT], stream)
-        norm = _norm_alone(node, stream)
+        norm = norm_alone(node, stream)
         graph.insert_before(node, norm)
         ir.convenience.replace_all_uses_with(node.outputs[0], norm.outputs[0])
         return {found}
     return set()
 
 
-def _norm_alone(join: ir.Node, stream: ir.Value) -> ir.Node:
+def norm_alone(join: ir.Node, stream: ir.Value) -> ir.Node:
+    """Returns the norm of a fused join as a node of its own, over another stream; it is in no graph yet."""
     # After the two summands come the norm's own weights; a bias of the branch, fused behind them, goes with the branch.
     num_weights = 1 if join.op_type == "SkipSimplifiedLayerNormalization" else 2
     weights = [v for v in join.inputs[2 : 2 + num_weights] if v is not None]

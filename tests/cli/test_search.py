@@ -1,0 +1,163 @@
+"""`search`, and the search that `export` makes, from the command line: what is found is deployed, and what is wrong leaves no trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssruntime.artifact import read_artifact
+from sstool.cli import main
+from tests.cli.conftest import Command
+from tests.toolchain.tiny_llama import make_llama
+
+QUICK = ("--trials", "4", "--threads", "1")
+RECIPE = "search: {sampled_tokens: 12, greedy_tokens: 8, finalists: 1}\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of three layers. Read only."""
+    return make_llama(tmp_path_factory.mktemp("search") / "model", num_hidden_layers=3)
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> tuple[str | Path, ...]:
+    """Options for a search that takes a second."""
+    prompts, recipe = tmp_path / "prompts.jsonl", tmp_path / "recipe.yaml"
+    prompts.write_text('{"prompt": "w1 w2 w3"}\n{"prompt": "w4 w5"}\n', encoding="utf-8")
+    recipe.write_text(RECIPE, encoding="utf-8")
+    return ("--recipe", recipe, "--calibration", prompts, *QUICK)
+
+
+def fails(sstool: Command, *args: str | Path, expected: str, code: int = main.EXIT_FAILED) -> None:
+    outcome = sstool(*args)
+    assert (outcome.code, outcome.out) == (code, "")
+    [line] = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+
+
+def test_a_checkpoint_s_search_gives_a_skip_set_that_export_takes(
+    sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]
+) -> None:
+    out = tmp_path / "found"
+    outcome = sstool("search", "--model", model, "--out", out, *given)
+    assert outcome.code == 0, outcome.err
+    assert "4 trials in" in outcome.out
+    assert {p.name for p in out.iterdir()} == {"skip_set.json", "trials.jsonl", "latency.json", "report.html"}
+    assert not (tmp_path / "found.search").exists()
+    fails(sstool, "search", "--model", model, "--out", out, *given, expected=f"{out} exists")
+    assert sstool("search", "--model", model, "--out", out, "--force", *given).code == 0
+
+    artifact = tmp_path / "artifact"
+    exported = sstool("export", "--model", model, "--out", artifact, "--skip-set", out / "skip_set.json")
+    assert exported.code == 0, exported.err
+    spec = json.loads((out / "skip_set.json").read_text())
+    [draft] = read_artifact(artifact).manifest.drafts
+    assert (list(draft.skip.attention), list(draft.skip.mlp)) == (spec["attention"], spec["mlp"])
+    assert draft.tuned.max_draft == spec["max_draft"]
+
+
+def test_an_artifact_gets_the_draft_that_was_found(sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]) -> None:
+    artifact = tmp_path / "artifact"
+    assert sstool("export", "--model", model, "--out", artifact, "--no-search").code == 0
+    before = read_artifact(artifact).manifest
+    assert before.tuning is None
+    outcome = sstool("search", "--artifact", artifact, *given)
+    assert outcome.code == 0, outcome.err
+    after = read_artifact(artifact).manifest
+    assert after.tuning is not None
+    assert after.tuning.trials == 4
+    assert {n: f for n, f in after.files.items() if n != "draft.onnx"} == {n: f for n, f in before.files.items() if n != "draft.onnx"}
+    assert {p.name for p in (artifact / "search").iterdir()} == {"trials.jsonl", "latency.json", "report.html"}
+    assert sstool("check", artifact).code == 0
+    shown = sstool("inspect", artifact)
+    assert "tuning" in shown.out
+    assert json.loads(sstool("inspect", artifact, "--json").out)["tuning"]["trials"] == 4
+    # The table is there now, and the draft that it has is the first candidate.
+    again = sstool("search", "--artifact", artifact, "--out", tmp_path / "again", *given)
+    assert again.code == 0, again.err
+    assert (tmp_path / "again" / "latency.json").read_bytes() == (artifact / "search" / "latency.json").read_bytes()
+    first = json.loads((tmp_path / "again" / "trials.jsonl").read_text().splitlines()[1])
+    assert first["source"] == "earlier"
+    assert sstool("report", artifact).code == 0
+
+
+def test_export_searches_unless_told(sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]) -> None:
+    outcome = sstool("export", "--model", model, "--out", tmp_path / "artifact", *given)
+    assert outcome.code == 0, outcome.err
+    manifest = read_artifact(tmp_path / "artifact").manifest
+    assert manifest.tuning is not None
+    assert manifest.tuning.remark in outcome.out
+    assert manifest.gate["parity"]["passed"]
+    assert not (tmp_path / "artifact.search").exists()
+    [draft] = manifest.drafts
+    assert draft.tuned.exit in ("fixed", "confidence")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ((), "Missing option '--model' or '--artifact'"),
+        (("--model", "m"), "Missing option '--out'"),
+        (("--model", "m", "--artifact", "a"), "exclude each other"),
+    ],
+)
+def test_wrong_usage_exits_2(sstool: Command, args: tuple[str, ...], expected: str) -> None:
+    fails(sstool, "search", *args, expected=expected, code=main.EXIT_USAGE)
+
+
+@pytest.mark.parametrize("flag", [("--trials", "3"), ("--budget", "1m"), ("--resume",), ("--threads", "1")])
+def test_search_flags_without_a_search_are_wrong_usage(sstool: Command, model: Path, tmp_path: Path, flag: tuple[str, ...]) -> None:
+    args = ("export", "--model", model, "--out", tmp_path / "out")
+    fails(sstool, *args, "--no-search", *flag, expected=f"{flag[0]} has no meaning", code=main.EXIT_USAGE)
+    fails(sstool, *args, "--skip-mlp", "1", *flag, expected=f"{flag[0]} has no meaning", code=main.EXIT_USAGE)
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("--trials", "0"), "trials is out of range: 0"),
+        (("--budget", "soon"), "budget 'soon' is not a time"),
+        (("--budget", "1ms"), "is not a time"),
+        (("--budget", "0.1s"), "too small for one trial"),
+        (("--seed", "-1"), "seed is out of range"),
+        (("--threads", "0"), "threads is out of range"),
+        (("--calibration", "none.jsonl"), "cannot read prompts from none.jsonl"),
+        (("--resume",), "there is no interrupted search to resume"),
+    ],
+)
+def test_a_wrong_setting_exits_1_and_leaves_nothing(
+    sstool: Command, model: Path, tmp_path: Path, args: tuple[str, ...], expected: str
+) -> None:
+    out = tmp_path / "place" / "out"
+    for command in ("search", "export"):
+        fails(sstool, command, "--model", model, "--out", out, *args, expected=expected)
+        assert not out.exists()
+    assert not [p for p in tmp_path.rglob("*") if p.name != "place" and not p.is_relative_to(out.with_name("out.search"))]
+
+
+def test_a_recipe_for_another_depth_is_refused_before_anything_is_built(sstool: Command, model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "deep.yaml"
+    recipe.write_text("num_layers: 40\nwarm_start: {attention: [39], mlp: []}\n", encoding="utf-8")
+    for command in ("search", "export"):
+        fails(sstool, command, "--model", model, "--out", tmp_path / "out", "--recipe", recipe, expected="40 layers, and this one has 3")
+
+
+def test_two_searches_for_one_place_do_not_meet(sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]) -> None:
+    from sstool.search.work import work_folder
+
+    with work_folder(tmp_path / "out", resume=False):
+        fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="another process is searching in")
+
+
+def test_a_folder_of_that_name_with_other_files_is_not_cleared(
+    sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]
+) -> None:
+    other = tmp_path / "out.search"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work", encoding="utf-8")
+    fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="holds files that are no search's")
+    assert (other / "thesis.txt").read_text(encoding="utf-8") == "years of work"

@@ -1,0 +1,220 @@
+"""The search's winner against simpler ways to choose a skip set, on held-out prompts, all timed in turns in one run.
+
+    python tests/peers/rivals.py --artifact ARTIFACT --prompts FILE.jsonl... [--first 16] [--tokens 128] [--seeds 3] [--example SET.json]
+
+ARTIFACT was searched on this machine (`sstool search --artifact`), and its latency table is used. Every rival is the best of its
+kind over the search's own calibration texts, with its own tuned threshold and draft length: contiguous blocks of whole layers; every
+other sublayer; random sets, as many as the search had trials; cuts of the leave-one-out order; points of the cosine dynamic
+programme. Then all decode the held-out prompts. Prints a table on stderr and one JSON object on stdout: each rival's speed over
+plain decoding's, and the winner's over the rival's, with paired 95 % intervals. Also the model of speed against the clock for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ssruntime import load
+from ssruntime.artifact import SkipSet
+from ssruntime.errors import PromptError
+from ssruntime.sampling.noise import prompt_seed
+from sstool.bench.summary import ratio_interval
+from sstool.environment import describe
+from sstool.prompts import read_prompts
+from sstool.search.candidates import Candidates
+from sstool.search.contest import Entrant, Task, run_contest
+from sstool.search.evaluate import Evaluator
+from sstool.search.explore import best_of
+from sstool.search.latency import CostModel
+from sstool.search.objective import Objective
+from sstool.search.prepare import prepare_latency, prepare_texts
+from sstool.search.read import read_search
+from sstool.search.records import Trial
+from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
+from sstool.search.space import Bits, bits_of, is_draft
+from sstool.search.texts import KINDS, SAMPLED, decode_settings, split_prompts, usable_prompts, weight_of
+from sstool.search.warm.dynamic_programme import cosine_front
+from sstool.search.warm.influence import cut, influence_order, measure_influence
+from sstool.search.warm.patterns import contiguous_block, every_other
+
+
+def options() -> argparse.Namespace:
+    """Returns the command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifact", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser.add_argument("--first", type=int, default=16, help="prompts of each file")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--greedy", action="store_true", help="decode greedily instead of sampling")
+    parser.add_argument("--example", type=Path, help="a skip-set file to be one more rival, its exit tuned like the others'")
+    return parser.parse_args()
+
+
+class Rivals:
+    """Chooses the best of each kind over the search's calibration texts."""
+
+    def __init__(self, candidates: Candidates, artifact: Path) -> None:
+        """Makes the texts that the search had, and takes its latency table."""
+        self.log = read_search(artifact / "search")
+        self.settings = SearchSettings(
+            seed=self.log.header.seed,
+            sampled_weight=self.log.header.weights[KINDS[0]],
+            greedy_weight=self.log.header.weights[KINDS[1]],
+        )
+        self._candidates = candidates
+        prompts, _ = split_prompts(usable_prompts(candidates.engine, read_prompts(DEFAULT_CALIBRATION)))
+        with tempfile.TemporaryDirectory() as name:
+            self._texts = prepare_texts(Path(name), candidates, prompts, self.settings, lambda _done, _total: None)
+            table = prepare_latency(Path(name), candidates, self._texts, self.settings, known=artifact / "search" / "latency.json")
+        self.costs = CostModel(table)
+        self._objective = Objective(self.costs, {kind: weight_of(self.settings, kind) for kind in KINDS})
+
+    def best(self, name: str, sets: Sequence[Bits]) -> Trial | None:
+        """Returns the best of some sets, with its exit."""
+        evaluator = Evaluator(
+            self._candidates,
+            self._texts,
+            self._objective,
+            self.costs,
+            lambda text: decode_settings(self._candidates.engine, self.settings, text.kind, text.seed),
+        )
+        trials = [evaluator.run(n, name, bits) for n, bits in enumerate(dict.fromkeys(sets)) if is_draft(bits)]
+        found = next(iter(best_of(trials, 1)), None)
+        said = "nothing" if found is None else f"{found.speedup:.3f} x plain, modelled"
+        print(f"{name}: {len(trials)} tried, the best {said}", file=sys.stderr, flush=True)
+        return found
+
+    def all(self, example: Path | None) -> Iterator[Trial | None]:
+        """Gives the best of every kind."""
+        num_layers = self._candidates.num_layers
+        yield self.best("block", list(_blocks(num_layers)))
+        yield self.best("every-other", list(_patterns(num_layers)))
+        yield self.best("random", list(_random(num_layers, len(self.log.trials))))
+        yield self.best("leave-one-out", self._cuts())
+        yield self.best("dynamic-programme", self._front())
+        if example is not None:
+            data = json.loads(example.read_text(encoding="utf-8"))
+            skip = SkipSet(attention=tuple(data["attention"]), mlp=tuple(data["mlp"]))
+            yield self.best("example", [bits_of(skip, num_layers)])
+
+    def _cuts(self) -> list[Bits]:
+        influence = self.log.influence
+        if influence is None:
+            influence = measure_influence(self._candidates, self._texts, lambda _done, _total: None)
+        order = influence_order(influence)
+        return [cut(order, part) for part in np.linspace(0.2, 0.9, 21)]
+
+    def _front(self) -> list[Bits]:
+        text = self._texts[0].text
+        front = cosine_front(self._candidates, text, self.costs.shares(len(text.prompt)), lambda _done, _total: None)
+        return [point.bits for point in front]
+
+
+def _blocks(num_layers: int) -> Iterator[Bits]:
+    """Gives 39 blocks or fewer: three places of each of thirteen lengths."""
+    for part in np.linspace(0.15, 0.75, 13):
+        length = max(1, round(float(part) * num_layers))
+        for first in np.linspace(1, max(1, num_layers - length - 1), 3):
+            yield contiguous_block(num_layers, round(float(first)), length)
+
+
+def _patterns(num_layers: int) -> Iterator[Bits]:
+    """Gives every other, every third and two of three, from either offset, of MLPs and of both kinds."""
+    yield from every_other(num_layers)
+    none = (0,) * num_layers
+    for step, keeps in ((2, 1), (3, 1), (3, 2)):
+        for offset in range(step):
+            row = tuple(int((n + offset) % step >= keeps) for n in range(num_layers))
+            yield (*none, *row)
+            yield (*row, *row)
+
+
+def _random(num_layers: int, count: int) -> Iterator[Bits]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield tuple(int(b) for b in rng.random(2 * num_layers) < rng.uniform(0.2, 0.8))
+
+
+def held_out(candidates: Candidates, settings: SearchSettings, given: argparse.Namespace) -> list[Task]:
+    """Returns the tasks: the first prompts of each file that fit, with every seed."""
+    tasks = []
+    for number, file in enumerate(given.prompts):
+        for prompt in read_prompts(file)[: given.first]:
+            try:
+                ids = tuple(candidates.engine.encode(prompt.prompt))
+            except PromptError as err:
+                print(f"{prompt.id} is left out: {err.message}", file=sys.stderr)
+                continue
+            for seed in range(given.seeds):
+                plainly = decode_settings(
+                    candidates.engine, settings, KINDS[1] if given.greedy else SAMPLED, prompt_seed(seed, prompt.index)
+                )
+                complete = dataclasses.replace(plainly, max_new_tokens=given.tokens)
+                tasks.append(Task(kind=SAMPLED, prompt_id=prompt.id, index=1000 * number + prompt.index, ids=ids, settings=complete))
+    return tasks
+
+
+def row(entrant: Entrant, plain: Entrant, winner: Entrant) -> dict[str, object]:
+    """Returns one entrant's figures."""
+    shares = {SAMPLED: 1.0}
+    assert entrant.trial is not None
+    speed, base = 1 / entrant.seconds_per_token(shares), 1 / plain.seconds_per_token(shares)
+    return {
+        "name": entrant.trial.source,
+        "skipped": len(entrant.trial.skip.attention) + len(entrant.trial.skip.mlp),
+        "cost_ratio": entrant.trial.cost_ratio,
+        "tokens_per_second": speed,
+        "ratio_to_plain": speed / base,
+        "ratio_to_plain_95": ratio_interval(plain.every(), entrant.every()),
+        "winner_over_this": entrant.seconds_per_token(shares) / winner.seconds_per_token(shares),
+        "winner_over_this_95": ratio_interval(entrant.every(), winner.every()),
+        "modelled_over_measured": entrant.seconds_per_token(shares) / entrant.modelled_per_token(shares),
+    }
+
+
+def main() -> None:
+    """Chooses, decodes, prints."""
+    given = options()
+    with load(given.artifact, max_sequences=1, draft=False) as engine:
+        candidates = Candidates(engine)
+        rivals = Rivals(candidates, given.artifact)
+        result = rivals.log.result
+        if result is None or result.trial is None:
+            sys.exit("the artifact's search has no winner")
+        trials = [next(t for t in rivals.log.trials if t.index == result.trial)]
+        trials = [dataclasses.replace(trials[0], source="searched"), *(t for t in rivals.all(given.example) if t is not None)]
+        tasks = held_out(candidates, rivals.settings, given)
+
+        def tell(done: int, total: int) -> None:
+            print(f"\rdecoding {done} of {total}", end="", file=sys.stderr, flush=True)
+
+        plain, *drafts = run_contest(candidates, trials, tasks, rivals.costs, tell)
+        rows = [row(entrant, plain, drafts[0]) for entrant in drafts]
+        report = {"environment": describe(engine).to_json(), "runs": len(tasks), "tokens": given.tokens, "rivals": rows}
+        print(f"\n{'':18} {'x plain':>8} {'95 %':>14} {'searched / this':>16} {'95 %':>14} {'model / clock':>14}", file=sys.stderr)
+        for r in rows:
+            print(
+                f"{r['name']:18} {r['ratio_to_plain']:8.3f} {_interval(r['ratio_to_plain_95']):>14} {r['winner_over_this']:16.3f}"
+                f" {_interval(r['winner_over_this_95']):>14} {r['modelled_over_measured']:14.3f}",
+                file=sys.stderr,
+            )
+        spread = statistics.median(float(str(r["modelled_over_measured"])) for r in rows)
+        print(f"plain {1 / plain.seconds_per_token({SAMPLED: 1.0}):.1f} tokens/s; model over clock, median {spread:.3f}", file=sys.stderr)
+        print(json.dumps(report))
+
+
+def _interval(value: object) -> str:
+    return f"{value[0]:.2f} to {value[1]:.2f}" if isinstance(value, tuple) else "-"
+
+
+if __name__ == "__main__":
+    main()

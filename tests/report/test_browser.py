@@ -1,0 +1,145 @@
+"""Reports in a real browser without a network: every figure is drawn, nothing is asked for, nothing goes wrong, wide and narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from sstool.report import write_report
+from sstool.search.records import FAILED
+from tests.report import searches
+from tests.report.browser import Browser, Page, find_browser, running_browser
+from tests.report.test_page import ALL_PLOTS, HOSTILE, hostile_search
+
+WIDE: Final = 1300
+NARROW: Final = 420
+
+DRAWN: Final = """
+[...document.querySelectorAll(".plot")].map(plot => {
+  const marks = [...plot.querySelectorAll("svg.main-svg .trace path")];
+  const seen = marks.filter(mark => { const box = mark.getBoundingClientRect(); return box.width > 0 || box.height > 0; });
+  return [plot.id, seen.length];
+})
+"""
+"""Each figure with the number of marks in it that take room on the page."""
+
+ESCAPED: Final = """
+[...document.querySelectorAll(".plot svg.main-svg text, .key li")].filter(text => {
+  const own = text.getBoundingClientRect(), figure = text.closest("figure").getBoundingClientRect();
+  return own.width > 0 && (own.left < figure.left - 1 || own.right > figure.right + 1);
+}).map(text => text.textContent)
+"""
+"""Text of figures that lies partly outside of them."""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium or Chrome on PATH: reports are not opened in a browser")
+    with running_browser(program, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+def open_report(browser: Browser, folder: Path, *records: searches.Record, num_layers: int = 24, table: bool = True) -> Page:
+    latency = searches.latency(num_layers=num_layers) if table else None
+    return browser.open(write_report(searches.write_search(folder, records, latency)).as_uri(), width=WIDE)
+
+
+def assert_sound(page: Page, plots: list[str]) -> None:
+    """Holds a page to all its figures, drawn in a wide and in a narrow window, no complaint and no request."""
+    for width in (WIDE, NARROW):
+        page.resize(width)
+        drawn = dict(page.evaluate(DRAWN))
+        assert list(drawn) == plots
+        assert all(drawn.values()), drawn
+        assert page.evaluate(ESCAPED) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.problems == []
+    assert page.requests == []
+
+
+def test_a_finished_search(browser: Browser, tmp_path: Path) -> None:
+    assert_sound(open_report(browser, tmp_path, *searches.finished()), ALL_PLOTS)
+
+
+def test_a_search_of_a_deep_model(browser: Browser, tmp_path: Path) -> None:
+    assert_sound(open_report(browser, tmp_path, *searches.finished(num_layers=80), num_layers=80), ALL_PLOTS)
+
+
+def test_an_unfinished_search(browser: Browser, tmp_path: Path) -> None:
+    page = open_report(browser, tmp_path, *searches.finished()[:20], table=False)
+    assert_sound(page, ["plot-progress", "plot-skip-set", "plot-trade", "plot-influence", "plot-frequency", "plot-positions"])
+
+
+def test_a_search_that_beat_nothing(browser: Browser, tmp_path: Path) -> None:
+    assert_sound(open_report(browser, tmp_path, *searches.finished(slow=True)), ALL_PLOTS)
+
+
+def test_a_search_of_one_trial(browser: Browser, tmp_path: Path) -> None:
+    page = open_report(browser, tmp_path, searches.header(), searches.trial(0, "block"))
+    assert_sound(page, [p for p in ALL_PLOTS if p not in ("plot-final", "plot-influence")])
+
+
+def test_a_search_of_failed_trials(browser: Browser, tmp_path: Path) -> None:
+    page = open_report(browser, tmp_path, searches.header(), *(searches.trial(i, "block", status=FAILED) for i in range(3)))
+    assert_sound(page, ["plot-progress", "plot-verify", "plot-draft-cost"])
+
+
+def test_a_search_that_has_only_begun(browser: Browser, tmp_path: Path) -> None:
+    assert_sound(open_report(browser, tmp_path, searches.header(), table=False), [])
+
+
+def test_hostile_text_is_shown_and_not_obeyed(browser: Browser, tmp_path: Path) -> None:
+    page = open_report(browser, tmp_path, *hostile_search())
+    assert_sound(page, ALL_PLOTS)
+    assert page.evaluate("document.querySelectorAll('script').length") == 3
+    assert page.evaluate("document.querySelectorAll('img').length") == 0
+    assert HOSTILE[:40] in page.evaluate("document.querySelector('.model').textContent")
+    keys = page.evaluate("[...document.querySelectorAll('.key li')].map(entry => entry.textContent)")
+    assert [k for k in keys if "<script>alert(1)</script>" in k]
+
+
+def test_it_prints(browser: Browser, tmp_path: Path) -> None:
+    page = open_report(browser, tmp_path, *searches.finished())
+    before = page.evaluate("document.querySelector('#plot-trade svg.main-svg').clientWidth")
+    assert before > 800
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert 500 < page.evaluate("document.querySelector('#plot-trade svg.main-svg').clientWidth") < 700
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.querySelector('#plot-trade svg.main-svg').clientWidth") == before
+    page.print_to(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
+    assert page.problems == []
+
+
+def test_these_tests_see_what_goes_wrong(browser: Browser, tmp_path: Path) -> None:
+    """A page with an empty figure, a request, an exception, a console error and a line that is too wide fails each of them."""
+    path = tmp_path / "bad.html"
+    path.write_text(
+        """<!DOCTYPE html><title>bad</title><link rel="icon" href="data:,"><p style="width: 2000px">wide</p>
+        <figure><div class="plot" id="plot-none"><svg class="main-svg" width="100%"><text x="5000" y="20">away</text></svg></div></figure>
+        <style>svg { overflow: visible }</style>
+        <img src="http://localhost:9/outside.png" alt=""><script>console.error("said"); throw new Error("thrown");</script>""",
+        encoding="utf-8",
+    )
+    page = browser.open(path.as_uri(), width=WIDE)
+    assert page.evaluate(DRAWN) == [["plot-none", 0]]
+    assert page.evaluate(ESCAPED) == ["away"]
+    assert page.requests == ["http://localhost:9/outside.png"]
+    for problem in ("said", "thrown", "outside.png"):
+        assert [p for p in page.problems if problem in p], problem
+    assert not page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_a_foreign_script_does_not_run_in_a_report(browser: Browser, tmp_path: Path) -> None:
+    """What the page's policy is for: were an escape forgotten, the script would still be refused."""
+    path = write_report(searches.write_search(tmp_path, [searches.header()]))
+    content = path.read_text(encoding="utf-8")
+    path.write_text(content.replace("<main>", "<main><script>window.foreign = 1</script>"), encoding="utf-8")
+    page = browser.open(path.as_uri(), width=WIDE)
+    assert page.evaluate("typeof window.foreign") == "undefined"
+    assert [p for p in page.problems if "Content Security Policy" in p]

@@ -1,0 +1,212 @@
+"""Reading a search: everything that one writes, finished or cut short, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssruntime.errors import RecipeError
+from sstool.search.read import find_search, read_search
+from sstool.search.records import LATENCY, TRIALS, Finalist, Result, Trial
+from tests.report import searches
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    """A small finished search: header, influence, 20 trials, 4 finalists, result."""
+    return [searches.line(r) for r in searches.finished(count=20)]
+
+
+def write(folder: Path, lines: list[str], *, end: str = "\n") -> Path:
+    (folder / TRIALS).write_text("\n".join(lines) + end, encoding="utf-8")
+    return folder
+
+
+def refusal(folder: Path) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        read_search(folder)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_finished_search_is_read_as_it_was_written(tmp_path: Path) -> None:
+    records, table = searches.finished(), searches.latency()
+    log = read_search(searches.write_search(tmp_path, records, table))
+    assert [log.header, log.influence, *log.trials, *log.finalists, log.result] == records
+    assert log.latency == table
+
+
+def test_an_unfinished_search_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    records = searches.finished()
+    log = read_search(searches.write_search(tmp_path, records[:9]))
+    assert [log.header, log.influence, *log.trials] == records[:9]
+    assert (log.finalists, log.result, log.latency) == ((), None, None)
+
+
+def test_a_search_that_has_only_begun_is_read(tmp_path: Path) -> None:
+    log = read_search(searches.write_search(tmp_path, [searches.header()]))
+    assert (log.influence, log.trials) == (None, ())
+
+
+def test_trials_come_in_the_order_of_their_indices(tmp_path: Path) -> None:
+    records = searches.finished()[:9]
+    log = read_search(searches.write_search(tmp_path, [*records[:2], *reversed(records[2:])]))
+    assert [t.index for t in log.trials] == list(range(7))
+
+
+def test_a_last_line_that_was_cut_anywhere_is_dropped(tmp_path: Path, lines: list[str]) -> None:
+    whole = read_search(write(tmp_path, lines[:5]))
+    content = ("\n".join(lines[:6])).encode()
+    start = len("\n".join(lines[:5])) + 1
+    for cut in (start, start + 1, (start + len(content)) // 2, len(content)):
+        (tmp_path / TRIALS).write_bytes(content[:cut])
+        assert read_search(tmp_path) == whole
+
+
+def test_a_last_line_that_was_cut_inside_a_character_is_dropped(tmp_path: Path, lines: list[str]) -> None:
+    (tmp_path / TRIALS).write_bytes(lines[0].encode() + b'\n{"kind": "trial", "source": "\xe2\x82')
+    assert read_search(tmp_path).trials == ()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"kind": "search", "form'])
+def test_a_file_without_a_whole_line_holds_no_search_yet(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / TRIALS).write_bytes(content)
+    assert "holds no search yet" in refusal(tmp_path).message
+
+
+def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
+    assert "holds no search" in refusal(tmp_path / "nowhere").message
+    assert TRIALS in refusal(tmp_path).message
+    (tmp_path / TRIALS).mkdir()
+    assert "cannot be read" in refusal(tmp_path).message
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "not JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", "expected an object"),
+        (b'{"kind": "trail"}', "unknown kind 'trail'"),
+        (b'{"kind": ["trial"]}', "unknown kind"),
+        (b"{}", "unknown kind None"),
+    ],
+)
+def test_a_line_that_no_search_wrote_is_refused_with_its_number(tmp_path: Path, lines: list[str], content: bytes, says: str) -> None:
+    (tmp_path / TRIALS).write_bytes(b"\n".join([lines[0].encode(), lines[1].encode(), content, lines[2].encode(), b""]))
+    message = refusal(tmp_path).message
+    assert f"{tmp_path / TRIALS}, line 3: " in message
+    assert says in message
+
+
+def changed(number: int, change: Change) -> Callable[[list[str]], list[str]]:
+    """Returns what changes one line of a search, counted from 0."""
+
+    def apply(lines: list[str]) -> list[str]:
+        data = json.loads(lines[number])
+        change(data)
+        return [*lines[:number], json.dumps(data), *lines[number + 1 :]]
+
+    return apply
+
+
+BROKEN: list[tuple[Callable[[list[str]], list[str]], int, str]] = [
+    (changed(0, lambda d: d.update(format=2)), 1, "expected format 1, found 2"),
+    (changed(0, lambda d: d.update(surprise=1)), 1, "unknown key 'surprise'"),
+    (changed(0, lambda d: d.pop("model")), 1, "key 'model' is missing"),
+    (changed(0, lambda d: d.update(num_layers=0)), 1, "num_layers"),
+    (changed(1, lambda d: d["mlp"].pop()), 2, "expected 24 layers"),
+    (changed(2, lambda d: d.update(speedup=float("nan"))), 3, "not JSON"),
+    (changed(2, lambda d: d.update(speedup="fast")), 3, "expected float"),
+    (changed(2, lambda d: d.update(speedup=None)), 3, "a completed trial has one"),
+    (changed(2, lambda d: d.update(status="done")), 3, "unknown status 'done'"),
+    (changed(2, lambda d: d["skip"].update(mlp=[24])), 3, "layer 24 does not exist"),
+    (changed(2, lambda d: d["skip"].update(attention=[-1])), 3, "layer -1 does not exist"),
+    (changed(2, lambda d: d["counts"]["greedy"].update(accepted=10**6)), 3, "accepted of"),
+    (changed(2, lambda d: d["counts"]["greedy"]["kept"].pop()), 3, "more kept than reached"),
+    (changed(3, lambda d: d.update(index=0)), 4, "trial 0 is there twice"),
+    (changed(22, lambda d: d.update(trial=20)), 23, "a finalist that is no trial: 20"),
+    (changed(22, lambda d: d.update(interval_95=[1.0])), 23, "expected two numbers"),
+    (changed(26, lambda d: d.update(trial=99)), 27, "there is no trial 99"),
+    (lambda lines: lines[1:], 1, "the first line"),
+    (lambda lines: [lines[0], *lines], 2, "the first line"),
+    (lambda lines: [*lines[:2], *lines[1:]], 3, "a second line of kind 'influence'"),
+    (lambda lines: [*lines, lines[2]], 28, "a line after the result"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "number", "says"), BROKEN)
+def test_a_search_that_contradicts_itself_is_refused(
+    tmp_path: Path, lines: list[str], spoil: Callable[[list[str]], list[str]], number: int, says: str
+) -> None:
+    read_search(write(tmp_path, lines))
+    message = refusal(write(tmp_path, spoil(lines))).message
+    assert f"{TRIALS}, line {number}: " in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d.update(format=9), "expected format 1, found 9"),
+        (lambda d: d.update(weights_sha256="5" * 64), "another model"),
+        (lambda d: d.update(rows=[]), "expected at least one"),
+        (lambda d: d["rows"][1]["attention"].pop(), "rows[1]: expected costs of 24 layers"),
+        (lambda d: d["rows"][1]["verify"].pop(), "rows[1]: verify: expected 16 widths, found 15"),
+        (lambda d: d["rows"][0].update(verify=[0.0] * 16), "rows[0]: expected times above 0"),
+        (lambda d: d.update(fit=0), "unknown key 'fit'"),
+    ],
+)
+def test_a_latency_table_of_another_search_or_a_damaged_one_is_refused(tmp_path: Path, change: Change, says: str) -> None:
+    searches.write_search(tmp_path, searches.finished(count=20))
+    data = dataclasses.asdict(searches.latency())
+    data = json.loads(json.dumps(data))
+    change(data)
+    (tmp_path / LATENCY).write_text(json.dumps(data), encoding="utf-8")
+    message = refusal(tmp_path).message
+    assert LATENCY in message
+    assert says in message
+
+
+def test_a_latency_table_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    searches.write_search(tmp_path, [searches.header()])
+    (tmp_path / LATENCY).write_text('{"format": 1, "rows"', encoding="utf-8")
+    assert f"{tmp_path / LATENCY}: not JSON" in refusal(tmp_path).message
+
+
+def test_a_search_is_found_in_its_folder_and_in_an_artifact(tmp_path: Path) -> None:
+    inner = searches.write_search(tmp_path / "search", [searches.header()])
+    assert find_search(tmp_path) == inner
+    assert find_search(inner) == inner
+
+
+def test_a_folder_without_a_search_is_told_from_an_artifact_without_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no folder"):
+        find_search(tmp_path / "nowhere")
+    with pytest.raises(RecipeError, match="holds no search"):
+        find_search(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"the artifact .* has no search"):
+        find_search(tmp_path)
+
+
+def test_the_made_up_searches_are_what_the_tests_take_them_for() -> None:
+    records = searches.finished()
+    trials = [r for r in records if isinstance(r, Trial)]
+    assert {t.status for t in trials} == {"completed", "stopped", "failed"}
+    assert len([r for r in records if isinstance(r, Finalist)]) == 4
+    assert isinstance(records[-1], Result)
+    assert records[-1].trial is not None
+    last = searches.finished(slow=True)[-1]
+    assert isinstance(last, Result)
+    assert last.trial is None

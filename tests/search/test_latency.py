@@ -1,0 +1,68 @@
+"""The latency table: what it measures is positive and complete, what it is asked for is what it measured, and parts add up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ssruntime.graph_io import MAX_VERIFY_WIDTH
+from sstool.search.candidates import Candidates
+from sstool.search.latency import CostModel, measure_latency, probe_sets, sublayer_bytes
+from sstool.search.records import FORMAT, LatencyRow, LatencyTable
+from sstool.search.space import bits_of, skip_of
+from sstool.search.texts import CachedText
+from tests.search.conftest import SETTINGS
+
+
+def table(*rows: LatencyRow) -> LatencyTable:
+    return LatencyTable(format=FORMAT, weights_sha256="w", cpu="c", threads=1, onnxruntime="1", rows=rows, fit_error=0.0)
+
+
+def row(context: int, scale: float) -> LatencyRow:
+    verify = tuple(scale * (1 + 0.1 * n) for n in range(MAX_VERIFY_WIDTH))
+    return LatencyRow(context=context, verify=verify, draft_base=0.1 * scale, attention=(0.2 * scale, 0.1), mlp=(0.3, 0.4))
+
+
+def test_costs_lie_between_the_rows() -> None:
+    costs = CostModel(table(row(100, 1.0), row(300, 2.0)))
+    assert costs.verify(100)[0] == pytest.approx(1.0)
+    assert costs.verify(200)[4] == pytest.approx(1.5 * 1.4)
+    assert costs.verify(10) == costs.verify(100)
+    assert costs.verify(9999) == costs.verify(300)
+    everything_kept = costs.draft((0, 0, 0, 0), 100)
+    assert everything_kept == pytest.approx(0.1 + 0.2 + 0.1 + 0.3 + 0.4)
+    assert costs.draft((1, 0, 0, 1), 100) == pytest.approx(everything_kept - 0.2 - 0.4)
+    assert costs.draft((0, 0, 0, 0), 200) == pytest.approx(0.15 + 0.3 + 0.1 + 0.7)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 16, 80])
+def test_probes_can_be_told_apart(num_layers: int) -> None:
+    probes = probe_sets(num_layers)
+    assert all(0 < sum(bits) < 2 * num_layers for bits in probes)
+    assert len(set(probes)) == len(probes)
+    if num_layers > 2:
+        kept = 1 - np.array(probes)
+        design = np.stack([np.ones(len(probes)), kept[:, :num_layers].sum(axis=1), kept[:, num_layers:].sum(axis=1)], axis=1)
+        assert np.linalg.matrix_rank(design) == 3
+
+
+def test_sublayers_weigh_what_their_matrices_do(candidates: Candidates) -> None:
+    sizes = sublayer_bytes(candidates.verify, candidates.num_layers)
+    attention, mlp = sizes[: candidates.num_layers], sizes[candidates.num_layers :]
+    assert len(set(attention)) == len(set(mlp)) == 1
+    assert mlp[0] >= 4 * 3 * 256 * 704
+    assert attention[0] >= 4 * 2 * 256 * (256 + 128)
+    assert sizes.sum() < candidates.engine.artifact.manifest.model.weight_bytes
+
+
+def test_a_measured_table_is_complete(candidates: Candidates, texts: list[CachedText]) -> None:
+    measured = measure_latency(candidates, [cached.text for cached in texts], SETTINGS)
+    assert [r.context for r in measured.rows] == [96, 1024]
+    for measured_row in measured.rows:
+        assert len(measured_row.verify) == MAX_VERIFY_WIDTH
+        assert list(measured_row.verify) == sorted(measured_row.verify)
+        assert measured_row.verify[0] > 0
+        assert len(measured_row.attention) == len(measured_row.mlp) == candidates.num_layers
+    costs, num_layers = CostModel(measured), candidates.num_layers
+    little, much = (costs.draft(bits_of(skip_of(bits), num_layers), 96) for bits in (probe_sets(num_layers)[0], (1,) + (0,) * 31))
+    assert 0 < little < much

@@ -1,0 +1,89 @@
+"""Scores: arithmetic on counts and costs, tuned exits that no neighbour beats, and weights that do what they say."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssruntime.artifact import SkipSet
+from sstool.search.candidates import Candidates
+from sstool.search.evaluate import Evaluator
+from sstool.search.latency import CostModel
+from sstool.search.objective import START, Objective
+from sstool.search.records import COMPLETED, FAILED, STOPPED, LatencyRow
+from sstool.search.space import bits_of
+from sstool.search.texts import GREEDY, SAMPLED, CachedText, decode_settings
+from tests.search.conftest import SETTINGS
+from tests.search.test_chains import SKIP, drafted
+from tests.search.test_latency import table
+
+WEIGHTS = {SAMPLED: 0.75, GREEDY: 0.25}
+
+
+def cheap(num_layers: int, part: float) -> CostModel:
+    """Costs of a machine on which a kept sublayer costs `part` of a plain step's share, and verifying is nearly free."""
+    share = part / (2 * num_layers)
+    verify = tuple(1 + 0.02 * n for n in range(16))
+    shares = (share,) * num_layers
+    return CostModel(table(LatencyRow(context=1, verify=verify, draft_base=0.01, attention=shares, mlp=shares)))
+
+
+def test_a_score_is_what_the_counts_cost(candidates: Candidates, texts: list[CachedText]) -> None:
+    num_layers = candidates.num_layers
+    bits, costs = bits_of(SKIP, num_layers), cheap(num_layers, 1.0)
+    sampled = [c for c in texts if c.text.kind == SAMPLED]
+    score = Objective(costs, WEIGHTS).score(bits, [drafted(candidates, c, SKIP) for c in sampled], START)
+    counts = score.counts[SAMPLED]
+    assert counts.tokens == counts.accepted + counts.rounds
+    assert counts.reached[0] == counts.rounds
+    assert sum(counts.reached) == counts.proposed
+    assert sum(counts.kept) == counts.accepted
+    # Verifying k proposals costs 1 + 0.02 k here, so the sum needs no more than the counts.
+    seconds = counts.proposed * costs.draft(bits, 1) + counts.rounds + 0.02 * counts.proposed
+    assert score.seconds_per_token == pytest.approx(seconds / counts.tokens)
+    assert score.speedup == pytest.approx(counts.tokens / seconds)
+
+
+def test_no_neighbour_beats_a_tuned_exit(candidates: Candidates, texts: list[CachedText]) -> None:
+    bits = bits_of(SKIP, candidates.num_layers)
+    objective = Objective(cheap(candidates.num_layers, 1.0), WEIGHTS)
+    counting = [drafted(candidates, cached, SKIP) for cached in texts]
+    exit_, score = objective.tune(bits, counting, START)
+    for neighbour in exit_.neighbours():
+        assert objective.score(bits, counting, neighbour).seconds_per_token >= score.seconds_per_token
+
+
+def test_weights_choose_the_text(candidates: Candidates, texts: list[CachedText]) -> None:
+    bits, costs = bits_of(SKIP, candidates.num_layers), cheap(candidates.num_layers, 1.0)
+    counting = [drafted(candidates, cached, SKIP) for cached in texts]
+    only = {kind: Objective(costs, {kind: 1.0}).score(bits, counting, START).seconds_per_token for kind in WEIGHTS}
+    mixed = Objective(costs, {SAMPLED: 3.0, GREEDY: 1.0}).score(bits, counting, START).seconds_per_token
+    assert mixed == pytest.approx(0.75 * only[SAMPLED] + 0.25 * only[GREEDY])
+
+
+def test_an_evaluator_stops_the_hopeless_and_survives_failures(candidates: Candidates, texts: list[CachedText]) -> None:
+    num_layers = candidates.num_layers
+
+    def evaluator() -> Evaluator:
+        costs = cheap(num_layers, 1.0)
+        return Evaluator(
+            candidates,
+            texts,
+            Objective(costs, WEIGHTS),
+            costs,
+            lambda text: decode_settings(candidates.engine, SETTINGS, text.kind, text.seed),
+        )
+
+    first = evaluator()
+    good = first.run(0, "recipe", bits_of(SKIP, num_layers))
+    bad_set = SkipSet(attention=(0,), mlp=(0,))  # nearly all of the model, and what it misses most
+    bad = first.run(1, "block", bits_of(bad_set, num_layers))
+    assert (good.status, bad.status) == (COMPLETED, STOPPED)
+    assert good.speedup is not None
+    assert bad.speedup is not None
+    assert bad.speedup < good.speedup
+    whole = evaluator().run(1, "block", bits_of(bad_set, num_layers), whole=True)
+    assert whole.status == COMPLETED
+    everything = first.run(2, "ax", (1,) * (2 * num_layers))
+    assert everything.status == FAILED or everything.counts
+    again = evaluator().run(0, "recipe", bits_of(SKIP, num_layers))
+    assert (again.counts, again.speedup, again.exit_threshold) == (good.counts, good.speedup, good.exit_threshold)

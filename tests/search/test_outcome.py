@@ -1,0 +1,51 @@
+"""What a search says of itself: who won, that nothing did, or that the search added nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ssruntime.artifact import SkipSet
+from sstool.search.outcome import conclude
+from sstool.search.records import COMPLETED, FAILED, Finalist, Trial
+
+
+def trial(index: int, source: str, speed: float | None) -> Trial:
+    status = FAILED if speed is None else COMPLETED
+    error = "out of order" if speed is None else None
+    return Trial(index=index, source=source, status=status, skip=SkipSet(mlp=(index,)), tokens_per_second=speed, speedup=speed, error=error)
+
+
+def finalist(index: int, speedup: float) -> Finalist:
+    rest: dict[str, Any] = {"interval_95": None, "acceptance_rate": None, "tokens_per_round": None, "prompts": 1}
+    return Finalist(trial=index, modelled=1.0, measured=speedup, plain=1.0, speedup=speedup, **rest)
+
+
+def test_who_wins_on_the_clock_wins() -> None:
+    trials = [trial(0, "block", 1.2), trial(1, "ax", 1.5), trial(2, "ax", 1.4)]
+    result = conclude(trials, [finalist(1, 1.3), finalist(2, 1.35), finalist(0, 1.1)], trials[0], {"total": 1.0})
+    assert (result.trial, result.speedup, result.best_warm_start) == (2, 1.35, 0)
+    assert result.gain == pytest.approx(0.25)
+    assert result.remark == "The search gained 25.0% in modelled speed over its best warm start (block)."
+
+
+def test_a_gain_of_nothing_is_called_so() -> None:
+    trials = [trial(0, "leave-one-out", 1.5), trial(1, "ax", 1.2)]
+    result = conclude(trials, [finalist(0, 1.4)], trials[0], {})
+    assert result.gain == 0
+    assert "added nothing over its warm starts (the best: leave-one-out): none of 1 suggested candidates was better" in result.remark
+    assert "no candidate was suggested beyond them" in conclude(trials[:1], [finalist(0, 1.4)], trials[0], {}).remark
+
+
+def test_nothing_that_beats_plain_decoding_wins() -> None:
+    trials = [trial(0, "block", 1.1), trial(1, "ax", 1.2)]
+    result = conclude(trials, [finalist(0, 0.9), finalist(1, 1.0)], trials[0], {})
+    assert (result.trial, result.speedup) == (None, None)
+    assert result.remark == "Nothing beat plain decoding: the best of 2 finalists ran at 1.00 of its speed."
+
+
+def test_all_that_failed_is_said_with_the_first_reason() -> None:
+    result = conclude([trial(0, "block", None)], [], None, {})
+    assert (result.trial, result.gain) == (None, None)
+    assert "out of order" in result.remark

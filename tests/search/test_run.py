@@ -1,0 +1,197 @@
+"""Whole searches on a tiny model: repeatable, resumable, and never mixed with another's trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssruntime.artifact import SkipSet
+from ssruntime.errors import ConfigError, PromptError, RecipeError
+from sstool.search.read import read_search
+from sstool.search.records import COMPLETED, FAILED, LATENCY, TRIALS, Trial
+from sstool.search.run import Outcome, Progress, SearchRequest, run_search
+from sstool.search.settings import SearchSettings
+
+WARM = 9
+"""Warm starts of a model of three layers, at most."""
+
+
+def settings(calibration: Path, **changes: Any) -> SearchSettings:
+    given = {"trials": WARM + 4, "budget": None, "sampled_tokens": 12, "greedy_tokens": 8, "finalists": 2}
+    return SearchSettings(calibration=str(calibration), **{**given, **changes})
+
+
+def search(artifact: Path, work: Path, calibration: Path, *, latency: Path | None = None, **changes: Any) -> Outcome:
+    return run_search(
+        SearchRequest(
+            folder=artifact,
+            work=work,
+            settings=settings(calibration, **changes),
+            starts=(("recipe", SkipSet(attention=(1,), mlp=(0, 2))),),
+            known_latency=latency,
+            threads=1,
+        )
+    )
+
+
+def told_of(trial: Trial) -> object:
+    """Returns all of a trial that is no clock's."""
+    return dataclasses.replace(trial, seconds=0.0, suggest_seconds=0.0)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_artifact: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    work = tmp_path_factory.mktemp("work") / "tiny.search"
+    return work, search(tiny_artifact, work, calibration)
+
+
+def test_a_search_writes_down_all_it_did(finished: tuple[Path, Outcome]) -> None:
+    work, outcome = finished
+    log = read_search(work)
+    assert log.result == outcome.result
+    assert len(log.trials) == outcome.num_trials == WARM + 4
+    assert log.trials[0].source == "recipe"
+    sources = [t.source for t in log.trials]
+    assert sources[-4:].count("ax") >= 1
+    assert {"every-other", "block"} <= set(sources)
+    assert len({t.skip for t in log.trials}) == len(log.trials)
+    assert log.influence is not None
+    assert log.latency is not None
+    assert all(t.seconds > 0 for t in log.trials)
+    completed = [t for t in log.trials if t.status == COMPLETED]
+    for trial in completed:
+        assert trial.tokens_per_second is not None
+        assert trial.speedup == pytest.approx(trial.tokens_per_second / log.header.plain, rel=0.2)
+    assert {f.trial for f in log.finalists} >= {t.index for t in sorted(completed, key=lambda t: -(t.speedup or 0))[:2]}
+    for finalist in log.finalists:
+        assert finalist.speedup == pytest.approx(finalist.measured / finalist.plain)
+    assert outcome.result.seconds["total"] >= outcome.result.seconds["candidates"] + outcome.result.seconds["ax"]
+
+
+def test_the_same_seed_and_table_give_the_same_trials(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+) -> None:
+    work, _ = finished
+    search(tiny_artifact, tmp_path / "again", calibration, latency=work / LATENCY)
+    first, second = read_search(work), read_search(tmp_path / "again")
+    assert [told_of(t) for t in first.trials] == [told_of(t) for t in second.trials]
+    assert first.header == second.header
+
+
+def resumed(work: Path, artifact: Path, calibration: Path, **changes: Any) -> Outcome:
+    request = SearchRequest(folder=artifact, work=work, settings=settings(calibration, **changes), threads=1, resume=True)
+    return run_search(request)
+
+
+def test_a_killed_search_goes_on_where_it_was(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+) -> None:
+    work, _ = finished
+    before = read_search(work)
+    killed = Path(shutil.copytree(work, tmp_path / "killed"))
+    lines = (killed / TRIALS).read_text(encoding="utf-8").splitlines(keepends=True)
+    trials = [n for n, line in enumerate(lines) if json.loads(line)["kind"] == "trial"]
+    # Killed while the last trial but three was being written.
+    cut = trials[-3]
+    (killed / TRIALS).write_text("".join(lines[:cut]) + lines[cut][:40], encoding="utf-8")
+    resumed(killed, tiny_artifact, calibration)
+    after = read_search(killed)
+    assert after.trials[:-3] == before.trials[:-3]
+    assert len(after.trials) == len(before.trials)
+    assert after.result is not None
+    assert after.influence == before.influence
+
+
+def test_a_finished_search_can_be_given_more_trials(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+) -> None:
+    more = Path(shutil.copytree(finished[0], tmp_path / "more"))
+    resumed(more, tiny_artifact, calibration, trials=WARM + 6)
+    assert len(read_search(more).trials) == WARM + 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"seed": 5}, "seed"), ({"sampled_tokens": 14}, "calibration_sha256"), ({"greedy_weight": 0.5}, "weights"), ({"batch": 3}, "batch")],
+)
+def test_other_settings_are_not_mixed(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    content = (copy / TRIALS).read_bytes()
+    with pytest.raises(RecipeError, match=f"is of another search: {named}"):
+        resumed(copy, tiny_artifact, calibration, **changes)
+    assert (copy / TRIALS).read_bytes() == content
+
+
+def test_another_model_s_trials_are_refused(finished: tuple[Path, Outcome], demo_artifact: Path, calibration: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+    with pytest.raises(RecipeError, match="is of another search: num_layers was 3, and is 16 now"):
+        resumed(copy, demo_artifact, calibration, sampled_tokens=8, greedy_weight=0.0)
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+
+
+def test_a_candidate_that_fails_is_recorded_and_not_fatal(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sstool.search.candidates import Candidates
+
+    opened = Candidates.open
+
+    def failing(self: Candidates, skip: SkipSet) -> Any:
+        if len(skip.mlp) == 2:
+            raise ConfigError("this one\nfails", "")
+        return opened(self, skip)
+
+    monkeypatch.setattr(Candidates, "open", failing)
+    search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
+    trials = read_search(tmp_path / "work").trials
+    failed = [t for t in trials if t.status == FAILED]
+    assert failed
+    assert all(t.error == "this one fails" and len(t.skip.mlp) == 2 for t in failed)
+    assert any(t.status == COMPLETED for t in trials)
+
+
+def test_a_space_that_is_used_up_ends_the_search(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
+    outcome = search(tiny_artifact, tmp_path / "work", calibration, trials=5)
+    assert outcome.num_trials == 5
+    assert outcome.result.gain == 0
+    assert "added nothing" in outcome.result.remark or "Nothing beat plain" in outcome.result.remark
+
+
+def test_a_budget_that_is_too_small_says_what_would_do(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="too small for one trial") as caught:
+        search(tiny_artifact, tmp_path / "work", calibration, budget="0.01s")
+    assert caught.value.hint.startswith("give at least ")
+
+
+def test_prompts_that_cannot_be_used_are_left_out_or_refused(tiny_artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "prompts.jsonl"
+    long = json.dumps({"id": "long", "prompt": "w1 " * 300})
+    path.write_text(long + "\n", encoding="utf-8")
+    with pytest.raises(PromptError, match="none of the 1 calibration prompts can be used"):
+        search(tiny_artifact, tmp_path / "work", path)
+    path.write_text('{"prompt": "w1"}\n{"prompt": \n', encoding="utf-8")
+    with pytest.raises(PromptError, match="line 2: not JSON"):
+        search(tiny_artifact, tmp_path / "work", path)
+    path.write_text(long + '\n{"prompt": "w1 w2"}\n{"id": "empty", "prompt": ""}\n', encoding="utf-8")
+    search(tiny_artifact, tmp_path / "work", path, trials=2)
+    assert [m for m in caplog.messages if "prompt long is left out" in m]
+    assert [m for m in caplog.messages if "prompt empty is left out" in m]
+
+
+def test_progress_names_the_parts_and_the_best(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    request = SearchRequest(
+        folder=tiny_artifact, work=tmp_path / "work", settings=settings(calibration, trials=4), threads=1, progress=told.append
+    )
+    run_search(request)
+    assert {"writing calibration texts", "measuring the engines", "trying candidates", "timing the best for real"} <= {p.part for p in told}
+    assert [p.done for p in told if p.part == "trying candidates"] == [1, 2, 3, 4]
+    assert told[-1].best is not None

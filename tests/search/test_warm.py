@@ -1,0 +1,119 @@
+"""Warm starts: patterns of the right shape, an influence order by cost, and hidden states that are the model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ssruntime.engine import load
+from sstool.export import ExportRequest, export_artifact
+from sstool.search.candidates import Candidates
+from sstool.search.records import Influence
+from sstool.search.space import bits_of, is_draft, skip_of
+from sstool.search.texts import CachedText
+from sstool.search.warm.dynamic_programme import LEVELS, cosine_front, front_sets
+from sstool.search.warm.influence import cut, cuts, influence_order, measure_influence
+from sstool.search.warm.patterns import contiguous_block, default_start, every_other, middle_blocks
+from sstool.search.warm.streams import EmbeddingEngine, SublayerEngine
+from sstool.skip_set import SkipSpec
+from tests.families.checkpoints import FAMILIES, make_checkpoint
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 5, 16, 80])
+def test_patterns_are_drafts(num_layers: int) -> None:
+    sets = [default_start(num_layers), *every_other(num_layers), *middle_blocks(num_layers)]
+    assert all(len(bits) == 2 * num_layers and is_draft(bits) for bits in sets)
+    assert len(set(middle_blocks(num_layers))) == len(middle_blocks(num_layers))
+    assert all(bits_of(skip_of(bits), num_layers) == bits for bits in sets)
+
+
+def test_a_block_is_whole_layers() -> None:
+    skip = skip_of(contiguous_block(10, 3, 4))
+    assert skip.attention == skip.mlp == (3, 4, 5, 6)
+
+
+def test_the_least_missed_goes_first() -> None:
+    influence = Influence(attention=(0.2, 0.9, 1.0), mlp=(0.5, 0.95, 0.99), seconds=0.0)
+    order = influence_order(influence)
+    assert order == [2, 5, 4, 1, 3, 0]
+    assert cut(order, 0.5) == (0, 0, 1, 0, 1, 1)
+    assert all(is_draft(bits) for bits in cuts(order))
+
+
+def test_influence_finds_what_the_model_misses(candidates: Candidates, texts: list[CachedText]) -> None:
+    told: list[int] = []
+    influence = measure_influence(candidates, texts, lambda done, _total: told.append(done))
+    assert told == list(range(32))
+    values = np.array([*influence.attention, *influence.mlp])
+    assert ((values >= 0) & (values <= 1 + 1e-6)).all()
+    # Without its first MLP the demo model is lost; most others it hardly misses.
+    assert influence.mlp[0] == values.min() < 0.5
+    assert np.median(values) > 0.7
+
+
+@pytest.mark.parametrize("family", ["exaone4", "gemma2", "gpt2", "granite", "olmo2", "qwen3_moe", "starcoder2"])
+def test_sublayers_alone_carry_the_stream_as_transformers_does(family: str, tmp_path: Path) -> None:
+    assert family in FAMILIES
+    model = make_checkpoint(tmp_path / "model", family, 0)
+    artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "artifact", skip=SkipSpec(mlp=(1,)))).folder
+    ids = np.random.default_rng(0).integers(3, 90, (1, 40))
+    expected = hidden_states(model, ids)
+    with load(artifact, threads=1, max_sequences=1, draft=False) as engine:
+        candidates = Candidates(engine)
+        stream = EmbeddingEngine(candidates).run(ids)
+        close(stream, expected[0])
+        for layer in range(candidates.num_layers - 1):
+            for place in (layer, candidates.num_layers + layer):
+                # Two streams at once, as the programme runs them.
+                stream = SublayerEngine(candidates, place).run(np.concatenate([stream, 0.5 * stream]))[:1]
+            close(stream, expected[layer + 1])
+
+
+def hidden_states(model: Path, ids: NDArray[Any]) -> list[NDArray[Any]]:
+    """Returns transformers' residual stream before each layer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        return [h.numpy() for h in loaded(torch.tensor(ids), output_hidden_states=True, use_cache=False).hidden_states]
+
+
+def close(ours: NDArray[Any], reference: NDArray[Any]) -> None:
+    assert np.abs(ours - reference).max() <= 1e-4 * np.abs(reference).max()
+
+
+def test_the_front_is_the_best_there_is_at_its_costs(candidates: Candidates, texts: list[CachedText]) -> None:
+    num_layers = candidates.num_layers
+    shares = np.array([1.0] * num_layers + [2.0] * num_layers)
+    front = cosine_front(candidates, texts[0].text, shares, lambda _done, _total: None)
+    assert [p.cost for p in front] == sorted(p.cost for p in front)
+    assert 5 < len(front) <= LEVELS + 1
+    for point in front:
+        assert point.cost == pytest.approx(((1 - np.array(point.bits)) * shares).sum() / shares.sum())
+    assert front[-1].cosine > 0.98 > 0.8 > front[0].cosine
+    # Its streams are those of its sets, sublayer by sublayer, and other sets of as many sublayers are farther off.
+    for point in front[:: len(front) // 3]:
+        assert cosine_of(candidates, texts[0], point.bits) == pytest.approx(point.cosine, abs=1e-5)
+    rng = np.random.default_rng(0)
+    for point in front[len(front) // 3 :: len(front) // 3]:
+        rivals = [tuple(int(b) for b in rng.permutation(point.bits)) for _ in range(3)]
+        assert point.cosine > max(cosine_of(candidates, texts[0], rival) for rival in rivals)
+    assert set(front_sets(front)) <= {p.bits for p in front}
+    assert front_sets([]) == []
+
+
+def cosine_of(candidates: Candidates, cached: CachedText, bits: tuple[int, ...]) -> float:
+    ids = np.array([(*cached.text.prompt, *cached.text.tokens)[-64:]])
+    full = stream = EmbeddingEngine(candidates).run(ids)
+    for layer in range(candidates.num_layers):
+        for place in (layer, candidates.num_layers + layer):
+            engine = SublayerEngine(candidates, place)
+            full = engine.run(full)
+            stream = stream if bits[place] else engine.run(stream)
+    norms = np.linalg.norm(stream, axis=-1) * np.linalg.norm(full, axis=-1)
+    return float(((stream * full).sum(axis=-1) / norms).mean())

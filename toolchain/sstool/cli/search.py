@@ -1,0 +1,72 @@
+"""`sstool search`: find the sublayers that a draft skips, for an artifact or for a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sstool.cli.options import debug_option
+from sstool.cli.search_options import SearchOptions, read_recipe_or_none, search_options
+
+if TYPE_CHECKING:
+    from sstool.search.run import Outcome
+
+
+@click.command(name="search")
+@click.option("--model", metavar="PATH_OR_HUB_ID", help="Search for a checkpoint; needs --out.")
+@click.option("--artifact", metavar="DIR", type=click.Path(path_type=Path), help="Search for an artifact, which gets the new draft.")
+@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these settings; a flag beats it.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write skip_set.json and the search's records there.")
+@click.option("--force", is_flag=True, help="Replace a search that is there.")
+@search_options
+@debug_option
+def command(model: str | None, artifact: Path | None, recipe: Path | None, out: Path | None, force: bool, options: SearchOptions) -> None:
+    """Find the draft's skip set.
+
+    Tries candidates as real engines over text that the model itself writes, and times the best of them for real. An artifact gets the
+    winner as its new draft; with --out, the skip set goes there instead, for `sstool export --skip-set`.
+    """
+    if model is not None and artifact is not None:
+        raise click.UsageError("--model and --artifact exclude each other")
+    from sstool.cli.progress import status_line
+    from sstool.search.command import SearchTarget, search_for
+
+    base = read_recipe_or_none(recipe)
+    source = model if model is not None else base.model
+    if artifact is None and source is None:
+        raise click.UsageError("Missing option '--model' or '--artifact'")
+    if artifact is None and out is None:
+        raise click.UsageError("Missing option '--out': a checkpoint has no place for what is found")
+    with status_line() as say:
+        outcome = search_for(
+            SearchTarget(
+                model=None if artifact is not None else source,
+                artifact=artifact,
+                out=out,
+                force=force,
+                recipe=base,
+                recipe_name="recipe" if recipe is None else str(recipe),
+                settings=options.settings(base),
+                threads=options.threads,
+                resume=options.resume,
+                progress=say,
+            )
+        )
+    click.echo(_summary(outcome, out if out is not None else artifact))
+
+
+def _summary(outcome: Outcome, where: Path | None) -> str:
+    seconds = outcome.result.seconds
+    spent = f"{outcome.num_trials} trials in {seconds['total']:.0f} s ({seconds.get('candidates', 0):.0f} s candidates"
+    spent += f", {seconds.get('ax', 0):.0f} s Ax)"
+    trial = outcome.winner
+    if trial is None:
+        return f"{where}: {outcome.result.remark} {spent}"
+    skipped = f"{len(trial.skip.attention)} attention and {len(trial.skip.mlp)} MLP sublayers skipped"
+    exit_ = trial.exit if trial.exit_threshold is None else f"{trial.exit} {trial.exit_threshold:g}"
+    return (
+        f"{where}: {outcome.result.speedup:.2f} x plain, {skipped}, exit {exit_}, at most {trial.max_draft} tokens a draft; "
+        f"{spent}. {outcome.result.remark}"
+    )

@@ -1,0 +1,86 @@
+"""Options that `search` and `export` share: how a skip set is searched."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from sstool.recipe import Recipe
+    from sstool.search.settings import SearchSettings
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The options as given.
+
+    Attributes:
+        changes: what they set of `SearchSettings`.
+        threads: of an engine.
+        resume: whether to go on with an interrupted search.
+    """
+
+    changes: dict[str, Any]
+    threads: int | None
+    resume: bool
+
+    def settings(self, recipe: Recipe) -> SearchSettings:
+        """Returns the recipe's settings, or the defaults, with what the flags change.
+
+        Raises:
+            ConfigError: if a value is out of its range.
+        """
+        from sstool.search.settings import SearchSettings
+
+        return dataclasses.replace(recipe.search or SearchSettings(), **self.changes)
+
+    def given(self) -> list[str]:
+        """Returns the flags that were given."""
+        flags = [*(f"--{name}" for name in self.changes), *(["--resume"] if self.resume else [])]
+        return [*flags, *(["--threads"] if self.threads is not None else [])]
+
+
+_OPTIONS: Final = (
+    click.option(
+        "--calibration",
+        metavar="FILE",
+        type=click.Path(),
+        help='Prompts to search with, JSON Lines of {"prompt": ...}.  [default: 32 of ours]',
+    ),
+    click.option("--trials", type=int, metavar="N", help="Most candidates to try.  [default: 80]"),
+    click.option("--budget", metavar="TIME", help="Most time to take, such as 90s, 10m or 1.5h.  [default: 10m]"),
+    click.option("--seed", type=int, metavar="S", help="Of all that is drawn.  [default: 0]"),
+    click.option("--threads", type=int, metavar="T", help="Threads an engine uses.  [default: the physical cores at hand]"),
+    click.option("--resume", is_flag=True, help="Go on with a search that was interrupted."),
+)
+_SETTINGS: Final = ("calibration", "trials", "budget", "seed")
+
+
+def search_options(command: F) -> F:
+    """Adds the search options to a command, which gets them as one `options: SearchOptions`."""
+
+    @functools.wraps(command)
+    def gather(*args: object, threads: int | None, resume: bool, **rest: Any) -> object:
+        given = {name: rest.pop(name) for name in _SETTINGS}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return command(*args, options=SearchOptions(changes=changes, threads=threads, resume=resume), **rest)
+
+    decorated: Any = gather
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]
+
+
+def read_recipe_or_none(path: Path | None) -> Recipe:
+    """Returns a recipe, or an empty one where none is named."""
+    from sstool.recipe import Recipe, read_recipe
+
+    return Recipe() if path is None else read_recipe(path)

@@ -1,0 +1,119 @@
+"""One candidate from skip set to score: its draft is opened and run over the calibration texts, the less promising over a part only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ssruntime.acceptance import make_acceptance
+from ssruntime.config import DecodeSettings
+from ssruntime.errors import SelfSpecError
+from sstool.search.candidates import Candidates
+from sstool.search.chains import DraftedText
+from sstool.search.latency import CostModel
+from sstool.search.objective import START, Exit, Objective, Score
+from sstool.search.records import COMPLETED, FAILED, STOPPED, Trial
+from sstool.search.space import Bits, skip_of
+from sstool.search.texts import CachedText, CalibrationText
+
+_PARTS: Final = ((0.125, 0.85), (0.4, 0.95))
+"""Parts of the texts, and the fraction of the best candidate's speed there below which one that has been run over so much stops."""
+FIXED: Final = "fixed"
+CONFIDENCE: Final = "confidence"
+
+
+@dataclass(slots=True)
+class _Incumbent:
+    """The best candidate so far: its speed over each part of the texts and over all of them, and its exit."""
+
+    parts: tuple[float, ...] = (0.0,) * len(_PARTS)
+    whole: float = 0.0
+    exit: Exit = START
+
+
+class Evaluator:
+    """Runs candidates over texts, and remembers the best, which the others are held to."""
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        texts: Sequence[CachedText],
+        objective: Objective,
+        costs: CostModel,
+        settings: Callable[[CalibrationText], DecodeSettings],
+    ) -> None:
+        self._candidates = candidates
+        self._objective = objective
+        self._costs = costs
+        self._settings = settings
+        self._texts = texts
+        self._best = _Incumbent()
+
+    @property
+    def best_exit(self) -> Exit:
+        """The exit of the best candidate so far."""
+        return self._best.exit
+
+    def run(self, index: int, source: str, bits: Bits, *, suggest_seconds: float = 0.0, whole: bool = False) -> Trial:
+        """Runs a candidate; whatever goes wrong with it is part of the record.
+
+        Args:
+            index: the trial's number.
+            source: who proposed it.
+            bits: its skip set.
+            suggest_seconds: what proposing it took.
+            whole: run it over all texts, promising or not.
+        """
+        begun = time.perf_counter()
+        skip = skip_of(bits)
+        try:
+            status, exit_, score, scale = self._score(bits, whole=whole)
+        except (SelfSpecError, RuntimeError, ValueError) as err:
+            return Trial(
+                index=index,
+                source=source,
+                status=FAILED,
+                skip=skip,
+                seconds=time.perf_counter() - begun,
+                suggest_seconds=suggest_seconds,
+                error=" ".join(str(err).split()),
+            )
+        return Trial(
+            index=index,
+            source=source,
+            status=status,
+            skip=skip,
+            exit=CONFIDENCE if exit_.threshold > 0 else FIXED,
+            exit_threshold=exit_.threshold if exit_.threshold > 0 else None,
+            max_draft=exit_.max_draft,
+            cost_ratio=self._cost_ratio(bits),
+            counts=dict(score.counts),
+            tokens_per_second=score.tokens_per_second * scale,
+            speedup=score.speedup * scale,
+            seconds=time.perf_counter() - begun,
+            suggest_seconds=suggest_seconds,
+        )
+
+    def _score(self, bits: Bits, *, whole: bool) -> tuple[str, Exit, Score, float]:
+        """Returns how it ended, the exit, the score, and what its speed is to be multiplied by to compare with others' over all texts."""
+        draft = self._candidates.open(skip_of(bits))
+        drafted = []
+        for cached in self._texts:
+            cached.slot.use_draft(draft)
+            drafted.append(DraftedText(cached.slot, cached.text, make_acceptance(self._settings(cached.text))))
+        exit_, speeds = self._best.exit, []
+        for (part, hopeless), best in zip(_PARTS, self._best.parts, strict=True):
+            exit_, score = self._objective.tune(bits, drafted[: max(1, round(part * len(drafted)))], exit_)
+            speeds.append(score.tokens_per_second)
+            if not whole and speeds[-1] < hopeless * best:
+                return STOPPED, exit_, score, self._best.whole / best
+        exit_, score = self._objective.tune(bits, drafted, exit_)
+        if score.tokens_per_second > self._best.whole:
+            self._best = _Incumbent(tuple(speeds), score.tokens_per_second, exit_)
+        return COMPLETED, exit_, score, 1.0
+
+    def _cost_ratio(self, bits: Bits) -> float:
+        context = len(self._texts[0].text.prompt)
+        return self._costs.draft(bits, context) / self._costs.verify(context)[0]

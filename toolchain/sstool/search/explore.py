@@ -1,0 +1,120 @@
+"""Trial after trial: the warm starts, then what Ax makes of all that is known, until the trials or the budget are used up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sstool.search.ax_driver import AxDriver
+from sstool.search.clock import Clock
+from sstool.search.evaluate import Evaluator
+from sstool.search.log import SearchWriter
+from sstool.search.records import COMPLETED, Trial
+from sstool.search.settings import SearchSettings
+from sstool.search.space import Bits, bits_of, is_draft
+
+logger = logging.getLogger(__name__)
+
+AX: Final = "ax"
+RANDOM: Final = "random"
+SUGGESTED: Final = frozenset({AX, RANDOM})
+"""Sources that are no warm starts."""
+
+OnTrial = Callable[[int, int, float | None], None]
+"""Told trials done, trials at most, and the best modelled speed-up so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """When to stop.
+
+    Attributes:
+        trials: most trials.
+        reserve: seconds of the budget that are kept for what comes after.
+    """
+
+    trials: int
+    reserve: float
+
+
+class Explorer:
+    """The trials of one search so far, each written down as it ends."""
+
+    def __init__(
+        self, evaluator: Evaluator, writer: SearchWriter, clock: Clock, limits: Limits, num_layers: int, on_trial: OnTrial
+    ) -> None:
+        """Takes up the trials of the log, if it was begun earlier."""
+        self._evaluator = evaluator
+        self._writer = writer
+        self._clock = clock
+        self._limits = limits
+        self._num_layers = num_layers
+        self._on_trial = on_trial
+        self.trials: list[Trial] = [] if writer.earlier is None else list(writer.earlier.trials)
+        self._by_bits = {bits_of(t.skip, num_layers): t for t in self.trials}
+        best = self.best()
+        if best is not None:
+            evaluator.run(best.index, best.source, bits_of(best.skip, num_layers), whole=True)
+
+    def best(self, *, warm: bool = False) -> Trial | None:
+        """Returns the completed trial with the best modelled speed; with `warm`, of the warm starts."""
+        completed = [t for t in self.trials if t.status == COMPLETED and not (warm and t.source in SUGGESTED)]
+        return max(completed, key=_speed, default=None)
+
+    def is_over(self) -> bool:
+        """Whether there is no room, or no time, for another trial."""
+        if len(self.trials) >= self._limits.trials or len(self._by_bits) >= 2 ** (2 * self._num_layers) - 2:
+            return True
+        last = [t.seconds for t in self.trials[-3:]]
+        return self._clock.left() - self._limits.reserve < (max(last) if last else 0.0)
+
+    def consider(self, source: str, sets: Iterable[Bits]) -> list[Trial]:
+        """Tries the sets that nobody has tried yet, as long as there is room; returns the trials of all that were ever tried."""
+        for bits in sets:
+            if is_draft(bits) and bits not in self._by_bits and not self.is_over():
+                self._try(source, bits, 0.0)
+        return [self._by_bits[bits] for bits in sets if bits in self._by_bits]
+
+    def follow_ax(self, settings: SearchSettings) -> None:
+        """Has Ax suggest candidates, a batch at a time, until it is over."""
+        if self.is_over():
+            return
+        with self._clock.part("ax"):
+            driver = AxDriver(2 * self._num_layers, seed=settings.seed)
+            for trial in self.trials:
+                driver.attach(bits_of(trial.skip, self._num_layers), trial.speedup)
+        while not self.is_over():
+            count = min(settings.batch, self._limits.trials - len(self.trials))
+            before = self._clock.elapsed()
+            with self._clock.part("ax"):
+                suggested = driver.suggest(count)
+            seconds = (self._clock.elapsed() - before) / max(1, len(suggested))
+            if not suggested:
+                logger.info("Ax has nothing more to suggest")
+                return
+            # In the order of the batch, so that the same results always lead to the same suggestions.
+            done = [self._by_bits.get(bits) or self._try(AX, bits, seconds) for bits in suggested]
+            with self._clock.part("ax"):
+                for bits, trial in zip(suggested, done, strict=True):
+                    driver.attach(bits, trial.speedup)
+
+    def _try(self, source: str, bits: Bits, suggest_seconds: float) -> Trial:
+        with self._clock.part("candidates"):
+            trial = self._evaluator.run(len(self.trials), source, bits, suggest_seconds=suggest_seconds)
+        self._writer.write(trial)
+        self.trials.append(trial)
+        self._by_bits[bits] = trial
+        best = self.best()
+        self._on_trial(len(self.trials), self._limits.trials, None if best is None else best.speedup)
+        return trial
+
+
+def best_of(trials: Sequence[Trial], count: int) -> list[Trial]:
+    """Returns the completed trials with the best modelled speeds, best first."""
+    return sorted((t for t in trials if t.status == COMPLETED), key=_speed, reverse=True)[:count]
+
+
+def _speed(trial: Trial) -> float:
+    return trial.tokens_per_second or 0.0

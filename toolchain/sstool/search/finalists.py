@@ -1,0 +1,78 @@
+"""The best candidates timed for real on text that nothing was tuned on: the winner is who wins here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ssruntime.sampling.noise import prompt_seed
+from sstool.bench.summary import ratio_interval
+from sstool.prompts import PromptRecord
+from sstool.search.candidates import Candidates
+from sstool.search.contest import Entrant, Task, run_contest
+from sstool.search.latency import CostModel
+from sstool.search.records import Finalist, Trial
+from sstool.search.settings import SearchSettings
+from sstool.search.texts import KINDS, SAMPLED, decode_settings, weight_of
+
+NEW_TOKENS: Final = 64
+"""Tokens of a run."""
+_GREEDY_EVERY: Final = 2
+
+
+def time_finalists(
+    candidates: Candidates,
+    trials: Sequence[Trial],
+    prompts: Sequence[PromptRecord],
+    settings: SearchSettings,
+    costs: CostModel,
+    on_run: Callable[[int, int], None],
+) -> list[Finalist]:
+    """Decodes prompts plainly and with each finalist's draft and exit, and compares.
+
+    Args:
+        candidates: opens the drafts.
+        trials: the finalists.
+        prompts: to decode; each is sampled, and every other one decoded greedily too.
+        settings: how to sample, and the kinds' weights.
+        costs: what the model of speed says of the same runs.
+        on_run: told how many prompts are done, of how many.
+    """
+    tasks = _tasks(candidates, prompts, settings)
+    plain, *drafts = run_contest(candidates, trials, tasks, costs, on_run)
+    return [_finalist(draft, plain, settings) for draft in drafts]
+
+
+def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[Task]:
+    kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
+    tasks = []
+    for number, prompt in enumerate(prompts):
+        ids = tuple(candidates.engine.encode(prompt.prompt))
+        for kind in kinds:
+            if kind == SAMPLED or number % _GREEDY_EVERY == 0 or len(kinds) == 1:
+                # Seeds of their own: not the noise that the search has seen.
+                plainly = decode_settings(candidates.engine, settings, kind, prompt_seed(settings.seed + 1, prompt.index))
+                endless = dataclasses.replace(plainly, max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset())
+                tasks.append(Task(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
+    return tasks
+
+
+def _finalist(draft: Entrant, plain: Entrant, settings: SearchSettings) -> Finalist:
+    weights = {kind: weight_of(settings, kind) for kind in draft.samples}
+    shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
+    runs = draft.every()
+    measured, base = 1 / draft.seconds_per_token(shares), 1 / plain.seconds_per_token(shares)
+    proposed, rounds = sum(s.stats.proposed for s in runs), sum(s.stats.rounds for s in runs)
+    assert draft.trial is not None
+    return Finalist(
+        trial=draft.trial.index,
+        modelled=1 / draft.modelled_per_token(shares),
+        measured=measured,
+        plain=base,
+        speedup=measured / base,
+        interval_95=ratio_interval(plain.every(), runs),
+        acceptance_rate=sum(s.stats.accepted for s in runs) / proposed if proposed else None,
+        tokens_per_round=sum(s.stats.emitted for s in runs) / rounds if rounds else None,
+        prompts=len(runs),
+    )

@@ -1,0 +1,222 @@
+"""What a search writes down: the lines of `trials.jsonl`, each with a `kind`, as typed records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from ssruntime.artifact import SkipSet
+
+TRIALS: Final = "trials.jsonl"
+LATENCY: Final = "latency.json"
+SKIP_SET: Final = "skip_set.json"
+REPORT: Final = "report.html"
+FORMAT: Final = 1
+
+COMPLETED: Final = "completed"
+STOPPED: Final = "stopped"
+FAILED: Final = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What decoding some text would do: rounds as DESIGN defines them.
+
+    Attributes:
+        tokens: tokens that the rounds gave.
+        rounds: rounds.
+        proposed: tokens drafted.
+        accepted: of these, the ones verify agreed with.
+        reached: at index j, rounds that proposed more than j tokens.
+        kept: at index j, rounds that had more than j tokens accepted.
+    """
+
+    tokens: int = 0
+    rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    reached: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The first line: what is searched, and all that the trials depend on (`kind` is `search`).
+
+    Attributes:
+        format: of the file.
+        model: where the checkpoint came from.
+        num_layers: of the model.
+        verify_sha256: digest of the verify graph.
+        weights_sha256: digest of the weights.
+        calibration_sha256: digest of the calibration prompts' text and lengths.
+        latency_sha256: digest of the latency table.
+        seed: of everything that is drawn.
+        trials: most trials.
+        batch: trials suggested at a time.
+        weights: how much each kind of text counts, by its name: `sampled` and `greedy`.
+        cpu: the processor's model name.
+        threads: of an engine.
+        onnxruntime: version.
+        plain: modelled tokens per second of plain decoding.
+    """
+
+    format: int
+    model: str
+    num_layers: int
+    verify_sha256: str
+    weights_sha256: str
+    calibration_sha256: str
+    latency_sha256: str
+    seed: int
+    trials: int
+    batch: int
+    weights: dict[str, float]
+    cpu: str
+    threads: int
+    onnxruntime: str
+    plain: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """How much the model misses each sublayer alone (`kind` is `influence`).
+
+    Attributes:
+        attention: by layer, with that attention left out, the mean overlap of the draft's distribution of the next token with the
+            model's own: the chance that coupled picks of the two agree.
+        mlp: the same of each MLP.
+        seconds: what measuring it took.
+    """
+
+    attention: tuple[float, ...]
+    mlp: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One candidate (`kind` is `trial`).
+
+    Attributes:
+        index: 0-based, in the order that trials were proposed in.
+        source: who proposed it: `recipe`, `earlier`, `leave-one-out`, `block`, `every-other`, `dynamic-programme`, `random` or `ax`.
+        status: `completed`; `stopped` after a part of the text, as it could not become the best; `failed`.
+        skip: the sublayers left out.
+        exit: exit policy, tuned for this set.
+        exit_threshold: likewise.
+        max_draft: likewise.
+        cost_ratio: a draft step over a plain step, modelled.
+        counts: by kind of text, with the tuned exit.
+        tokens_per_second: modelled, all kinds of text together; None where it failed. A stopped one's is what it would be if it kept,
+            over all the text, its distance to the best one over the part.
+        speedup: that over plain decoding's.
+        seconds: what building and running the candidate took.
+        suggest_seconds: what proposing it took.
+        error: why it failed.
+    """
+
+    index: int
+    source: str
+    status: str
+    skip: SkipSet
+    exit: str | None = None
+    exit_threshold: float | None = None
+    max_draft: int | None = None
+    cost_ratio: float | None = None
+    counts: dict[str, Counts] = field(default_factory=dict)
+    tokens_per_second: float | None = None
+    speedup: float | None = None
+    seconds: float = 0.0
+    suggest_seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A candidate that was timed for real, in turns with plain decoding (`kind` is `finalist`).
+
+    Attributes:
+        trial: its index.
+        modelled: modelled tokens per second on the same text.
+        measured: tokens per second.
+        plain: plain decoding's, measured in the same run.
+        speedup: measured / plain.
+        interval_95: of the speed-up, a paired bootstrap over prompts.
+        acceptance_rate: accepted / proposed.
+        tokens_per_round: emitted / rounds.
+        prompts: prompts decoded.
+    """
+
+    trial: int
+    modelled: float
+    measured: float
+    plain: float
+    speedup: float
+    interval_95: tuple[float, ...] | None
+    acceptance_rate: float | None
+    tokens_per_round: float | None
+    prompts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The last line: what came of it (`kind` is `result`).
+
+    Attributes:
+        trial: index of the winner; None where nothing beat plain decoding.
+        speedup: the winner's, measured.
+        best_warm_start: index of the warm start with the best modelled speed.
+        gain: modelled speed of the best trial / that of the best warm start - 1.
+        remark: what is to be said of it in a sentence.
+        seconds: where the time went: `texts`, `latency`, `influence`, `dynamic_programme`, `candidates`, `ax`, `finalists`, `total`.
+    """
+
+    trial: int | None
+    speedup: float | None
+    best_warm_start: int | None
+    gain: float | None
+    remark: str
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyRow:
+    """Seconds of each part at one context length.
+
+    Attributes:
+        context: positions before the step.
+        verify: at index w - 1, one verify pass of w positions with judging it; index 0 is a plain step.
+        draft_base: a draft step's embedding, norms, head and host work.
+        attention: by layer, what its attention adds to a draft step.
+        mlp: by layer, what its MLP adds.
+    """
+
+    context: int
+    verify: tuple[float, ...]
+    draft_base: float
+    attention: tuple[float, ...]
+    mlp: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTable:
+    """What the engines of one machine take, measured once: the content of `latency.json`.
+
+    Attributes:
+        format: of the file.
+        weights_sha256: digest of the model's weights.
+        cpu: the processor's model name.
+        threads: of an engine.
+        onnxruntime: version.
+        rows: by context length, rising; between them costs are interpolated.
+        fit_error: largest relative error of the parts' sums against the probe drafts that they were fitted to.
+    """
+
+    format: int
+    weights_sha256: str
+    cpu: str
+    threads: int
+    onnxruntime: str
+    rows: tuple[LatencyRow, ...]
+    fit_error: float

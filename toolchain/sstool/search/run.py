@@ -1,0 +1,274 @@
+"""A whole search: texts, latency table, warm starts, Ax, finalists, and the result, all of it written down as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import onnxruntime as ort
+
+from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, SkipSet
+from ssruntime.config import DecodeSettings
+from ssruntime.engine import load
+from ssruntime.errors import ConfigError, UnsupportedModelError
+from ssruntime.machine import cpu_model
+from sstool.prompts import PromptRecord, read_prompts
+from sstool.search.candidates import Candidates
+from sstool.search.clock import Clock
+from sstool.search.evaluate import Evaluator
+from sstool.search.explore import Explorer, Limits, best_of
+from sstool.search.finalists import NEW_TOKENS, time_finalists
+from sstool.search.latency import CostModel
+from sstool.search.log import SearchWriter, check_resumable
+from sstool.search.objective import Objective
+from sstool.search.outcome import conclude
+from sstool.search.prepare import latency_digest, prepare_latency, prepare_texts
+from sstool.search.records import FORMAT, Finalist, Header, LatencyTable, Result, Trial
+from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
+from sstool.search.space import Bits, bits_of
+from sstool.search.texts import KINDS, CachedText, CalibrationText, decode_settings, split_prompts, texts_digest, usable_prompts, weight_of
+from sstool.search.warm.dynamic_programme import LEVELS, cosine_front, front_sets
+from sstool.search.warm.influence import cut, cuts, influence_order, measure_influence
+from sstool.search.warm.patterns import default_start, every_other, middle_blocks
+
+_WARM_SHARE: Final = 0.12
+"""Of the budget: what one kind of warm start may cost to find."""
+_REFINED: Final = 0.05
+"""How far from the best cut two more are tried, as a part of the sublayers."""
+_INFLUENCE_PASSES: Final = 8
+_PREFILL_TOKENS: Final = 16
+"""What reading a prompt takes, in steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a search is.
+
+    Attributes:
+        part: what is being done.
+        done: how much of that.
+        total: of how much.
+        best: modelled speed-up of the best candidate so far.
+        seconds_left: of the budget; infinite where there is none.
+    """
+
+    part: str
+    done: int
+    total: int
+    best: float | None
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """What to search.
+
+    Attributes:
+        folder: the artifact, whose verify engine and weights the candidates share.
+        work: the folder of the running search; made if it is not there.
+        settings: how to search.
+        starts: skip sets to try first, with their source: `recipe` or `earlier`.
+        known_latency: a latency table of an earlier search, used if it is this machine's and this model's.
+        threads: of an engine; None for the default.
+        resume: go on with what is in `work`.
+        progress: told how far the search is.
+    """
+
+    folder: Path
+    work: Path
+    settings: SearchSettings
+    starts: tuple[tuple[str, SkipSet], ...] = ()
+    known_latency: Path | None = None
+    threads: int | None = None
+    resume: bool = False
+    progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a search.
+
+    Attributes:
+        header: what was searched.
+        result: what came of it.
+        winner: the trial that won; None where nothing beat plain decoding.
+        best: the trial with the best modelled speed; None where all failed.
+        finalists: as they were timed.
+        num_trials: candidates that were tried.
+    """
+
+    header: Header
+    result: Result
+    winner: Trial | None
+    best: Trial | None
+    finalists: tuple[Finalist, ...]
+    num_trials: int
+
+
+def run_search(request: SearchRequest) -> Outcome:
+    """Searches, and leaves `trials.jsonl` and `latency.json` in the work folder.
+
+    Raises:
+        PromptError: if the calibration prompts cannot be used.
+        RecipeError: if the search to be resumed is another one.
+        ConfigError: if the budget is too small for one trial.
+        ArtifactError: if the artifact cannot be loaded.
+    """
+    clock = Clock(request.settings.budget_seconds)
+    request.work.mkdir(parents=True, exist_ok=True)
+    prompts = read_prompts(Path(request.settings.calibration) if request.settings.calibration else DEFAULT_CALIBRATION)
+    with load(request.folder, threads=request.threads, max_context=None, max_sequences=1, draft=False) as engine:
+        return _Search(request, clock, Candidates(engine), prompts).run()
+
+
+class _Search:
+    """One search under way: what its parts share."""
+
+    def __init__(self, request: SearchRequest, clock: Clock, candidates: Candidates, prompts: Sequence[PromptRecord]) -> None:
+        self._request, self._clock, self._candidates = request, clock, candidates
+        self._settings = request.settings
+        self._num_layers = candidates.num_layers
+        self._search_prompts, self._final_prompts = split_prompts(usable_prompts(candidates.engine, prompts))
+        self._best: float | None = None
+
+    def run(self) -> Outcome:
+        """Goes through the parts in their order."""
+        if self._request.resume:
+            check_resumable(self._request.work, self._identity())
+        with self._clock.part("texts"):
+            texts = prepare_texts(
+                self._request.work, self._candidates, self._search_prompts, self._settings, self._teller("writing calibration texts")
+            )
+        with self._clock.part("latency"):
+            self._tell("measuring the engines", 0, 1)
+            table = prepare_latency(self._request.work, self._candidates, texts, self._settings, known=self._request.known_latency)
+        costs = CostModel(table)
+        objective = Objective(costs, {kind: weight_of(self._settings, kind) for kind in KINDS})
+        plain = objective.plain_seconds_per_token([cached.text for cached in texts])
+        header = self._header(texts, table, 1 / plain)
+        reserve = self._reserve(plain)
+        if self._clock.left() - reserve <= 0:
+            raise ConfigError(
+                f"the budget of {self._settings.budget} is too small for one trial: {self._clock.elapsed():.0f} s went into the texts and"
+                f" the latency table, and the finalists need {reserve:.0f} s",
+                f"give at least {math.ceil((self._clock.elapsed() + reserve) * 1.5)}s",
+            )
+        with SearchWriter(self._request.work, header, resume=self._request.resume) as writer:
+            evaluator = Evaluator(self._candidates, texts, objective, costs, self._decode_settings)
+            limits = Limits(trials=self._settings.trials, reserve=reserve)
+            explorer = Explorer(evaluator, writer, self._clock, limits, self._num_layers, self._on_trial)
+            self._warm_up(explorer, writer, texts, costs)
+            explorer.follow_ax(self._settings)
+            return self._finish(explorer, writer, header, costs)
+
+    def _warm_up(self, explorer: Explorer, writer: SearchWriter, texts: Sequence[CachedText], costs: CostModel) -> None:
+        """Tries everything that there is a reason for."""
+        num_layers = self._num_layers
+        for source, skip in self._request.starts:
+            explorer.consider(source, [bits_of(skip, num_layers)])
+        explorer.consider("every-other", [default_start(num_layers), *every_other(num_layers)])
+        explorer.consider("block", middle_blocks(num_layers))
+        verify = costs.verify(len(texts[0].text.prompt))[-1]
+        if self._clock.affords(LEVELS * 4 * verify, _WARM_SHARE) and not explorer.is_over():
+            explorer.consider("dynamic-programme", self._front(texts, costs))
+        if self._clock.affords(2 * num_layers * _INFLUENCE_PASSES * verify, _WARM_SHARE) and not explorer.is_over():
+            self._leave_one_out(explorer, writer, texts)
+
+    def _front(self, texts: Sequence[CachedText], costs: CostModel) -> list[Bits]:
+        text = texts[0].text
+        with self._clock.part("dynamic_programme"), contextlib.suppress(UnsupportedModelError):
+            front = cosine_front(self._candidates, text, costs.shares(len(text.prompt)), self._teller("following hidden states"))
+            return front_sets(front)
+        return []
+
+    def _leave_one_out(self, explorer: Explorer, writer: SearchWriter, texts: Sequence[CachedText]) -> None:
+        influence = None if writer.earlier is None else writer.earlier.influence
+        if influence is None:
+            with self._clock.part("influence"):
+                tell = self._teller("leaving out sublayers one by one")
+                influence = measure_influence(self._candidates, texts, tell)
+            writer.write(influence)
+        order = influence_order(influence)
+        best = best_of(explorer.consider("leave-one-out", cuts(order)), 1)
+        if best:
+            part = len((*best[0].skip.attention, *best[0].skip.mlp)) / len(order)
+            explorer.consider("leave-one-out", [cut(order, part - _REFINED), cut(order, part + _REFINED)])
+
+    def _finish(self, explorer: Explorer, writer: SearchWriter, header: Header, costs: CostModel) -> Outcome:
+        if not explorer.trials:
+            raise ConfigError(f"the budget of {self._settings.budget} ended before the first trial did", "give a larger --budget")
+        chosen = best_of(explorer.trials, self._settings.finalists)
+        warm = explorer.best(warm=True)
+        if warm is not None and warm not in chosen:
+            chosen.append(warm)
+        finalists: list[Finalist] = []
+        if chosen:
+            with self._clock.part("finalists"):
+                tell = self._teller("timing the best for real")
+                finalists = time_finalists(self._candidates, chosen, self._final_prompts, self._settings, costs, tell)
+        for finalist in finalists:
+            writer.write(finalist)
+        result = conclude(explorer.trials, finalists, warm, self._clock.parts())
+        writer.write(result)
+        winner = next((t for t in explorer.trials if t.index == result.trial), None)
+        return Outcome(
+            header=header,
+            result=result,
+            winner=winner,
+            best=explorer.best(),
+            finalists=tuple(finalists),
+            num_trials=len(explorer.trials),
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """Returns the header's fields that are known before any work is done."""
+        manifest = self._candidates.engine.artifact.manifest
+        return {
+            "format": FORMAT,
+            "num_layers": self._num_layers,
+            "verify_sha256": manifest.files[VERIFY_GRAPH].sha256,
+            "weights_sha256": manifest.files[WEIGHTS].sha256,
+            "seed": self._settings.seed,
+            "batch": self._settings.batch,
+            "weights": {kind: weight_of(self._settings, kind) for kind in KINDS},
+            "cpu": cpu_model(),
+            "threads": self._candidates.backend.threads,
+            "onnxruntime": ort.__version__,
+        }
+
+    def _header(self, texts: Sequence[CachedText], table: LatencyTable, plain: float) -> Header:
+        final = hashlib.sha256(json.dumps([asdict(prompt) for prompt in self._final_prompts]).encode()).hexdigest()
+        return Header(
+            **self._identity(),
+            model=self._candidates.engine.artifact.manifest.model.source,
+            calibration_sha256=hashlib.sha256(f"{texts_digest([c.text for c in texts])}{final}".encode()).hexdigest(),
+            latency_sha256=latency_digest(table),
+            trials=self._settings.trials,
+            plain=plain,
+        )
+
+    def _reserve(self, plain: float) -> float:
+        """Returns the seconds that timing the finalists will take, with some to spare."""
+        runs = 1.5 * len(self._final_prompts)
+        return 5 + 1.2 * runs * (NEW_TOKENS + _PREFILL_TOKENS) * plain * (1 + (self._settings.finalists + 1) / 1.2)
+
+    def _decode_settings(self, text: CalibrationText) -> DecodeSettings:
+        return decode_settings(self._candidates.engine, self._settings, text.kind, text.seed)
+
+    def _on_trial(self, done: int, total: int, best: float | None) -> None:
+        self._best = best
+        self._tell("trying candidates", done, total)
+
+    def _teller(self, part: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._tell(part, done, total)
+
+    def _tell(self, part: str, done: int, total: int) -> None:
+        if self._request.progress is not None:
+            left = self._clock.left()
+            self._request.progress(Progress(part=part, done=done, total=total, best=self._best, seconds_left=left))

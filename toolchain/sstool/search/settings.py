@@ -1,0 +1,114 @@
+"""A search's settings: every value that a recipe or a flag may set is checked before a search begins."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ssruntime.config import GenerationConfig
+from ssruntime.errors import ConfigError
+
+DEFAULT_CALIBRATION: Final = Path(__file__).with_name("calibration.jsonl")
+"""The prompts of a search that is given none: 32 of many kinds, so ordered that each eight in a row are of many kinds too."""
+
+_BUDGET_HINT: Final = "write a time above 0 such as 90s, 10m or 1.5h; a number alone is seconds"
+_BUDGET: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([smh]?)")
+_SECONDS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How to search a skip set: the keys of a recipe's `search` section.
+
+    Attributes:
+        trials: most candidates to try, 1 to 10000. The search ends with these or with `budget`, whichever comes first.
+        budget: most time to take: `90s`, `10m`, `1.5h`, or a number of seconds; None for no limit but `trials`.
+        calibration: JSON Lines file of `{"prompt": ...}`, relative to the recipe; None takes the prompts that sstool ships.
+        seed: of all that is drawn, 0 to 2**63 - 1.
+        batch: candidates suggested at a time, 1 to 64. It changes which trials a seed gives.
+        sampled_weight: how much sampled text counts in a candidate's speed, 0 or more. Only its ratio to `greedy_weight` matters.
+        greedy_weight: how much greedily decoded text counts, 0 or more; not 0 together with `sampled_weight`.
+        sampled_tokens: tokens of sampled continuation of each prompt, 8 to 1024.
+        greedy_tokens: tokens of greedy continuation of each prompt, 8 to 1024.
+        temperature: of the sampled text, 0 or more.
+        top_p: of the sampled text, above 0, at most 1.
+        finalists: best candidates that are timed for real at the end, 1 to 32.
+    """
+
+    trials: int = 80
+    budget: str | None = "10m"
+    calibration: str | None = None
+    seed: int = 0
+    batch: int = 2
+    sampled_weight: float = 0.75
+    greedy_weight: float = 0.25
+    sampled_tokens: int = 32
+    greedy_tokens: int = 32
+    temperature: float = 0.8
+    top_p: float = 0.95
+    finalists: int = 4
+
+    def __post_init__(self) -> None:
+        _check_count("trials", self.trials, 1, 10_000)
+        _check_count("batch", self.batch, 1, 64)
+        _check_count("sampled_tokens", self.sampled_tokens, 8, 1024)
+        _check_count("greedy_tokens", self.greedy_tokens, 8, 1024)
+        _check_count("finalists", self.finalists, 1, 32)
+        _check_weight("sampled_weight", self.sampled_weight)
+        _check_weight("greedy_weight", self.greedy_weight)
+        if self.sampled_weight == 0 and self.greedy_weight == 0:
+            raise ConfigError("sampled_weight and greedy_weight are both 0, so no text would count", "give one of them a weight above 0")
+        # A sampled text is decoded as a user's would be, so its settings have the same ranges.
+        GenerationConfig(seed=self.seed, temperature=self.temperature, top_p=self.top_p)
+        if self.calibration is not None and (not self.calibration.strip() or "\0" in self.calibration):
+            raise ConfigError("calibration names no file", "name a JSON Lines file of prompts, or leave it out")
+        if self.budget is not None:
+            parse_budget(self.budget)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The budget in seconds; None where only `trials` ends the search."""
+        return None if self.budget is None else parse_budget(self.budget)
+
+
+def parse_budget(text: str) -> float:
+    """Reads a span of time.
+
+    Args:
+        text: a decimal number, and `s`, `m` or `h` for seconds (also without a unit), minutes or hours: `90s`, `10m`, `1.5h`, `600`.
+
+    Returns:
+        Seconds, above 0 and finite.
+
+    Raises:
+        ConfigError: if it is anything else.
+    """
+    found = _BUDGET.fullmatch(text.strip().lower())
+    if found is None:
+        raise ConfigError(f"budget {_shorten(text)} is not a time", _BUDGET_HINT)
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"budget is out of range: {_shorten(text)}", _BUDGET_HINT)
+    return seconds
+
+
+def _check_count(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number, found {value!r}", f"{low} or more, at most {high}")
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is out of range: {value}", f"{low} or more, at most {high}")
+
+
+def _check_weight(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, found {value!r}", "0 or more")
+    if not 0 <= value < math.inf:  # NaN is in no range
+        raise ConfigError(f"{name} is out of range: {value}", "0 or more, and finite")
+
+
+def _shorten(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."

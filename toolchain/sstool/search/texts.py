@@ -1,0 +1,150 @@
+"""Calibration texts: the model's own continuations of prompts, on which every candidate is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ssruntime.backends.ort import OrtSlot
+from ssruntime.config import DecodeSettings, GenerationConfig
+from ssruntime.engine import Engine
+from ssruntime.errors import PromptError
+from ssruntime.sampling.noise import prompt_seed
+from sstool.prompts import PromptRecord
+from sstool.search.candidates import Candidates
+from sstool.search.settings import SearchSettings
+
+logger = logging.getLogger(__name__)
+
+SAMPLED: Final = "sampled"
+GREEDY: Final = "greedy"
+KINDS: Final = (SAMPLED, GREEDY)
+
+_TAIL: Final = 8
+"""Tokens past the ones that count, so that the draft of the last round has something to agree with."""
+_LEAST: Final = 8
+"""Tokens that must fit behind a prompt for it to be of use."""
+_GREEDY_EVERY: Final = 3
+"""Greedy text repeats itself, so fewer prompts tell as much."""
+_FINAL_EVERY: Final = 4
+"""Of so many prompts one is kept for the finalists, who must win on text that nothing was tuned on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationText:
+    """One continuation.
+
+    Attributes:
+        kind: `sampled` or `greedy`.
+        prompt_id: the prompt's name.
+        seed: of the noise, which is a function of this, the position and the token.
+        prompt: its token ids.
+        tokens: the continuation's, the tail included.
+        length: of these, the tokens that count.
+    """
+
+    kind: str
+    prompt_id: str
+    seed: int
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedText:
+    """A text, and a slot whose cache holds the full model's keys and values of it."""
+
+    text: CalibrationText
+    slot: OrtSlot
+
+
+def split_prompts(prompts: Sequence[PromptRecord]) -> tuple[list[PromptRecord], list[PromptRecord]]:
+    """Returns the prompts to search with and the ones to time finalists with; all for both where there are fewer than four."""
+    final = [p for n, p in enumerate(prompts) if n % _FINAL_EVERY == _FINAL_EVERY - 1]
+    if not final:
+        return list(prompts), list(prompts)
+    return [p for n, p in enumerate(prompts) if n % _FINAL_EVERY != _FINAL_EVERY - 1], final
+
+
+def usable_prompts(engine: Engine, prompts: Sequence[PromptRecord]) -> list[PromptRecord]:
+    """Returns the prompts that leave room for a continuation; warns of the others.
+
+    Raises:
+        PromptError: if there is none.
+    """
+    usable = []
+    for prompt in prompts:
+        try:
+            if len(engine.encode(prompt.prompt)) + _LEAST <= engine.backend.max_context:
+                usable.append(prompt)
+                continue
+            reason = f"it leaves fewer than {_LEAST} of {engine.backend.max_context} positions"
+        except PromptError as err:
+            reason = err.message
+        logger.warning("calibration prompt %s is left out: %s", prompt.id, reason)
+    if not usable:
+        raise PromptError(f"none of the {len(prompts)} calibration prompts can be used", "give some that are not empty and fit the context")
+    return usable
+
+
+def make_texts(
+    candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings, on_text: Callable[[int, int], None]
+) -> list[CachedText]:
+    """Continues prompts, plainly: each sampled, and every third greedily too; the kinds are mixed, so that any first part has both.
+
+    Args:
+        candidates: whose engine continues them.
+        prompts: usable ones.
+        settings: how to sample, and how long.
+        on_text: told how many are done, of how many.
+    """
+    kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
+    wanted = [(kind, p) for n, p in enumerate(prompts) for kind in kinds if n % _GREEDY_EVERY == 0 or kind != GREEDY or len(kinds) == 1]
+    texts: list[CachedText] = []
+    for kind, prompt in wanted:
+        on_text(len(texts), len(wanted))
+        texts.append(_continue(candidates, prompt, kind, settings))
+    return texts
+
+
+def cache_texts(candidates: Candidates, texts: Sequence[CalibrationText]) -> list[CachedText]:
+    """Gives texts that were made earlier their caches."""
+    return [CachedText(text, candidates.filled_slot((*text.prompt, *text.tokens))) for text in texts]
+
+
+def weight_of(settings: SearchSettings, kind: str) -> float:
+    """Returns how much a kind of text counts."""
+    return settings.greedy_weight if kind == GREEDY else settings.sampled_weight
+
+
+def decode_settings(engine: Engine, settings: SearchSettings, kind: str, seed: int) -> DecodeSettings:
+    """Returns how a kind of text is decoded, plainly."""
+    greedy = GenerationConfig(mode="plain", temperature=0.0, seed=seed)
+    sampled = GenerationConfig(mode="plain", temperature=settings.temperature, top_p=settings.top_p, sampling="coupled", seed=seed)
+    return engine.settings(greedy if kind == GREEDY else sampled)
+
+
+def texts_digest(texts: Sequence[CalibrationText]) -> str:
+    """Returns a digest of everything about the texts."""
+    return hashlib.sha256(json.dumps([dataclasses.asdict(t) for t in texts]).encode()).hexdigest()
+
+
+def _continue(candidates: Candidates, prompt: PromptRecord, kind: str, settings: SearchSettings) -> CachedText:
+    engine = candidates.engine
+    ids = engine.encode(prompt.prompt)
+    wanted = settings.greedy_tokens if kind == GREEDY else settings.sampled_tokens
+    seed = prompt_seed(settings.seed, prompt.index)
+    complete = dataclasses.replace(decode_settings(engine, settings, kind, seed), max_new_tokens=wanted + _TAIL)
+    # The slot is the text's own, and holds the cache of all but its last token when it has been decoded.
+    slot = candidates.backend.new_slot(len(ids) + wanted + _TAIL)
+    tokens, _ = engine.decode_on(slot, ids, complete)
+    text = CalibrationText(
+        kind=kind, prompt_id=prompt.id, seed=seed, prompt=tuple(ids), tokens=tuple(tokens), length=min(wanted, len(tokens))
+    )
+    return CachedText(text, slot)
