@@ -14,6 +14,8 @@ from tests.report import searches
 from tests.report.browser import Browser, Page, find_browser, running_browser
 from tests.report.test_page import ALL_PLOTS, HOSTILE, hostile_search
 
+pytestmark = pytest.mark.slow
+
 WIDE: Final = 1300
 NARROW: Final = 420
 

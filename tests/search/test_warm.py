@@ -87,6 +87,7 @@ def close(ours: NDArray[Any], reference: NDArray[Any]) -> None:
     assert np.abs(ours - reference).max() <= 1e-4 * np.abs(reference).max()
 
 
+@pytest.mark.slow
 def test_the_front_is_the_best_there_is_at_its_costs(candidates: Candidates, texts: list[CachedText]) -> None:
     num_layers = candidates.num_layers
     shares = np.array([1.0] * num_layers + [2.0] * num_layers)

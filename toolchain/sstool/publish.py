@@ -67,7 +67,8 @@ def check_free(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None
     if not force:
         raise ArtifactError(f"{out} exists", "pass --force to replace it, or name another folder")
     if any(out.iterdir()) and not (is_ours or _is_ours)(out):
-        raise ArtifactError(f"{out} holds files that sstool did not write, so it is not replaced", "name another folder with --out")
+        kind = "artifact" if is_ours is None else "search"
+        raise ArtifactError(f"{out} holds files but no {kind} of sstool's, so it is not replaced", "name another folder with --out")
 
 
 def recover(out: Path) -> None:
