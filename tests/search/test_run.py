@@ -17,8 +17,8 @@ from sstool.search.records import COMPLETED, FAILED, LATENCY, TRIALS, Trial
 from sstool.search.run import Outcome, Progress, SearchRequest, run_search
 from sstool.search.settings import SearchSettings
 
-WARM = 9
-"""Warm starts of a model of three layers, at most."""
+WARM = 20
+"""Warm starts, at most: how many of them are the same set depends on what the machine's engines cost."""
 
 
 def settings(calibration: Path, **changes: Any) -> SearchSettings:
