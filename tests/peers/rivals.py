@@ -1,6 +1,6 @@
 """The search's winner against simpler ways to choose a skip set, on held-out prompts, all timed in turns in one run.
 
-    python tests/peers/rivals.py --artifact ARTIFACT --prompts FILE.jsonl... [--first 16] [--tokens 128] [--seeds 3] [--example SET.json]
+    python -m tests.peers.rivals --artifact ARTIFACT --prompts FILE.jsonl... [--first 16] [--tokens 128] [--seeds 3] [--example SET.json]
 
 ARTIFACT was searched on this machine (`sstool search --artifact`), and its latency table is used. Every rival is the best of its
 kind over the search's own calibration texts, with its own tuned threshold and draft length: contiguous blocks of whole layers; every
@@ -16,8 +16,7 @@ import dataclasses
 import json
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +30,14 @@ from sstool.environment import describe
 from sstool.prompts import read_prompts
 from sstool.search.candidates import Candidates
 from sstool.search.contest import Entrant, Task, run_contest
-from sstool.search.evaluate import Evaluator
-from sstool.search.explore import best_of
-from sstool.search.latency import CostModel
-from sstool.search.objective import Objective
-from sstool.search.prepare import prepare_latency, prepare_texts
-from sstool.search.read import read_search
 from sstool.search.records import Trial
-from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
-from sstool.search.space import Bits, bits_of, is_draft
-from sstool.search.texts import KINDS, SAMPLED, decode_settings, split_prompts, usable_prompts, weight_of
+from sstool.search.settings import SearchSettings
+from sstool.search.space import Bits, bits_of
+from sstool.search.texts import KINDS, SAMPLED, decode_settings
 from sstool.search.warm.dynamic_programme import cosine_front
 from sstool.search.warm.influence import cut, influence_order, measure_influence
 from sstool.search.warm.patterns import contiguous_block, every_other
+from tests.peers.searched import Searched, random_sets
 
 
 def options() -> argparse.Namespace:
@@ -59,64 +53,32 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Rivals:
-    """Chooses the best of each kind over the search's calibration texts."""
+def chosen(searched: Searched, example: Path | None) -> Iterator[Trial | None]:
+    """Gives the best of every kind."""
+    num_layers = searched.candidates.num_layers
+    yield searched.best("block", list(_blocks(num_layers)))
+    yield searched.best("every-other", list(_patterns(num_layers)))
+    yield searched.best("random", list(random_sets(num_layers, len(searched.log.trials))))
+    yield searched.best("leave-one-out", _cuts(searched))
+    yield searched.best("dynamic-programme", _front(searched))
+    if example is not None:
+        data = json.loads(example.read_text(encoding="utf-8"))
+        skip = SkipSet(attention=tuple(data["attention"]), mlp=tuple(data["mlp"]))
+        yield searched.best("example", [bits_of(skip, num_layers)])
 
-    def __init__(self, candidates: Candidates, artifact: Path) -> None:
-        """Makes the texts that the search had, and takes its latency table."""
-        self.log = read_search(artifact / "search")
-        self.settings = SearchSettings(
-            seed=self.log.header.seed,
-            sampled_weight=self.log.header.weights[KINDS[0]],
-            greedy_weight=self.log.header.weights[KINDS[1]],
-        )
-        self._candidates = candidates
-        prompts, _ = split_prompts(usable_prompts(candidates.engine, read_prompts(DEFAULT_CALIBRATION)))
-        with tempfile.TemporaryDirectory() as name:
-            self._texts = prepare_texts(Path(name), candidates, prompts, self.settings, lambda _done, _total: None)
-            table = prepare_latency(Path(name), candidates, self._texts, self.settings, known=artifact / "search" / "latency.json")
-        self.costs = CostModel(table)
-        self._objective = Objective(self.costs, {kind: weight_of(self.settings, kind) for kind in KINDS})
 
-    def best(self, name: str, sets: Sequence[Bits]) -> Trial | None:
-        """Returns the best of some sets, with its exit."""
-        evaluator = Evaluator(
-            self._candidates,
-            self._texts,
-            self._objective,
-            self.costs,
-            lambda text: decode_settings(self._candidates.engine, self.settings, text.kind, text.seed),
-        )
-        trials = [evaluator.run(n, name, bits) for n, bits in enumerate(dict.fromkeys(sets)) if is_draft(bits)]
-        found = next(iter(best_of(trials, 1)), None)
-        said = "nothing" if found is None else f"{found.speedup:.3f} x plain, modelled"
-        print(f"{name}: {len(trials)} tried, the best {said}", file=sys.stderr, flush=True)
-        return found
+def _cuts(searched: Searched) -> list[Bits]:
+    influence = searched.log.influence
+    if influence is None:
+        influence = measure_influence(searched.candidates, searched.texts, lambda _done, _total: None)
+    order = influence_order(influence)
+    return [cut(order, part) for part in np.linspace(0.2, 0.9, 21)]
 
-    def all(self, example: Path | None) -> Iterator[Trial | None]:
-        """Gives the best of every kind."""
-        num_layers = self._candidates.num_layers
-        yield self.best("block", list(_blocks(num_layers)))
-        yield self.best("every-other", list(_patterns(num_layers)))
-        yield self.best("random", list(_random(num_layers, len(self.log.trials))))
-        yield self.best("leave-one-out", self._cuts())
-        yield self.best("dynamic-programme", self._front())
-        if example is not None:
-            data = json.loads(example.read_text(encoding="utf-8"))
-            skip = SkipSet(attention=tuple(data["attention"]), mlp=tuple(data["mlp"]))
-            yield self.best("example", [bits_of(skip, num_layers)])
 
-    def _cuts(self) -> list[Bits]:
-        influence = self.log.influence
-        if influence is None:
-            influence = measure_influence(self._candidates, self._texts, lambda _done, _total: None)
-        order = influence_order(influence)
-        return [cut(order, part) for part in np.linspace(0.2, 0.9, 21)]
-
-    def _front(self) -> list[Bits]:
-        text = self._texts[0].text
-        front = cosine_front(self._candidates, text, self.costs.shares(len(text.prompt)), lambda _done, _total: None)
-        return [point.bits for point in front]
+def _front(searched: Searched) -> list[Bits]:
+    text = searched.texts[0].text
+    front = cosine_front(searched.candidates, text, searched.costs.shares(len(text.prompt)), lambda _done, _total: None)
+    return [point.bits for point in front]
 
 
 def _blocks(num_layers: int) -> Iterator[Bits]:
@@ -136,12 +98,6 @@ def _patterns(num_layers: int) -> Iterator[Bits]:
             row = tuple(int((n + offset) % step >= keeps) for n in range(num_layers))
             yield (*none, *row)
             yield (*row, *row)
-
-
-def _random(num_layers: int, count: int) -> Iterator[Bits]:
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        yield tuple(int(b) for b in rng.random(2 * num_layers) < rng.uniform(0.2, 0.8))
 
 
 def held_out(candidates: Candidates, settings: SearchSettings, given: argparse.Namespace) -> list[Task]:
@@ -186,18 +142,18 @@ def main() -> None:
     given = options()
     with load(given.artifact, max_sequences=1, draft=False) as engine:
         candidates = Candidates(engine)
-        rivals = Rivals(candidates, given.artifact)
-        result = rivals.log.result
+        searched = Searched(candidates, given.artifact)
+        result = searched.log.result
         if result is None or result.trial is None:
             sys.exit("the artifact's search has no winner")
-        trials = [next(t for t in rivals.log.trials if t.index == result.trial)]
-        trials = [dataclasses.replace(trials[0], source="searched"), *(t for t in rivals.all(given.example) if t is not None)]
-        tasks = held_out(candidates, rivals.settings, given)
+        trials = [next(t for t in searched.log.trials if t.index == result.trial)]
+        trials = [dataclasses.replace(trials[0], source="searched"), *(t for t in chosen(searched, given.example) if t is not None)]
+        tasks = held_out(candidates, searched.settings, given)
 
         def tell(done: int, total: int) -> None:
             print(f"\rdecoding {done} of {total}", end="", file=sys.stderr, flush=True)
 
-        plain, *drafts = run_contest(candidates, trials, tasks, rivals.costs, tell)
+        plain, *drafts = run_contest(candidates, trials, tasks, searched.costs, tell)
         rows = [row(entrant, plain, drafts[0]) for entrant in drafts]
         report = {"environment": describe(engine).to_json(), "runs": len(tasks), "tokens": given.tokens, "rivals": rows}
         print(f"\n{'':18} {'x plain':>8} {'95 %':>14} {'searched / this':>16} {'95 %':>14} {'model / clock':>14}", file=sys.stderr)

@@ -142,10 +142,11 @@ def _sublayers(log: SearchLog) -> Section:
         plots.append(
             Plot(
                 id="plot-influence",
-                says="How many first draft tokens change when one sublayer is left out, by layer, for attention and MLPs.",
+                says="How much of what the model expects next is lost when one sublayer is left out, by layer, for attention and MLPs.",
                 figure=influence_figure(log.influence),
-                caption="With one sublayer alone left out: the part of first draft tokens that are no longer the model's own. High bars "
-                "are sublayers that a draft needs; where a bar goes beyond the scale, its value is written on it.",
+                caption="With one sublayer alone left out: the part of the next token's probability that moves elsewhere, which is how "
+                "often even the luckiest draft token would be wrong. High bars are sublayers that a draft needs; where a bar goes beyond "
+                "the scale, its value is written on it.",
             )
         )
     best = facts.ranked(log)[: facts.NUM_BEST]

@@ -48,9 +48,9 @@ def strip_figure(trial: Trial, num_layers: int) -> go.Figure:
 
 
 def influence_figure(influence: Influence) -> go.Figure:
-    """Draws the part of first draft tokens that are no longer the model's own, with one sublayer left out: what it is missed by."""
-    changed = [[100 * (1 - a) for a in kind] for kind in (influence.attention, influence.mlp)]
-    return _pair_figure(*changed, top=_scale_end([*changed[0], *changed[1]]), hover="%{y:.1f} % of first draft tokens change")
+    """Draws the part of the next token's probability that moves elsewhere with one sublayer left out: how much the model misses it."""
+    lost = [[100 * (1 - a) for a in kind] for kind in (influence.attention, influence.mlp)]
+    return _pair_figure(*lost, top=_scale_end([*lost[0], *lost[1]]), hover="%{y:.1f} % of what comes next is lost")
 
 
 def frequency_figure(best: Sequence[Trial], num_layers: int) -> go.Figure:

@@ -59,7 +59,8 @@ class AxDriver:
             if index is None:
                 index = self._client.attach_trial(dict(zip(self._names, bits, strict=True)))
             if speedup is None:
-                self._client.mark_trial_failed(index)
+                # What failed would fail again, and Ax may suggest again what it calls failed; what it calls abandoned it does not.
+                self._client.mark_trial_abandoned(index)
             else:
                 self._client.complete_trial(index, {_METRIC: speedup})
 

@@ -22,6 +22,9 @@ RANDOM: Final = "random"
 SUGGESTED: Final = frozenset({AX, RANDOM})
 """Sources that are no warm starts."""
 
+_MOST_IDLE: Final = 5
+"""Batches in a row with nothing in them that was not tried, after which Ax is taken to have no more to say."""
+
 OnTrial = Callable[[int, int, float | None], None]
 """Told trials done, trials at most, and the best modelled speed-up so far."""
 
@@ -85,7 +88,8 @@ class Explorer:
             driver = AxDriver(2 * self._num_layers, seed=settings.seed)
             for trial in self.trials:
                 driver.attach(bits_of(trial.skip, self._num_layers), trial.speedup)
-        while not self.is_over():
+        idle = 0
+        while not self.is_over() and idle < _MOST_IDLE:
             count = min(settings.batch, self._limits.trials - len(self.trials))
             before = self._clock.elapsed()
             with self._clock.part("ax"):
@@ -94,6 +98,7 @@ class Explorer:
             if not suggested:
                 logger.info("Ax has nothing more to suggest")
                 return
+            idle = 0 if any(bits not in self._by_bits for bits in suggested) else idle + 1
             # In the order of the batch, so that the same results always lead to the same suggestions.
             done = [self._by_bits.get(bits) or self._try(AX, bits, seconds) for bits in suggested]
             with self._clock.part("ax"):

@@ -5,8 +5,8 @@ No clock is read, so the same skip set, texts and table always give the same sco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from sstool.search.chains import DraftedText
@@ -46,6 +46,9 @@ class Exit:
         return [e for e in moved if 0 <= e.threshold_at < len(THRESHOLDS) and 0 <= e.draft_at < len(MAX_DRAFTS)]
 
 
+Each = Callable[[Callable[[DraftedText], "_Tally"], Sequence[DraftedText]], Iterable["_Tally"]]
+"""As `map`: applies the function to each text and gives the results in the texts' order."""
+
 START: Final = Exit(THRESHOLDS.index(0.6), MAX_DRAFTS.index(6))
 """Where tuning begins that knows of nothing better."""
 
@@ -78,9 +81,17 @@ class Score:
 class Objective:
     """Scores candidates by a table and the kinds' weights."""
 
-    def __init__(self, costs: CostModel, weights: Mapping[str, float]) -> None:
+    def __init__(self, costs: CostModel, weights: Mapping[str, float], each: Each = map) -> None:
+        """Takes what the score is made of.
+
+        Args:
+            costs: of the machine's engines.
+            weights: how much each kind of text counts.
+            each: applies a function to each of the texts, in their order or several at a time; each has a slot of its own.
+        """
         self._costs = costs
         self._weights = weights
+        self._each = each
         self._verify: dict[int, list[float]] = {}
 
     def score(self, bits: Bits, drafted: Sequence[DraftedText], exit_: Exit) -> Score:
@@ -92,18 +103,21 @@ class Objective:
             exit_: the exit policy.
         """
         tallies: dict[str, _Tally] = {}
-        for text in drafted:
-            tally = tallies.setdefault(text.text.kind, _Tally())
-            # One cost a text: its few positions cost alike.
-            context = _middle(text.text)
-            verify, draft = self._verify_at(context), self._costs.draft(bits, context)
-            count = 1
-            while count < text.text.length:
-                proposed, accepted = text.propose(count, exit_.threshold, exit_.max_draft, _MARGIN)
-                tally.add(proposed, accepted, proposed * draft + verify[proposed])
-                count += accepted + 1
-            tally.plain += (count - 1) * verify[0]
+        for text, tally in zip(drafted, self._each(lambda text: self._replay(bits, text, exit_), drafted), strict=True):
+            tallies.setdefault(text.text.kind, _Tally()).include(tally)
         return self._combine(tallies)
+
+    def _replay(self, bits: Bits, drafted: DraftedText, exit_: Exit) -> _Tally:
+        # One cost a text: its few positions cost alike.
+        context = _middle(drafted.text)
+        verify, draft = self._verify_at(context), self._costs.draft(bits, context)
+        tally, count = _Tally(), 1
+        while count < drafted.text.length:
+            proposed, accepted = drafted.propose(count, exit_.threshold, exit_.max_draft, _MARGIN)
+            tally.add(proposed, accepted, proposed * draft + verify[proposed])
+            count += accepted + 1
+        tally.plain = (count - 1) * verify[0]
+        return tally
 
     def tune(self, bits: Bits, drafted: Sequence[DraftedText], start: Exit) -> tuple[Exit, Score]:
         """Finds the best exit for a candidate, step by step from `start`."""
@@ -124,13 +138,12 @@ class Objective:
 
     def plain_seconds_per_token(self, texts: Sequence[CalibrationText]) -> float:
         """Returns what plain decoding takes for a token, by the kinds' weights."""
-        tallies: dict[str, _Tally] = {}
+        seconds: dict[str, float] = {}
+        tokens: dict[str, int] = {}
         for text in texts:
-            tally = tallies.setdefault(text.kind, _Tally())
-            tally.tokens += text.length
-            tally.plain += text.length * self._verify_at(_middle(text))[0]
-        shares = self._shares(tallies)
-        return sum(share * tallies[kind].plain / tallies[kind].tokens for kind, share in shares.items())
+            seconds[text.kind] = seconds.get(text.kind, 0.0) + text.length * self._verify_at(_middle(text))[0]
+            tokens[text.kind] = tokens.get(text.kind, 0) + text.length
+        return sum(share * seconds[kind] / tokens[kind] for kind, share in self._shares(tokens).items())
 
     def _combine(self, tallies: Mapping[str, _Tally]) -> Score:
         shares = self._shares({kind: tally for kind, tally in tallies.items() if tally.tokens})
@@ -140,9 +153,9 @@ class Objective:
             plain_seconds_per_token=sum(share * tallies[kind].plain / tallies[kind].tokens for kind, share in shares.items()),
         )
 
-    def _shares(self, tallies: Mapping[str, _Tally]) -> dict[str, float]:
+    def _shares(self, kinds: Iterable[str]) -> dict[str, float]:
         """Returns the weights of the kinds that there are, as parts of 1."""
-        weights = {kind: self._weights.get(kind, 0.0) for kind in tallies}
+        weights = {kind: self._weights.get(kind, 0.0) for kind in kinds}
         total = sum(weights.values())
         return {kind: weight / total if total else 1 / len(weights) for kind, weight in weights.items()}
 
@@ -154,19 +167,19 @@ class Objective:
 
 @dataclass(slots=True)
 class _Tally:
-    tokens: int = 0
     rounds: int = 0
     proposed: int = 0
     accepted: int = 0
     seconds: float = 0.0
     plain: float = 0.0
-    reached: list[int] | None = None
-    kept: list[int] | None = None
+    reached: list[int] = field(default_factory=lambda: [0] * len(MAX_DRAFTS))
+    kept: list[int] = field(default_factory=lambda: [0] * len(MAX_DRAFTS))
+
+    @property
+    def tokens(self) -> int:
+        return self.accepted + self.rounds
 
     def add(self, proposed: int, accepted: int, seconds: float) -> None:
-        if self.reached is None or self.kept is None:
-            self.reached, self.kept = [0] * len(MAX_DRAFTS), [0] * len(MAX_DRAFTS)
-        self.tokens += accepted + 1
         self.rounds += 1
         self.proposed += proposed
         self.accepted += accepted
@@ -176,16 +189,24 @@ class _Tally:
         for place in range(accepted):
             self.kept[place] += 1
 
+    def include(self, other: _Tally) -> None:
+        self.rounds += other.rounds
+        self.proposed += other.proposed
+        self.accepted += other.accepted
+        self.seconds += other.seconds
+        self.plain += other.plain
+        self.reached = [a + b for a, b in zip(self.reached, other.reached, strict=True)]
+        self.kept = [a + b for a, b in zip(self.kept, other.kept, strict=True)]
+
     def counts(self) -> Counts:
-        reached, kept = self.reached or [], self.kept or []
-        used = sum(n > 0 for n in reached)
+        used = sum(n > 0 for n in self.reached)
         return Counts(
             tokens=self.tokens,
             rounds=self.rounds,
             proposed=self.proposed,
             accepted=self.accepted,
-            reached=tuple(reached[:used]),
-            kept=tuple(kept[:used]),
+            reached=tuple(self.reached[:used]),
+            kept=tuple(self.kept[:used]),
         )
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, SkipSet
+from ssruntime.backends.threads import default_threads
 from ssruntime.config import DecodeSettings
 from ssruntime.engine import load
 from ssruntime.errors import ConfigError, UnsupportedModelError
@@ -148,8 +150,12 @@ class _Search:
         with self._clock.part("latency"):
             self._tell("measuring the engines", 0, 1)
             table = prepare_latency(self._request.work, self._candidates, texts, self._settings, known=self._request.known_latency)
+        with ThreadPoolExecutor(self._workers()) as pool:
+            return self._search(texts, table, pool)
+
+    def _search(self, texts: Sequence[CachedText], table: LatencyTable, pool: ThreadPoolExecutor) -> Outcome:
         costs = CostModel(table)
-        objective = Objective(costs, {kind: weight_of(self._settings, kind) for kind in KINDS})
+        objective = Objective(costs, {kind: weight_of(self._settings, kind) for kind in KINDS}, pool.map)
         plain = objective.plain_seconds_per_token([cached.text for cached in texts])
         header = self._header(texts, table, 1 / plain)
         reserve = self._reserve(plain)
@@ -166,6 +172,13 @@ class _Search:
             self._warm_up(explorer, writer, texts, costs)
             explorer.follow_ax(self._settings)
             return self._finish(explorer, writer, header, costs)
+
+    def _workers(self) -> int:
+        """Returns how many texts a candidate is run over at a time: whatever threads of the machine its engine leaves free, and one.
+
+        Every text has a cache and noise of its own, so the counts are the same for any number.
+        """
+        return max(1, default_threads() - self._candidates.backend.threads + 1)
 
     def _warm_up(self, explorer: Explorer, writer: SearchWriter, texts: Sequence[CachedText], costs: CostModel) -> None:
         """Tries everything that there is a reason for."""

@@ -1,0 +1,82 @@
+"""A searched artifact as its search saw it: the same calibration texts, latency table and way to score a skip set."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sstool.prompts import read_prompts
+from sstool.search.candidates import Candidates
+from sstool.search.evaluate import Evaluator
+from sstool.search.explore import best_of
+from sstool.search.latency import CostModel
+from sstool.search.objective import Objective
+from sstool.search.prepare import prepare_latency, prepare_texts
+from sstool.search.read import read_search
+from sstool.search.records import Trial
+from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
+from sstool.search.space import Bits, is_draft
+from sstool.search.texts import KINDS, decode_settings, split_prompts, usable_prompts, weight_of
+
+
+class Searched:
+    """What a search with the default calibration prompts knew.
+
+    Attributes:
+        candidates: drafts of the artifact.
+        log: the search's records.
+        settings: as the search's, as far as they shape a score.
+        texts: the calibration texts.
+        shares: how much each kind of text counts; sums to 1.
+        costs: of the search's latency table.
+    """
+
+    def __init__(self, candidates: Candidates, artifact: Path) -> None:
+        """Makes the texts anew, and takes the table from the artifact's `search` folder."""
+        self.candidates = candidates
+        self.log = read_search(artifact / "search")
+        self.settings = SearchSettings(
+            seed=self.log.header.seed,
+            sampled_weight=self.log.header.weights[KINDS[0]],
+            greedy_weight=self.log.header.weights[KINDS[1]],
+        )
+        prompts, _ = split_prompts(usable_prompts(candidates.engine, read_prompts(DEFAULT_CALIBRATION)))
+        with tempfile.TemporaryDirectory() as name:
+            self.texts = prepare_texts(Path(name), candidates, prompts, self.settings, lambda _done, _total: None)
+            table = prepare_latency(Path(name), candidates, self.texts, self.settings, known=artifact / "search" / "latency.json")
+        self.costs = CostModel(table)
+        weights = {kind: weight_of(self.settings, kind) for kind in KINDS}
+        self.shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items() if weight > 0}
+        self._objective = Objective(self.costs, weights)
+
+    def best(self, name: str, sets: Sequence[Bits]) -> Trial | None:
+        """Returns the best of some sets, with the exit that suits it, and says on stderr how good it is."""
+        trials = list(self.scored(name, sets))
+        found = next(iter(best_of(trials, 1)), None)
+        said = "nothing" if found is None else f"{found.speedup:.3f} x plain, modelled"
+        print(f"{name}: {len(trials)} tried, the best {said}", file=sys.stderr, flush=True)
+        return found
+
+    def scored(self, name: str, sets: Sequence[Bits], *, whole: bool = False) -> Iterator[Trial]:
+        """Gives every set that is a draft with its score; with `whole`, the unpromising over all texts too."""
+        evaluator = Evaluator(
+            self.candidates,
+            self.texts,
+            self._objective,
+            self.costs,
+            lambda text: decode_settings(self.candidates.engine, self.settings, text.kind, text.seed),
+        )
+        for number, bits in enumerate(dict.fromkeys(sets)):
+            if is_draft(bits):
+                yield evaluator.run(number, name, bits, whole=whole)
+
+
+def random_sets(num_layers: int, count: int) -> Iterator[Bits]:
+    """Gives sets that skip a fifth to four fifths of the sublayers, drawn with a fixed seed."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield tuple(int(b) for b in rng.random(2 * num_layers) < rng.uniform(0.2, 0.8))
