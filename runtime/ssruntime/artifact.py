@@ -39,13 +39,23 @@ class TunedExit:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftEntry:
-    """One draft engine of an artifact."""
+    """One draft engine of an artifact.
+
+    Attributes:
+        name: of the draft.
+        graph: its file.
+        dtype: of its computation.
+        skip: what it leaves out.
+        tuned: the exit that goes with that.
+        mode: how a load decodes unless told: `speculative`, or `plain` where a search found that the draft does not pay.
+    """
 
     name: str
     graph: str
     dtype: str
     skip: SkipSet
     tuned: TunedExit = TunedExit()
+    mode: str = "speculative"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,6 @@ class Tuning:
     """How the draft and its exit were found, and on what machine: elsewhere they may not be the best.
 
     Attributes:
-        mode: how a load decodes unless told: `speculative`, or `plain` where nothing beat it.
         speedup: measured over plain decoding, by the weights of the kinds of text; None where nothing was measured.
         cpu: the processor's model name.
         threads: of an engine.
@@ -62,7 +71,6 @@ class Tuning:
         remark: what the search said of itself.
     """
 
-    mode: str
     speedup: float | None
     cpu: str
     threads: int

@@ -62,7 +62,7 @@ def load(
     if verify:
         check_digests(artifact)
     context = _checked("max_context", max_context, artifact.manifest.max_context, min(artifact.manifest.max_context, DEFAULT_MAX_CONTEXT))
-    thread_count = _checked("threads", threads, MAX_THREADS, default_threads())
+    thread_count = checked_threads(threads)
     _checked("max_sequences", max_sequences, None, DEFAULT_MAX_SEQUENCES)
     defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
     if defaults.ignored:
@@ -178,8 +178,7 @@ class Engine:
         Raises:
             ConfigError: if speculative decoding is asked for and no draft is open.
         """
-        tuning = self.artifact.manifest.tuning
-        prefers_plain = tuning is not None and tuning.mode == "plain"
+        prefers_plain = any(draft.mode == "plain" for draft in self.artifact.manifest.drafts[:1])
         return complete(config or GenerationConfig(), self.defaults, self._tuned, prefers_plain=prefers_plain)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -258,6 +257,15 @@ def _output(request: Request) -> OutputText:
     return request.text
 
 
+def checked_threads(threads: int | None) -> int:
+    """Returns how many threads an engine gets that is asked for these; None asks for the default.
+
+    Raises:
+        ConfigError: if the number is out of its range.
+    """
+    return _checked("threads", threads, MAX_THREADS, default_threads())
+
+
 def _checked(name: str, value: object, most: int | None, default: int) -> int:
     if value is None:
         return default
@@ -268,6 +276,7 @@ def _checked(name: str, value: object, most: int | None, default: int) -> int:
 
 def _check_tuned(entry: DraftEntry) -> None:
     try:
-        GenerationConfig(exit=entry.tuned.exit, exit_threshold=entry.tuned.exit_threshold, max_draft=entry.tuned.max_draft)
+        tuned = entry.tuned
+        GenerationConfig(exit=tuned.exit, exit_threshold=tuned.exit_threshold, max_draft=tuned.max_draft, mode=entry.mode)
     except ConfigError as err:
         raise ArtifactError(f"manifest.json: draft {entry.name!r}: {err.message}", "export the model again") from err

@@ -34,6 +34,20 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         os.close(lock)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes or replaces a file; whoever reads it meanwhile, and whatever happens, it is the old one or the new one.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    with scratch_folder(path.parent, path.name) as scratch:
+        fresh = scratch / path.name
+        fresh.write_bytes(content)
+        sync(fresh)
+        fresh.replace(path)
+    sync(path.parent)
+
+
 def sweep(parent: Path, name: str) -> None:
     """Removes the scratch folders of that name which no living process holds."""
     for folder in parent.glob(f".{_escape(name)}.*{_SUFFIX}"):

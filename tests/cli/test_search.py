@@ -161,3 +161,49 @@ def test_a_folder_of_that_name_with_other_files_is_not_cleared(
     (other / "thesis.txt").write_text("years of work", encoding="utf-8")
     fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="holds files that are no search's")
     assert (other / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+def test_a_search_is_not_resumed_for_another_checkpoint(
+    sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sstool.search import run
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    other = make_llama(tmp_path / "other", num_hidden_layers=3, seed=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "time_finalists", killed)
+        assert sstool("search", "--model", model, "--out", tmp_path / "out", *given).code != 0
+    work = tmp_path / "out.search"
+    trials = (work / "trials.jsonl").read_bytes()
+    fails(
+        sstool, "search", "--model", other, "--out", tmp_path / "out", "--resume", *given, expected="is of a search for another checkpoint"
+    )
+    fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="holds an interrupted search of 4 trials")
+    assert (work / "trials.jsonl").read_bytes() == trials
+    assert sstool("search", "--model", model, "--out", tmp_path / "out", "--resume", *given).code == 0
+    assert not work.exists()
+
+
+def test_wrong_input_is_found_before_anything_is_built(sstool: Command, tmp_path: Path) -> None:
+    missing = tmp_path / "no-such-model"
+    broken = tmp_path / "prompts.jsonl"
+    broken.write_text('{"prompt": "w1"}\n{"prompt": \n', encoding="utf-8")
+    for command in ("search", "export"):
+        args = (command, "--model", missing, "--out", tmp_path / "out")
+        fails(sstool, *args, "--calibration", broken, expected="line 2: not JSON")
+        fails(sstool, *args, "--threads", "0", expected="threads is out of range")
+    assert {p.name for p in tmp_path.iterdir()} == {"prompts.jsonl"}
+
+
+def test_a_skip_set_that_does_not_pay_decodes_plainly(sstool: Command, model: Path, tmp_path: Path) -> None:
+    found = tmp_path / "skip_set.json"
+    found.write_text('{"mlp": [1], "exit": "fixed", "max_draft": 3, "mode": "plain"}', encoding="utf-8")
+    assert sstool("export", "--model", model, "--out", tmp_path / "out", "--skip-set", found).code == 0
+    shown = sstool("inspect", tmp_path / "out")
+    assert "plain unless told" in shown.out
+    outcome = sstool("generate", tmp_path / "out", "--prompt", "w1 w2", "--max-new-tokens", "4", "--json")
+    assert json.loads(outcome.out)["stats"]["rounds"] == 0
+    found.write_text('{"mlp": [1], "mode": "slowly"}', encoding="utf-8")
+    fails(sstool, "export", "--model", model, "--out", tmp_path / "no", "--skip-set", found, expected="'slowly'")

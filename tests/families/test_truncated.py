@@ -14,7 +14,7 @@ from sstool.attention_pattern import LayerAttention, period
 from sstool.checkpoint import describe
 from sstool.export import ExportRequest, export_artifact
 from sstool.graph.lower import LoweringPlan, lower_verify
-from sstool.truncated import available_memory, first_layers, layers_to_compare
+from sstool.truncated import first_layers, layers_to_compare
 from tests.families.checkpoints import FAMILIES
 
 MakeModel = Callable[[str, int], Path]
@@ -24,7 +24,6 @@ def test_what_fits_is_compared_whole(family_model: MakeModel) -> None:
     checkpoint = describe(family_model("gemma2", 0))
     assert layers_to_compare(checkpoint, None) == layers_to_compare(checkpoint, 2 * checkpoint.weight_bytes) == 8
     assert layers_to_compare(checkpoint, checkpoint.weight_bytes) == 4
-    assert (available_memory() or 0) > 1e6
 
 
 @pytest.mark.parametrize(("pattern", "expected"), [("f", 1), ("ffff", 1), ("sf", 2), ("sfsfs", 2), ("sssfsssf", 4), ("fsss", 4)])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sstool.prompts import read_prompts
+from sstool.search.allotment import repeat_allotment
 from sstool.search.candidates import Candidates
 from sstool.search.evaluate import Evaluator
 from sstool.search.explore import best_of
@@ -20,7 +21,7 @@ from sstool.search.read import read_search
 from sstool.search.records import Trial
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from sstool.search.space import Bits, is_draft
-from sstool.search.texts import KINDS, decode_settings, split_prompts, usable_prompts, weight_of
+from sstool.search.texts import KINDS, decode_settings, usable_prompts, weight_of
 
 
 class Searched:
@@ -44,10 +45,11 @@ class Searched:
             sampled_weight=self.log.header.weights[KINDS[0]],
             greedy_weight=self.log.header.weights[KINDS[1]],
         )
-        prompts, _ = split_prompts(usable_prompts(candidates.engine, read_prompts(DEFAULT_CALIBRATION)))
+        usable = usable_prompts(candidates.engine, read_prompts(DEFAULT_CALIBRATION))
+        prompts = repeat_allotment(usable, self.log.header.search_prompts, self.log.header.final_prompts).search
         with tempfile.TemporaryDirectory() as name:
             self.texts = prepare_texts(Path(name), candidates, prompts, self.settings, lambda _done, _total: None)
-            table = prepare_latency(Path(name), candidates, self.texts, self.settings, known=artifact / "search" / "latency.json")
+            table = prepare_latency(Path(name), candidates, self.texts, self.settings, known=[artifact / "search" / "latency.json"])
         self.costs = CostModel(table)
         weights = {kind: weight_of(self.settings, kind) for kind in KINDS}
         self.shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items() if weight > 0}

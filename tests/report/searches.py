@@ -56,6 +56,8 @@ def header(*, num_layers: int = 24, trials: int = 80, model: str = "models/some-
         verify_sha256="1" * 64,
         weights_sha256="2" * 64,
         calibration_sha256="3" * 64,
+        search_prompts=24,
+        final_prompts=8,
         latency_sha256="4" * 64,
         seed=0,
         trials=trials,

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from ssruntime import cgroup
 from ssruntime.backends import threads
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that the module takes for the root of the file system, with eight hardware threads on four cores."""
-    monkeypatch.setattr(threads, "Path", lambda path: tmp_path / path.lstrip("/"))
+    """A folder that is taken for the root of the file system, with eight hardware threads on four cores."""
+    for module in (threads, cgroup):
+        monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     for cpu in range(8):
         write(tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{cpu % 4},{cpu % 4 + 4}\n")
@@ -40,7 +42,8 @@ def test_honours_affinity(monkeypatch: pytest.MonkeyPatch, allowed: set[int], ex
 
 
 def test_without_topology_every_hardware_thread_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(threads, "Path", lambda path: tmp_path / path.lstrip("/"))
+    for module in (threads, cgroup):
+        monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 9})
     assert threads.default_threads() == 3
 

@@ -14,8 +14,9 @@ from ssruntime.machine import cpu_model
 
 def tune(folder: Path, *, mode: str, cpu: str) -> None:
     manifest = read_artifact(folder).manifest
-    tuning = Tuning(mode=mode, speedup=None, cpu=cpu, threads=2, onnxruntime="1.32.0", trials=3, remark="")
-    (folder / MANIFEST).write_text(dataclasses.replace(manifest, tuning=tuning).to_json(), encoding="utf-8")
+    drafts = tuple(dataclasses.replace(draft, mode=mode) for draft in manifest.drafts)
+    tuning = Tuning(speedup=None, cpu=cpu, threads=2, onnxruntime="1.32.0", trials=3, remark="")
+    (folder / MANIFEST).write_text(dataclasses.replace(manifest, tuning=tuning, drafts=drafts).to_json(), encoding="utf-8")
 
 
 def test_a_draft_that_does_not_pay_is_used_on_demand_only(demo_copy: Path) -> None:

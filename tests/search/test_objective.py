@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from ssruntime.artifact import SkipSet
 from sstool.search.candidates import Candidates
 from sstool.search.evaluate import Evaluator
 from sstool.search.latency import CostModel
-from sstool.search.objective import START, Objective
+from sstool.search.objective import START, Objective, each_with
 from sstool.search.records import COMPLETED, FAILED, STOPPED, LatencyRow
 from sstool.search.space import bits_of
 from sstool.search.texts import GREEDY, SAMPLED, CachedText, decode_settings
@@ -87,3 +89,11 @@ def test_an_evaluator_stops_the_hopeless_and_survives_failures(candidates: Candi
     assert everything.status == FAILED or everything.counts
     again = evaluator().run(0, "recipe", bits_of(SKIP, num_layers))
     assert (again.counts, again.speedup, again.exit_threshold) == (good.counts, good.speedup, good.exit_threshold)
+
+
+def test_texts_at_a_time_change_no_count(candidates: Candidates, texts: list[CachedText]) -> None:
+    bits, costs = bits_of(SKIP, candidates.num_layers), cheap(candidates.num_layers, 1.0)
+    one_by_one = Objective(costs, WEIGHTS).tune(bits, [drafted(candidates, cached, SKIP) for cached in texts], START)
+    with ThreadPoolExecutor(3) as pool:
+        together = Objective(costs, WEIGHTS, each_with(pool)).tune(bits, [drafted(candidates, cached, SKIP) for cached in texts], START)
+    assert together == one_by_one

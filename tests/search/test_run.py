@@ -12,10 +12,13 @@ import pytest
 
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import ConfigError, PromptError, RecipeError
+from sstool.export import ExportRequest, export_artifact
 from sstool.search.read import read_search
 from sstool.search.records import COMPLETED, FAILED, LATENCY, TRIALS, Trial
 from sstool.search.run import Outcome, Progress, SearchRequest, run_search
 from sstool.search.settings import SearchSettings
+from sstool.skip_set import SkipSpec
+from tests.toolchain.tiny_llama import VOCAB, make_llama
 
 WARM = 20
 """Warm starts, at most: how many of them are the same set depends on what the machine's engines cost."""
@@ -33,7 +36,7 @@ def search(artifact: Path, work: Path, calibration: Path, *, latency: Path | Non
             work=work,
             settings=settings(calibration, **changes),
             starts=(("recipe", SkipSet(attention=(1,), mlp=(0, 2))),),
-            known_latency=latency,
+            known_latency=() if latency is None else (latency,),
             threads=1,
         )
     )
@@ -117,7 +120,12 @@ def test_a_finished_search_can_be_given_more_trials(
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"seed": 5}, "seed"), ({"sampled_tokens": 14}, "calibration_sha256"), ({"greedy_weight": 0.5}, "weights"), ({"batch": 3}, "batch")],
+    [
+        ({"seed": 5}, "seed"),
+        ({"sampled_tokens": 14}, "its calibration texts are others"),
+        ({"greedy_weight": 0.5}, "weights"),
+        ({"batch": 3}, "batch"),
+    ],
 )
 def test_other_settings_are_not_mixed(
     finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, changes: dict[str, Any], named: str
@@ -197,3 +205,33 @@ def test_progress_names_the_parts_and_the_best(tiny_artifact: Path, calibration:
     assert {"writing calibration texts", "measuring the engines", "trying candidates", "timing the best for real"} <= {p.part for p in told}
     assert [p.done for p in told if p.part == "trying candidates"] == [1, 2, 3, 4]
     assert told[-1].best is not None
+
+
+def test_a_failure_inside_ax_keeps_what_was_found(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sstool.search.ax_driver import AxDriver
+
+    def broken(*_: object) -> Any:
+        raise ArithmeticError("singular\nmatrix")
+
+    monkeypatch.setattr(AxDriver, "suggest", broken)
+    outcome = search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
+    assert outcome.finalists
+    assert outcome.result.remark.endswith("Ax failed on the way: ArithmeticError: singular matrix")
+
+
+def test_a_model_that_never_goes_on_is_refused(calibration: Path, tmp_path: Path) -> None:
+    silent = make_llama(tmp_path / "model", num_hidden_layers=2, eos_token_id=list(range(VOCAB)))
+    artifact = export_artifact(ExportRequest(model=silent, out=tmp_path / "artifact", skip=SkipSpec(mlp=(1,)))).folder
+    with pytest.raises(PromptError, match="ends its answer to each of the 4 calibration prompts at once"):
+        search(artifact, tmp_path / "work", calibration)
+
+
+def test_a_damaged_table_or_text_of_a_killed_search_is_made_anew_or_refused(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+) -> None:
+    killed = Path(shutil.copytree(finished[0], tmp_path / "killed"))
+    (killed / "texts.json").write_text("{", encoding="utf-8")
+    resumed(killed, tiny_artifact, calibration, trials=WARM + 5)
+    assert len(read_search(killed).trials) == WARM + 5

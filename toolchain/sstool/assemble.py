@@ -13,7 +13,6 @@ from ssruntime.artifact import (
     SCHEMA_VERSION,
     VERIFY_GRAPH,
     WEIGHTS,
-    DraftEntry,
     FileEntry,
     KvLayout,
     Manifest,
@@ -90,7 +89,7 @@ def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: 
         dtype="fp32",
         max_context=max_context,
         kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype="fp32"),
-        drafts=(DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype="fp32", skip=spec.skip(), tuned=spec.tuned()),),
+        drafts=(spec.draft_entry("fp32"),),
         files={
             path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path))
             for path in sorted(folder.iterdir())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
     Raises:
         CheckpointError: if the model is missing, damaged, or no decoder.
         UnsupportedModelError: if it cannot be exported correctly.
-        RecipeError: if the skip set does not fit the model.
+        RecipeError: if the skip set does not fit the model, or an interrupted search is in the way.
         ConfigError: if a setting is out of its range.
         ArtifactError: if the artifact cannot be written.
         PromptError: if the calibration prompts of a search cannot be used.
@@ -85,7 +85,9 @@ def export_artifact(request: ExportRequest) -> Artifact:
     say = request.progress or logger.info
     _check_choice("target", request.target, TARGETS)
     _check_choice("dtype", request.dtype, DTYPES)
-    with staged_folder(Path(request.out), force=request.force) as folder:
+    if request.search is not None:
+        _check_search(request, request.search)
+    with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
         say("reading the checkpoint")
         model = resolve(request.model, request.revision)
         checkpoint = describe(model.folder)
@@ -100,36 +102,47 @@ def export_artifact(request: ExportRequest) -> Artifact:
         say("comparing with the checkpoint")
         gate = run_gate(read_artifact(folder), checkpoint)
         write_manifest(folder, dataclasses.replace(manifest, gate=gate))
-        work = None if request.search is None else search_draft(folder, request, request.search, say)
+        if request.search is not None:
+            _search_draft(folder, request, request.search, until_published)
         say("publishing")
-    if work is not None:
-        shutil.rmtree(work, ignore_errors=True)
     return read_artifact(Path(request.out))
 
 
-def search_draft(folder: Path, request: ExportRequest, settings: SearchSettings, say: Progress) -> Path:
-    """Searches a draft for an artifact that has no name yet, and puts it in; returns the folder of the search that is done with."""
+def _check_search(request: ExportRequest, settings: SearchSettings) -> None:
+    """Finds out what a search would refuse before anything is built for it."""
+    from sstool.search.run import check_search
+    from sstool.search.work import check_work
+
+    check_work(request.out, resume=request.resume, force=request.force)
+    check_search(settings, request.threads)
+
+
+def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings, until_published: contextlib.ExitStack) -> None:
+    """Searches a draft for an artifact that has no name yet, and puts it in; the search's own folder is held until it has one."""
     # Imported here: an export that searches nothing needs neither Ax nor plots.
     from sstool.redraft import found, redraft
+    from sstool.search.read import SEARCH
+    from sstool.search.records import LATENCY
     from sstool.search.run import SearchRequest, run_search
     from sstool.search.work import describe_progress, work_folder
 
-    with work_folder(request.out, resume=request.resume) as work:
-        outcome = run_search(
-            SearchRequest(
-                folder=folder,
-                work=work,
-                settings=settings,
-                starts=tuple(("recipe", skip) for skip in request.starts),
-                threads=request.threads,
-                resume=request.resume,
-                progress=lambda progress: say(describe_progress(progress)),
-            )
+    say = request.progress or logger.info
+    work = until_published.enter_context(work_folder(request.out, resume=request.resume, force=request.force))
+    outcome = run_search(
+        SearchRequest(
+            folder=folder,
+            work=work,
+            settings=settings,
+            starts=tuple(("recipe", skip) for skip in request.starts),
+            known_latency=(Path(request.out) / SEARCH / LATENCY,),
+            threads=request.threads,
+            resume=request.resume,
+            progress=lambda progress: say(describe_progress(progress)),
         )
-        spec, tuning = found(outcome)
-        say("proving the draft that was found")
-        redraft(folder, spec, search=work, tuning=tuning)
-        return work
+    )
+    spec, tuning = found(outcome)
+    say("proving the draft that was found")
+    redraft(folder, spec, search=work, tuning=tuning)
 
 
 def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:

@@ -18,13 +18,14 @@ from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
 from sstool.assemble import assemble
+from sstool.available_memory import available_memory
 from sstool.checkpoint import Checkpoint
 from sstool.hub import ResolvedModel
 from sstool.parity import ParityPlan, compare_with_reference, plan_parity, require_parity
 from sstool.reference import reference_logits
 from sstool.replay import NO, compare, traced
 from sstool.skip_set import SkipSpec
-from sstool.truncated import available_memory, first_layers, layers_to_compare
+from sstool.truncated import first_layers, layers_to_compare
 
 logger = logging.getLogger(__name__)
 

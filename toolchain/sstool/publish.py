@@ -40,7 +40,7 @@ def staged_folder(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | N
     out = Path(os.path.realpath(out))
     recover(out)
     check_free(out, force=force, is_ours=is_ours)
-    made = _make_parents(out.parent)
+    made = make_parents(out.parent)
     try:
         with scratch_folder(out.parent, out.name) as folder:
             yield folder
@@ -103,7 +103,7 @@ def write_error(out: Path, err: OSError) -> ArtifactError:
     return ArtifactError(f"{out} cannot be written: {err.strerror or err}", "name a folder that you may write with --out")
 
 
-def _make_parents(parent: Path) -> list[Path]:
+def make_parents(parent: Path) -> list[Path]:
     """Makes a folder and its parents; gives the new ones, innermost first."""
     missing: list[Path] = []
     while not parent.exists():

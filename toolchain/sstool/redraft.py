@@ -14,7 +14,6 @@ from ssruntime.artifact import (
     MANIFEST,
     VERIFY_GRAPH,
     Artifact,
-    DraftEntry,
     FileEntry,
     Manifest,
     Tuning,
@@ -55,7 +54,7 @@ def redraft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Ma
     _copy_records(search, folder / SEARCH)
     manifest = dataclasses.replace(
         artifact.manifest,
-        drafts=(DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype=artifact.manifest.dtype, skip=spec.skip(), tuned=spec.tuned()),),
+        drafts=(spec.draft_entry(artifact.manifest.dtype),),
         files={**artifact.manifest.files, DRAFT_GRAPH: FileEntry(size=path.stat().st_size, sha256=file_digest(path))},
         tuning=tuning,
     )
@@ -68,12 +67,12 @@ def redraft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Ma
 
 
 def found(outcome: Outcome) -> tuple[SkipSpec, Tuning]:
-    """Returns what a search found, as an artifact keeps it: the winner, or the best that did not beat plain decoding.
+    """Returns what a search found, as an artifact keeps it: the winner, or the one that came closest to plain decoding.
 
     Raises:
         RecipeError: if every candidate failed.
     """
-    trial = outcome.winner or outcome.best
+    trial = outcome.winner or outcome.closest
     if trial is None:
         raise RecipeError(f"the search found no draft that works. {outcome.result.remark}", "export with --no-search, and report this")
     spec = SkipSpec(
@@ -82,9 +81,9 @@ def found(outcome: Outcome) -> tuple[SkipSpec, Tuning]:
         exit=trial.exit,
         exit_threshold=trial.exit_threshold,
         max_draft=trial.max_draft,
+        mode="plain" if outcome.winner is None else None,
     )
     tuning = Tuning(
-        mode="plain" if outcome.winner is None else "speculative",
         speedup=outcome.result.speedup,
         cpu=outcome.header.cpu,
         threads=outcome.header.threads,

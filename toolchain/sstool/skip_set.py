@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import SkipSet, TunedExit
+from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet, TunedExit
 from ssruntime.config import GenerationConfig
 from ssruntime.errors import ConfigError, RecipeError
 from ssruntime.records import read_record
@@ -17,21 +17,32 @@ _LIST_HINT: Final = "give layer numbers from 0, for example 3,5,7"
 
 @dataclass(frozen=True, kw_only=True)
 class SkipSpec:
-    """A skip set as a user writes it, with the exit it was tuned for, if any: the keys of a skip-set file."""
+    """A skip set as a user writes it, with what it was tuned for, if anything: the keys of a skip-set file.
+
+    Attributes:
+        attention: layers whose attention the draft leaves out, counted from 0.
+        mlp: layers whose MLP it leaves out.
+        exit: when a draft stops: `fixed`, `confidence` or `adaptive`.
+        exit_threshold: draft confidence below which it does, 0 to 1; not with `fixed`.
+        max_draft: most tokens of a draft, 1 to 15.
+        mode: how a load decodes unless told; `plain` where a search found that the draft does not pay.
+    """
 
     attention: tuple[int, ...] = ()
     mlp: tuple[int, ...] = ()
     exit: str | None = None
     exit_threshold: float | None = None
     max_draft: int | None = None
+    mode: str | None = None
 
     def skip(self) -> SkipSet:
         """Returns the sublayers, in rising order."""
         return SkipSet(attention=tuple(sorted(self.attention)), mlp=tuple(sorted(self.mlp)))
 
-    def tuned(self) -> TunedExit:
-        """Returns the exit settings."""
-        return TunedExit(exit=self.exit, exit_threshold=self.exit_threshold, max_draft=self.max_draft)
+    def draft_entry(self, dtype: str) -> DraftEntry:
+        """Returns what a manifest says of a draft with this skip set."""
+        tuned = TunedExit(exit=self.exit, exit_threshold=self.exit_threshold, max_draft=self.max_draft)
+        return DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype=dtype, skip=self.skip(), tuned=tuned, mode=self.mode or DraftEntry.mode)
 
 
 def parse_layers(text: str, *, flag: str) -> tuple[int, ...]:
@@ -50,7 +61,7 @@ def parse_layers(text: str, *, flag: str) -> tuple[int, ...]:
 
 
 def read_skip_file(path: Path) -> SkipSpec:
-    """Reads a skip-set file: `{"attention": [...], "mlp": [...]}` and optionally `exit`, `exit_threshold`, `max_draft`.
+    """Reads a skip-set file: `{"attention": [...], "mlp": [...]}` and optionally `exit`, `exit_threshold`, `max_draft`, `mode`.
 
     Raises:
         RecipeError: if the file is missing, is not JSON, or holds an unknown key or a value of another type.
@@ -85,7 +96,7 @@ def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set")
     if skipped == 2 * num_layers:
         raise RecipeError(f"{where}: all {skipped} sublayers are skipped, so nothing is left to draft with", "leave some sublayers in")
     try:
-        GenerationConfig(exit=spec.exit, exit_threshold=spec.exit_threshold, max_draft=spec.max_draft)
+        GenerationConfig(exit=spec.exit, exit_threshold=spec.exit_threshold, max_draft=spec.max_draft, mode=spec.mode)
     except ConfigError as err:
         raise RecipeError(f"{where}: {err.message}", err.hint) from err
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from sstool.attention_pattern import period
@@ -18,16 +17,6 @@ _LAYERS: Final = 4
 """Layers compared at least."""
 _ROOM: Final = 1.5
 """Memory that transformers needs for a model, in sizes of its fp32 weights: they are read, cast and run."""
-
-
-def available_memory() -> int | None:
-    """Returns the bytes of memory that a process may take, None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
 
 
 def layers_to_compare(checkpoint: Checkpoint, available: int | None) -> int:

@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+from ssruntime.cgroup import cgroup_folders
+
 
 def default_threads() -> int:
     """Returns the number of physical cores within the process's affinity and its cgroup's CPU quota, at least 1."""
@@ -26,24 +28,8 @@ def _core_of(cpu: int) -> str:
 
 def _cgroup_quota() -> float | None:
     """Returns the CPUs' worth of time that the tightest enclosing cgroup grants; None where there is no limit."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    quotas: list[float | None] = []
-    for line in lines:  # hierarchy:controllers:path, where version 2 names no controllers
-        _, controllers, own = line.split(":", 2)
-        if not controllers:
-            quotas += [_v2_quota(folder) for folder in _up_to(Path("/sys/fs/cgroup"), own)]
-        elif "cpu" in controllers.split(","):
-            quotas += [_v1_quota(folder) for folder in _up_to(Path("/sys/fs/cgroup/cpu"), own)]
+    quotas = [_v2_quota(folder) if version == 2 else _v1_quota(folder) for folder, version in cgroup_folders("cpu")]
     return min((q for q in quotas if q is not None), default=None)
-
-
-def _up_to(root: Path, own: str) -> list[Path]:
-    """Returns a cgroup's folder and the ones that enclose it; in a container some may not be there, and the root is its own."""
-    folder = root / own.lstrip("/")
-    return [folder, *(p for p in folder.parents if p.is_relative_to(root))]
 
 
 def _v2_quota(folder: Path) -> float | None:

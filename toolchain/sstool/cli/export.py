@@ -65,7 +65,7 @@ def command(
     source = model if model is not None else base.model
     if source is None:
         raise click.UsageError("Missing option '--model': the recipe names no model")
-    skip = _skip_spec(skip_attention, skip_mlp, skip_set) or (None if options.given() else base.skip_set)
+    skip = _skip_spec(skip_attention, skip_mlp, skip_set) or (None if options.asks_for_search() else base.skip_set)
     is_searched = skip is None and not no_search
     if not is_searched and options.given():
         raise click.UsageError(f"{options.given()[0]} has no meaning where nothing is searched")

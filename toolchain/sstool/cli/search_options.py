@@ -42,6 +42,10 @@ class SearchOptions:
 
         return dataclasses.replace(recipe.search or SearchSettings(), **self.changes)
 
+    def asks_for_search(self) -> bool:
+        """Whether a flag was given that only a search heeds, so that a recipe's skip set is where one begins."""
+        return bool(self.changes) or self.resume
+
     def given(self) -> list[str]:
         """Returns the flags that were given."""
         flags = [*(f"--{name}" for name in self.changes), *(["--resume"] if self.resume else [])]

@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sstool.search.read import SearchLog
-from sstool.search.records import COMPLETED, FAILED, Counts, Finalist, LatencyRow, Trial
+from sstool.search.records import COMPLETED, FAILED, SUGGESTED, Counts, Finalist, LatencyRow, Trial
 
 NUM_BEST: Final = 10
 """Trials that count as the best ones."""
-_SEARCHED: Final = frozenset({"random", "ax"})
-"""Sources that are no warm start."""
 _HALVINGS: Final = 40
 
 
@@ -60,7 +58,7 @@ def finalist_of(log: SearchLog, trial: Trial) -> Finalist | None:
 
 def is_warm_start(trial: Trial) -> bool:
     """Whether a trial was known before the search proposed anything of its own."""
-    return trial.source not in _SEARCHED
+    return trial.source not in SUGGESTED
 
 
 def best_warm_start(log: SearchLog) -> Trial | None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ssruntime.scratch import scratch_folder, sync
+from ssruntime.scratch import write_whole
 from sstool.report import summary
 from sstool.report.sections import Section, sections
 from sstool.report.style import plain_text
@@ -36,12 +36,7 @@ def write_report(folder: Path) -> Path:
     """
     content = render(read_search(folder))
     path = folder / REPORT
-    with scratch_folder(folder, REPORT) as scratch:
-        fresh = scratch / REPORT
-        fresh.write_bytes(content)
-        sync(fresh)
-        fresh.replace(path)
-    sync(folder)
+    write_whole(path, content)
     return path
 
 

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssruntime.artifact import Artifact, SkipSet, read_artifact
-from ssruntime.errors import ArtifactError
+from ssruntime.errors import ArtifactError, RecipeError
+from ssruntime.scratch import write_whole
 from sstool.export import ExportRequest, export_artifact
-from sstool.publish import staged_folder
+from sstool.hub import ResolvedModel, resolve
+from sstool.publish import recover, staged_folder
 from sstool.recipe import Recipe, check_recipe_depth
 from sstool.redraft import clone_files, found, redraft
 from sstool.report.page import write_report
 from sstool.search.read import SEARCH
-from sstool.search.records import LATENCY, SKIP_SET, TRIALS
-from sstool.search.run import Outcome, SearchRequest, run_search
+from sstool.search.records import LATENCY, REPORT, SKIP_SET, TRIALS
+from sstool.search.run import Outcome, SearchRequest, check_search, run_search
 from sstool.search.settings import SearchSettings
-from sstool.search.work import describe_progress, work_folder
+from sstool.search.work import ARTIFACT, CHECKPOINT, describe_progress, work_folder
 from sstool.skip_set import SkipSpec
 
 
@@ -63,25 +65,27 @@ def search_for(target: SearchTarget) -> Outcome:
     """
     place = target.out if target.out is not None else target.artifact
     assert place is not None
-    with work_folder(place, resume=target.resume) as work:
-        with contextlib.ExitStack() as stack:
-            if target.out is not None:
-                results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
-                outcome, _ = _search(target, work)
-                _write_results(results, work, outcome)
-            else:
-                outcome, artifact = _search(target, work)
-                folder = stack.enter_context(staged_folder(artifact.folder, force=True))
-                target.progress("proving the draft that was found")
-                _renew(folder, artifact, outcome, work)
-        shutil.rmtree(work, ignore_errors=True)
+    check_search(target.settings, target.threads)
+    if target.artifact is not None:
+        recover(target.artifact)
+        read_artifact(target.artifact)
+    with work_folder(place, resume=target.resume, force=target.force) as work, contextlib.ExitStack() as stack:
+        if target.out is not None:
+            results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
+            outcome, _ = _search(target, work)
+            _write_results(results, work, outcome)
+        else:
+            outcome, artifact = _search(target, work)
+            folder = stack.enter_context(staged_folder(artifact.folder, force=True))
+            target.progress("proving the draft that was found")
+            _renew(folder, artifact, outcome, work)
     return outcome
 
 
 def holds_search(folder: Path) -> bool:
     """Whether a folder holds a search's results and nothing else."""
     names = {path.name for path in folder.iterdir()}
-    return TRIALS in names and names <= {TRIALS, LATENCY, SKIP_SET, "report.html"}
+    return TRIALS in names and names <= {TRIALS, LATENCY, SKIP_SET, REPORT}
 
 
 def _search(target: SearchTarget, work: Path) -> tuple[Outcome, Artifact]:
@@ -93,7 +97,7 @@ def _search(target: SearchTarget, work: Path) -> tuple[Outcome, Artifact]:
             work=work,
             settings=target.settings,
             starts=tuple(_starts(target, artifact)),
-            known_latency=artifact.folder / SEARCH / LATENCY,
+            known_latency=_known_latency(target, artifact),
             threads=target.threads,
             resume=target.resume,
             progress=lambda progress: target.progress(describe_progress(progress)),
@@ -107,21 +111,51 @@ def _artifact(target: SearchTarget, work: Path) -> Artifact:
     if target.artifact is not None:
         return read_artifact(Path(os.path.realpath(target.artifact)))
     assert target.model is not None
-    folder = work / "artifact"
+    folder, recipe = work / ARTIFACT, target.recipe
+    model = resolve(target.model, recipe.revision if recipe.model == target.model else None)
+    checkpoint = _checkpoint_json(model, recipe)
     if target.resume:
-        with contextlib.suppress(ArtifactError):
-            return read_artifact(folder)
-    recipe = target.recipe
-    export = ExportRequest(model=target.model, out=folder, force=True, revision=recipe.revision, max_context=recipe.max_context)
+        with contextlib.suppress(ArtifactError, OSError):
+            artifact = read_artifact(folder)
+            if (work / CHECKPOINT).read_bytes() == checkpoint:
+                return artifact
+            raise RecipeError(
+                f"{work} is of a search for another checkpoint, or its files have changed since",
+                "search anew, without --resume, or with the model that it was begun with",
+            )
+    export = ExportRequest(
+        model=target.model,
+        out=folder,
+        force=True,
+        revision=recipe.revision,
+        target=recipe.target or ExportRequest.target,
+        dtype=recipe.dtype or ExportRequest.dtype,
+        max_context=recipe.max_context,
+    )
     if recipe.model != target.model:
         export = dataclasses.replace(export, revision=None)
-    return export_artifact(
+    artifact = export_artifact(
         dataclasses.replace(
             export,
             check=lambda num_layers: check_recipe_depth(recipe, num_layers, where=target.recipe_name),
             progress=target.progress,
         )
     )
+    write_whole(work / CHECKPOINT, checkpoint)
+    return artifact
+
+
+def _checkpoint_json(model: ResolvedModel, recipe: Recipe) -> bytes:
+    """Returns what tells one checkpoint and its export from another, short of reading the weights."""
+    files = sorted(path for pattern in ("*.json", "*.safetensors") for path in model.folder.glob(pattern))
+    stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    found = {"folder": str(model.folder.resolve()), "revision": model.revision, "max_context": recipe.max_context, "files": stats}
+    return (json.dumps(found) + "\n").encode()
+
+
+def _known_latency(target: SearchTarget, artifact: Artifact) -> tuple[Path, ...]:
+    places = [artifact.folder / SEARCH / LATENCY]
+    return tuple(places if target.out is None else [*places, target.out / LATENCY])
 
 
 def _starts(target: SearchTarget, artifact: Artifact) -> Iterator[tuple[str, SkipSet]]:

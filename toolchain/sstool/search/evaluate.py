@@ -9,7 +9,6 @@ from typing import Final
 
 from ssruntime.acceptance import make_acceptance
 from ssruntime.config import DecodeSettings
-from ssruntime.errors import SelfSpecError
 from sstool.search.candidates import Candidates
 from sstool.search.chains import DraftedText
 from sstool.search.latency import CostModel
@@ -70,7 +69,7 @@ class Evaluator:
         skip = skip_of(bits)
         try:
             status, exit_, score, scale = self._score(bits, whole=whole)
-        except (SelfSpecError, RuntimeError, ValueError) as err:
+        except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base, and no candidate may end the search
             return Trial(
                 index=index,
                 source=source,
@@ -78,7 +77,7 @@ class Evaluator:
                 skip=skip,
                 seconds=time.perf_counter() - begun,
                 suggest_seconds=suggest_seconds,
-                error=" ".join(str(err).split()),
+                error=" ".join((str(err) or type(err).__name__).split()),
             )
         return Trial(
             index=index,

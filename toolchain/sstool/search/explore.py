@@ -11,16 +11,11 @@ from sstool.search.ax_driver import AxDriver
 from sstool.search.clock import Clock
 from sstool.search.evaluate import Evaluator
 from sstool.search.log import SearchWriter
-from sstool.search.records import COMPLETED, Trial
+from sstool.search.records import AX, COMPLETED, SUGGESTED, Trial
 from sstool.search.settings import SearchSettings
 from sstool.search.space import Bits, bits_of, is_draft
 
 logger = logging.getLogger(__name__)
-
-AX: Final = "ax"
-RANDOM: Final = "random"
-SUGGESTED: Final = frozenset({AX, RANDOM})
-"""Sources that are no warm starts."""
 
 _MOST_IDLE: Final = 5
 """Batches in a row with nothing in them that was not tried, after which Ax is taken to have no more to say."""
@@ -55,6 +50,7 @@ class Explorer:
         self._limits = limits
         self._num_layers = num_layers
         self._on_trial = on_trial
+        self.ax_error: str | None = None
         self.trials: list[Trial] = [] if writer.earlier is None else list(writer.earlier.trials)
         self._by_bits = {bits_of(t.skip, num_layers): t for t in self.trials}
         best = self.best()
@@ -81,9 +77,16 @@ class Explorer:
         return [self._by_bits[bits] for bits in sets if bits in self._by_bits]
 
     def follow_ax(self, settings: SearchSettings) -> None:
-        """Has Ax suggest candidates, a batch at a time, until it is over."""
-        if self.is_over():
+        """Has Ax suggest candidates, a batch at a time, until it is over; what goes wrong inside Ax ends that, and not the search."""
+        if self.is_over() or self.best() is None:
             return
+        try:
+            self._follow_ax(settings)
+        except Exception as err:  # noqa: BLE001 - Ax and what it stands on raise what they like
+            self.ax_error = " ".join(f"{type(err).__name__}: {err}".split())[:200]
+            logger.warning("Ax suggested no more candidates after trial %d: %s", len(self.trials) - 1, self.ax_error)
+
+    def _follow_ax(self, settings: SearchSettings) -> None:
         with self._clock.part("ax"):
             driver = AxDriver(2 * self._num_layers, seed=settings.seed)
             for trial in self.trials:

@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ssruntime.sampling.noise import prompt_seed
-from sstool.bench.summary import ratio_interval
 from sstool.prompts import PromptRecord
+from sstool.search.allotment import FINAL_TOKENS
 from sstool.search.candidates import Candidates
-from sstool.search.contest import Entrant, Task, run_contest
+from sstool.search.contest import Entrant, Task, run_contest, weighted_interval
 from sstool.search.latency import CostModel
 from sstool.search.records import Finalist, Trial
 from sstool.search.settings import SearchSettings
 from sstool.search.texts import KINDS, SAMPLED, decode_settings, weight_of
 
-NEW_TOKENS: Final = 64
-"""Tokens of a run."""
 _GREEDY_EVERY: Final = 2
 
 
@@ -53,7 +51,7 @@ def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: Se
             if kind == SAMPLED or number % _GREEDY_EVERY == 0 or len(kinds) == 1:
                 # Seeds of their own: not the noise that the search has seen.
                 plainly = decode_settings(candidates.engine, settings, kind, prompt_seed(settings.seed + 1, prompt.index))
-                endless = dataclasses.replace(plainly, max_new_tokens=NEW_TOKENS, eos_token_ids=frozenset())
+                endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
                 tasks.append(Task(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
     return tasks
 
@@ -71,7 +69,7 @@ def _finalist(draft: Entrant, plain: Entrant, settings: SearchSettings) -> Final
         measured=measured,
         plain=base,
         speedup=measured / base,
-        interval_95=ratio_interval(plain.every(), runs),
+        interval_95=weighted_interval(plain, draft, shares),
         acceptance_rate=sum(s.stats.accepted for s in runs) / proposed if proposed else None,
         tokens_per_round=sum(s.stats.emitted for s in runs) / rounds if rounds else None,
         prompts=len(runs),

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -40,6 +39,7 @@ _WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 """Widths measured; those between are interpolated."""
 _ROUNDS: Final = 5
 """Times that every round is measured; the median counts."""
+_QUICK_STEPS: Final = 6
 _PLAIN_STEPS: Final = 4
 """Plain steps in a row, as plain decoding has no draft between them."""
 
@@ -82,6 +82,24 @@ def measure_latency(candidates: Candidates, texts: Sequence[CalibrationText], se
         rows=tuple(rows),
         fit_error=max(errors),
     )
+
+
+def time_step(candidates: Candidates, ids: Sequence[int]) -> float:
+    """Returns the seconds of a plain step, roughly and at once.
+
+    Args:
+        candidates: of the artifact.
+        ids: tokens to stand behind, at least one.
+    """
+    begin = ids[:_QUICK_STEPS]
+    slot = candidates.backend.new_slot(len(begin) + 1)
+    slot.prefill(begin)
+    times = []
+    for _ in range(_QUICK_STEPS):
+        begun = time.perf_counter()
+        slot.verify((ids[0],), len(begin))
+        times.append(time.perf_counter() - begun)
+    return min(times)
 
 
 def probe_sets(num_layers: int) -> list[Bits]:
@@ -258,6 +276,6 @@ def _index(sublayer: Sublayer, num_layers: int) -> int:
     return sublayer.layer + (0 if sublayer.kind == "attention" else num_layers)
 
 
-def write_latency(table: LatencyTable, path: Path) -> None:
-    """Writes `latency.json`."""
-    path.write_text(json.dumps(dataclasses.asdict(table), indent=1) + "\n", encoding="utf-8")
+def latency_json(table: LatencyTable) -> bytes:
+    """Returns the content of `latency.json`."""
+    return (json.dumps(dataclasses.asdict(table), indent=1) + "\n").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -56,27 +57,28 @@ class SearchWriter:
         self._handle.close()
 
 
-def check_resumable(folder: Path, known: Mapping[str, object]) -> None:
+def check_resumable(folder: Path, known: Mapping[str, object]) -> Header | None:
     """Refuses to go on with a log that differs in what is known before any work is done, and leaves it as it is.
 
     Args:
         folder: of the search.
         known: fields of the header.
 
+    Returns:
+        The log's header; None if there is no log with one.
+
     Raises:
         RecipeError: if the log is damaged, or of another model or other settings.
     """
     path = folder / TRIALS
-    first = path.read_bytes().partition(b"\n")[0] if path.exists() else b""
-    if not first:
-        return
-    try:
+    if not path.exists() or not path.read_bytes().count(b"\n"):
+        return None
+    first = path.read_bytes().partition(b"\n")[0]
+    # The model is looked at first: of another one's log, nothing else would make sense.
+    with contextlib.suppress(ValueError, TypeError, KeyError):
         found = json.loads(first)
-        before = {name: found[name] for name in known}
-    except (ValueError, TypeError, KeyError):
-        read_search(folder)  # says what is wrong
-        return
-    _check_same(before, known, path)
+        _check_same({name: found[name] for name in known}, known, path)
+    return read_search(folder).header
 
 
 def _check_same(found: Mapping[str, object], wanted: Mapping[str, object], path: Path) -> None:

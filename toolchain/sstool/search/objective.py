@@ -6,6 +6,7 @@ No clock is read, so the same skip set, texts and table always give the same sco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -163,6 +164,17 @@ class Objective:
         if context not in self._verify:
             self._verify[context] = self._costs.verify(context)
         return self._verify[context]
+
+
+def each_with(pool: ThreadPoolExecutor) -> Each:
+    """Returns an `Each` that runs in a pool, and leaves no text in work behind when one of them fails."""
+
+    def each(function: Callable[[DraftedText], _Tally], texts: Sequence[DraftedText]) -> list[_Tally]:
+        futures = [pool.submit(function, text) for text in texts]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    return each
 
 
 @dataclass(slots=True)

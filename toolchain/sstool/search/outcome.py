@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sstool.search.explore import SUGGESTED, best_of
-from sstool.search.records import Finalist, Result, Trial
+from sstool.search.explore import best_of
+from sstool.search.records import SUGGESTED, Finalist, Result, Trial
 
 WORTH_MENTIONING: Final = 0.01
 """A gain below this is none."""
 
 
-def conclude(trials: Sequence[Trial], finalists: Sequence[Finalist], warm: Trial | None, seconds: Mapping[str, float]) -> Result:
+def conclude(
+    trials: Sequence[Trial],
+    finalists: Sequence[Finalist],
+    warm: Trial | None,
+    seconds: Mapping[str, float],
+    *,
+    ax_error: str | None = None,
+) -> Result:
     """Returns the result.
 
     Args:
@@ -20,6 +27,7 @@ def conclude(trials: Sequence[Trial], finalists: Sequence[Finalist], warm: Trial
         finalists: those that were timed.
         warm: the warm start with the best modelled speed.
         seconds: where the time went.
+        ax_error: what ended Ax's suggestions early, if anything did.
     """
     winner = max(finalists, key=lambda f: f.speedup, default=None)
     if winner is not None and winner.speedup <= 1:
@@ -30,7 +38,7 @@ def conclude(trials: Sequence[Trial], finalists: Sequence[Finalist], warm: Trial
         speedup=None if winner is None else winner.speedup,
         best_warm_start=None if warm is None else warm.index,
         gain=gain,
-        remark=_remark(trials, finalists, winner, warm, gain),
+        remark=_remark(trials, finalists, winner, warm, gain) + ("" if ax_error is None else f" Ax failed on the way: {ax_error}"),
         seconds=dict(seconds),
     )
 

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import onnxruntime as ort
 
@@ -16,16 +16,17 @@ from ssruntime.artifact import WEIGHTS
 from ssruntime.errors import RecipeError
 from ssruntime.machine import cpu_model
 from ssruntime.records import read_record
+from ssruntime.scratch import write_whole
 from sstool.prompts import PromptRecord
 from sstool.search.candidates import Candidates
-from sstool.search.latency import measure_latency, write_latency
-from sstool.search.records import FORMAT, LATENCY, LatencyTable
+from sstool.search.latency import latency_json, measure_latency
+from sstool.search.records import FORMAT, LATENCY, TEXTS, TRIALS, LatencyTable
 from sstool.search.settings import SearchSettings
 from sstool.search.texts import CachedText, CalibrationText, cache_texts, make_texts
 
 logger = logging.getLogger(__name__)
 
-TEXTS: Final = "texts.json"
+OTHER: Final = "other"
 
 
 def prepare_texts(
@@ -34,20 +35,39 @@ def prepare_texts(
     prompts: Sequence[PromptRecord],
     settings: SearchSettings,
     on_text: Callable[[int, int], None],
+    *,
+    is_begun: bool = False,
 ) -> list[CachedText]:
-    """Returns the texts that an interrupted search left in its folder, if they are what this one would make, or makes them."""
+    """Returns the texts that an interrupted search left in its folder, if they are what this one would make, or makes them.
+
+    Args:
+        folder: the search's.
+        candidates: of the artifact.
+        prompts: to continue.
+        settings: how.
+        on_text: told how many are done, of how many.
+        is_begun: whether trials were made with the texts that are there.
+
+    Raises:
+        RecipeError: if trials were made with other texts.
+    """
     key = _texts_key(candidates, prompts, settings)
     saved = _read_texts(folder / TEXTS, key)
-    if saved is not None:
+    if isinstance(saved, list):
         return cache_texts(candidates, saved)
+    if saved is OTHER and is_begun:
+        raise RecipeError(
+            f"{folder / TRIALS} is of another search: its calibration texts are others",
+            "search anew, without --resume, or with the prompts and settings that it was begun with",
+        )
     texts = make_texts(candidates, prompts, settings, on_text)
     data = {"key": key, "texts": [dataclasses.asdict(cached.text) for cached in texts]}
-    (folder / TEXTS).write_text(json.dumps(data) + "\n", encoding="utf-8")
+    write_whole(folder / TEXTS, (json.dumps(data) + "\n").encode())
     return texts
 
 
 def prepare_latency(
-    folder: Path, candidates: Candidates, texts: Sequence[CachedText], settings: SearchSettings, *, known: Path | None
+    folder: Path, candidates: Candidates, texts: Sequence[CachedText], settings: SearchSettings, *, known: Sequence[Path] = ()
 ) -> LatencyTable:
     """Returns a table of these weights, threads and machine that was measured earlier, or measures one; it is in the folder then.
 
@@ -56,17 +76,21 @@ def prepare_latency(
         candidates: of the artifact.
         texts: to decode while measuring.
         settings: how to sample.
-        known: a `latency.json` of an earlier search, if there is one.
+        known: where earlier searches may have left a `latency.json`.
     """
-    for path in (folder / LATENCY, known):
-        table = None if path is None else _read_latency(path)
-        if table is not None and _is_ours(table, candidates):
-            break
-    else:
+    table = find_latency(candidates, [folder / LATENCY]) or find_latency(candidates, known)
+    if table is None:
         table = measure_latency(candidates, [cached.text for cached in texts], settings)
-    assert table is not None
-    write_latency(table, folder / LATENCY)
+    content = latency_json(table)
+    if not (folder / LATENCY).exists() or (folder / LATENCY).read_bytes() != content:
+        write_whole(folder / LATENCY, content)
     return table
+
+
+def find_latency(candidates: Candidates, places: Sequence[Path]) -> LatencyTable | None:
+    """Returns the first table that is of these weights, threads and machine; None if there is none."""
+    tables = (_read_latency(path) for path in places)
+    return next((table for table in tables if table is not None and _is_ours(table, candidates)), None)
 
 
 def latency_digest(table: LatencyTable) -> str:
@@ -103,11 +127,11 @@ def _texts_key(candidates: Candidates, prompts: Sequence[PromptRecord], settings
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read_texts(path: Path, key: str) -> list[CalibrationText] | None:
+def _read_texts(path: Path, key: str) -> list[CalibrationText] | Literal["other"] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["key"] != key:
-            return None
+            return OTHER
         return [read_record(CalibrationText, item, where=str(path), error=RecipeError) for item in data["texts"]]
     except FileNotFoundError:
         return None

@@ -11,11 +11,17 @@ TRIALS: Final = "trials.jsonl"
 LATENCY: Final = "latency.json"
 SKIP_SET: Final = "skip_set.json"
 REPORT: Final = "report.html"
+TEXTS: Final = "texts.json"
 FORMAT: Final = 1
 
 COMPLETED: Final = "completed"
 STOPPED: Final = "stopped"
 FAILED: Final = "failed"
+
+AX: Final = "ax"
+RANDOM: Final = "random"
+SUGGESTED: Final = frozenset({AX, RANDOM})
+"""Sources that are no warm starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,8 @@ class Header:
         verify_sha256: digest of the verify graph.
         weights_sha256: digest of the weights.
         calibration_sha256: digest of the calibration prompts' text and lengths.
+        search_prompts: prompts that candidates were tried on.
+        final_prompts: prompts that were kept for timing the finalists.
         latency_sha256: digest of the latency table.
         seed: of everything that is drawn.
         trials: most trials.
@@ -67,6 +75,8 @@ class Header:
     verify_sha256: str
     weights_sha256: str
     calibration_sha256: str
+    search_prompts: int
+    final_prompts: int
     latency_sha256: str
     seed: int
     trials: int

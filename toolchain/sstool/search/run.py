@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, SkipSet
 from ssruntime.backends.threads import default_threads
 from ssruntime.config import DecodeSettings
-from ssruntime.engine import load
-from ssruntime.errors import ConfigError, UnsupportedModelError
+from ssruntime.engine import checked_threads, load
+from ssruntime.errors import ConfigError
 from ssruntime.machine import cpu_model
+from sstool.available_memory import available_memory
 from sstool.prompts import PromptRecord, read_prompts
+from sstool.search.allotment import Allotment, Means, allot, final_seconds, repeat_allotment
 from sstool.search.candidates import Candidates
 from sstool.search.clock import Clock
 from sstool.search.evaluate import Evaluator
 from sstool.search.explore import Explorer, Limits, best_of
-from sstool.search.finalists import NEW_TOKENS, time_finalists
-from sstool.search.latency import CostModel
+from sstool.search.finalists import time_finalists
+from sstool.search.latency import CostModel, time_step
 from sstool.search.log import SearchWriter, check_resumable
-from sstool.search.objective import Objective
+from sstool.search.objective import Objective, each_with
 from sstool.search.outcome import conclude
-from sstool.search.prepare import latency_digest, prepare_latency, prepare_texts
-from sstool.search.records import FORMAT, Finalist, Header, LatencyTable, Result, Trial
+from sstool.search.prepare import find_latency, latency_digest, prepare_latency, prepare_texts
+from sstool.search.records import FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from sstool.search.space import Bits, bits_of
-from sstool.search.texts import KINDS, CachedText, CalibrationText, decode_settings, split_prompts, texts_digest, usable_prompts, weight_of
+from sstool.search.texts import KINDS, CachedText, CalibrationText, decode_settings, texts_digest, usable_prompts, weight_of
 from sstool.search.warm.dynamic_programme import LEVELS, cosine_front, front_sets
 from sstool.search.warm.influence import cut, cuts, influence_order, measure_influence
 from sstool.search.warm.patterns import default_start, every_other, middle_blocks
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _WARM_SHARE: Final = 0.12
 """Of the budget: what one kind of warm start may cost to find."""
 _REFINED: Final = 0.05
 """How far from the best cut two more are tried, as a part of the sublayers."""
 _INFLUENCE_PASSES: Final = 8
-_PREFILL_TOKENS: Final = 16
-"""What reading a prompt takes, in steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ class SearchRequest:
         work: the folder of the running search; made if it is not there.
         settings: how to search.
         starts: skip sets to try first, with their source: `recipe` or `earlier`.
-        known_latency: a latency table of an earlier search, used if it is this machine's and this model's.
+        known_latency: where earlier searches may have left a latency table, used if it is this machine's and this model's.
         threads: of an engine; None for the default.
         resume: go on with what is in `work`.
         progress: told how far the search is.
@@ -86,7 +90,7 @@ class SearchRequest:
     work: Path
     settings: SearchSettings
     starts: tuple[tuple[str, SkipSet], ...] = ()
-    known_latency: Path | None = None
+    known_latency: tuple[Path, ...] = ()
     threads: int | None = None
     resume: bool = False
     progress: Callable[[Progress], None] | None = None
@@ -100,7 +104,7 @@ class Outcome:
         header: what was searched.
         result: what came of it.
         winner: the trial that won; None where nothing beat plain decoding.
-        best: the trial with the best modelled speed; None where all failed.
+        closest: the trial of the fastest finalist, the winner or not; None where none was timed.
         finalists: as they were timed.
         num_trials: candidates that were tried.
     """
@@ -108,7 +112,7 @@ class Outcome:
     header: Header
     result: Result
     winner: Trial | None
-    best: Trial | None
+    closest: Trial | None
     finalists: tuple[Finalist, ...]
     num_trials: int
 
@@ -124,9 +128,29 @@ def run_search(request: SearchRequest) -> Outcome:
     """
     clock = Clock(request.settings.budget_seconds)
     request.work.mkdir(parents=True, exist_ok=True)
-    prompts = read_prompts(Path(request.settings.calibration) if request.settings.calibration else DEFAULT_CALIBRATION)
+    prompts = read_calibration(request.settings)
     with load(request.folder, threads=request.threads, max_context=None, max_sequences=1, draft=False) as engine:
         return _Search(request, clock, Candidates(engine), prompts).run()
+
+
+def check_search(settings: SearchSettings, threads: int | None) -> None:
+    """Finds out what is wrong with what a search is given, without an artifact.
+
+    Raises:
+        PromptError: if the calibration file cannot be read, or a line of it is no prompt.
+        ConfigError: if the number of threads is out of its range.
+    """
+    read_calibration(settings)
+    checked_threads(threads)
+
+
+def read_calibration(settings: SearchSettings) -> list[PromptRecord]:
+    """Returns the calibration prompts.
+
+    Raises:
+        PromptError: if the file cannot be read, or a line of it is no prompt.
+    """
+    return read_prompts(Path(settings.calibration) if settings.calibration else DEFAULT_CALIBRATION)
 
 
 class _Search:
@@ -136,16 +160,21 @@ class _Search:
         self._request, self._clock, self._candidates = request, clock, candidates
         self._settings = request.settings
         self._num_layers = candidates.num_layers
-        self._search_prompts, self._final_prompts = split_prompts(usable_prompts(candidates.engine, prompts))
+        self._usable = usable_prompts(candidates.engine, prompts)
         self._best: float | None = None
 
     def run(self) -> Outcome:
         """Goes through the parts in their order."""
-        if self._request.resume:
-            check_resumable(self._request.work, self._identity())
+        header = check_resumable(self._request.work, self._identity()) if self._request.resume else None
+        self._prompts = self._allot(header)
         with self._clock.part("texts"):
             texts = prepare_texts(
-                self._request.work, self._candidates, self._search_prompts, self._settings, self._teller("writing calibration texts")
+                self._request.work,
+                self._candidates,
+                self._prompts.search,
+                self._settings,
+                self._teller("writing calibration texts"),
+                is_begun=header is not None,
             )
         with self._clock.part("latency"):
             self._tell("measuring the engines", 0, 1)
@@ -153,12 +182,25 @@ class _Search:
         with ThreadPoolExecutor(self._workers()) as pool:
             return self._search(texts, table, pool)
 
+    def _allot(self, header: Header | None) -> Allotment:
+        """Returns the prompts to use: those of the run that is gone on with, or what can be afforded."""
+        if header is not None:
+            return repeat_allotment(self._usable, header.search_prompts, header.final_prompts)
+        engine, work = self._candidates.engine, self._request.work
+        known = find_latency(self._candidates, [work / LATENCY, *self._request.known_latency])
+        ids = [engine.encode(prompt.prompt) for prompt in self._usable]
+        step = time_step(self._candidates, ids[0]) if known is None else known.rows[0].verify[0]
+        means = Means(
+            step=step, budget=self._clock.left(), memory=available_memory(), position_bytes=engine.artifact.manifest.kv.bytes_per_token()
+        )
+        return allot(self._usable, [len(one) for one in ids], self._settings, means)
+
     def _search(self, texts: Sequence[CachedText], table: LatencyTable, pool: ThreadPoolExecutor) -> Outcome:
         costs = CostModel(table)
-        objective = Objective(costs, {kind: weight_of(self._settings, kind) for kind in KINDS}, pool.map)
+        objective = Objective(costs, {kind: weight_of(self._settings, kind) for kind in KINDS}, each_with(pool))
         plain = objective.plain_seconds_per_token([cached.text for cached in texts])
         header = self._header(texts, table, 1 / plain)
-        reserve = self._reserve(plain)
+        reserve = 5 + final_seconds(len(self._prompts.final), self._settings, plain)
         if self._clock.left() - reserve <= 0:
             raise ConfigError(
                 f"the budget of {self._settings.budget} is too small for one trial: {self._clock.elapsed():.0f} s went into the texts and"
@@ -195,18 +237,21 @@ class _Search:
 
     def _front(self, texts: Sequence[CachedText], costs: CostModel) -> list[Bits]:
         text = texts[0].text
-        with self._clock.part("dynamic_programme"), contextlib.suppress(UnsupportedModelError):
-            front = cosine_front(self._candidates, text, costs.shares(len(text.prompt)), self._teller("following hidden states"))
-            return front_sets(front)
-        return []
+        with self._clock.part("dynamic_programme"):
+            shares, tell = costs.shares(len(text.prompt)), self._teller("following hidden states")
+            front = _optional("points of the dynamic programme", lambda: cosine_front(self._candidates, text, shares, tell))
+        return [] if front is None else front_sets(front)
 
     def _leave_one_out(self, explorer: Explorer, writer: SearchWriter, texts: Sequence[CachedText]) -> None:
         influence = None if writer.earlier is None else writer.earlier.influence
         if influence is None:
             with self._clock.part("influence"):
                 tell = self._teller("leaving out sublayers one by one")
-                influence = measure_influence(self._candidates, texts, tell)
-            writer.write(influence)
+                influence = _optional("the leave-one-out order", lambda: measure_influence(self._candidates, texts, tell))
+            if influence is not None:
+                writer.write(influence)
+        if influence is None:
+            return
         order = influence_order(influence)
         best = best_of(explorer.consider("leave-one-out", cuts(order)), 1)
         if best:
@@ -224,17 +269,19 @@ class _Search:
         if chosen:
             with self._clock.part("finalists"):
                 tell = self._teller("timing the best for real")
-                finalists = time_finalists(self._candidates, chosen, self._final_prompts, self._settings, costs, tell)
+                finalists = time_finalists(self._candidates, chosen, self._prompts.final, self._settings, costs, tell)
         for finalist in finalists:
             writer.write(finalist)
-        result = conclude(explorer.trials, finalists, warm, self._clock.parts())
+        result = conclude(explorer.trials, finalists, warm, self._clock.parts(), ax_error=explorer.ax_error)
         writer.write(result)
-        winner = next((t for t in explorer.trials if t.index == result.trial), None)
+        trials = {trial.index: trial for trial in explorer.trials}
+        fastest = max(finalists, key=lambda f: f.speedup, default=None)
+        closest = None if fastest is None else trials[fastest.trial]
         return Outcome(
             header=header,
             result=result,
-            winner=winner,
-            best=explorer.best(),
+            winner=None if result.trial is None else trials[result.trial],
+            closest=closest,
             finalists=tuple(finalists),
             num_trials=len(explorer.trials),
         )
@@ -256,20 +303,17 @@ class _Search:
         }
 
     def _header(self, texts: Sequence[CachedText], table: LatencyTable, plain: float) -> Header:
-        final = hashlib.sha256(json.dumps([asdict(prompt) for prompt in self._final_prompts]).encode()).hexdigest()
+        final = hashlib.sha256(json.dumps([asdict(prompt) for prompt in self._prompts.final]).encode()).hexdigest()
         return Header(
             **self._identity(),
             model=self._candidates.engine.artifact.manifest.model.source,
             calibration_sha256=hashlib.sha256(f"{texts_digest([c.text for c in texts])}{final}".encode()).hexdigest(),
+            search_prompts=len(self._prompts.search),
+            final_prompts=len(self._prompts.final),
             latency_sha256=latency_digest(table),
             trials=self._settings.trials,
             plain=plain,
         )
-
-    def _reserve(self, plain: float) -> float:
-        """Returns the seconds that timing the finalists will take, with some to spare."""
-        runs = 1.5 * len(self._final_prompts)
-        return 5 + 1.2 * runs * (NEW_TOKENS + _PREFILL_TOKENS) * plain * (1 + (self._settings.finalists + 1) / 1.2)
 
     def _decode_settings(self, text: CalibrationText) -> DecodeSettings:
         return decode_settings(self._candidates.engine, self._settings, text.kind, text.seed)
@@ -285,3 +329,12 @@ class _Search:
         if self._request.progress is not None:
             left = self._clock.left()
             self._request.progress(Progress(part=part, done=done, total=total, best=self._best, seconds_left=left))
+
+
+def _optional(name: str, find: Callable[[], T]) -> T | None:
+    """Some warm starts cannot be found for some models; the search goes on without them."""
+    try:
+        return find()
+    except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base
+        logger.warning("the search goes on without %s: %s", name, " ".join(str(err).split()))
+        return None

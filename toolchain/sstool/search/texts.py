@@ -25,11 +25,13 @@ SAMPLED: Final = "sampled"
 GREEDY: Final = "greedy"
 KINDS: Final = (SAMPLED, GREEDY)
 
-_TAIL: Final = 8
+TAIL: Final = 8
 """Tokens past the ones that count, so that the draft of the last round has something to agree with."""
 _LEAST: Final = 8
 """Tokens that must fit behind a prompt for it to be of use."""
-_GREEDY_EVERY: Final = 3
+_LEAST_TOKENS: Final = 2
+"""Tokens of a continuation that has a round: the first is prefill's."""
+GREEDY_EVERY: Final = 3
 """Greedy text repeats itself, so fewer prompts tell as much."""
 _FINAL_EVERY: Final = 4
 """Of so many prompts one is kept for the finalists, who must win on text that nothing was tuned on."""
@@ -103,13 +105,20 @@ def make_texts(
         prompts: usable ones.
         settings: how to sample, and how long.
         on_text: told how many are done, of how many.
+
+    Raises:
+        PromptError: if the model ends every continuation at its first token, where there is nothing to draft.
     """
     kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
-    wanted = [(kind, p) for n, p in enumerate(prompts) for kind in kinds if n % _GREEDY_EVERY == 0 or kind != GREEDY or len(kinds) == 1]
+    wanted = [(kind, p) for n, p in enumerate(prompts) for kind in kinds if n % GREEDY_EVERY == 0 or kind != GREEDY or len(kinds) == 1]
     texts: list[CachedText] = []
-    for kind, prompt in wanted:
-        on_text(len(texts), len(wanted))
-        texts.append(_continue(candidates, prompt, kind, settings))
+    for number, (kind, prompt) in enumerate(wanted):
+        on_text(number, len(wanted))
+        made = _continue(candidates, prompt, kind, settings)
+        if made.text.length >= _LEAST_TOKENS:
+            texts.append(made)
+    if not texts:
+        raise PromptError(f"the model ends its answer to each of the {len(wanted)} calibration prompts at once", "give others")
     return texts
 
 
@@ -140,9 +149,9 @@ def _continue(candidates: Candidates, prompt: PromptRecord, kind: str, settings:
     ids = engine.encode(prompt.prompt)
     wanted = settings.greedy_tokens if kind == GREEDY else settings.sampled_tokens
     seed = prompt_seed(settings.seed, prompt.index)
-    complete = dataclasses.replace(decode_settings(engine, settings, kind, seed), max_new_tokens=wanted + _TAIL)
+    complete = dataclasses.replace(decode_settings(engine, settings, kind, seed), max_new_tokens=wanted + TAIL)
     # The slot is the text's own, and holds the cache of all but its last token when it has been decoded.
-    slot = candidates.backend.new_slot(len(ids) + wanted + _TAIL)
+    slot = candidates.backend.new_slot(len(ids) + wanted + TAIL)
     tokens, _ = engine.decode_on(slot, ids, complete)
     text = CalibrationText(
         kind=kind, prompt_id=prompt.id, seed=seed, prompt=tuple(ids), tokens=tuple(tokens), length=min(wanted, len(tokens))

@@ -9,46 +9,77 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ssruntime.errors import ArtifactError, RecipeError
-from sstool.search.records import TRIALS
+from ssruntime.scratch import sweep
+from sstool.publish import make_parents
+from sstool.search.records import LATENCY, REPORT, SKIP_SET, TEXTS, TRIALS
 
 if TYPE_CHECKING:
     from sstool.search.run import Progress
 
+ARTIFACT: Final = "artifact"
+CHECKPOINT: Final = "checkpoint.json"
+"""What the artifact that is made for a checkpoint's search was made of."""
+_OURS: Final = frozenset({TRIALS, LATENCY, TEXTS, ARTIFACT, CHECKPOINT, REPORT, SKIP_SET})
+
 
 @contextlib.contextmanager
-def work_folder(out: Path, *, resume: bool) -> Iterator[Path]:
-    """Gives the folder of a search for `out`, locked against other processes.
+def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Path]:
+    """Gives the folder of a search for `out`, locked against other processes; it is gone when the block ends well.
+
+    When the block fails, what could be resumed is kept.
 
     Args:
         out: what the search is for.
-        resume: keep what an interrupted search left there; otherwise it is cleared.
+        resume: keep what an interrupted search left there.
+        force: without `resume`, clear what an interrupted search left there, even if that could be resumed.
 
     Raises:
-        RecipeError: if there is nothing to resume, or another process searches there.
+        RecipeError: if there is nothing to resume, or something and nothing was said about it, or another process searches there.
         ArtifactError: if the folder holds something else, or cannot be written.
     """
-    resolved = Path(os.path.realpath(out))
-    folder = resolved.with_name(f"{resolved.name}.search")
-    if resume and not (folder / TRIALS).exists():
-        raise RecipeError(f"there is no interrupted search to resume: {folder / TRIALS} is missing", "leave out --resume")
+    folder = _place(out)
+    check_work(out, resume=resume, force=force)
+    parents = make_parents(folder.parent)
+    handle = _lock(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as err:
-        raise ArtifactError(f"{folder} cannot be written: {err.strerror or err}", "name a folder that you may write with --out") from err
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RecipeError(f"another process is searching in {folder}", "wait for it, or name another --out") from None
+        check_work(out, resume=resume, force=force)
         if not resume:
             _clear(folder)
         yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        if not _is_resumable(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for parent in parents:
+                    parent.rmdir()
+        raise
     finally:
         os.close(handle)
+
+
+def check_work(out: Path, *, resume: bool, force: bool) -> None:
+    """Refuses what `work_folder` would refuse, as far as it can be seen without it.
+
+    Raises:
+        RecipeError: if there is nothing to resume, or something and nothing was said about it.
+        ArtifactError: if the folder holds something else.
+    """
+    folder = _place(out)
+    if resume and not _is_resumable(folder):
+        raise RecipeError(f"there is no interrupted search to resume: {folder / TRIALS} is missing", "leave out --resume")
+    if resume or not folder.is_dir():
+        return
+    for name in _OURS:
+        sweep(folder, name)
+    if {path.name for path in folder.iterdir()} - _OURS:
+        raise ArtifactError(f"{folder} holds files that are no search's, so it is not cleared", "move them, or name another --out")
+    trials = _num_trials(folder / TRIALS)
+    if trials and not force:
+        raise RecipeError(f"{folder} holds an interrupted search of {trials} trials", "go on with --resume, or begin anew with --force")
 
 
 def describe_progress(progress: Progress) -> str:
@@ -62,12 +93,46 @@ def describe_progress(progress: Progress) -> str:
     return ", ".join(parts)
 
 
+def _lock(folder: Path) -> int:
+    """Makes the folder if it is not there, and returns an open, locked handle of it."""
+    while True:
+        try:
+            folder.mkdir(exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as err:
+            raise ArtifactError(
+                f"{folder} cannot be written: {err.strerror or err}", "name a folder that you may write with --out"
+            ) from err
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise RecipeError(f"another process is searching in {folder}", "wait for it, or name another --out") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(handle).st_ino == folder.stat().st_ino:
+                return handle
+        os.close(handle)  # its owner was done, and removed it between the two calls
+
+
+def _is_resumable(folder: Path) -> bool:
+    return (folder / TRIALS).exists() or (folder / TEXTS).exists()
+
+
+def _place(out: Path) -> Path:
+    resolved = Path(os.path.realpath(out))
+    return resolved.with_name(f"{resolved.name}.search")
+
+
 def _clear(folder: Path) -> None:
-    names = {path.name for path in folder.iterdir()}
-    if names - {TRIALS, "latency.json", "texts.json", "artifact", "report.html", "skip_set.json"}:
-        raise ArtifactError(f"{folder} holds files that are no search's, so it is not cleared", "move them, or name another --out")
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink()
+
+
+def _num_trials(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b'{"kind": "trial"')
+    except OSError:
+        return 0

@@ -1,0 +1,62 @@
+"""What a search can afford: all prompts of a small model, fewer where time or memory is short, and never silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from ssruntime.errors import ConfigError
+from sstool.prompts import PromptRecord
+from sstool.search.allotment import Means, allot, repeat_allotment
+from sstool.search.settings import SearchSettings
+
+SETTINGS = SearchSettings()
+PLENTY = Means(step=0.01, budget=600, memory=10**10, position_bytes=100_000)
+
+
+def prompts(count: int) -> list[PromptRecord]:
+    return [PromptRecord(id=str(n), prompt=f"prompt {n}", index=n) for n in range(count)]
+
+
+def test_a_small_model_is_searched_with_all_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    found = allot(prompts(32), [12] * 32, SETTINGS, PLENTY)
+    assert (len(found.search), len(found.final)) == (24, 8)
+    assert not {p.id for p in found.search} & {p.id for p in found.final}
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"step": 0.08}, {"budget": 80}, {"memory": 10**8}, {"position_bytes": 3 * 10**7}],
+)
+def test_what_is_too_dear_is_left_out_evenly(changes: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
+    found = allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, **changes))
+    assert 4 <= len(found.search) < 24
+    assert found.final
+    assert int(found.search[-1].id) > 20
+    assert len({p.id for p in found.search}) == len(found.search)
+    assert f"calibrating with {len(found.search)} of 24 prompts" in caplog.text
+    again = repeat_allotment(prompts(32), len(found.search), len(found.final))
+    assert again == found
+
+
+def test_a_large_file_of_long_prompts_stays_within_memory() -> None:
+    found = allot(prompts(1000), [500] * 1000, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf))
+    positions = sum(500 + SETTINGS.sampled_tokens + 8 for _ in found.search)
+    assert 10 < len(found.search) < 750
+    assert positions * PLENTY.position_bytes <= 10**10 / 2
+    assert len(found.final) == 250
+
+
+def test_unknown_memory_and_no_budget_take_everything() -> None:
+    found = allot(prompts(400), [50] * 400, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf, memory=None))
+    assert (len(found.search), len(found.final)) == (300, 100)
+
+
+def test_a_budget_for_nothing_says_what_would_do() -> None:
+    with pytest.raises(ConfigError, match="too small for one trial: at 300 ms a step") as caught:
+        allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=60))
+    seconds = int(caught.value.hint.split()[-1].rstrip("s"))
+    allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=seconds))

@@ -1,0 +1,48 @@
+"""A finalist's interval is that of its speed-up: kinds of text count by their shares, and a prompt's runs stay together."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from ssruntime.results import DecodeStats
+from sstool.bench.summary import Sample
+from sstool.search.contest import Entrant, weighted_interval
+from sstool.search.texts import GREEDY, SAMPLED
+
+
+def entrant(seconds: dict[str, list[float]]) -> Entrant:
+    """A draft that took these seconds for 10 tokens of each prompt, by kind; None-like 0 for a prompt that has no such run."""
+    samples = {kind: [sample(place, each) for place, each in enumerate(times) if each] for kind, times in seconds.items()}
+    return Entrant(None, cast("Any", None), samples)
+
+
+def sample(place: int, seconds: float) -> Sample:
+    stats = DecodeStats(rounds=0, proposed=0, accepted=0, emitted=10, discarded=0, prefill_s=0.0, decode_s=seconds, engine_s=0.0)
+    return Sample(prompt_id=str(place), index=place, repeat=0, mode="", stats=stats, identical=None)
+
+
+def test_the_shares_decide() -> None:
+    plain = entrant({SAMPLED: [2.0] * 6, GREEDY: [2.0, 0, 2.0, 0, 2.0, 0]})
+    draft = entrant({SAMPLED: [1.0] * 6, GREEDY: [4.0, 0, 4.0, 0, 4.0, 0]})
+    for share, expected in ((1.0, 2.0), (0.0, 0.5), (0.75, 2 / 1.75)):
+        shares = {kind: part for kind, part in ((SAMPLED, share), (GREEDY, 1 - share)) if part}
+        speedup = plain.seconds_per_token(shares) / draft.seconds_per_token(shares)
+        assert speedup == pytest.approx(expected)
+        interval = weighted_interval(plain, draft, shares)
+        assert interval is not None
+        assert interval == pytest.approx((expected, expected))
+
+
+def test_prompts_that_differ_widen_it() -> None:
+    plain = entrant({SAMPLED: [2.0] * 8})
+    draft = entrant({SAMPLED: [1.0, 2.0] * 4})
+    interval = weighted_interval(plain, draft, {SAMPLED: 1.0})
+    assert interval is not None
+    low, high = interval
+    assert 1.0 <= low < plain.seconds_per_token({SAMPLED: 1.0}) / draft.seconds_per_token({SAMPLED: 1.0}) < high <= 2.0
+
+
+def test_one_prompt_has_none() -> None:
+    assert weighted_interval(entrant({SAMPLED: [2.0]}), entrant({SAMPLED: [1.0]}), {SAMPLED: 1.0}) is None

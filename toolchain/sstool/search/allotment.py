@@ -1,0 +1,144 @@
+"""How many calibration prompts a search can afford: in time, as parts of its budget, and in memory, for the texts' caches.
+
+Large models decode slowly and keep megabytes for every position, and a user's file may hold any number of prompts. What cannot be
+afforded is left out evenly, and said.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ssruntime.errors import ConfigError
+from sstool.prompts import PromptRecord
+from sstool.search.settings import SearchSettings
+from sstool.search.texts import GREEDY, GREEDY_EVERY, SAMPLED, TAIL, split_prompts, weight_of
+
+logger = logging.getLogger(__name__)
+
+FINAL_TOKENS: Final = 64
+"""Tokens of a finalist's run."""
+
+_TEXT_SHARE: Final = 0.15
+"""Of the budget, for writing the texts."""
+_FINAL_SHARE: Final = 0.35
+"""Of the budget, for timing the finalists."""
+_MEMORY_SHARE: Final = 0.5
+"""Of the memory there is, for the texts' caches."""
+_LEAST_SEARCH: Final = 4
+_LEAST_FINAL: Final = 2
+_PROMPT_TOKENS_A_STEP: Final = 8
+"""Tokens of a prompt that are read in the time of a step."""
+_LATENCY_STEPS: Final = 720
+"""Steps' worth of time that the latency table takes."""
+_FINAL_RUNS: Final = 1.5
+"""Runs of a final prompt: it is sampled, and every other one is decoded greedily too."""
+_LIKELY_SPEEDUP: Final = 1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What there is to spend.
+
+    Attributes:
+        step: seconds of a plain step.
+        budget: seconds; infinite for no limit.
+        memory: bytes that may be taken; None if unknown.
+        position_bytes: of the cache of one position.
+    """
+
+    step: float
+    budget: float
+    memory: int | None
+    position_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allotment:
+    """The prompts of one search.
+
+    Attributes:
+        search: to try candidates on.
+        final: to time the finalists on.
+    """
+
+    search: list[PromptRecord]
+    final: list[PromptRecord]
+
+    def seconds(self, settings: SearchSettings, step: float) -> float:
+        """Returns what the texts, the latency table and the finalists will take together, about."""
+        texts = len(self.search) * _text_steps(settings, 1) * step
+        return texts + _LATENCY_STEPS * step + final_seconds(len(self.final), settings, step)
+
+
+def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: SearchSettings, means: Means) -> Allotment:
+    """Returns the prompts to search with and those to time finalists on, fewer of either than there are where too dear.
+
+    Args:
+        prompts: usable ones.
+        tokens: the length of each.
+        settings: how long the continuations are, and how many finalists there will be.
+        means: what there is to spend.
+
+    Raises:
+        ConfigError: if not even the fewest fit the budget.
+    """
+    search, final = split_prompts(prompts)
+    length = sum(tokens) / len(tokens)
+    most_search = min(
+        means.budget * _TEXT_SHARE / (_text_steps(settings, length) * means.step),
+        math.inf if means.memory is None else means.memory * _MEMORY_SHARE / (_positions(settings, length) * means.position_bytes),
+    )
+    most_final = means.budget * _FINAL_SHARE / final_seconds(1, settings, means.step)
+    found = Allotment(search=_evenly(search, most_search, _LEAST_SEARCH), final=_evenly(final, most_final, _LEAST_FINAL))
+    needed = found.seconds(settings, means.step)
+    if needed > means.budget:
+        raise ConfigError(
+            f"the budget of {settings.budget} is too small for one trial: at {1000 * means.step:.3g} ms a step, the texts, the latency"
+            f" table and the finalists take {needed:.0f} s",
+            f"give at least {math.ceil(2 * needed)}s",
+        )
+    if len(found.search) < len(search):
+        logger.warning(
+            "calibrating with %d of %d prompts: what the texts of all take does not fit the budget or the memory",
+            len(found.search),
+            len(search),
+        )
+    return found
+
+
+def repeat_allotment(prompts: Sequence[PromptRecord], num_search: int, num_final: int) -> Allotment:
+    """Returns the prompts that an earlier run took of the same ones."""
+    search, final = split_prompts(prompts)
+    return Allotment(search=_evenly(search, num_search, 1), final=_evenly(final, num_final, 1))
+
+
+def final_seconds(num_prompts: int, settings: SearchSettings, step: float) -> float:
+    """Returns what timing the finalists on so many prompts will take, with some to spare."""
+    tokens = FINAL_TOKENS + 16  # reading a prompt takes some steps' worth, too
+    drafts = (settings.finalists + 1) / _LIKELY_SPEEDUP
+    return 1.2 * _FINAL_RUNS * num_prompts * tokens * step * (1 + drafts)
+
+
+def _text_steps(settings: SearchSettings, length: float) -> float:
+    """Returns the steps' worth of a prompt's texts."""
+    return sum(n * (tokens + TAIL + length / _PROMPT_TOKENS_A_STEP) for n, tokens in _texts(settings))
+
+
+def _positions(settings: SearchSettings, length: float) -> float:
+    return sum(n * (tokens + TAIL + length) for n, tokens in _texts(settings))
+
+
+def _texts(settings: SearchSettings) -> list[tuple[float, int]]:
+    """Returns how many texts a prompt has of each kind, and their tokens."""
+    sampled = 1.0 if weight_of(settings, SAMPLED) else 0.0
+    greedy = (1 / GREEDY_EVERY if sampled else 1.0) if weight_of(settings, GREEDY) else 0.0
+    return [(sampled, settings.sampled_tokens), (greedy, settings.greedy_tokens)]
+
+
+def _evenly(prompts: list[PromptRecord], most: float, least: int) -> list[PromptRecord]:
+    count = min(len(prompts), max(least, int(min(most, len(prompts)))))
+    return [prompts[n * len(prompts) // count] for n in range(count)]
