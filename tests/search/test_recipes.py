@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from ssruntime.artifact import WEIGHTS, read_artifact
 from ssruntime.errors import RecipeError
 from sstool.prompts import read_prompts
 from sstool.recipe import Recipe, check_recipe_depth, read_recipe
+from sstool.search.read import read_search
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from sstool.skip_set import SkipSpec
 
@@ -71,6 +73,21 @@ def test_a_published_recipe_holds_the_published_numbers(name: str) -> None:
     published = json.loads(source.read_text(encoding="utf-8"))[name]
     recipe = read_recipe(RECIPES / f"{name}.yaml")
     assert recipe.warm_start == SkipSpec(attention=tuple(published["attention"]), mlp=tuple(published["mlp"]))
+
+
+def test_the_demo_s_skip_set_is_what_its_search_found(demo_artifact: Path) -> None:
+    recipe, log = read_recipe(RECIPES / "demo.yaml"), read_search(RECIPES / "demo" / "search")
+    assert log.result is not None
+    winner = next(t for t in log.trials if t.index == log.result.trial)
+    assert recipe.skip_set == SkipSpec(
+        attention=winner.skip.attention,
+        mlp=winner.skip.mlp,
+        exit=winner.exit,
+        exit_threshold=winner.exit_threshold,
+        max_draft=winner.max_draft,
+    )
+    weights = read_artifact(demo_artifact).manifest.files[WEIGHTS]
+    assert weights.sha256 == log.header.weights_sha256
 
 
 # What is documented.

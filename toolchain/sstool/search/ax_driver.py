@@ -65,7 +65,7 @@ class AxDriver:
                 self._client.complete_trial(index, {_METRIC: speedup})
 
     def suggest(self, count: int) -> list[Bits]:
-        """Returns up to `count` new candidates; their results must be attached before the next call. None when the space is used up."""
+        """Returns up to `count` new candidates, whose results must be attached before the next call."""
         with _quietly():
             trials = self._client.get_next_trials(max_trials=count)
         suggested = []

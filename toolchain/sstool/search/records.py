@@ -179,7 +179,8 @@ class Result:
         best_warm_start: index of the warm start with the best modelled speed.
         gain: modelled speed of the best trial / that of the best warm start - 1.
         remark: what is to be said of it in a sentence.
-        seconds: where the time went: `texts`, `latency`, `influence`, `dynamic_programme`, `candidates`, `ax`, `finalists`, `total`.
+        seconds: where the time went, since the search was begun or resumed: `texts`, `latency`, `influence`, `dynamic_programme`,
+            `candidates`, `ax`, `finalists`, `total`.
     """
 
     trial: int | None
