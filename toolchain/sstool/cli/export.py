@@ -120,7 +120,8 @@ def _summary(artifact: Artifact, out: Path) -> str:
     model = manifest.model
     skipped = [f"{len(d.skip.attention) + len(d.skip.mlp)} of {2 * model.num_layers}" for d in manifest.drafts]
     draft = f", draft skips {' / '.join(skipped)} sublayers" if skipped else ""
-    text = f"{out}: {model.family}, {model.num_parameters / 1e6:.1f} M parameters, {manifest.dtype}{draft}; the gate passed"
+    plainly = "; decodes plainly unless told" if any(d.mode == "plain" for d in manifest.drafts) else ""
+    text = f"{out}: {model.family}, {model.num_parameters / 1e6:.1f} M parameters, {manifest.dtype}{draft}; the gate passed{plainly}"
     return text if manifest.tuning is None else f"{text}. {_found(manifest.tuning)}"
 
 

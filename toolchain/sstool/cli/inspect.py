@@ -91,7 +91,7 @@ def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
 def _tuning(tuning: Tuning) -> Iterator[str]:
     speed = "" if tuning.speedup is None else f"{tuning.speedup:.2f} x plain"
     found = f"{tuning.trials} trials on {tuning.cpu}, {tuning.threads} threads, onnxruntime {tuning.onnxruntime}"
-    yield from _pairs([("measured", speed or "nothing"), ("search", found), ("", tuning.remark)])
+    yield from _pairs([("measured", speed or "no draft was faster than plain decoding"), ("search", found), ("", tuning.remark)])
 
 
 def skip_strip(skipped: Sequence[int], num_layers: int) -> str:

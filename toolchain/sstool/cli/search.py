@@ -54,19 +54,20 @@ def command(model: str | None, artifact: Path | None, recipe: Path | None, out: 
                 progress=say,
             )
         )
-    click.echo(_summary(outcome, out if out is not None else artifact))
+    hint = "" if out is None else f" Next: sstool export --skip-set {out / 'skip_set.json'}"
+    click.echo(_summary(outcome, out if out is not None else artifact, hint))
 
 
-def _summary(outcome: Outcome, where: Path | None) -> str:
+def _summary(outcome: Outcome, where: Path | None, hint: str) -> str:
     seconds = outcome.result.seconds
     spent = f"{outcome.num_trials} trials in {seconds['total']:.0f} s ({seconds.get('candidates', 0):.0f} s candidates"
     spent += f", {seconds.get('ax', 0):.0f} s Ax)"
     trial = outcome.winner
     if trial is None:
-        return f"{where}: {outcome.result.remark} {spent}"
+        return f"{where}: {outcome.result.remark} It decodes plainly unless told. {spent}"
     skipped = f"{len(trial.skip.attention)} attention and {len(trial.skip.mlp)} MLP sublayers skipped"
     exit_ = trial.exit if trial.exit_threshold is None else f"{trial.exit} {trial.exit_threshold:g}"
     return (
         f"{where}: {outcome.result.speedup:.2f} x plain, {skipped}, exit {exit_}, at most {trial.max_draft} tokens a draft; "
-        f"{spent}. {outcome.result.remark}"
+        f"{spent}. {outcome.result.remark}{hint}"
     )

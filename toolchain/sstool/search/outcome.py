@@ -61,6 +61,6 @@ def _remark(trials: Sequence[Trial], finalists: Sequence[Finalist], winner: Fina
         return f"The winner is of the source {source}."
     if gain < WORTH_MENTIONING:
         suggested = sum(t.source in SUGGESTED for t in trials)
-        why = "no candidate was suggested beyond them" if not suggested else f"none of {suggested} suggested candidates was better"
+        why = "the budget or the trials were used up by then" if not suggested else f"none of {suggested} suggested candidates was better"
         return f"The search added nothing over its warm starts (the best: {warm.source}): {why}."
     return f"The search gained {gain:.1%} in modelled speed over its best warm start ({warm.source})."

@@ -33,7 +33,7 @@ from sstool.search.log import SearchWriter, check_resumable
 from sstool.search.objective import Objective, each_with
 from sstool.search.outcome import conclude
 from sstool.search.prepare import find_latency, latency_digest, prepare_latency, prepare_texts
-from sstool.search.records import FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
+from sstool.search.records import COMPLETED, FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from sstool.search.space import Bits, bits_of
 from sstool.search.texts import KINDS, CachedText, CalibrationText, decode_settings, texts_digest, usable_prompts, weight_of
@@ -263,8 +263,11 @@ class _Search:
             raise ConfigError(f"the budget of {self._settings.budget} ended before the first trial did", "give a larger --budget")
         chosen = best_of(explorer.trials, self._settings.finalists)
         warm = explorer.best(warm=True)
-        if warm is not None and warm not in chosen:
-            chosen.append(warm)
+        # The best warm start shows what searching was worth, and the draft that is there is not replaced unseen.
+        earlier = next((t for t in explorer.trials if t.source == "earlier" and t.status == COMPLETED), None)
+        for kept in (warm, earlier):
+            if kept is not None and kept not in chosen:
+                chosen.append(kept)
         finalists: list[Finalist] = []
         if chosen:
             with self._clock.part("finalists"):

@@ -35,6 +35,8 @@ GREEDY_EVERY: Final = 3
 """Greedy text repeats itself, so fewer prompts tell as much."""
 _FINAL_EVERY: Final = 4
 """Of so many prompts one is kept for the finalists, who must win on text that nothing was tuned on."""
+_FEW: Final = 12
+"""Prompts of which none is kept: two or fewer tell no finalist from another, and sampled with other noise they give other text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +69,10 @@ class CachedText:
 
 
 def split_prompts(prompts: Sequence[PromptRecord]) -> tuple[list[PromptRecord], list[PromptRecord]]:
-    """Returns the prompts to search with and the ones to time finalists with; all for both where there are fewer than four."""
-    final = [p for n, p in enumerate(prompts) if n % _FINAL_EVERY == _FINAL_EVERY - 1]
-    if not final:
+    """Returns the prompts to search with and the ones to time finalists with; all for both where a quarter would be too few."""
+    if len(prompts) < _FEW:
         return list(prompts), list(prompts)
+    final = [p for n, p in enumerate(prompts) if n % _FINAL_EVERY == _FINAL_EVERY - 1]
     return [p for n, p in enumerate(prompts) if n % _FINAL_EVERY != _FINAL_EVERY - 1], final
 
 
@@ -118,7 +120,7 @@ def make_texts(
         if made.text.length >= _LEAST_TOKENS:
             texts.append(made)
     if not texts:
-        raise PromptError(f"the model ends its answer to each of the {len(wanted)} calibration prompts at once", "give others")
+        raise PromptError(f"the model ends its answer to each of the {len(prompts)} calibration prompts at once", "give others")
     return texts
 
 

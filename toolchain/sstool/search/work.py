@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import math
 import os
 import shutil
@@ -18,6 +19,8 @@ from sstool.search.records import LATENCY, REPORT, SKIP_SET, TEXTS, TRIALS
 
 if TYPE_CHECKING:
     from sstool.search.run import Progress
+
+logger = logging.getLogger(__name__)
 
 ARTIFACT: Final = "artifact"
 CHECKPOINT: Final = "checkpoint.json"
@@ -48,15 +51,18 @@ def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Pat
         check_work(out, resume=resume, force=force)
         if not resume:
             _clear(folder)
-        yield folder
+        try:
+            yield folder
+        except BaseException as err:
+            if not _is_resumable(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    for parent in parents:
+                        parent.rmdir()
+            elif isinstance(err, KeyboardInterrupt):
+                logger.warning("the search was interrupted; --resume goes on with it (%s)", folder)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
-    except BaseException:
-        if not _is_resumable(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                for parent in parents:
-                    parent.rmdir()
-        raise
     finally:
         os.close(handle)
 
@@ -70,7 +76,9 @@ def check_work(out: Path, *, resume: bool, force: bool) -> None:
     """
     folder = _place(out)
     if resume and not _is_resumable(folder):
-        raise RecipeError(f"there is no interrupted search to resume: {folder / TRIALS} is missing", "leave out --resume")
+        raise RecipeError(
+            f"there is no interrupted search to resume: {folder / TRIALS} is missing", "leave out --resume; a search that ended needs none"
+        )
     if resume or not folder.is_dir():
         return
     for name in _OURS:
