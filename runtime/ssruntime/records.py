@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ssruntime.errors import SelfSpecError, did_you_mean
 
 T = TypeVar("T")
+
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxlevel = 2
 
 
 def read_record(cls: type[T], data: object, *, where: str, error: type[SelfSpecError]) -> T:
@@ -71,5 +75,6 @@ def _convert(hint: Any, value: object, *, where: str, error: type[SelfSpecError]
 
 
 def _kind(value: object) -> str:
-    shown = repr(value)
+    # A structure is not written out whole: one that names its parts many times may be small and print without end.
+    shown = repr(value) if value is None or isinstance(value, str | int | float) else _SHORT.repr(value)
     return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"

@@ -65,11 +65,16 @@ def test_an_artifact_gets_the_draft_that_was_found(sstool: Command, model: Path,
     assert sstool("export", "--model", model, "--out", artifact, "--no-search").code == 0
     before = read_artifact(artifact).manifest
     assert before.tuning is None
+    (artifact / "NOTES.md").write_text("mine", encoding="utf-8")
+    (artifact / "eval").mkdir()
+    (artifact / "eval" / "r.json").write_text("1", encoding="utf-8")
     outcome = sstool("search", "--artifact", artifact, *given)
     assert outcome.code == 0, outcome.err
     after = read_artifact(artifact).manifest
     assert after.tuning is not None
     assert after.tuning.trials == 4
+    assert (artifact / "NOTES.md").read_text(encoding="utf-8") == "mine"
+    assert (artifact / "eval" / "r.json").read_text(encoding="utf-8") == "1"
     assert {n: f for n, f in after.files.items() if n != "draft.onnx"} == {n: f for n, f in before.files.items() if n != "draft.onnx"}
     assert {p.name for p in (artifact / "search").iterdir()} == {"trials.jsonl", "latency.json", "report.html"}
     assert sstool("check", artifact).code == 0

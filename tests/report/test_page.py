@@ -233,7 +233,7 @@ def test_a_bar_that_is_far_above_all_others_does_not_flatten_them(tmp_path: Path
 def hostile_search() -> list[searches.Record]:
     """A search whose every free text is hostile."""
     tried = [dataclasses.replace(t, source=HOSTILE if t.index % 2 else t.source, error=HOSTILE) for t in searches.trials(count=20)]
-    tried = [dataclasses.replace(t, exit=HOSTILE, counts={f"{HOSTILE}{k}": c for k, c in t.counts.items()}) for t in tried]
+    tried = [dataclasses.replace(t, counts={f"{HOSTILE}{k}": c for k, c in t.counts.items()}) for t in tried]
     timed = searches.finalists(tried)
     first = dataclasses.replace(searches.header(model=HOSTILE, trials=20), cpu=HOSTILE, onnxruntime=HOSTILE, weights={HOSTILE: 1.0})
     last = dataclasses.replace(searches.result(tried, timed), remark=HOSTILE, seconds={HOSTILE: 1.0, "total": 2.0})

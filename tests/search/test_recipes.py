@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_a_depth_is_at_least_1(tmp_path: Path) -> None:
 
 def test_a_recipe_without_skip_sets_fits_every_model() -> None:
     check_recipe_depth(Recipe(), 3)
+
+
+@pytest.mark.parametrize("place", ["model", "search", "x", "? *i\n: y\nmodel"])
+def test_a_recipe_that_prints_without_end_is_refused_at_once(place: str, tmp_path: Path) -> None:
+    names = "abcdefghi"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in itertools.pairwise(names)]
+    with pytest.raises(RecipeError):
+        recipe_from(tmp_path, "\n".join([*lines, f"{place}: *i"]) + "\n")
+    nested = "[" * 9 + "x" + "]" * 9
+    with pytest.raises(RecipeError, match=r"model: expected str, found list"):
+        recipe_from(tmp_path, f"model: {nested}\n")
 
 
 # Keys and values.

@@ -228,10 +228,36 @@ def test_a_model_that_never_goes_on_is_refused(calibration: Path, tmp_path: Path
         search(artifact, tmp_path / "work", calibration)
 
 
-def test_a_damaged_table_or_text_of_a_killed_search_is_made_anew_or_refused(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+@pytest.mark.parametrize("content", ["{", '{"key": 1, "texts": []}', "[" * 100_000])
+def test_damaged_texts_of_a_killed_search_are_made_anew(
+    content: str, finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     killed = Path(shutil.copytree(finished[0], tmp_path / "killed"))
-    (killed / "texts.json").write_text("{", encoding="utf-8")
+    key = json.loads((killed / "texts.json").read_text())["key"]
+    (killed / "texts.json").write_text(content.replace('"key": 1', f'"key": "{key}"'), encoding="utf-8")
     resumed(killed, tiny_artifact, calibration, trials=WARM + 5)
     assert len(read_search(killed).trials) == WARM + 5
+
+
+def test_a_damaged_table_of_an_earlier_search_is_measured_anew(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = json.loads((finished[0] / LATENCY).read_text())
+    table["rows"][0]["attention"].pop()
+    (tmp_path / "latency.json").write_text(json.dumps(table), encoding="utf-8")
+    search(tiny_artifact, tmp_path / "work", calibration, latency=tmp_path / "latency.json", trials=2)
+    assert "cannot be used, and is measured anew" in caplog.text
+    assert len(read_search(tmp_path / "work").trials) == 2
+
+
+def test_a_log_with_a_hole_is_not_gone_on_with(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+) -> None:
+    holed = Path(shutil.copytree(finished[0], tmp_path / "holed"))
+    lines = (holed / TRIALS).read_text(encoding="utf-8").splitlines(keepends=True)
+    place = next(n for n, line in enumerate(lines) if json.loads(line)["kind"] == "trial" and json.loads(line)["index"] == 9)
+    content = "".join(line for n, line in enumerate(lines[: place + 3]) if n != place)
+    (holed / TRIALS).write_text(content, encoding="utf-8")
+    with pytest.raises(RecipeError, match="trials are missing"):
+        resumed(holed, tiny_artifact, calibration)
+    assert (holed / TRIALS).read_text(encoding="utf-8") == content

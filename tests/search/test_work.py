@@ -57,6 +57,19 @@ def test_trials_are_not_thrown_away_unasked(tmp_path: Path) -> None:
         assert not list(folder.iterdir())
 
 
+def test_what_was_published_is_not_taken_for_interrupted(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "out", TRIALS)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / TRIALS).write_text(TRIAL)
+    with work_folder(tmp_path / "out", resume=False):
+        assert not list(folder.iterdir())
+
+
+def test_the_root_is_no_place() -> None:
+    with pytest.raises(ArtifactError, match="/ is no place for"), work_folder(Path("/"), resume=False):
+        pass
+
+
 def test_debris_of_a_kill_is_swept_and_others_files_are_not(tmp_path: Path) -> None:
     folder = begin(tmp_path / "out", TEXTS)
     for name in (".artifact.0123.sstool-tmp", ".report.html.4567.sstool-tmp", ".texts.json.89ab.sstool-tmp"):

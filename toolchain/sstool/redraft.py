@@ -97,10 +97,18 @@ def found(outcome: Outcome) -> tuple[SkipSpec, Tuning]:
 def clone_files(artifact: Artifact, folder: Path) -> None:
     """Puts an artifact's files into an empty folder, without a second copy of the weights where the file system can link.
 
+    What a user put beside them comes along; the records of an earlier search do not.
+
     Raises:
         OSError: if the disk is full or refuses.
     """
-    for name in (*artifact.manifest.files, MANIFEST):
+    ours = {*artifact.manifest.files, MANIFEST}
+    for source in artifact.folder.iterdir():
+        if source.is_dir() and source.name != SEARCH:
+            shutil.copytree(source, folder / source.name, symlinks=True)
+        elif not source.is_dir() and source.name not in ours:
+            shutil.copy2(source, folder / source.name, follow_symlinks=False)
+    for name in ours:
         source = artifact.path(name)
         try:
             os.link(source, folder / name)

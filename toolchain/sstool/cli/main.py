@@ -27,7 +27,8 @@ class _WarningsOnStderr(logging.Handler):
     """Shows warnings of our own loggers as lines on whatever stderr is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{record.levelname.lower()}: {record.getMessage()}\n")
+        message = "".join(c if c.isprintable() else " " for c in record.getMessage())
+        sys.stderr.write(f"{record.levelname.lower()}: {message}\n")
 
 
 def main() -> None:
@@ -43,6 +44,8 @@ def run(args: list[str]) -> int:
     state = RunState()
     try:
         return _invoke(args, state)
+    except KeyboardInterrupt:  # before click was there to turn it into an Abort
+        return EXIT_INTERRUPTED
     except Exception as err:  # noqa: BLE001 - the one place where errors become a line and an exit code
         if state.debug:
             traceback.print_exc()

@@ -75,10 +75,13 @@ def check_resumable(folder: Path, known: Mapping[str, object]) -> Header | None:
         return None
     first = path.read_bytes().partition(b"\n")[0]
     # The model is looked at first: of another one's log, nothing else would make sense.
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         found = json.loads(first)
         _check_same({name: found[name] for name in known}, known, path)
-    return read_search(folder).header
+    log = read_search(folder)
+    if [trial.index for trial in log.trials] != list(range(len(log.trials))):
+        raise RecipeError(f"{path}: trials are missing", "take the file from a backup, or search anew, without --resume")
+    return log.header
 
 
 def _check_same(found: Mapping[str, object], wanted: Mapping[str, object], path: Path) -> None:
@@ -94,8 +97,8 @@ def _check_same(found: Mapping[str, object], wanted: Mapping[str, object], path:
 def _drop_end(path: Path) -> None:
     """Cuts off a last line that was not written out, and how an earlier run ended: its finalists are timed again."""
     kept = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["kind"] in _ENDING:
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        if json.loads(line)["kind"] in _ENDING:
             break
-        kept += len(line)
+        kept += len(line) + 1
     os.truncate(path, kept)

@@ -20,6 +20,7 @@ from ssruntime.scratch import write_whole
 from sstool.prompts import PromptRecord
 from sstool.search.candidates import Candidates
 from sstool.search.latency import latency_json, measure_latency
+from sstool.search.read import read_latency
 from sstool.search.records import FORMAT, LATENCY, TEXTS, TRIALS, LatencyTable
 from sstool.search.settings import SearchSettings
 from sstool.search.texts import CachedText, CalibrationText, cache_texts, make_texts
@@ -52,7 +53,7 @@ def prepare_texts(
         RecipeError: if trials were made with other texts.
     """
     key = _texts_key(candidates, prompts, settings)
-    saved = _read_texts(folder / TEXTS, key)
+    saved = _read_texts(folder / TEXTS, key, candidates)
     if isinstance(saved, list):
         return cache_texts(candidates, saved)
     if saved is OTHER and is_begun:
@@ -89,7 +90,7 @@ def prepare_latency(
 
 def find_latency(candidates: Candidates, places: Sequence[Path]) -> LatencyTable | None:
     """Returns the first table that is of these weights, threads and machine; None if there is none."""
-    tables = (_read_latency(path) for path in places)
+    tables = (_read_latency(path, candidates.num_layers) for path in places)
     return next((table for table in tables if table is not None and _is_ours(table, candidates)), None)
 
 
@@ -98,12 +99,10 @@ def latency_digest(table: LatencyTable) -> str:
     return hashlib.sha256(json.dumps(dataclasses.asdict(table), sort_keys=True).encode()).hexdigest()
 
 
-def _read_latency(path: Path) -> LatencyTable | None:
+def _read_latency(path: Path, num_layers: int) -> LatencyTable | None:
     try:
-        return read_record(LatencyTable, json.loads(path.read_text(encoding="utf-8")), where=str(path), error=RecipeError)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecipeError) as err:
+        return read_latency(path, num_layers)
+    except RecipeError as err:
         logger.warning("the latency table %s cannot be used, and is measured anew: %s", path, err)
         return None
 
@@ -127,14 +126,24 @@ def _texts_key(candidates: Candidates, prompts: Sequence[PromptRecord], settings
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read_texts(path: Path, key: str) -> list[CalibrationText] | Literal["other"] | None:
+def _read_texts(path: Path, key: str, candidates: Candidates) -> list[CalibrationText] | Literal["other"] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["key"] != key:
             return OTHER
-        return [read_record(CalibrationText, item, where=str(path), error=RecipeError) for item in data["texts"]]
+        texts = [read_record(CalibrationText, item, where=str(path), error=RecipeError) for item in data["texts"]]
+        if not texts or not all(_is_sound(text, candidates) for text in texts):
+            raise RecipeError(f"{path}: these are no texts of this model")
+        return texts
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecipeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RecipeError) as err:
         logger.warning("the texts of the interrupted search cannot be used, and are made anew: %s", err)
         return None
+
+
+def _is_sound(text: CalibrationText, candidates: Candidates) -> bool:
+    ids = (*text.prompt, *text.tokens)
+    backend = candidates.backend
+    has_rounds = bool(text.prompt) and 2 <= text.length <= len(text.tokens)
+    return has_rounds and len(ids) <= backend.max_context and min(ids) >= 0 and max(ids) < backend.vocab_size

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
-from ssruntime.artifact import MANIFEST, SkipSet
+from ssruntime.artifact import MANIFEST
 from ssruntime.errors import RecipeError, did_you_mean
 from ssruntime.records import read_record
 from sstool.search.records import (
@@ -26,6 +26,7 @@ from sstool.search.records import (
     Result,
     Trial,
 )
+from sstool.skip_set import SkipSpec, check_skip_spec
 
 T = TypeVar("T")
 
@@ -100,7 +101,7 @@ def read_search(folder: Path) -> SearchLog:
         trials=tuple(sorted(found[Trial], key=lambda t: t.index)),
         finalists=tuple(found[Finalist]),
         result=next(iter(found[Result]), None),
-        latency=_read_latency(folder / LATENCY, header),
+        latency=_own_latency(folder / LATENCY, header),
     )
 
 
@@ -114,22 +115,32 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, _object(line, where)
 
 
-def _read_latency(path: Path, header: Header) -> LatencyTable | None:
+def _own_latency(path: Path, header: Header) -> LatencyTable | None:
+    table = read_latency(path, header.num_layers)
+    if table is not None and table.weights_sha256 != header.weights_sha256:
+        raise RecipeError(
+            f"{path} was measured with the weights of another model than {TRIALS} beside it", "keep each search's files together"
+        )
+    return table
+
+
+def read_latency(path: Path, num_layers: int) -> LatencyTable | None:
+    """Reads a `latency.json`; None where there is no such file.
+
+    Raises:
+        RecipeError: if it is damaged, or is of a model of another depth.
+    """
     content = _bytes(path)
     if content is None:
         return None
     table = _read(LatencyTable, _object(content, str(path)), str(path))
-    if table.weights_sha256 != header.weights_sha256:
-        raise RecipeError(
-            f"{path} was measured with the weights of another model than {TRIALS} beside it", "keep each search's files together"
-        )
     if not table.rows:
         _refuse(f"{path}: rows: expected at least one")
     widths = len(table.rows[0].verify)
     for at, row in enumerate(table.rows):
         where = f"{path}: rows[{at}]"
-        if {len(row.attention), len(row.mlp)} != {header.num_layers}:
-            _refuse(f"{where}: expected costs of {header.num_layers} layers, found {len(row.attention)} and {len(row.mlp)}")
+        if {len(row.attention), len(row.mlp)} != {num_layers}:
+            _refuse(f"{where}: expected costs of {num_layers} layers, found {len(row.attention)} and {len(row.mlp)}")
         if len(row.verify) != widths or not row.verify:
             _refuse(f"{where}: verify: expected {max(widths, 1)} widths, found {len(row.verify)}")
         if min(row.verify) <= 0 or min(row.draft_base, *row.attention, *row.mlp) < 0:
@@ -212,19 +223,21 @@ def _check_trial(trial: Trial, known: set[int], num_layers: int, where: str) -> 
         raise RecipeError(f"{where}: unknown status {trial.status!r}", f"{did_you_mean(trial.status, statuses)} {_DAMAGED}")
     if trial.status == COMPLETED and trial.speedup is None:
         _refuse(f"{where}: speedup: a completed trial has one")
-    _check_skip(trial.skip, num_layers, where)
+    spec = SkipSpec(
+        attention=trial.skip.attention,
+        mlp=trial.skip.mlp,
+        exit=trial.exit,
+        exit_threshold=trial.exit_threshold,
+        max_draft=trial.max_draft,
+    )
+    check_skip_spec(spec, num_layers, where=where)
+    if trial.status == COMPLETED and (trial.exit is None or trial.max_draft is None):
+        _refuse(f"{where}: exit and max_draft: a completed trial has them")
     for kind, counts in trial.counts.items():
         if len(counts.kept) != len(counts.reached) or any(k > r for k, r in zip(counts.kept, counts.reached, strict=True)):
             _refuse(f"{where}: counts.{kind}: more kept than reached")
         if not 0 <= counts.accepted <= counts.proposed:
             _refuse(f"{where}: counts.{kind}: {counts.accepted} accepted of {counts.proposed} proposed")
-
-
-def _check_skip(skip: SkipSet, num_layers: int, where: str) -> None:
-    for name, layers in (("attention", skip.attention), ("mlp", skip.mlp)):
-        beyond = [layer for layer in layers if not 0 <= layer < num_layers]
-        if beyond:
-            _refuse(f"{where}: skip.{name}: layer {beyond[0]} does not exist, the model's are 0 to {num_layers - 1}")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -140,7 +140,9 @@ def check_search(settings: SearchSettings, threads: int | None) -> None:
         PromptError: if the calibration file cannot be read, or a line of it is no prompt.
         ConfigError: if the number of threads is out of its range.
     """
-    read_calibration(settings)
+    # A pipe can be read once only, and is left to the search.
+    if settings.calibration is None or not Path(settings.calibration).exists() or Path(settings.calibration).is_file():
+        read_calibration(settings)
     checked_threads(threads)
 
 

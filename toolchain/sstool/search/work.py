@@ -7,6 +7,7 @@ import fcntl
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ssruntime.errors import ArtifactError, RecipeError
 from ssruntime.scratch import sweep
 from sstool.publish import make_parents
+from sstool.search.read import SEARCH
 from sstool.search.records import LATENCY, REPORT, SKIP_SET, TEXTS, TRIALS
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def check_work(out: Path, *, resume: bool, force: bool) -> None:
     if {path.name for path in folder.iterdir()} - _OURS:
         raise ArtifactError(f"{folder} holds files that are no search's, so it is not cleared", "move them, or name another --out")
     trials = _num_trials(folder / TRIALS)
-    if trials and not force:
+    if trials and not force and not _is_published(folder / TRIALS, out):
         raise RecipeError(f"{folder} holds an interrupted search of {trials} trials", "go on with --resume, or begin anew with --force")
 
 
@@ -128,6 +130,8 @@ def _is_resumable(folder: Path) -> bool:
 
 def _place(out: Path) -> Path:
     resolved = Path(os.path.realpath(out))
+    if not resolved.name:
+        raise ArtifactError(f"{out} is no place for an artifact or a search", "name a folder with --out")
     return resolved.with_name(f"{resolved.name}.search")
 
 
@@ -141,6 +145,14 @@ def _clear(folder: Path) -> None:
 
 def _num_trials(path: Path) -> int:
     try:
-        return path.read_bytes().count(b'{"kind": "trial"')
-    except OSError:
+        return len(re.findall(rb'"kind": ?"trial"', path.read_bytes()))
+    except FileNotFoundError:
         return 0
+    except OSError as err:
+        raise ArtifactError(f"{path} cannot be read: {err.strerror}", "make it readable, or name another --out") from err
+
+
+def _is_published(trials: Path, out: Path) -> bool:
+    """Whether a log is that of the result in `out`: a kill came between the result's getting its name and the folder's removal."""
+    own = trials.read_bytes()
+    return any(place.is_file() and place.read_bytes() == own for place in (out / TRIALS, out / SEARCH / TRIALS))
