@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
-import signal
 import time
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Final
 
@@ -21,47 +21,46 @@ KILLS: Final = 50
 OTHER_SKIP: Final = SkipSpec(attention=(1,), mlp=(0, 3))
 
 
-def forked_export(model: Path, out: Path, skip: SkipSpec) -> int:
-    """Starts an export in a child that shares this process's imports; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        export_artifact(ExportRequest(model=model, out=out, force=True, skip=skip))
-        status = 0
-    finally:
-        os._exit(status)
+@pytest.fixture
+def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
+    """Forks a server that has made the imports and nothing else: forks of this process would wait for threads of torch's that they lack."""
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sstool.export", "sstool.reference", "torch", "transformers", "mobius"])
+    return context
 
 
-def seconds_of_an_export(model: Path, out: Path) -> float:
+def started_export(forks: ForkServerContext, model: Path, out: Path, skip: SkipSpec) -> ForkServerProcess:
+    child = forks.Process(target=export_artifact, args=(ExportRequest(model=model, out=out, force=True, skip=skip),))
+    child.start()
+    return child
+
+
+def seconds_of_an_export(forks: ForkServerContext, model: Path, out: Path) -> float:
     begun = time.monotonic()
-    _, status = os.waitpid(forked_export(model, out, SKIP), 0)
-    assert status == 0
+    child = started_export(forks, model, out, SKIP)
+    child.join()
+    assert child.exitcode == 0
     return time.monotonic() - begun
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_of_an_export(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    # A child has none of its parent's threads, so it must not wait for torch's.
-    torch.set_num_threads(1)
-    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
+def test_kills_at_random_moments_of_an_export(tiny_model: Path, tmp_path: Path, forks: ForkServerContext) -> None:
     out = tmp_path / "artifacts" / "tiny"
-    longest = seconds_of_an_export(tiny_model, out)
+    seconds_of_an_export(forks, tiny_model, out)  # starts the server, too
+    longest = seconds_of_an_export(forks, tiny_model, out)
     moments = random.Random(0)
     finished = 0
     for number in range(KILLS):
-        child = forked_export(tiny_model, out, (SKIP, OTHER_SKIP)[number % 2])
+        child = started_export(forks, tiny_model, out, (SKIP, OTHER_SKIP)[number % 2])
         time.sleep(moments.uniform(0.0, longest))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        finished += status == 0
+        child.kill()
+        child.join()
+        finished += child.exitcode == 0
         check_digests(read_artifact(out))
         assert len(list(out.parent.iterdir())) <= 2, "the debris of one kill, until the next export sweeps it"
     assert finished < KILLS
-    assert seconds_of_an_export(tiny_model, out) > 0
+    assert seconds_of_an_export(forks, tiny_model, out) > 0
     assert [p.name for p in out.parent.iterdir()] == ["tiny"]
     with ssruntime.load(out, verify=True) as engine:
         assert engine.generate([5, 6, 7], ssruntime.GenerationConfig(max_new_tokens=4, temperature=0.0, ignore_eos=True)).token_ids
