@@ -102,6 +102,7 @@ class Engine:
         self.defaults = defaults
         self._codec = codec
         self._tuned: TunedExit | None = None if draft is None else draft.tuned
+        self._prefers_plain = draft is not None and draft.mode == "plain"
         self._is_closed = False
 
     def generate(
@@ -178,8 +179,7 @@ class Engine:
         Raises:
             ConfigError: if speculative decoding is asked for and no draft is open.
         """
-        prefers_plain = any(draft.mode == "plain" for draft in self.artifact.manifest.drafts[:1])
-        return complete(config or GenerationConfig(), self.defaults, self._tuned, prefers_plain=prefers_plain)
+        return complete(config or GenerationConfig(), self.defaults, self._tuned, prefers_plain=self._prefers_plain)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the prompt's token ids.

@@ -26,7 +26,7 @@ from sstool.search.candidates import Candidates
 from sstool.search.contest import Entrant, Task, run_contest
 from sstool.search.records import COMPLETED, Trial
 from sstool.search.texts import decode_settings
-from tests.peers.searched import Searched, random_sets
+from tests.peers.searched import Searched, random_sets, tell_decoding
 
 APART: Final = 1.03
 RANDOM: Final = 12
@@ -90,11 +90,7 @@ def main() -> None:
         random = list(searched.scored("random", list(random_sets(searched.candidates.num_layers, RANDOM)), whole=True))
         trials = apart([*own, *random], given.candidates)
         decoded = tasks(searched, given.texts, given.repeats)
-
-        def tell(done: int, total: int) -> None:
-            print(f"\rdecoding {done} of {total}", end="", file=sys.stderr, flush=True)
-
-        plain, *drafts = run_contest(searched.candidates, trials, decoded, searched.costs, tell)
+        plain, *drafts = run_contest(searched.candidates, trials, decoded, searched.costs, tell_decoding)
         rows = [row(entrant, plain, searched) for entrant in drafts]
         environment = describe(engine).to_json()
     tau = float(kendalltau([t.speedup for t in trials], [r["measured"] for r in rows]).statistic)

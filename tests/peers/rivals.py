@@ -37,7 +37,7 @@ from sstool.search.texts import KINDS, SAMPLED, decode_settings
 from sstool.search.warm.dynamic_programme import cosine_front
 from sstool.search.warm.influence import cut, influence_order, measure_influence
 from sstool.search.warm.patterns import contiguous_block, every_other
-from tests.peers.searched import Searched, random_sets
+from tests.peers.searched import Searched, random_sets, tell_decoding
 
 
 def options() -> argparse.Namespace:
@@ -149,11 +149,7 @@ def main() -> None:
         trials = [next(t for t in searched.log.trials if t.index == result.trial)]
         trials = [dataclasses.replace(trials[0], source="searched"), *(t for t in chosen(searched, given.example) if t is not None)]
         tasks = held_out(candidates, searched.settings, given)
-
-        def tell(done: int, total: int) -> None:
-            print(f"\rdecoding {done} of {total}", end="", file=sys.stderr, flush=True)
-
-        plain, *drafts = run_contest(candidates, trials, tasks, searched.costs, tell)
+        plain, *drafts = run_contest(candidates, trials, tasks, searched.costs, tell_decoding)
         rows = [row(entrant, plain, drafts[0]) for entrant in drafts]
         report = {"environment": describe(engine).to_json(), "runs": len(tasks), "tokens": given.tokens, "rivals": rows}
         print(f"\n{'':18} {'x plain':>8} {'95 %':>14} {'searched / this':>16} {'95 %':>14} {'model / clock':>14}", file=sys.stderr)

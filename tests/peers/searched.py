@@ -16,7 +16,7 @@ from sstool.search.evaluate import Evaluator
 from sstool.search.explore import best_of
 from sstool.search.latency import CostModel
 from sstool.search.objective import Objective
-from sstool.search.prepare import prepare_latency, prepare_texts
+from sstool.search.prepare import find_latency, prepare_latency, prepare_texts
 from sstool.search.read import read_search
 from sstool.search.records import Trial
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
@@ -49,7 +49,8 @@ class Searched:
         prompts = repeat_allotment(usable, self.log.header.search_prompts, self.log.header.final_prompts).search
         with tempfile.TemporaryDirectory() as name:
             self.texts = prepare_texts(Path(name), candidates, prompts, self.settings, lambda _done, _total: None)
-            table = prepare_latency(Path(name), candidates, self.texts, self.settings, known=[artifact / "search" / "latency.json"])
+            known = find_latency(candidates, [artifact / "search" / "latency.json"])
+            table = prepare_latency(Path(name), candidates, self.texts, self.settings, known=known)
         self.costs = CostModel(table)
         weights = {kind: weight_of(self.settings, kind) for kind in KINDS}
         self.shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items() if weight > 0}
@@ -75,6 +76,11 @@ class Searched:
         for number, bits in enumerate(dict.fromkeys(sets)):
             if is_draft(bits):
                 yield evaluator.run(number, name, bits, whole=whole)
+
+
+def tell_decoding(done: int, total: int) -> None:
+    """Says on stderr how far a contest is."""
+    print(f"\rdecoding {done} of {total}", end="", file=sys.stderr, flush=True)
 
 
 def random_sets(num_layers: int, count: int) -> Iterator[Bits]:

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from ssruntime.results import DecodeStats
-from sstool.bench.summary import Sample
-from sstool.search.contest import Entrant, weighted_interval
+from sstool.bench.summary import Sample, weighted_interval
+from sstool.search.contest import Entrant
 from sstool.search.texts import GREEDY, SAMPLED
 
 
@@ -30,7 +30,7 @@ def test_the_shares_decide() -> None:
         shares = {kind: part for kind, part in ((SAMPLED, share), (GREEDY, 1 - share)) if part}
         speedup = plain.seconds_per_token(shares) / draft.seconds_per_token(shares)
         assert speedup == pytest.approx(expected)
-        interval = weighted_interval(plain, draft, shares)
+        interval = weighted_interval(plain.samples, draft.samples, shares)
         assert interval is not None
         assert interval == pytest.approx((expected, expected))
 
@@ -38,11 +38,11 @@ def test_the_shares_decide() -> None:
 def test_prompts_that_differ_widen_it() -> None:
     plain = entrant({SAMPLED: [2.0] * 8})
     draft = entrant({SAMPLED: [1.0, 2.0] * 4})
-    interval = weighted_interval(plain, draft, {SAMPLED: 1.0})
+    interval = weighted_interval(plain.samples, draft.samples, {SAMPLED: 1.0})
     assert interval is not None
     low, high = interval
     assert 1.0 <= low < plain.seconds_per_token({SAMPLED: 1.0}) / draft.seconds_per_token({SAMPLED: 1.0}) < high <= 2.0
 
 
 def test_one_prompt_has_none() -> None:
-    assert weighted_interval(entrant({SAMPLED: [2.0]}), entrant({SAMPLED: [1.0]}), {SAMPLED: 1.0}) is None
+    assert weighted_interval(entrant({SAMPLED: [2.0]}).samples, entrant({SAMPLED: [1.0]}).samples, {SAMPLED: 1.0}) is None

@@ -80,13 +80,7 @@ def test_the_demo_s_skip_set_is_what_its_search_found(demo_artifact: Path) -> No
     recipe, log = read_recipe(RECIPES / "demo.yaml"), read_search(RECIPES / "demo" / "search")
     assert log.result is not None
     winner = next(t for t in log.trials if t.index == log.result.trial)
-    assert recipe.skip_set == SkipSpec(
-        attention=winner.skip.attention,
-        mlp=winner.skip.mlp,
-        exit=winner.exit,
-        exit_threshold=winner.exit_threshold,
-        max_draft=winner.max_draft,
-    )
+    assert recipe.skip_set == winner.spec()
     weights = read_artifact(demo_artifact).manifest.files[WEIGHTS]
     assert weights.sha256 == log.header.weights_sha256
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -210,15 +211,32 @@ def test_progress_names_the_parts_and_the_best(tiny_artifact: Path, calibration:
 def test_a_failure_inside_ax_keeps_what_was_found(
     finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sstool.search.ax_driver import AxDriver
+    from ax.api.client import Client
 
     def broken(*_: object) -> Any:
         raise ArithmeticError("singular\nmatrix")
 
-    monkeypatch.setattr(AxDriver, "suggest", broken)
+    monkeypatch.setattr(Client, "get_next_trials", broken)
     outcome = search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
     assert outcome.finalists
     assert outcome.result.remark.endswith("Ax failed on the way: ArithmeticError: singular matrix")
+
+
+def test_a_full_disk_is_not_taken_for_a_failure_of_ax(
+    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sstool.search.log import SearchWriter
+
+    write = SearchWriter.write
+
+    def full(self: SearchWriter, record: Any) -> None:
+        if isinstance(record, Trial) and record.source == "ax":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, record)
+
+    monkeypatch.setattr(SearchWriter, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
 
 
 def test_a_model_that_never_goes_on_is_refused(calibration: Path, tmp_path: Path) -> None:

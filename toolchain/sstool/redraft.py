@@ -75,14 +75,7 @@ def found(outcome: Outcome) -> tuple[SkipSpec, Tuning]:
     trial = outcome.winner or outcome.closest
     if trial is None:
         raise RecipeError(f"the search found no draft that works. {outcome.result.remark}", "export with --no-search, and report this")
-    spec = SkipSpec(
-        attention=trial.skip.attention,
-        mlp=trial.skip.mlp,
-        exit=trial.exit,
-        exit_threshold=trial.exit_threshold,
-        max_draft=trial.max_draft,
-        mode="plain" if outcome.winner is None else None,
-    )
+    spec = dataclasses.replace(trial.spec(), mode="plain" if outcome.winner is None else None)
     tuning = Tuning(
         speedup=outcome.result.speedup,
         cpu=outcome.header.cpu,
@@ -104,16 +97,20 @@ def clone_files(artifact: Artifact, folder: Path) -> None:
     """
     ours = {*artifact.manifest.files, MANIFEST}
     for source in artifact.folder.iterdir():
-        if source.is_dir() and source.name != SEARCH:
-            shutil.copytree(source, folder / source.name, symlinks=True)
-        elif not source.is_dir() and source.name not in ours:
-            shutil.copy2(source, folder / source.name, follow_symlinks=False)
-    for name in ours:
-        source = artifact.path(name)
-        try:
-            os.link(source, folder / name)
-        except OSError:
-            shutil.copyfile(source, folder / name)
+        target = folder / source.name
+        if source.name in ours:
+            _link_or_copy(source, target)
+        elif not source.is_dir():
+            shutil.copy2(source, target, follow_symlinks=False)
+        elif source.name != SEARCH:
+            shutil.copytree(source, target, symlinks=True)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _write_manifest_anew(folder: Path, manifest: Manifest) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssruntime.results import DecodeStats
 from sstool.bench.report import IdenticalCounts, ModeReport, Spread
@@ -71,18 +72,47 @@ def ratio_interval(plain: Sequence[Sample], other: Sequence[Sample]) -> tuple[fl
     Returns:
         The 2.5th and 97.5th percentile; None with fewer than two prompts or nothing decoded.
     """
-    indices = sorted({s.index for s in plain} & {s.index for s in other})
-    if len(indices) < 2 or not _ratios(plain, other):
+    if not _ratios(plain, other):
         return None
-    # sums[prompt] = plain tokens, plain seconds, other tokens, other seconds
-    sums = np.array([[*_totals(plain, i), *_totals(other, i)] for i in indices], dtype=np.float64)
-    rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    drawn = sums[rng.integers(len(indices), size=(_RESAMPLES, len(indices)))].sum(axis=1)
+    return weighted_interval({"": plain}, {"": other}, {"": 1.0})
+
+
+def weighted_interval(
+    base: Mapping[str, Sequence[Sample]], other: Mapping[str, Sequence[Sample]], shares: Mapping[str, float]
+) -> tuple[float, float] | None:
+    """Returns the 95 % interval of `other`'s speed over `base`'s where kinds of text count by shares of the time for a token.
+
+    Prompts are drawn with replacement; all runs of a prompt stay together.
+
+    Args:
+        base: samples by kind.
+        other: samples of the same prompts by kind.
+        shares: of the kinds that count; sums to 1.
+
+    Returns:
+        The 2.5th and 97.5th percentile; None with fewer than two prompts.
+    """
+    indices = sorted({s.index for runs in base.values() for s in runs} & {s.index for runs in other.values() for s in runs})
+    if len(indices) < 2:
+        return None
+    drawn = np.random.default_rng(_BOOTSTRAP_SEED).integers(len(indices), size=(_RESAMPLES, len(indices)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (drawn[:, 2] / drawn[:, 3]) / (drawn[:, 0] / drawn[:, 1])
-    # A draw of nothing but prompts that ended at once has no speed.
+        ratios = _paces(base, indices, drawn, shares) / _paces(other, indices, drawn, shares)
+    # A draw has no speed in which nothing was decoded, or nothing of some kind.
     low, high = np.percentile(ratios[np.isfinite(ratios)], [2.5, 97.5])
     return float(low), float(high)
+
+
+def _paces(
+    samples: Mapping[str, Sequence[Sample]], indices: Sequence[int], drawn: NDArray[np.int64], shares: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """Returns seconds per token of every draw, float64[draws]; not finite where a kind has none."""
+    paces = np.zeros(len(drawn))
+    for kind, share in shares.items():
+        sums = np.array([_totals(samples[kind], i) for i in indices], dtype=np.float64)
+        tokens, seconds = sums[drawn].sum(axis=1).T
+        paces += share * seconds / tokens
+    return paces
 
 
 def _totals(samples: Sequence[Sample], index: int) -> tuple[float, float]:

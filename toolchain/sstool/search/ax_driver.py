@@ -21,6 +21,10 @@ _RESTARTS: Final = 8
 _RAW_SAMPLES: Final = 512
 
 
+class AxFailedError(Exception):
+    """Something went wrong inside Ax, or what it stands on."""
+
+
 class AxDriver:
     """An Ax client over one model's sublayers."""
 
@@ -94,11 +98,18 @@ def _strategy() -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Ax logs every trial at length, and warns of what is none of the user's business."""
+    """Ax logs every trial at length, and warns of what is none of the user's business.
+
+    Raises:
+        AxFailedError: for whatever the block raises.
+    """
     os.environ.setdefault("TQDM_DISABLE", "1")
     from ax.utils.common.logger import set_ax_logger_levels
 
     set_ax_logger_levels(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except Exception as err:
+            raise AxFailedError(" ".join(f"{type(err).__name__}: {err}".split())) from err

@@ -68,7 +68,7 @@ def search_for(target: SearchTarget) -> Outcome:
     check_search(target.settings, target.threads)
     if target.artifact is not None:
         recover(target.artifact)
-        read_artifact(target.artifact)
+        read_artifact(target.artifact)  # before a folder is made beside it
     with work_folder(place, resume=target.resume, force=target.force) as work, contextlib.ExitStack() as stack:
         if target.out is not None:
             results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
@@ -112,7 +112,8 @@ def _artifact(target: SearchTarget, work: Path) -> Artifact:
         return read_artifact(Path(os.path.realpath(target.artifact)))
     assert target.model is not None
     folder, recipe = work / ARTIFACT, target.recipe
-    model = resolve(target.model, recipe.revision if recipe.model == target.model else None)
+    revision = recipe.revision if recipe.model == target.model else None
+    model = resolve(target.model, revision)
     checkpoint = _checkpoint_json(model, recipe)
     if target.resume:
         with contextlib.suppress(ArtifactError, OSError):
@@ -123,20 +124,15 @@ def _artifact(target: SearchTarget, work: Path) -> Artifact:
                 f"{work} is of a search for another checkpoint, or its files have changed since",
                 "search anew, without --resume, or with the model that it was begun with",
             )
-    export = ExportRequest(
-        model=target.model,
-        out=folder,
-        force=True,
-        revision=recipe.revision,
-        target=recipe.target or ExportRequest.target,
-        dtype=recipe.dtype or ExportRequest.dtype,
-        max_context=recipe.max_context,
-    )
-    if recipe.model != target.model:
-        export = dataclasses.replace(export, revision=None)
     artifact = export_artifact(
-        dataclasses.replace(
-            export,
+        ExportRequest(
+            model=target.model,
+            out=folder,
+            force=True,
+            revision=revision,
+            target=recipe.target or ExportRequest.target,
+            dtype=recipe.dtype or ExportRequest.dtype,
+            max_context=recipe.max_context,
             check=lambda num_layers: check_recipe_depth(recipe, num_layers, where=target.recipe_name),
             progress=target.progress,
         )

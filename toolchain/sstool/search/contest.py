@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ssruntime.backends.ort import OrtSlot
 from ssruntime.config import DecodeSettings
 from ssruntime.results import DecodeStats, Trace
@@ -20,9 +17,6 @@ from sstool.search.records import Trial
 from sstool.search.space import bits_of
 
 _WARM_UP: Final = 8
-_RESAMPLES: Final = 4000
-_BOOTSTRAP_SEED: Final = 20261125
-"""Fixed, so that the same measurements always give the same interval."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,34 +103,6 @@ def run_contest(
             seconds = _modelled(entrant, trace, task, costs, candidates.num_layers)
             entrant.modelled[task.kind] = entrant.modelled.get(task.kind, 0.0) + seconds
     return entrants
-
-
-def weighted_interval(base: Entrant, other: Entrant, shares: Mapping[str, float]) -> tuple[float, float] | None:
-    """Returns the 95 % interval of `other`'s speed over `base`'s, the kinds of text counting by their shares.
-
-    Prompts are drawn with replacement; all runs of a prompt stay together. None with fewer than two prompts.
-    """
-    places = sorted({sample.index for sample in base.every()})
-    if len(places) < 2:
-        return None
-    drawn = np.random.default_rng(_BOOTSTRAP_SEED).integers(len(places), size=(_RESAMPLES, len(places)))
-    ratios = _paces(base, places, drawn, shares) / _paces(other, places, drawn, shares)
-    # A draw without any prompt of some kind says nothing.
-    low, high = np.percentile(ratios[np.isfinite(ratios)], [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _paces(entrant: Entrant, places: Sequence[int], drawn: NDArray[np.int64], shares: Mapping[str, float]) -> NDArray[np.float64]:
-    """Returns seconds per token of every draw, float64[draws]; NaN where a kind has none."""
-    paces = np.zeros(len(drawn))
-    for kind, share in shares.items():
-        sums = np.zeros((len(places), 2))
-        for sample in entrant.samples[kind]:
-            sums[places.index(sample.index)] += (sample.stats.decode_s, sample.tokens)
-        seconds, tokens = sums[drawn].sum(axis=1).T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            paces += share * seconds / tokens
-    return paces
 
 
 def _run(candidates: Candidates, entrant: Entrant, task: Task) -> tuple[DecodeStats, Trace]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sstool.search.ax_driver import AxDriver
+from sstool.search.ax_driver import AxDriver, AxFailedError
 from sstool.search.clock import Clock
 from sstool.search.evaluate import Evaluator
 from sstool.search.log import SearchWriter
@@ -82,8 +82,8 @@ class Explorer:
             return
         try:
             self._follow_ax(settings)
-        except Exception as err:  # noqa: BLE001 - Ax and what it stands on raise what they like
-            self.ax_error = " ".join(f"{type(err).__name__}: {err}".split())[:200]
+        except AxFailedError as err:
+            self.ax_error = str(err)[:200]
             logger.warning("Ax suggested no more candidates after trial %d: %s", len(self.trials) - 1, self.ax_error)
 
     def _follow_ax(self, settings: SearchSettings) -> None:

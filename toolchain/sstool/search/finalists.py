@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ssruntime.sampling.noise import prompt_seed
+from sstool.bench.summary import weighted_interval
 from sstool.prompts import PromptRecord
 from sstool.search.allotment import FINAL_TOKENS
 from sstool.search.candidates import Candidates
-from sstool.search.contest import Entrant, Task, run_contest, weighted_interval
+from sstool.search.contest import Entrant, Task, run_contest
 from sstool.search.latency import CostModel
 from sstool.search.records import Finalist, Trial
 from sstool.search.settings import SearchSettings
@@ -69,7 +70,7 @@ def _finalist(draft: Entrant, plain: Entrant, settings: SearchSettings) -> Final
         measured=measured,
         plain=base,
         speedup=measured / base,
-        interval_95=weighted_interval(plain, draft, shares),
+        interval_95=weighted_interval(plain.samples, draft.samples, shares),
         acceptance_rate=sum(s.stats.accepted for s in runs) / proposed if proposed else None,
         tokens_per_round=sum(s.stats.emitted for s in runs) / rounds if rounds else None,
         prompts=len(runs),

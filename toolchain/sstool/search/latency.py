@@ -40,6 +40,7 @@ _WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 _ROUNDS: Final = 5
 """Times that every round is measured; the median counts."""
 _QUICK_STEPS: Final = 6
+"""Steps that tell roughly what a step takes."""
 _PLAIN_STEPS: Final = 4
 """Plain steps in a row, as plain decoding has no draft between them."""
 

@@ -68,20 +68,18 @@ def prepare_texts(
 
 
 def prepare_latency(
-    folder: Path, candidates: Candidates, texts: Sequence[CachedText], settings: SearchSettings, *, known: Sequence[Path] = ()
+    folder: Path, candidates: Candidates, texts: Sequence[CachedText], settings: SearchSettings, *, known: LatencyTable | None
 ) -> LatencyTable:
-    """Returns a table of these weights, threads and machine that was measured earlier, or measures one; it is in the folder then.
+    """Returns the table that is known, or measures one; it is in the folder then.
 
     Args:
         folder: the search's.
         candidates: of the artifact.
         texts: to decode while measuring.
         settings: how to sample.
-        known: where earlier searches may have left a `latency.json`.
+        known: what `find_latency` found.
     """
-    table = find_latency(candidates, [folder / LATENCY]) or find_latency(candidates, known)
-    if table is None:
-        table = measure_latency(candidates, [cached.text for cached in texts], settings)
+    table = known or measure_latency(candidates, [cached.text for cached in texts], settings)
     content = latency_json(table)
     if not (folder / LATENCY).exists() or (folder / LATENCY).read_bytes() != content:
         write_whole(folder / LATENCY, content)

@@ -26,7 +26,7 @@ from sstool.search.records import (
     Result,
     Trial,
 )
-from sstool.skip_set import SkipSpec, check_skip_spec
+from sstool.skip_set import check_skip_spec
 
 T = TypeVar("T")
 
@@ -223,14 +223,7 @@ def _check_trial(trial: Trial, known: set[int], num_layers: int, where: str) -> 
         raise RecipeError(f"{where}: unknown status {trial.status!r}", f"{did_you_mean(trial.status, statuses)} {_DAMAGED}")
     if trial.status == COMPLETED and trial.speedup is None:
         _refuse(f"{where}: speedup: a completed trial has one")
-    spec = SkipSpec(
-        attention=trial.skip.attention,
-        mlp=trial.skip.mlp,
-        exit=trial.exit,
-        exit_threshold=trial.exit_threshold,
-        max_draft=trial.max_draft,
-    )
-    check_skip_spec(spec, num_layers, where=where)
+    check_skip_spec(trial.spec(), num_layers, where=where)
     if trial.status == COMPLETED and (trial.exit is None or trial.max_draft is None):
         _refuse(f"{where}: exit and max_draft: a completed trial has them")
     for kind, counts in trial.counts.items():

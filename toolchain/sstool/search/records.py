@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ssruntime.artifact import SkipSet
+from sstool.skip_set import SkipSpec
 
 TRIALS: Final = "trials.jsonl"
 LATENCY: Final = "latency.json"
@@ -140,6 +141,16 @@ class Trial:
     seconds: float = 0.0
     suggest_seconds: float = 0.0
     error: str | None = None
+
+    def spec(self) -> SkipSpec:
+        """Returns the skip set and its exit as a skip-set file has them."""
+        return SkipSpec(
+            attention=self.skip.attention,
+            mlp=self.skip.mlp,
+            exit=self.exit,
+            exit_threshold=self.exit_threshold,
+            max_draft=self.max_draft,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,7 +168,8 @@ class _Search:
     def run(self) -> Outcome:
         """Goes through the parts in their order."""
         header = check_resumable(self._request.work, self._identity()) if self._request.resume else None
-        self._prompts = self._allot(header)
+        known = find_latency(self._candidates, [self._request.work / LATENCY, *self._request.known_latency])
+        self._prompts = self._allot(header, known)
         with self._clock.part("texts"):
             texts = prepare_texts(
                 self._request.work,
@@ -180,16 +181,15 @@ class _Search:
             )
         with self._clock.part("latency"):
             self._tell("measuring the engines", 0, 1)
-            table = prepare_latency(self._request.work, self._candidates, texts, self._settings, known=self._request.known_latency)
+            table = prepare_latency(self._request.work, self._candidates, texts, self._settings, known=known)
         with ThreadPoolExecutor(self._workers()) as pool:
             return self._search(texts, table, pool)
 
-    def _allot(self, header: Header | None) -> Allotment:
+    def _allot(self, header: Header | None, known: LatencyTable | None) -> Allotment:
         """Returns the prompts to use: those of the run that is gone on with, or what can be afforded."""
         if header is not None:
             return repeat_allotment(self._usable, header.search_prompts, header.final_prompts)
-        engine, work = self._candidates.engine, self._request.work
-        known = find_latency(self._candidates, [work / LATENCY, *self._request.known_latency])
+        engine = self._candidates.engine
         ids = [engine.encode(prompt.prompt) for prompt in self._usable]
         step = time_step(self._candidates, ids[0]) if known is None else known.rows[0].verify[0]
         means = Means(
