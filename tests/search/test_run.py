@@ -213,7 +213,7 @@ def test_a_failure_inside_ax_keeps_what_was_found(
 ) -> None:
     from ax.api.client import Client
 
-    def broken(*_: object) -> Any:
+    def broken(*_: object, **__: object) -> Any:
         raise ArithmeticError("singular\nmatrix")
 
     monkeypatch.setattr(Client, "get_next_trials", broken)
