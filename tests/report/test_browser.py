@@ -74,7 +74,7 @@ def test_a_search_of_a_deep_model(browser: Browser, tmp_path: Path) -> None:
 
 def test_an_unfinished_search(browser: Browser, tmp_path: Path) -> None:
     page = open_report(browser, tmp_path, *searches.finished()[:20], table=False)
-    assert_sound(page, ["plot-progress", "plot-skip-set", "plot-trade", "plot-influence", "plot-frequency", "plot-positions"])
+    assert_sound(page, ["plot-progress", "plot-skip-set", "plot-trade", "plot-influence", "plot-frequency", "plot-positions", "plot-clock"])
 
 
 def test_a_search_that_beat_nothing(browser: Browser, tmp_path: Path) -> None:

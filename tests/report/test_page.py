@@ -23,7 +23,7 @@ from tests.report import searches
 VOID: Final = {"meta", "link", "br", "path"}
 ALL_PLOTS: Final = [
     "plot-progress", "plot-final", "plot-skip-set", "plot-trade", "plot-influence", "plot-frequency", "plot-positions", "plot-verify",
-    "plot-draft-cost",
+    "plot-draft-cost", "plot-clock",
 ]  # fmt: skip
 HOSTILE: Final = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\u202egnp.\u0000\ud800\U0001f600\n%{x} <b>"
 
@@ -129,7 +129,7 @@ def test_figures_hold_the_numbers_of_the_log(tmp_path: Path) -> None:
 
 def test_an_unfinished_search_says_what_is_not_there_yet(tmp_path: Path) -> None:
     page = report(tmp_path, searches.header(), *searches.trials(count=12), table=False)
-    assert page.plots == ["plot-progress", "plot-skip-set", "plot-trade", "plot-frequency", "plot-positions"]
+    assert page.plots == ["plot-progress", "plot-skip-set", "plot-trade", "plot-frequency", "plot-positions", "plot-clock"]
     for said in (
         "The search has not ended: 12 of at most 80 trials so far",
         "No finalist was timed for real: the search has not ended yet.",

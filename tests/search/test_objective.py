@@ -83,6 +83,12 @@ def test_an_evaluator_stops_the_hopeless_and_survives_failures(candidates: Candi
     assert good.speedup is not None
     assert bad.speedup is not None
     assert bad.speedup < good.speedup
+    assert bad.timed is None
+    assert good.timed is not None
+    assert 0 < good.timed.tokens < 48
+    assert good.timed.measured > 0
+    # The table of this test makes a plain step a second: a token takes less, and no round costs less than a step.
+    assert 1 < good.timed.modelled <= good.timed.tokens
     whole = evaluator().run(1, "block", bits_of(bad_set, num_layers), whole=True)
     assert whole.status == COMPLETED
     everything = first.run(2, "ax", (1,) * (2 * num_layers))

@@ -45,7 +45,7 @@ def search(artifact: Path, work: Path, calibration: Path, *, latency: Path | Non
 
 def told_of(trial: Trial) -> object:
     """Returns all of a trial that is no clock's."""
-    return dataclasses.replace(trial, seconds=0.0, suggest_seconds=0.0)
+    return dataclasses.replace(trial, timed=None, seconds=0.0, suggest_seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,7 @@ def test_a_search_writes_down_all_it_did(finished: tuple[Path, Outcome]) -> None
     assert log.influence is not None
     assert log.latency is not None
     assert all(t.seconds > 0 for t in log.trials)
+    assert all((t.timed is not None) == (t.status == COMPLETED) for t in log.trials)
     completed = [t for t in log.trials if t.status == COMPLETED]
     for trial in completed:
         assert trial.tokens_per_second is not None

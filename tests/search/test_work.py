@@ -8,7 +8,7 @@ import pytest
 
 from ssruntime.errors import ArtifactError, RecipeError
 from sstool.search.records import TEXTS, TRIALS
-from sstool.search.work import work_folder
+from sstool.search.work import check_work, work_folder
 
 TRIAL = '{"kind": "trial", "index": 0}\n'
 
@@ -55,6 +55,15 @@ def test_trials_are_not_thrown_away_unasked(tmp_path: Path) -> None:
     begin(tmp_path / "out", TRIALS)
     with work_folder(tmp_path / "out", resume=False, force=True):
         assert not list(folder.iterdir())
+
+
+def test_a_live_search_is_not_taken_for_an_interrupted_one(tmp_path: Path) -> None:
+    with work_folder(tmp_path / "out", resume=False) as folder:
+        (folder / TRIALS).write_text(TRIAL)
+        for resume in (False, True):
+            with pytest.raises(RecipeError, match="another process is searching"):
+                check_work(tmp_path / "out", resume=resume, force=True)
+    check_work(tmp_path / "out", resume=False, force=False)
 
 
 def test_what_was_published_is_not_taken_for_interrupted(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ssruntime import graph_io
 from ssruntime.errors import UnsupportedModelError
-from sstool.passes.constants import int64_constant, last_axis
+from sstool.passes.constants import int64_constant
 
 
 class TokenOutputsPass(ir.passes.InPlacePass):
@@ -51,16 +51,15 @@ def _top(graph: ir.Graph, logits: ir.Value, count: int) -> tuple[ir.Value, ir.Va
 
 def _best(graph: ir.Graph, logits: ir.Value, top_tokens: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Adds the best token of each row, and its probability."""
-    last = last_axis(graph)
     token = _value(graph_io.TOKEN, ir.DataType.INT64)
     confidence = _value(graph_io.CONFIDENCE, ir.DataType.FLOAT)
     first = int64_constant(graph, "sstool.first", 0)
     chosen = ir.node("Gather", [top_tokens, first], attributes={"axis": -1}, outputs=[token], name="sstool.token")
     probabilities = ir.node("Softmax", [logits], attributes={"axis": -1}, name="sstool.probabilities")
-    place = ir.node("Unsqueeze", [token, last], name="sstool.token_place")
-    best = ir.node("GatherElements", [probabilities.outputs[0], place.outputs[0]], attributes={"axis": -1}, name="sstool.token_probability")
-    squeezed = ir.node("Squeeze", [best.outputs[0], last], outputs=[confidence], name="sstool.confidence")
-    graph.extend([chosen, probabilities, place, best, squeezed])
+    # Of all the top tokens: to pick the first one's alone by its index would take two more nodes to reshape.
+    top = ir.node("GatherElements", [probabilities.outputs[0], top_tokens], attributes={"axis": -1}, name="sstool.top_probabilities")
+    best = ir.node("Gather", [top.outputs[0], first], attributes={"axis": -1}, outputs=[confidence], name="sstool.confidence")
+    graph.extend([chosen, probabilities, top, best])
     return token, confidence
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -113,6 +114,12 @@ def skip_frequency(trials: Sequence[Trial], num_layers: int) -> tuple[NDArray[np
         counts[1, list(trial.skip.mlp)] += 1
     counts /= max(len(trials), 1)
     return counts[0], counts[1]
+
+
+def median_clock_error(log: SearchLog) -> float:
+    """Returns the median difference between measured and modelled speed over the timed trials, as a part of the modelled; 0 without any."""
+    errors = [abs(t.timed.measured / t.timed.modelled - 1) for t in log.trials if t.timed is not None]
+    return statistics.median(errors) if errors else 0.0
 
 
 def verify_ratios(row: LatencyRow) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from sstool.report import facts
 from sstool.report.key import Entry, key_of
 from sstool.report.sublayer_plots import frequency_figure, influence_figure, strip_figure
 from sstool.report.timing_plots import draft_cost_figure, finalists_figure, position_figure, verify_figure
-from sstool.report.trial_plots import iso_row, progress_figure, trade_figure
+from sstool.report.trial_plots import clock_figure, iso_row, progress_figure, trade_figure
 from sstool.search.read import SearchLog
 from sstool.search.records import STOPPED, Trial
 
@@ -59,7 +59,7 @@ class Section:
 
 def sections(log: SearchLog) -> list[Section]:
     """Returns all sections in the order of the page."""
-    return [_progress(log), _final(log), _strip(log), _trade(log), _sublayers(log), _positions(log), _latency(log)]
+    return [_progress(log), _final(log), _strip(log), _trade(log), _sublayers(log), _positions(log), _latency(log), _clock(log)]
 
 
 def _progress(log: SearchLog) -> Section:
@@ -192,6 +192,23 @@ def _latency(log: SearchLog) -> Section:
         + " The upright mark is a plain step of the full model.",
     )
     return Section(id=section_id, heading=heading, text=(text,), plots=(verify, parts))
+
+
+def _clock(log: SearchLog) -> Section:
+    section_id, heading = "clock", "The model of speed against the clock"
+    figure = clock_figure(log)
+    if figure is None:
+        return Section(id=section_id, heading=heading, missing=("No trial was timed.",))
+    error = facts.median_clock_error(log)
+    plot = Plot(
+        id="plot-clock",
+        says=f"Measured against modelled speed of every trial that completed; the median difference is {100 * error:.1f}\u00a0%.",
+        figure=figure,
+        caption="Every trial that completed decoded the same text by the clock, for some twenty rounds. The table of costs, measured once "
+        f"at the start, gave the same rounds the speed on the x axis; half of the trials are within {100 * error:.1f}\u00a0% of it. "
+        "Trials that drift away from the line one after the other say that the machine changed its pace while the search ran.",
+    )
+    return Section(id=section_id, heading=heading, plots=(plot,))
 
 
 def _positions(log: SearchLog) -> Section:

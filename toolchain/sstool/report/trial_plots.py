@@ -82,6 +82,25 @@ def trade_figure(log: SearchLog) -> go.Figure | None:
     return figure
 
 
+def clock_figure(log: SearchLog) -> go.Figure | None:
+    """Draws the speed that every timed trial had against the one that the table gave the same rounds; None if no trial was timed."""
+    timed = {t.index: t.timed for t in log.trials if t.timed is not None}
+    if not timed:
+        return None
+    figure = new_figure(height=440, x="modelled tokens per second", y="measured tokens per second")
+    speeds = [speed for t in timed.values() for speed in (t.modelled, t.measured)]
+    ends = [min(speeds) * 0.97, max(speeds) * 1.03]
+    figure.add_trace(
+        go.Scatter(x=ends, y=ends, mode="lines", name="as modelled", line={"color": MUTED, "width": 1.6, "dash": "dash"}, hoverinfo="skip")
+    )
+    places = {index: (t.modelled, t.measured) for index, t in timed.items()}
+    _add_trials(figure, log, [t for t in log.trials if t.index in places], places)
+    _ring(figure, log, places)
+    figure.update_xaxes(range=ends)
+    figure.update_yaxes(range=ends)
+    return figure
+
+
 def iso_row(log: SearchLog) -> LatencyRow | None:
     """Returns the costs that lines of equal speed-up are drawn for, those of the shortest context; None where none can be drawn."""
     row = log.latency.rows[0] if log.latency is not None else None

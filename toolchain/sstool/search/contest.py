@@ -8,34 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ssruntime.backends.ort import OrtSlot
-from ssruntime.config import DecodeSettings
-from ssruntime.results import DecodeStats, Trace
 from sstool.bench.summary import Sample
 from sstool.search.candidates import Candidates
 from sstool.search.latency import CostModel
 from sstool.search.records import Trial
-from sstool.search.space import bits_of
+from sstool.search.task import Task, run_task
 
 _WARM_UP: Final = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """One prompt to decode once.
-
-    Attributes:
-        kind: of text.
-        prompt_id: the prompt's name.
-        index: the prompt's place; runs of one prompt stay together when intervals are drawn.
-        ids: its token ids.
-        settings: how to decode it plainly, with the number of new tokens.
-    """
-
-    kind: str
-    prompt_id: str
-    index: int
-    ids: tuple[int, ...]
-    settings: DecodeSettings
 
 
 @dataclass(slots=True)
@@ -90,34 +69,15 @@ def run_contest(
     entrants += [Entrant(trial, candidates.backend.new_slot(context, candidates.open(trial.skip))) for trial in trials]
     short = dataclasses.replace(tasks[0].settings, max_new_tokens=_WARM_UP)
     for entrant in entrants:
-        _run(candidates, entrant, dataclasses.replace(tasks[0], settings=short))
+        run_task(candidates, entrant.slot, dataclasses.replace(tasks[0], settings=short), entrant.trial, costs)
     for turn, task in enumerate(tasks):
         on_task(turn, len(tasks))
         # Whoever begins changes with every prompt, and the direction too: what drifts drifts for all.
         first = turn % len(entrants)
         order = entrants[first:] + entrants[:first]
         for entrant in order if turn % 2 == 0 else order[::-1]:
-            stats, trace = _run(candidates, entrant, task)
-            sample = Sample(prompt_id=task.prompt_id, index=task.index, repeat=0, mode="", stats=stats, identical=None)
+            run = run_task(candidates, entrant.slot, task, entrant.trial, costs)
+            sample = Sample(prompt_id=task.prompt_id, index=task.index, repeat=0, mode="", stats=run.stats, identical=None)
             entrant.samples.setdefault(task.kind, []).append(sample)
-            seconds = _modelled(entrant, trace, task, costs, candidates.num_layers)
-            entrant.modelled[task.kind] = entrant.modelled.get(task.kind, 0.0) + seconds
+            entrant.modelled[task.kind] = entrant.modelled.get(task.kind, 0.0) + run.modelled
     return entrants
-
-
-def _run(candidates: Candidates, entrant: Entrant, task: Task) -> tuple[DecodeStats, Trace]:
-    settings, trial, trace = task.settings, entrant.trial, Trace()
-    if trial is not None:
-        assert trial.exit is not None
-        assert trial.max_draft is not None
-        threshold = settings.exit_threshold if trial.exit_threshold is None else trial.exit_threshold
-        settings = dataclasses.replace(settings, mode="speculative", exit=trial.exit, exit_threshold=threshold, max_draft=trial.max_draft)
-    _, stats = candidates.engine.decode_on(entrant.slot, task.ids, settings, trace=trace)
-    return stats, trace
-
-
-def _modelled(entrant: Entrant, trace: Trace, task: Task, costs: CostModel, num_layers: int) -> float:
-    context = len(task.ids) + task.settings.max_new_tokens // 2
-    verify = costs.verify(context)
-    draft = 0.0 if entrant.trial is None else costs.draft(bits_of(entrant.trial.skip, num_layers), context)
-    return sum(len(r.proposals) * draft + verify[len(r.proposals)] for r in trace.rounds)

@@ -1,11 +1,17 @@
-"""One candidate from skip set to score: its draft is opened and run over the calibration texts, the less promising over a part only."""
+"""One candidate from skip set to score: its draft is opened and run over the calibration texts, the less promising over a part only.
+
+One that is run over all of them then decodes the first by the clock too, for a while, with verify and all that is around it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import onnxruntime as ort
 
 from ssruntime.acceptance import make_acceptance
 from ssruntime.config import DecodeSettings
@@ -13,12 +19,15 @@ from sstool.search.candidates import Candidates
 from sstool.search.chains import DraftedText
 from sstool.search.latency import CostModel
 from sstool.search.objective import START, Exit, Objective, Score
-from sstool.search.records import COMPLETED, FAILED, STOPPED, Trial
+from sstool.search.records import COMPLETED, FAILED, STOPPED, Timed, Trial
 from sstool.search.space import Bits, skip_of
+from sstool.search.task import Task, run_task
 from sstool.search.texts import CachedText, CalibrationText
 
 _PARTS: Final = ((0.125, 0.85), (0.4, 0.95))
 """Parts of the texts, and the fraction of the best candidate's speed there below which one that has been run over so much stops."""
+_TIMED_TOKENS: Final = 48
+"""Tokens decoded by the clock: some twenty rounds, a small part of what a candidate's run over the texts takes."""
 FIXED: Final = "fixed"
 CONFIDENCE: Final = "confidence"
 
@@ -49,6 +58,8 @@ class Evaluator:
         self._settings = settings
         self._texts = texts
         self._best = _Incumbent()
+        self._task = self._task_by_the_clock()
+        self._slot = candidates.backend.new_slot(len(self._task.ids) + _TIMED_TOKENS)
 
     @property
     def best_exit(self) -> Exit:
@@ -66,20 +77,18 @@ class Evaluator:
             whole: run it over all texts, promising or not.
         """
         begun = time.perf_counter()
-        skip = skip_of(bits)
         try:
-            status, exit_, score, scale = self._score(bits, whole=whole)
+            trial = self._run(index, source, bits, whole=whole)
         except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base, and no candidate may end the search
-            return Trial(
-                index=index,
-                source=source,
-                status=FAILED,
-                skip=skip,
-                seconds=time.perf_counter() - begun,
-                suggest_seconds=suggest_seconds,
-                error=" ".join((str(err) or type(err).__name__).split()),
-            )
-        return Trial(
+            error = " ".join((str(err) or type(err).__name__).split())
+            trial = Trial(index=index, source=source, status=FAILED, skip=skip_of(bits), error=error)
+        return dataclasses.replace(trial, seconds=time.perf_counter() - begun, suggest_seconds=suggest_seconds)
+
+    def _run(self, index: int, source: str, bits: Bits, *, whole: bool) -> Trial:
+        skip = skip_of(bits)
+        draft = self._candidates.open(skip)
+        status, exit_, score, scale = self._score(bits, draft, whole=whole)
+        trial = Trial(
             index=index,
             source=source,
             status=status,
@@ -91,13 +100,11 @@ class Evaluator:
             counts=dict(score.counts),
             tokens_per_second=score.tokens_per_second * scale,
             speedup=score.speedup * scale,
-            seconds=time.perf_counter() - begun,
-            suggest_seconds=suggest_seconds,
         )
+        return dataclasses.replace(trial, timed=self._time(trial, draft)) if status == COMPLETED else trial
 
-    def _score(self, bits: Bits, *, whole: bool) -> tuple[str, Exit, Score, float]:
+    def _score(self, bits: Bits, draft: ort.InferenceSession, *, whole: bool) -> tuple[str, Exit, Score, float]:
         """Returns how it ended, the exit, the score, and what its speed is to be multiplied by to compare with others' over all texts."""
-        draft = self._candidates.open(skip_of(bits))
         drafted = []
         for cached in self._texts:
             cached.slot.use_draft(draft)
@@ -112,6 +119,17 @@ class Evaluator:
         if score.tokens_per_second > self._best.whole:
             self._best = _Incumbent(tuple(speeds), score.tokens_per_second, exit_)
         return COMPLETED, exit_, score, 1.0
+
+    def _time(self, trial: Trial, draft: ort.InferenceSession) -> Timed | None:
+        self._slot.use_draft(draft)
+        run = run_task(self._candidates, self._slot, self._task, trial, self._costs)
+        tokens = run.stats.emitted
+        return Timed(tokens=tokens, measured=tokens / run.stats.decode_s, modelled=tokens / run.modelled) if tokens else None
+
+    def _task_by_the_clock(self) -> Task:
+        text = self._texts[0].text
+        settings = dataclasses.replace(self._settings(text), max_new_tokens=min(_TIMED_TOKENS, text.length))
+        return Task(kind=text.kind, prompt_id=text.prompt_id, index=0, ids=text.prompt, settings=settings)
 
     def _cost_ratio(self, bits: Bits) -> float:
         context = len(self._texts[0].text.prompt)

@@ -11,10 +11,11 @@ from sstool.bench.summary import weighted_interval
 from sstool.prompts import PromptRecord
 from sstool.search.allotment import FINAL_TOKENS
 from sstool.search.candidates import Candidates
-from sstool.search.contest import Entrant, Task, run_contest
+from sstool.search.contest import Entrant, run_contest
 from sstool.search.latency import CostModel
 from sstool.search.records import Finalist, Trial
 from sstool.search.settings import SearchSettings
+from sstool.search.task import Task
 from sstool.search.texts import KINDS, SAMPLED, decode_settings, weight_of
 
 _GREEDY_EVERY: Final = 2

@@ -226,6 +226,8 @@ def _check_trial(trial: Trial, known: set[int], num_layers: int, where: str) -> 
     check_skip_spec(trial.spec(), num_layers, where=where)
     if trial.status == COMPLETED and (trial.exit is None or trial.max_draft is None):
         _refuse(f"{where}: exit and max_draft: a completed trial has them")
+    if trial.timed is not None and min(trial.timed.tokens, trial.timed.measured, trial.timed.modelled) <= 0:
+        _refuse(f"{where}: timed: expected tokens and speeds above 0")
     for kind, counts in trial.counts.items():
         if len(counts.kept) != len(counts.reached) or any(k > r for k, r in zip(counts.kept, counts.reached, strict=True)):
             _refuse(f"{where}: counts.{kind}: more kept than reached")

@@ -106,6 +106,23 @@ class Influence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A short run of one candidate by the clock, over the same text as every other's: what the model of speed is held to.
+
+    Nothing in the search depends on it, so that the same seed still gives the same trials.
+
+    Attributes:
+        tokens: tokens that the rounds gave.
+        measured: tokens per second.
+        modelled: tokens per second that the latency table gives the same rounds.
+    """
+
+    tokens: int
+    measured: float
+    modelled: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One candidate (`kind` is `trial`).
 
@@ -122,6 +139,7 @@ class Trial:
         tokens_per_second: modelled, all kinds of text together; None where it failed. A stopped one's is what it would be if it kept,
             over all the text, its distance to the best one over the part.
         speedup: that over plain decoding's.
+        timed: a short run by the clock; None where it did not complete, or its text had no round.
         seconds: what building and running the candidate took.
         suggest_seconds: what proposing it took.
         error: why it failed.
@@ -138,6 +156,7 @@ class Trial:
     counts: dict[str, Counts] = field(default_factory=dict)
     tokens_per_second: float | None = None
     speedup: float | None = None
+    timed: Timed | None = None
     seconds: float = 0.0
     suggest_seconds: float = 0.0
     error: str | None = None

@@ -50,7 +50,7 @@ def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Pat
     parents = make_parents(folder.parent)
     handle = _lock(folder)
     try:
-        check_work(out, resume=resume, force=force)
+        _check_content(out, resume=resume, force=force)
         if not resume:
             _clear(folder)
         try:
@@ -73,9 +73,16 @@ def check_work(out: Path, *, resume: bool, force: bool) -> None:
     """Refuses what `work_folder` would refuse, as far as it can be seen without it.
 
     Raises:
-        RecipeError: if there is nothing to resume, or something and nothing was said about it.
-        ArtifactError: if the folder holds something else.
+        RecipeError: if there is nothing to resume, or something and nothing was said about it, or another process searches there.
+        ArtifactError: if the folder holds something else, or cannot be written.
     """
+    folder = _place(out)
+    if folder.is_dir():
+        os.close(_lock(folder))
+    _check_content(out, resume=resume, force=force)
+
+
+def _check_content(out: Path, *, resume: bool, force: bool) -> None:
     folder = _place(out)
     if resume and not _is_resumable(folder):
         raise RecipeError(

@@ -1,0 +1,69 @@
+"""One prompt decoded once for real, plainly or with a candidate's draft and exit, and what the table of costs says of the same rounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ssruntime.backends.ort import OrtSlot
+from ssruntime.config import DecodeSettings
+from ssruntime.results import DecodeStats, Trace
+from sstool.search.candidates import Candidates
+from sstool.search.latency import CostModel
+from sstool.search.records import Trial
+from sstool.search.space import bits_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One prompt to decode once.
+
+    Attributes:
+        kind: of text.
+        prompt_id: the prompt's name.
+        index: the prompt's place; runs of one prompt stay together when intervals are drawn.
+        ids: its token ids.
+        settings: how to decode it plainly, with the number of new tokens.
+    """
+
+    kind: str
+    prompt_id: str
+    index: int
+    ids: tuple[int, ...]
+    settings: DecodeSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRun:
+    """What decoding a task gave.
+
+    Attributes:
+        stats: counts and measured seconds.
+        modelled: what the table says that the rounds take, in seconds.
+    """
+
+    stats: DecodeStats
+    modelled: float
+
+
+def run_task(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> TaskRun:
+    """Decodes a task.
+
+    Args:
+        candidates: whose engine decodes.
+        slot: with the trial's draft, and room for the task.
+        task: what to decode.
+        trial: a completed one, for its exit and its skip set; None for plain decoding.
+        costs: what the model of speed says.
+    """
+    settings, trace = task.settings, Trace()
+    if trial is not None:
+        assert trial.exit is not None
+        assert trial.max_draft is not None
+        threshold = settings.exit_threshold if trial.exit_threshold is None else trial.exit_threshold
+        settings = dataclasses.replace(settings, mode="speculative", exit=trial.exit, exit_threshold=threshold, max_draft=trial.max_draft)
+    _, stats = candidates.engine.decode_on(slot, task.ids, settings, trace=trace)
+    context = len(task.ids) + task.settings.max_new_tokens // 2
+    verify = costs.verify(context)
+    draft = 0.0 if trial is None else costs.draft(bits_of(trial.skip, candidates.num_layers), context)
+    return TaskRun(stats=stats, modelled=sum(len(r.proposals) * draft + verify[len(r.proposals)] for r in trace.rounds))
