@@ -30,7 +30,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         os.close(lock)
 
 
@@ -55,7 +55,7 @@ def sweep(parent: Path, name: str) -> None:
             lock = _lock(folder)
         except OSError:
             continue
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         os.close(lock)
 
 
@@ -70,7 +70,16 @@ def retire(folder: Path, name: str) -> None:
         folder.rename(doomed)
     except FileNotFoundError:
         return
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove_tree(doomed)
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder of ours, also where folders in it were made read-only since; what cannot be removed is left."""
+    for path in (folder, *(Path(root, name) for root, names, _ in os.walk(folder) for name in names)):
+        if not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:

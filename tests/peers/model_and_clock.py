@@ -23,8 +23,9 @@ from scipy.stats import kendalltau
 from ssruntime import load
 from sstool.environment import describe
 from sstool.search.candidates import Candidates
-from sstool.search.contest import Entrant, Task, run_contest
+from sstool.search.contest import Entrant, run_contest
 from sstool.search.records import COMPLETED, Trial
+from sstool.search.task import Task
 from sstool.search.texts import decode_settings
 from tests.peers.searched import Searched, random_sets, tell_decoding
 

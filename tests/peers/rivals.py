@@ -29,10 +29,11 @@ from sstool.bench.summary import ratio_interval
 from sstool.environment import describe
 from sstool.prompts import read_prompts
 from sstool.search.candidates import Candidates
-from sstool.search.contest import Entrant, Task, run_contest
+from sstool.search.contest import Entrant, run_contest
 from sstool.search.records import Trial
 from sstool.search.settings import SearchSettings
 from sstool.search.space import Bits, bits_of
+from sstool.search.task import Task
 from sstool.search.texts import KINDS, SAMPLED, decode_settings
 from sstool.search.warm.dynamic_programme import cosine_front
 from sstool.search.warm.influence import cut, influence_order, measure_influence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssruntime.scratch import scratch_folder, sweep, sync_tree
+from ssruntime.scratch import remove_tree, scratch_folder, sweep, sync_tree
 
 HOLD = """
 import sys
@@ -103,3 +104,31 @@ def test_other_names_and_other_things_are_not_swept(tmp_path: Path) -> None:
     sweep(tmp_path, "pack")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, ".pack.file.sstool-tmp", ".pack.link.sstool-tmp"])
     sweep(tmp_path / "none", "pack")
+
+
+def protected(parent: Path) -> Path:
+    """Makes a folder of folders that may not be written."""
+    folder = parent / "kept"
+    (folder / "search").mkdir(parents=True)
+    (folder / "search" / "file").write_text("x")
+    (folder / "search").chmod(0o555)
+    folder.chmod(0o555)
+    return folder
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folders_are_removed_too(tmp_path: Path) -> None:
+    remove_tree(protected(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_link_leads_to_is_left_as_it_is(tmp_path: Path) -> None:
+    other = protected(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(other)
+    remove_tree(folder)
+    assert not folder.exists()
+    assert (other / "search" / "file").read_text() == "x"
+    assert other.stat().st_mode & 0o777 == (other / "search").stat().st_mode & 0o777 == 0o555
+    remove_tree(other)

@@ -8,14 +8,13 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from ssruntime.artifact import DRAFT_GRAPH, MANIFEST, VERIFY_GRAPH, WEIGHTS
 from ssruntime.errors import ArtifactError
-from ssruntime.scratch import scratch_folder, sweep, sync, sync_tree
+from ssruntime.scratch import remove_tree, scratch_folder, sweep, sync, sync_tree
 
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
@@ -86,7 +85,7 @@ def recover(out: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if out.exists():
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_tree(aside)
             else:
                 aside.rename(out)
         finally:
@@ -158,7 +157,7 @@ def _swap_aside(folder: Path, out: Path) -> None:
         except BaseException:
             aside.rename(out)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_tree(aside)
     finally:
         os.close(lock)
 

@@ -68,9 +68,9 @@ class Allotment:
     search: list[PromptRecord]
     final: list[PromptRecord]
 
-    def seconds(self, settings: SearchSettings, step: float) -> float:
-        """Returns what the texts, the latency table and the finalists will take together, about."""
-        texts = len(self.search) * _text_steps(settings, 1) * step
+    def seconds(self, settings: SearchSettings, step: float, length: float) -> float:
+        """Returns what the texts, the latency table and the finalists will take together, about, with prompts of that mean length."""
+        texts = len(self.search) * _text_steps(settings, length) * step
         return texts + _LATENCY_STEPS * step + final_seconds(len(self.final), settings, step)
 
 
@@ -94,7 +94,7 @@ def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: Sear
     )
     most_final = means.budget * _FINAL_SHARE / final_seconds(1, settings, means.step)
     found = Allotment(search=_evenly(search, most_search, _LEAST_SEARCH), final=_evenly(final, most_final, _LEAST_FINAL))
-    needed = found.seconds(settings, means.step)
+    needed = found.seconds(settings, means.step, length)
     if needed > means.budget:
         raise ConfigError(
             f"the budget of {settings.budget} is too small for one trial: at {1000 * means.step:.3g} ms a step, the texts, the latency"

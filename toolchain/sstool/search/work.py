@@ -8,13 +8,12 @@ import logging
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ssruntime.errors import ArtifactError, RecipeError
-from ssruntime.scratch import sweep
+from ssruntime.scratch import remove_tree, sweep
 from sstool.publish import make_parents
 from sstool.search.read import SEARCH
 from sstool.search.records import LATENCY, REPORT, SKIP_SET, TEXTS, TRIALS
@@ -57,14 +56,14 @@ def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Pat
             yield folder
         except BaseException as err:
             if not _is_resumable(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
                 with contextlib.suppress(OSError):
                     for parent in parents:
                         parent.rmdir()
             elif isinstance(err, KeyboardInterrupt):
                 logger.warning("the search was interrupted; --resume goes on with it (%s)", folder)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     finally:
         os.close(handle)
 
@@ -145,7 +144,7 @@ def _place(out: Path) -> Path:
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         else:
             path.unlink()
 
