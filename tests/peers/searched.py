@@ -44,9 +44,11 @@ class Searched:
             seed=self.log.header.seed,
             sampled_weight=self.log.header.weights[KINDS[0]],
             greedy_weight=self.log.header.weights[KINDS[1]],
+            sampled_tokens=self.log.header.sampled_tokens,
+            greedy_tokens=self.log.header.greedy_tokens,
         )
         usable = usable_prompts(candidates.engine, read_prompts(DEFAULT_CALIBRATION))
-        prompts = repeat_allotment(usable, self.log.header.search_prompts, self.log.header.final_prompts).search
+        prompts = repeat_allotment(usable, self.log.header).search
         with tempfile.TemporaryDirectory() as name:
             self.texts = prepare_texts(Path(name), candidates, prompts, self.settings, lambda _done, _total: None)
             known = find_latency(candidates, [artifact / "search" / "latency.json"])

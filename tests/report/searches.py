@@ -58,6 +58,8 @@ def header(*, num_layers: int = 24, trials: int = 80, model: str = "models/some-
         weights_sha256="2" * 64,
         calibration_sha256="3" * 64,
         search_prompts=24,
+        sampled_tokens=96,
+        greedy_tokens=32,
         final_prompts=8,
         latency_sha256="4" * 64,
         seed=0,

@@ -11,6 +11,7 @@ from ssruntime.errors import ConfigError
 from sstool.prompts import PromptRecord
 from sstool.search.allotment import Means, allot, repeat_allotment
 from sstool.search.settings import SearchSettings
+from tests.report import searches
 
 SETTINGS = SearchSettings()
 PLENTY = Means(step=0.01, budget=600, memory=10**10, position_bytes=100_000)
@@ -38,16 +39,33 @@ def test_what_is_too_dear_is_left_out_evenly(changes: dict[str, float], caplog: 
     assert int(found.search[-1].id) > 20
     assert len({p.id for p in found.search}) == len(found.search)
     assert f"calibrating with {len(found.search)} of 24 prompts" in caplog.text
-    again = repeat_allotment(prompts(32), len(found.search), len(found.final))
-    assert again == found
+    counts = {"search_prompts": len(found.search), "final_prompts": len(found.final), "sampled_tokens": found.sampled_tokens}
+    assert repeat_allotment(prompts(32), dataclasses.replace(searches.header(), **counts)) == found
 
 
 def test_a_large_file_of_long_prompts_stays_within_memory() -> None:
     found = allot(prompts(1000), [500] * 1000, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf))
-    positions = sum(500 + SETTINGS.sampled_tokens + 8 for _ in found.search)
+    positions = sum(500 + found.sampled_tokens + 8 for _ in found.search)
     assert 10 < len(found.search) < 750
     assert positions * PLENTY.position_bytes <= 10**10 / 2
     assert len(found.final) == 250
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [({}, 32), ({"step": 0.0015}, 80), ({"step": 0.0015, "budget": 3600}, 96), ({"budget": math.inf}, 96), ({"step": 0.1}, 32)],
+)
+def test_texts_are_as_long_as_can_be_afforded(changes: dict[str, float], tokens: int) -> None:
+    means = dataclasses.replace(PLENTY, **changes)
+    assert allot(prompts(32), [12] * 32, SETTINGS, means).sampled_tokens == tokens
+    assert allot(prompts(32), [12] * 32, dataclasses.replace(SETTINGS, sampled_tokens=48), means).sampled_tokens == 48
+
+
+def test_longer_texts_are_no_reason_for_fewer_prompts() -> None:
+    scarce = dataclasses.replace(PLENTY, step=0.0001, memory=24 * 2 * 100_000 * 80)
+    found = allot(prompts(32), [12] * 32, SETTINGS, scarce)
+    assert len(found.search) == 24
+    assert 32 <= found.sampled_tokens < 96
 
 
 def test_unknown_memory_and_no_budget_take_everything() -> None:

@@ -23,7 +23,7 @@ from sstool.search.latency import latency_json, measure_latency
 from sstool.search.read import read_latency
 from sstool.search.records import FORMAT, LATENCY, TEXTS, TRIALS, LatencyTable
 from sstool.search.settings import SearchSettings
-from sstool.search.texts import CachedText, CalibrationText, cache_texts, make_texts
+from sstool.search.texts import KINDS, CachedText, CalibrationText, cache_texts, make_texts, tokens_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ def _is_ours(table: LatencyTable, candidates: Candidates) -> bool:
 
 def _texts_key(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings) -> str:
     """Returns a digest of all that the texts depend on."""
-    shaping = (settings.seed, settings.sampled_weight, settings.greedy_weight, settings.sampled_tokens, settings.greedy_tokens)
+    lengths = [tokens_of(settings, kind) for kind in KINDS]
+    shaping = (settings.seed, settings.sampled_weight, settings.greedy_weight, *lengths)
     files = {name: entry.sha256 for name, entry in candidates.engine.artifact.manifest.files.items() if name != "draft.onnx"}
     parts = [
         files,

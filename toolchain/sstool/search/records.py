@@ -59,6 +59,8 @@ class Header:
         calibration_sha256: digest of the calibration prompts' text and lengths.
         search_prompts: prompts that candidates were tried on.
         final_prompts: prompts that were kept for timing the finalists.
+        sampled_tokens: tokens of each sampled text.
+        greedy_tokens: tokens of each greedy text.
         latency_sha256: digest of the latency table.
         seed: of everything that is drawn.
         trials: most trials.
@@ -78,6 +80,8 @@ class Header:
     calibration_sha256: str
     search_prompts: int
     final_prompts: int
+    sampled_tokens: int
+    greedy_tokens: int
     latency_sha256: str
     seed: int
     trials: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -36,7 +37,18 @@ from sstool.search.prepare import find_latency, latency_digest, prepare_latency,
 from sstool.search.records import COMPLETED, FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from sstool.search.space import Bits, bits_of
-from sstool.search.texts import KINDS, CachedText, CalibrationText, decode_settings, texts_digest, usable_prompts, weight_of
+from sstool.search.texts import (
+    GREEDY,
+    KINDS,
+    SAMPLED,
+    CachedText,
+    CalibrationText,
+    decode_settings,
+    texts_digest,
+    tokens_of,
+    usable_prompts,
+    weight_of,
+)
 from sstool.search.warm.dynamic_programme import LEVELS, cosine_front, front_sets
 from sstool.search.warm.influence import cut, cuts, influence_order, measure_influence
 from sstool.search.warm.patterns import default_start, every_other, middle_blocks
@@ -170,6 +182,8 @@ class _Search:
         header = check_resumable(self._request.work, self._identity()) if self._request.resume else None
         known = find_latency(self._candidates, [self._request.work / LATENCY, *self._request.known_latency])
         self._prompts = self._allot(header, known)
+        if self._settings.sampled_tokens is None:
+            self._settings = dataclasses.replace(self._settings, sampled_tokens=self._prompts.sampled_tokens)
         with self._clock.part("texts"):
             texts = prepare_texts(
                 self._request.work,
@@ -188,7 +202,7 @@ class _Search:
     def _allot(self, header: Header | None, known: LatencyTable | None) -> Allotment:
         """Returns the prompts to use: those of the run that is gone on with, or what can be afforded."""
         if header is not None:
-            return repeat_allotment(self._usable, header.search_prompts, header.final_prompts)
+            return repeat_allotment(self._usable, header)
         engine = self._candidates.engine
         ids = [engine.encode(prompt.prompt) for prompt in self._usable]
         step = time_step(self._candidates, ids[0]) if known is None else known.rows[0].verify[0]
@@ -315,6 +329,8 @@ class _Search:
             calibration_sha256=hashlib.sha256(f"{texts_digest([c.text for c in texts])}{final}".encode()).hexdigest(),
             search_prompts=len(self._prompts.search),
             final_prompts=len(self._prompts.final),
+            sampled_tokens=tokens_of(self._settings, SAMPLED),
+            greedy_tokens=tokens_of(self._settings, GREEDY),
             latency_sha256=latency_digest(table),
             trials=self._settings.trials,
             plain=plain,

@@ -31,7 +31,7 @@ class SearchSettings:
         batch: candidates suggested at a time, 1 to 64. It changes which trials a seed gives.
         sampled_weight: how much sampled text counts in a candidate's speed, 0 or more. Only its ratio to `greedy_weight` matters.
         greedy_weight: how much greedily decoded text counts, 0 or more; not 0 together with `sampled_weight`.
-        sampled_tokens: tokens of sampled continuation of each prompt, 8 to 1024.
+        sampled_tokens: tokens of sampled continuation of each prompt, 8 to 1024; None takes 32 to 96, as the budget affords.
         greedy_tokens: tokens of greedy continuation of each prompt, 8 to 1024.
         temperature: of the sampled text, 0 or more.
         top_p: of the sampled text, above 0, at most 1.
@@ -45,7 +45,7 @@ class SearchSettings:
     batch: int = 2
     sampled_weight: float = 0.75
     greedy_weight: float = 0.25
-    sampled_tokens: int = 32
+    sampled_tokens: int | None = None
     greedy_tokens: int = 32
     temperature: float = 0.8
     top_p: float = 0.95
@@ -54,7 +54,8 @@ class SearchSettings:
     def __post_init__(self) -> None:
         _check_count("trials", self.trials, 1, 10_000)
         _check_count("batch", self.batch, 1, 64)
-        _check_count("sampled_tokens", self.sampled_tokens, 8, 1024)
+        if self.sampled_tokens is not None:
+            _check_count("sampled_tokens", self.sampled_tokens, 8, 1024)
         _check_count("greedy_tokens", self.greedy_tokens, 8, 1024)
         _check_count("finalists", self.finalists, 1, 32)
         _check_weight("sampled_weight", self.sampled_weight)

@@ -27,6 +27,8 @@ KINDS: Final = (SAMPLED, GREEDY)
 
 TAIL: Final = 8
 """Tokens past the ones that count, so that the draft of the last round has something to agree with."""
+FEWEST_TOKENS: Final = 32
+"""Tokens of a sampled continuation where no more can be afforded."""
 _LEAST: Final = 8
 """Tokens that must fit behind a prompt for it to be of use."""
 _LEAST_TOKENS: Final = 2
@@ -134,6 +136,13 @@ def weight_of(settings: SearchSettings, kind: str) -> float:
     return settings.greedy_weight if kind == GREEDY else settings.sampled_weight
 
 
+def tokens_of(settings: SearchSettings, kind: str) -> int:
+    """Returns how many tokens of a continuation count; the fewest by default, where nothing says how many can be afforded."""
+    if kind == GREEDY:
+        return settings.greedy_tokens
+    return FEWEST_TOKENS if settings.sampled_tokens is None else settings.sampled_tokens
+
+
 def decode_settings(engine: Engine, settings: SearchSettings, kind: str, seed: int) -> DecodeSettings:
     """Returns how a kind of text is decoded, plainly."""
     greedy = GenerationConfig(mode="plain", temperature=0.0, seed=seed)
@@ -149,7 +158,7 @@ def texts_digest(texts: Sequence[CalibrationText]) -> str:
 def _continue(candidates: Candidates, prompt: PromptRecord, kind: str, settings: SearchSettings) -> CachedText:
     engine = candidates.engine
     ids = engine.encode(prompt.prompt)
-    wanted = settings.greedy_tokens if kind == GREEDY else settings.sampled_tokens
+    wanted = tokens_of(settings, kind)
     seed = prompt_seed(settings.seed, prompt.index)
     complete = dataclasses.replace(decode_settings(engine, settings, kind, seed), max_new_tokens=wanted + TAIL)
     # The slot is the text's own, and holds the cache of all but its last token when it has been decoded.
