@@ -206,7 +206,8 @@ def _clock(log: SearchLog) -> Section:
         figure=figure,
         caption="Every trial that completed decoded the same text by the clock, for some twenty rounds. The table of costs, measured once "
         f"at the start, gave the same rounds the speed on the x axis; half of the trials are within {100 * error:.1f}\u00a0% of it. "
-        "Trials that drift away from the line one after the other say that the machine changed its pace while the search ran.",
+        "So short a run begins with cold caches, so a small model's trials lie a little below the line; trials that drift away from it one "
+        "after the other say that the machine changed its pace while the search ran.",
     )
     return Section(id=section_id, heading=heading, plots=(plot,))
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from ssruntime.backends.ort import OrtSlot
 from sstool.bench.summary import Sample
 from sstool.search.candidates import Candidates
 from sstool.search.latency import CostModel
 from sstool.search.records import Trial
-from sstool.search.task import Task, run_task
-
-_WARM_UP: Final = 8
+from sstool.search.task import WARM_UP_TOKENS, Task, run_task
 
 
 @dataclass(slots=True)
@@ -67,7 +64,7 @@ def run_contest(
     context = max(len(task.ids) + task.settings.max_new_tokens for task in tasks)
     entrants = [Entrant(None, candidates.backend.new_slot(context))]
     entrants += [Entrant(trial, candidates.backend.new_slot(context, candidates.open(trial.skip))) for trial in trials]
-    short = dataclasses.replace(tasks[0].settings, max_new_tokens=_WARM_UP)
+    short = dataclasses.replace(tasks[0].settings, max_new_tokens=WARM_UP_TOKENS)
     for entrant in entrants:
         run_task(candidates, entrant.slot, dataclasses.replace(tasks[0], settings=short), entrant.trial, costs)
     for turn, task in enumerate(tasks):

@@ -21,7 +21,7 @@ from sstool.search.latency import CostModel
 from sstool.search.objective import START, Exit, Objective, Score
 from sstool.search.records import COMPLETED, FAILED, STOPPED, Timed, Trial
 from sstool.search.space import Bits, skip_of
-from sstool.search.task import Task, run_task
+from sstool.search.task import WARM_UP_TOKENS, Task, run_task
 from sstool.search.texts import CachedText, CalibrationText
 
 _PARTS: Final = ((0.125, 0.85), (0.4, 0.95))
@@ -122,6 +122,8 @@ class Evaluator:
 
     def _time(self, trial: Trial, draft: ort.InferenceSession) -> Timed | None:
         self._slot.use_draft(draft)
+        begin = dataclasses.replace(self._task.settings, max_new_tokens=min(WARM_UP_TOKENS, self._task.settings.max_new_tokens))
+        run_task(self._candidates, self._slot, dataclasses.replace(self._task, settings=begin), trial, self._costs)
         run = run_task(self._candidates, self._slot, self._task, trial, self._costs)
         tokens = run.stats.emitted
         return Timed(tokens=tokens, measured=tokens / run.stats.decode_s, modelled=tokens / run.modelled) if tokens else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Final
 
 from ssruntime.backends.ort import OrtSlot
 from ssruntime.config import DecodeSettings
@@ -12,6 +13,9 @@ from sstool.search.candidates import Candidates
 from sstool.search.latency import CostModel
 from sstool.search.records import Trial
 from sstool.search.space import bits_of
+
+WARM_UP_TOKENS: Final = 8
+"""Tokens to decode before a draft's first run by the clock: its buffers are bound on their first use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
