@@ -75,10 +75,12 @@ def retire(folder: Path, name: str) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Removes a folder of ours, also where folders in it were made read-only since; what cannot be removed is left."""
-    for path in (folder, *(Path(root, name) for root, names, _ in os.walk(folder) for name in names)):
-        if not path.is_symlink():
-            with contextlib.suppress(OSError):
-                path.chmod(0o700)
+    if folder.is_symlink():
+        return
+    _make_writable(folder)
+    for root, names, _ in os.walk(folder):  # lists a folder after its parent's loop has made it readable
+        for name in names:
+            _make_writable(Path(root, name))
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -118,6 +120,12 @@ def _make_locked(parent: Path, name: str) -> tuple[Path, int]:
         if folder.exists() and os.fstat(lock).st_ino == folder.stat().st_ino:
             return folder, lock
         os.close(lock)
+
+
+def _make_writable(folder: Path) -> None:
+    if not folder.is_symlink():  # whose mode would be that of what it leads to
+        with contextlib.suppress(OSError):
+            folder.chmod(0o700)
 
 
 def _lock(folder: Path) -> int:

@@ -1,8 +1,9 @@
 """Whether modelled speed is real speed: ten of a search's candidates, and random ones, over its own texts, timed in turns in one run.
 
-    python -m tests.peers.model_and_clock --artifact ARTIFACT [--candidates 10] [--texts 16] [--repeats 2]
+    python -m tests.peers.model_and_clock --artifact ARTIFACT [--candidates 10] [--texts 16] [--repeats 2] [--known-table]
 
-ARTIFACT was searched on this machine (`sstool search --artifact`), and its latency table is used. The candidates lie at least 3 % apart
+ARTIFACT was searched on this machine (`sstool search --artifact`). A latency table is measured anew, as a shared machine's pace may have
+changed since; with --known-table the search's own is used. The candidates lie at least 3 % apart
 in modelled speed, from the best down. Each decodes the calibration texts for real, as the search scored it, with its own exit; the model
 is given the same runs' counts. Prints a table on stderr and one JSON object on stdout: modelled and measured tokens per second of each,
 the largest disagreement, and Kendall's tau of the search's scores against the clock.
@@ -40,6 +41,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=10)
     parser.add_argument("--texts", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--known-table", action="store_true", help="use the search's latency table")
     return parser.parse_args()
 
 
@@ -86,7 +88,7 @@ def main() -> None:
     """Chooses, decodes, prints."""
     given = options()
     with load(given.artifact, max_sequences=1, draft=False) as engine:
-        searched = Searched(Candidates(engine), given.artifact)
+        searched = Searched(Candidates(engine), given.artifact, measure=not given.known_table)
         own = [t for t in searched.log.trials if t.status == COMPLETED]
         random = list(searched.scored("random", list(random_sets(searched.candidates.num_layers, RANDOM)), whole=True))
         trials = apart([*own, *random], given.candidates)

@@ -33,11 +33,11 @@ class Searched:
         settings: as the search's, as far as they shape a score.
         texts: the calibration texts.
         shares: how much each kind of text counts; sums to 1.
-        costs: of the search's latency table.
+        costs: of the latency table.
     """
 
-    def __init__(self, candidates: Candidates, artifact: Path) -> None:
-        """Makes the texts anew, and takes the table from the artifact's `search` folder."""
+    def __init__(self, candidates: Candidates, artifact: Path, *, measure: bool = False) -> None:
+        """Makes the texts anew, and takes the table from the artifact's `search` folder, or with `measure` measures one."""
         self.candidates = candidates
         self.log = read_search(artifact / "search")
         self.settings = SearchSettings(
@@ -51,7 +51,7 @@ class Searched:
         prompts = repeat_allotment(usable, self.log.header).search
         with tempfile.TemporaryDirectory() as name:
             self.texts = prepare_texts(Path(name), candidates, prompts, self.settings, lambda _done, _total: None)
-            known = find_latency(candidates, [artifact / "search" / "latency.json"])
+            known = None if measure else find_latency(candidates, [artifact / "search" / "latency.json"])
             table = prepare_latency(Path(name), candidates, self.texts, self.settings, known=known)
         self.costs = CostModel(table)
         weights = {kind: weight_of(self.settings, kind) for kind in KINDS}

@@ -14,7 +14,7 @@ from sstool.report import facts
 from sstool.report.sections import layer_ranges
 from sstool.report.timing_plots import wilson_interval
 from sstool.search.read import SearchLog, read_search
-from sstool.search.records import COMPLETED, FAILED, STOPPED, Counts, Result, Trial
+from sstool.search.records import COMPLETED, FAILED, STOPPED, Counts, Result, Timed, Trial
 from tests.report import searches
 
 
@@ -123,6 +123,15 @@ def test_every_point_of_a_line_has_its_speedup() -> None:
         assert (below | above).all()
     assert not np.isfinite(facts.iso_line(5.0, cost, ratios)).all()
     assert np.isfinite(facts.iso_line(5.0, cost, ratios)).any()
+
+
+def test_the_clock_s_distance_is_the_median_over_timed_trials() -> None:
+    assert facts.median_clock_error(log_of(tried(0, 1.0))) == 0.0
+    timed = [
+        dataclasses.replace(tried(n, 1.0), timed=Timed(tokens=47, measured=80 * ratio, modelled=80.0))
+        for n, ratio in enumerate((0.9, 1.02, 1.3))
+    ]
+    assert facts.median_clock_error(log_of(*timed, tried(3, 1.0))) == pytest.approx(0.1)
 
 
 def test_how_often_sublayers_are_skipped() -> None:

@@ -121,6 +121,9 @@ def test_figures_hold_the_numbers_of_the_log(tmp_path: Path) -> None:
     greedy = next(t for t in figures["plot-positions"]["data"] if t["name"].startswith("greedy"))
     counts = winner.counts["greedy"]
     assert greedy["y"] == [100 * (k / r) for k, r in zip(counts.kept, counts.reached, strict=True)]
+    timed = {t.index: t.timed.measured / t.timed.modelled for t in trials if t.timed is not None}
+    drawn = [t for t in figures["plot-clock"]["data"] if t["mode"] == "markers" and not t["name"].startswith("trial ")]
+    assert {x: y for trace in drawn for x, y in zip(trace["x"], trace["y"], strict=True)} == pytest.approx(timed)
     # The parts of a draft step: what is kept and what is skipped sum to all.
     parts = [t["x"][0] for t in figures["plot-draft-cost"]["data"] if t["type"] == "bar"]
     row = searches.latency().rows[0]

@@ -136,6 +136,7 @@ BROKEN: list[tuple[Callable[[list[str]], list[str]], int, str]] = [
     (changed(2, lambda d: d["skip"].update(attention=[-1])), 3, "layer -1 does not exist"),
     (changed(2, lambda d: d["counts"]["greedy"].update(accepted=10**6)), 3, "accepted of"),
     (changed(2, lambda d: d["counts"]["greedy"]["kept"].pop()), 3, "more kept than reached"),
+    (changed(2, lambda d: d.update(timed={"tokens": 47, "measured": 0.0, "modelled": 80.0})), 3, "tokens and speeds above 0"),
     (changed(3, lambda d: d.update(index=0)), 4, "trial 0 is there twice"),
     (changed(22, lambda d: d.update(trial=20)), 23, "a finalist that is no trial: 20"),
     (changed(22, lambda d: d.update(interval_95=[1.0])), 23, "expected two numbers"),

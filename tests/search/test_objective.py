@@ -85,7 +85,7 @@ def test_an_evaluator_stops_the_hopeless_and_survives_failures(candidates: Candi
     assert bad.speedup < good.speedup
     assert bad.timed is None
     assert good.timed is not None
-    assert 0 < good.timed.tokens < 48
+    assert good.timed.tokens >= 47  # the last round may give more than are kept
     assert good.timed.measured > 0
     # The table of this test makes a plain step a second: a token takes less, and no round costs less than a step.
     assert 1 < good.timed.modelled <= good.timed.tokens
@@ -95,6 +95,20 @@ def test_an_evaluator_stops_the_hopeless_and_survives_failures(candidates: Candi
     assert everything.status == FAILED or everything.counts
     again = evaluator().run(0, "recipe", bits_of(SKIP, num_layers))
     assert (again.counts, again.speedup, again.exit_threshold) == (good.counts, good.speedup, good.exit_threshold)
+
+
+def test_a_failure_by_the_clock_leaves_the_score(candidates: Candidates, texts: list[CachedText], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("sstool.search.evaluate.run_task", broken)
+    costs = cheap(candidates.num_layers, 1.0)
+    settings = {text.text: decode_settings(candidates.engine, SETTINGS, text.text.kind, text.text.seed) for text in texts}
+    evaluator = Evaluator(candidates, texts, Objective(costs, WEIGHTS), costs, settings.__getitem__)
+    trial = evaluator.run(0, "recipe", bits_of(SKIP, candidates.num_layers))
+    assert trial.status == COMPLETED
+    assert trial.speedup is not None
+    assert trial.timed is None
 
 
 def test_texts_at_a_time_change_no_count(candidates: Candidates, texts: list[CachedText]) -> None:

@@ -56,7 +56,7 @@ def _best(graph: ir.Graph, logits: ir.Value, top_tokens: ir.Value) -> tuple[ir.V
     first = int64_constant(graph, "sstool.first", 0)
     chosen = ir.node("Gather", [top_tokens, first], attributes={"axis": -1}, outputs=[token], name="sstool.token")
     probabilities = ir.node("Softmax", [logits], attributes={"axis": -1}, name="sstool.probabilities")
-    # Of all the top tokens: to pick the first one's alone by its index would take two more nodes to reshape.
+    # Of all the top tokens: the first one's alone would take reshaping before and behind, one node more.
     top = ir.node("GatherElements", [probabilities.outputs[0], top_tokens], attributes={"axis": -1}, name="sstool.top_probabilities")
     best = ir.node("Gather", [top.outputs[0], first], attributes={"axis": -1}, outputs=[confidence], name="sstool.confidence")
     graph.extend([chosen, probabilities, top, best])

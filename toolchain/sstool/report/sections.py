@@ -202,12 +202,11 @@ def _clock(log: SearchLog) -> Section:
     error = facts.median_clock_error(log)
     plot = Plot(
         id="plot-clock",
-        says=f"Measured against modelled speed of every trial that completed; the median difference is {100 * error:.1f}\u00a0%.",
+        says=f"Measured over modelled speed of every trial that was timed; the median distance from 1 is {100 * error:.1f}\u00a0%.",
         figure=figure,
-        caption="Every trial that completed decoded the same text by the clock, for some twenty rounds. The table of costs, measured once "
-        f"at the start, gave the same rounds the speed on the x axis; half of the trials are within {100 * error:.1f}\u00a0% of it. "
-        "So short a run begins with cold caches, so a small model's trials lie a little below the line; trials that drift away from it one "
-        "after the other say that the machine changed its pace while the search ran.",
+        caption="Trials that completed decoded one text by the clock, a few dozen tokens each. The table of costs gave the same rounds the "
+        f"speed that theirs is divided by; half of them are within {100 * error:.1f}\u00a0% of it. So short a run tells less than a "
+        "finalist's; trials that drift away from 1 one after the other say that the machine changed its pace while the search ran.",
     )
     return Section(id=section_id, heading=heading, plots=(plot,))
 

@@ -83,21 +83,17 @@ def trade_figure(log: SearchLog) -> go.Figure | None:
 
 
 def clock_figure(log: SearchLog) -> go.Figure | None:
-    """Draws the speed that every timed trial had against the one that the table gave the same rounds; None if no trial was timed."""
-    timed = {t.index: t.timed for t in log.trials if t.timed is not None}
-    if not timed:
+    """Draws every timed trial's speed over the one that the table gave the same rounds, by trial; None if none was timed."""
+    places = {t.index: (float(t.index), t.timed.measured / t.timed.modelled) for t in log.trials if t.timed is not None}
+    if not places:
         return None
-    figure = new_figure(height=440, x="modelled tokens per second", y="measured tokens per second")
-    speeds = [speed for t in timed.values() for speed in (t.modelled, t.measured)]
-    ends = [min(speeds) * 0.97, max(speeds) * 1.03]
-    figure.add_trace(
-        go.Scatter(x=ends, y=ends, mode="lines", name="as modelled", line={"color": MUTED, "width": 1.6, "dash": "dash"}, hoverinfo="skip")
-    )
-    places = {index: (t.modelled, t.measured) for index, t in timed.items()}
+    figure = new_figure(height=380, x="trial", y="measured / modelled speed")
+    last = max(t.index for t in log.trials)
+    ends = (-0.03 * last - 0.6, last * 1.03 + 0.6)
+    level_line(figure, ends, 1.0, "as modelled", dash="dash")
     _add_trials(figure, log, [t for t in log.trials if t.index in places], places)
     _ring(figure, log, places)
-    figure.update_xaxes(range=ends)
-    figure.update_yaxes(range=ends)
+    figure.update_xaxes(range=list(ends), **_whole_ticks(last))
     return figure
 
 

@@ -2,7 +2,8 @@
 
 One integer parameter of 0 or 1 for each sublayer (1: skipped); the score has no noise, so the acquisition function is the analytic
 expected improvement. Ax's own choice of optimizer for it (a local search over flips) starts here from fewer points than by default:
-as good after as many trials on a model of the problem, at a third of the time.
+as good after as many trials on a model of the problem, at a third of the time. There it does better than flipping a few sublayers of the
+best set at a time with 160 sublayers too (1.293 and 1.276 against 1.282 and 1.231 after 80 trials of two problems), at 10 s a suggestion.
 """
 
 from __future__ import annotations
@@ -104,12 +105,12 @@ def _quietly() -> Iterator[None]:
         AxFailedError: for whatever the block raises.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from ax.utils.common.logger import set_ax_logger_levels
-
-    set_ax_logger_levels(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            from ax.utils.common.logger import set_ax_logger_levels
+
+            set_ax_logger_levels(logging.ERROR)
             yield
         except Exception as err:
             raise AxFailedError(" ".join(f"{type(err).__name__}: {err}".split())) from err

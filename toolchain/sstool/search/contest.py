@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from sstool.bench.summary import Sample
 from sstool.search.candidates import Candidates
 from sstool.search.latency import CostModel
 from sstool.search.records import Trial
-from sstool.search.task import WARM_UP_TOKENS, Task, run_task
+from sstool.search.task import Task, run_task, warm_up
 
 
 @dataclass(slots=True)
@@ -64,9 +63,8 @@ def run_contest(
     context = max(len(task.ids) + task.settings.max_new_tokens for task in tasks)
     entrants = [Entrant(None, candidates.backend.new_slot(context))]
     entrants += [Entrant(trial, candidates.backend.new_slot(context, candidates.open(trial.skip))) for trial in trials]
-    short = dataclasses.replace(tasks[0].settings, max_new_tokens=WARM_UP_TOKENS)
     for entrant in entrants:
-        run_task(candidates, entrant.slot, dataclasses.replace(tasks[0], settings=short), entrant.trial, costs)
+        warm_up(candidates, entrant.slot, tasks[0], entrant.trial, costs)
     for turn, task in enumerate(tasks):
         on_task(turn, len(tasks))
         # Whoever begins changes with every prompt, and the direction too: what drifts drifts for all.

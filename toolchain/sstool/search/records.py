@@ -143,7 +143,7 @@ class Trial:
         tokens_per_second: modelled, all kinds of text together; None where it failed. A stopped one's is what it would be if it kept,
             over all the text, its distance to the best one over the part.
         speedup: that over plain decoding's.
-        timed: a short run by the clock; None where it did not complete, or its text had no round.
+        timed: a short run by the clock; None where it did not complete, or could not be timed.
         seconds: what building and running the candidate took.
         suggest_seconds: what proposing it took.
         error: why it failed.

@@ -207,7 +207,10 @@ class _Search:
         ids = [engine.encode(prompt.prompt) for prompt in self._usable]
         step = time_step(self._candidates, ids[0]) if known is None else known.rows[0].verify[0]
         means = Means(
-            step=step, budget=self._clock.left(), memory=available_memory(), position_bytes=engine.artifact.manifest.kv.bytes_per_token()
+            step=step,
+            budget=self._settings.budget_seconds or math.inf,
+            memory=available_memory(),
+            position_bytes=engine.artifact.manifest.kv.bytes_per_token(),
         )
         return allot(self._usable, [len(one) for one in ids], self._settings, means)
 

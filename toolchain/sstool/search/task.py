@@ -14,7 +14,7 @@ from sstool.search.latency import CostModel
 from sstool.search.records import Trial
 from sstool.search.space import bits_of
 
-WARM_UP_TOKENS: Final = 8
+_WARM_UP_TOKENS: Final = 8
 """Tokens to decode before a draft's first run by the clock: its buffers are bound on their first use."""
 
 
@@ -71,3 +71,9 @@ def run_task(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | N
     verify = costs.verify(context)
     draft = 0.0 if trial is None else costs.draft(bits_of(trial.skip, candidates.num_layers), context)
     return TaskRun(stats=stats, modelled=sum(len(r.proposals) * draft + verify[len(r.proposals)] for r in trace.rounds))
+
+
+def warm_up(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> None:
+    """Decodes the beginning of a task, as in `run_task`."""
+    short = dataclasses.replace(task.settings, max_new_tokens=min(_WARM_UP_TOKENS, task.settings.max_new_tokens))
+    run_task(candidates, slot, dataclasses.replace(task, settings=short), trial, costs)

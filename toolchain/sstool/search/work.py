@@ -76,9 +76,12 @@ def check_work(out: Path, *, resume: bool, force: bool) -> None:
         ArtifactError: if the folder holds something else, or cannot be written.
     """
     folder = _place(out)
-    if folder.is_dir():
-        os.close(_lock(folder))
-    _check_content(out, resume=resume, force=force)
+    handle = _lock(folder) if folder.is_dir() else None
+    try:
+        _check_content(out, resume=resume, force=force)
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _check_content(out: Path, *, resume: bool, force: bool) -> None:
