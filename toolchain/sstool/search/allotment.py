@@ -58,12 +58,14 @@ class Means:
         budget: seconds; infinite for no limit.
         memory: bytes that may be taken; None if unknown.
         position_bytes: of the cache of one position.
+        spent: seconds of the budget that are gone. What is chosen does not depend on them, only whether there is time for it.
     """
 
     step: float
     budget: float
     memory: int | None
     position_bytes: int
+    spent: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: Sear
         sampled_tokens=_sampled_tokens(len(chosen), length, settings, means),
     )
     needed = found.seconds(settings, means.step, length)
-    if needed > means.budget:
+    if needed > means.budget - means.spent:
         raise ConfigError(
             f"the budget of {settings.budget} is too small for one trial: at {1000 * means.step:.3g} ms a step, the texts, the latency"
             f" table and the finalists take {needed:.0f} s",

@@ -211,6 +211,7 @@ class _Search:
             budget=self._settings.budget_seconds or math.inf,
             memory=available_memory(),
             position_bytes=engine.artifact.manifest.kv.bytes_per_token(),
+            spent=self._clock.elapsed(),
         )
         return allot(self._usable, [len(one) for one in ids], self._settings, means)
 
