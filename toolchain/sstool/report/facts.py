@@ -118,7 +118,7 @@ def skip_frequency(trials: Sequence[Trial], num_layers: int) -> tuple[NDArray[np
 
 def median_clock_error(log: SearchLog) -> float:
     """Returns the median difference between measured and modelled speed over the timed trials, as a part of the modelled; 0 without any."""
-    errors = [abs(t.timed.measured / t.timed.modelled - 1) for t in log.trials if t.timed is not None]
+    errors = [abs(t.timed.ratio - 1) for t in log.trials if t.timed is not None]
     return statistics.median(errors) if errors else 0.0
 
 

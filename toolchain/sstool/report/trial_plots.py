@@ -25,8 +25,7 @@ def progress_figure(log: SearchLog) -> go.Figure:
     """Draws every trial's modelled speed-up in the order of trials, the best so far and the best warm start."""
     figure = new_figure(height=420, x="trial", y="modelled speed-up over plain decoding (\u00d7)")
     scored = [t for t in log.trials if t.speedup is not None]
-    last = max((t.index for t in log.trials), default=0)
-    ends = (-0.03 * last - 0.6, last * 1.03 + 0.6)
+    ends = _scale_by_trial(figure, log)
     level_line(figure, ends, 1.0, "plain decoding", dash="dot")
     warm = facts.best_warm_start(log)
     if warm is not None and warm.speedup is not None:
@@ -51,7 +50,6 @@ def progress_figure(log: SearchLog) -> go.Figure:
     if failures:
         foot = min([1.0, *(facts.speedup_of(t) for t in scored)]) - 0.06
         _add_failed(figure, log, failures, {t.index: (float(t.index), foot) for t in failures})
-    figure.update_xaxes(range=list(ends), **_whole_ticks(last))
     return figure
 
 
@@ -84,16 +82,13 @@ def trade_figure(log: SearchLog) -> go.Figure | None:
 
 def clock_figure(log: SearchLog) -> go.Figure | None:
     """Draws every timed trial's speed over the one that the table gave the same rounds, by trial; None if none was timed."""
-    places = {t.index: (float(t.index), t.timed.measured / t.timed.modelled) for t in log.trials if t.timed is not None}
+    places = {t.index: (float(t.index), t.timed.ratio) for t in log.trials if t.timed is not None}
     if not places:
         return None
     figure = new_figure(height=380, x="trial", y="measured / modelled speed")
-    last = max(t.index for t in log.trials)
-    ends = (-0.03 * last - 0.6, last * 1.03 + 0.6)
-    level_line(figure, ends, 1.0, "as modelled", dash="dash")
+    level_line(figure, _scale_by_trial(figure, log), 1.0, "as modelled", dash="dash")
     _add_trials(figure, log, [t for t in log.trials if t.index in places], places)
     _ring(figure, log, places)
-    figure.update_xaxes(range=list(ends), **_whole_ticks(last))
     return figure
 
 
@@ -101,6 +96,14 @@ def iso_row(log: SearchLog) -> LatencyRow | None:
     """Returns the costs that lines of equal speed-up are drawn for, those of the shortest context; None where none can be drawn."""
     row = log.latency.rows[0] if log.latency is not None else None
     return row if row is not None and len(row.verify) > 1 else None
+
+
+def _scale_by_trial(figure: go.Figure, log: SearchLog) -> tuple[float, float]:
+    """Gives a figure an x axis of trials, and returns its ends."""
+    last = max((t.index for t in log.trials), default=0)
+    ends = (-0.03 * last - 0.6, last * 1.03 + 0.6)
+    figure.update_xaxes(range=list(ends), **_whole_ticks(last))
+    return ends
 
 
 def _add_iso_lines(figure: go.Figure, row: LatencyRow, x_range: list[float], y_range: list[float]) -> None:

@@ -125,6 +125,11 @@ class Timed:
     measured: float
     modelled: float
 
+    @property
+    def ratio(self) -> float:
+        """Measured over modelled speed."""
+        return self.measured / self.modelled
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
