@@ -12,9 +12,9 @@ import numpy as np
 from sstool.prompts import read_prompts
 from sstool.search.allotment import repeat_allotment
 from sstool.search.candidates import Candidates
+from sstool.search.costs import CostModel
 from sstool.search.evaluate import Evaluator
 from sstool.search.explore import best_of
-from sstool.search.latency import CostModel
 from sstool.search.objective import Objective
 from sstool.search.prepare import find_latency, prepare_latency, prepare_texts
 from sstool.search.read import read_search

@@ -7,7 +7,8 @@ import pytest
 
 from ssruntime.graph_io import MAX_VERIFY_WIDTH
 from sstool.search.candidates import Candidates
-from sstool.search.latency import CostModel, measure_latency, probe_sets, sublayer_bytes
+from sstool.search.costs import CostModel, DraftCost
+from sstool.search.latency import ladder_sets, measure_latency, probe_sets, sublayer_bytes
 from sstool.search.records import FORMAT, LatencyRow, LatencyTable
 from sstool.search.space import bits_of, skip_of
 from sstool.search.texts import CachedText
@@ -20,7 +21,15 @@ def table(*rows: LatencyRow) -> LatencyTable:
 
 def row(context: int, scale: float) -> LatencyRow:
     verify = tuple(scale * (1 + 0.1 * n) for n in range(MAX_VERIFY_WIDTH))
-    return LatencyRow(context=context, verify=verify, draft_base=0.1 * scale, attention=(0.2 * scale, 0.1), mlp=(0.3, 0.4))
+    return LatencyRow(
+        context=context,
+        verify=verify,
+        draft_base=0.1 * scale,
+        attention=(0.2 * scale, 0.1),
+        mlp=(0.3, 0.4),
+        later_at=(0.5 * scale, 1.1 * scale),
+        later=(0.6, 0.9),
+    )
 
 
 def test_costs_lie_between_the_rows() -> None:
@@ -29,15 +38,34 @@ def test_costs_lie_between_the_rows() -> None:
     assert costs.verify(200)[4] == pytest.approx(1.5 * 1.4)
     assert costs.verify(10) == costs.verify(100)
     assert costs.verify(9999) == costs.verify(300)
-    everything_kept = costs.draft((0, 0, 0, 0), 100)
+    everything_kept = costs.draft((0, 0, 0, 0), 100).first
     assert everything_kept == pytest.approx(0.1 + 0.2 + 0.1 + 0.3 + 0.4)
-    assert costs.draft((1, 0, 0, 1), 100) == pytest.approx(everything_kept - 0.2 - 0.4)
-    assert costs.draft((0, 0, 0, 0), 200) == pytest.approx(0.15 + 0.3 + 0.1 + 0.7)
+    assert costs.draft((1, 0, 0, 1), 100).first == pytest.approx(everything_kept - 0.2 - 0.4)
+    assert costs.draft((0, 0, 0, 0), 200).first == pytest.approx(0.15 + 0.3 + 0.1 + 0.7)
+
+
+def test_later_steps_lie_between_the_sizes() -> None:
+    costs = CostModel(table(row(100, 1.0), row(300, 2.0)))
+    # Of the two rows, the first step takes 1.1 and 1.4 s, of which 0.9 and, between 1.0 s and 2.2 s, a third of the way up, 0.7 are left.
+    assert costs.draft((0, 0, 0, 0), 100).later == pytest.approx(0.9 * 1.1)
+    assert costs.draft((0, 0, 0, 0), 300).later == pytest.approx(0.7 * 1.4)
+    assert costs.draft((0, 0, 0, 0), 200).later == pytest.approx((0.9 * 1.1 + 0.7 * 1.4) / 2)
+    # Less than the least that was measured, and more than the most, is taken to be like it.
+    assert costs.draft((1, 1, 1, 1), 100).later == pytest.approx(0.6 * 0.1)
+
+
+def test_a_draft_has_one_first_step() -> None:
+    cost = DraftCost(first=3.0, later=2.0)
+    assert [cost.seconds(n) for n in (0, 1, 2, 5)] == [0, 3, 5, 11]
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 16, 80])
 def test_probes_can_be_told_apart(num_layers: int) -> None:
-    probes = probe_sets(num_layers)
+    probes, ladder = probe_sets(num_layers), ladder_sets(num_layers)
+    assert set(ladder) <= set(probes)
+    kept = [2 * num_layers - sum(bits) for bits in ladder]
+    assert kept == sorted(kept)
+    assert not kept or (kept[0], kept[-1]) == (2, 2 * num_layers - 1)
     assert all(0 < sum(bits) < 2 * num_layers for bits in probes)
     assert len(set(probes)) == len(probes)
     if num_layers > 2:
@@ -63,6 +91,10 @@ def test_a_measured_table_is_complete(candidates: Candidates, texts: list[Cached
         assert list(measured_row.verify) == sorted(measured_row.verify)
         assert measured_row.verify[0] > 0
         assert len(measured_row.attention) == len(measured_row.mlp) == candidates.num_layers
+        assert list(measured_row.later_at) == sorted(measured_row.later_at)
+        assert len(measured_row.later_at) == len(measured_row.later) == len(ladder_sets(candidates.num_layers))
+        assert all(0 < part < 2 for part in measured_row.later)
     costs, num_layers = CostModel(measured), candidates.num_layers
     little, much = (costs.draft(bits_of(skip_of(bits), num_layers), 96) for bits in (probe_sets(num_layers)[0], (1,) + (0,) * 31))
-    assert 0 < little < much
+    assert 0 < little.first < much.first
+    assert 0 < little.later < much.later

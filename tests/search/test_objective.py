@@ -8,8 +8,8 @@ import pytest
 
 from ssruntime.artifact import SkipSet
 from sstool.search.candidates import Candidates
+from sstool.search.costs import CostModel
 from sstool.search.evaluate import Evaluator
-from sstool.search.latency import CostModel
 from sstool.search.objective import START, Objective, each_with
 from sstool.search.records import COMPLETED, FAILED, STOPPED, LatencyRow
 from sstool.search.space import bits_of
@@ -22,11 +22,15 @@ WEIGHTS = {SAMPLED: 0.75, GREEDY: 0.25}
 
 
 def cheap(num_layers: int, part: float) -> CostModel:
-    """Costs of a machine on which a kept sublayer costs `part` of a plain step's share, and verifying is nearly free."""
+    """Costs of a machine on which a kept sublayer costs `part` of a plain step's share, and verifying is nearly free.
+
+    A draft's later steps take half of what its first does.
+    """
     share = part / (2 * num_layers)
     verify = tuple(1 + 0.02 * n for n in range(16))
     shares = (share,) * num_layers
-    return CostModel(table(LatencyRow(context=1, verify=verify, draft_base=0.01, attention=shares, mlp=shares)))
+    row = LatencyRow(context=1, verify=verify, draft_base=0.01, attention=shares, mlp=shares, later_at=(1.0,), later=(0.5,))
+    return CostModel(table(row))
 
 
 def test_a_score_is_what_the_counts_cost(candidates: Candidates, texts: list[CachedText]) -> None:
@@ -39,8 +43,9 @@ def test_a_score_is_what_the_counts_cost(candidates: Candidates, texts: list[Cac
     assert counts.reached[0] == counts.rounds
     assert sum(counts.reached) == counts.proposed
     assert sum(counts.kept) == counts.accepted
-    # Verifying k proposals costs 1 + 0.02 k here, so the sum needs no more than the counts.
-    seconds = counts.proposed * costs.draft(bits, 1) + counts.rounds + 0.02 * counts.proposed
+    # Verifying k proposals costs 1 + 0.02 k here, so the sum needs no more than the counts. A text's last round may draft nothing.
+    first = costs.draft(bits, 1).first
+    seconds = first * (counts.reached[0] + 0.5 * (counts.proposed - counts.reached[0])) + counts.rounds + 0.02 * counts.proposed
     assert score.seconds_per_token == pytest.approx(seconds / counts.tokens)
     assert score.speedup == pytest.approx(counts.tokens / seconds)
 

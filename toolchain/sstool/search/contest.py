@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ssruntime.backends.ort import OrtSlot
 from sstool.bench.summary import Sample
 from sstool.search.candidates import Candidates
-from sstool.search.latency import CostModel
+from sstool.search.costs import CostModel
 from sstool.search.records import Trial
 from sstool.search.task import Task, run_task, warm_up
 

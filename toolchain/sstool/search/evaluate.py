@@ -18,7 +18,7 @@ from ssruntime.acceptance import make_acceptance
 from ssruntime.config import DecodeSettings
 from sstool.search.candidates import Candidates
 from sstool.search.chains import DraftedText
-from sstool.search.latency import CostModel
+from sstool.search.costs import CostModel
 from sstool.search.objective import START, Exit, Objective, Score
 from sstool.search.records import COMPLETED, FAILED, STOPPED, Timed, Trial
 from sstool.search.space import Bits, skip_of
@@ -98,7 +98,7 @@ class Evaluator:
             exit=CONFIDENCE if exit_.threshold > 0 else FIXED,
             exit_threshold=exit_.threshold if exit_.threshold > 0 else None,
             max_draft=exit_.max_draft,
-            cost_ratio=self._cost_ratio(bits),
+            cost_ratio=self._cost_ratio(bits, score),
             counts=dict(score.counts),
             tokens_per_second=score.tokens_per_second * scale,
             speedup=score.speedup * scale,
@@ -140,6 +140,10 @@ class Evaluator:
         endless = dataclasses.replace(self._settings(text), max_new_tokens=_TIMED_TOKENS, eos_token_ids=frozenset())
         return Task(kind=text.kind, prompt_id=text.prompt_id, index=0, ids=text.prompt, settings=endless)
 
-    def _cost_ratio(self, bits: Bits) -> float:
+    def _cost_ratio(self, bits: Bits, score: Score) -> float:
+        """Returns what the mean of the drafts' steps takes, over a plain step."""
         context = len(self._texts[0].text.prompt)
-        return self._costs.draft(bits, context) / self._costs.verify(context)[0]
+        cost, counts = self._costs.draft(bits, context), score.counts.values()
+        steps, drafts = sum(c.proposed for c in counts), sum(c.reached[0] for c in counts if c.reached)
+        mean = (drafts * cost.first + (steps - drafts) * cost.later) / steps if steps else cost.first
+        return mean / self._costs.verify(context)[0]

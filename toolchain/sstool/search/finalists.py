@@ -12,7 +12,7 @@ from sstool.prompts import PromptRecord
 from sstool.search.allotment import FINAL_TOKENS
 from sstool.search.candidates import Candidates
 from sstool.search.contest import Entrant, run_contest
-from sstool.search.latency import CostModel
+from sstool.search.costs import CostModel
 from sstool.search.records import Finalist, Trial
 from sstool.search.settings import SearchSettings
 from sstool.search.task import Task

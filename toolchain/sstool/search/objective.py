@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sstool.search.chains import DraftedText
-from sstool.search.latency import CostModel
+from sstool.search.costs import CostModel
 from sstool.search.records import Counts
 from sstool.search.space import Bits
 from sstool.search.texts import CalibrationText
@@ -115,7 +115,7 @@ class Objective:
         tally, count = _Tally(), 1
         while count < drafted.text.length:
             proposed, accepted = drafted.propose(count, exit_.threshold, exit_.max_draft, _MARGIN)
-            tally.add(proposed, accepted, proposed * draft + verify[proposed])
+            tally.add(proposed, accepted, draft.seconds(proposed) + verify[proposed])
             count += accepted + 1
         tally.plain = (count - 1) * verify[0]
         return tally

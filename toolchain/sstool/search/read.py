@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -145,6 +146,10 @@ def read_latency(path: Path, num_layers: int) -> LatencyTable | None:
             _refuse(f"{where}: verify: expected {max(widths, 1)} widths, found {len(row.verify)}")
         if min(row.verify) <= 0 or min(row.draft_base, *row.attention, *row.mlp) < 0:
             _refuse(f"{where}: expected times above 0")
+        if len(row.later_at) != len(row.later) or not row.later or min(row.later) <= 0:
+            _refuse(f"{where}: later: expected a part above 0 for each of later_at, and at least one")
+        if any(b <= a for a, b in pairwise(row.later_at)):
+            _refuse(f"{where}: later_at: expected rising times")
     return table
 
 

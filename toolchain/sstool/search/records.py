@@ -13,7 +13,7 @@ LATENCY: Final = "latency.json"
 SKIP_SET: Final = "skip_set.json"
 REPORT: Final = "report.html"
 TEXTS: Final = "texts.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 COMPLETED: Final = "completed"
 STOPPED: Final = "stopped"
@@ -143,7 +143,7 @@ class Trial:
         exit: exit policy, tuned for this set.
         exit_threshold: likewise.
         max_draft: likewise.
-        cost_ratio: a draft step over a plain step, modelled.
+        cost_ratio: a draft step over a plain step, modelled; the mean of the steps that the counts are of.
         counts: by kind of text, with the tuned exit.
         tokens_per_second: modelled, all kinds of text together; None where it failed. A stopped one's is what it would be if it kept,
             over all the text, its distance to the best one over the part.
@@ -237,9 +237,11 @@ class LatencyRow:
     Attributes:
         context: positions before the step.
         verify: at index w - 1, one verify pass of w positions with judging it; index 0 is a plain step.
-        draft_base: a draft step's embedding, norms, head and host work.
-        attention: by layer, what its attention adds to a draft step.
+        draft_base: embedding, norms, head and host work of a draft's first step, the one after a verify pass.
+        attention: by layer, what its attention adds to that step.
         mlp: by layer, what its MLP adds.
+        later_at: seconds of a first step, rising: of drafts from one that keeps little to one that keeps nearly all.
+        later: for each of these drafts, what a later step takes as a part of its first; between them it is interpolated.
     """
 
     context: int
@@ -247,6 +249,8 @@ class LatencyRow:
     draft_base: float
     attention: tuple[float, ...]
     mlp: tuple[float, ...]
+    later_at: tuple[float, ...]
+    later: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +264,7 @@ class LatencyTable:
         threads: of an engine.
         onnxruntime: version.
         rows: by context length, rising; between them costs are interpolated.
-        fit_error: largest relative error of the parts' sums against the probe drafts that they were fitted to.
+        fit_error: largest relative error of a modelled step, a draft's first or a later one, against the probe drafts' own.
     """
 
     format: int

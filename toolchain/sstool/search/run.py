@@ -26,10 +26,11 @@ from sstool.prompts import PromptRecord, read_prompts
 from sstool.search.allotment import Allotment, Means, allot, final_seconds, repeat_allotment
 from sstool.search.candidates import Candidates
 from sstool.search.clock import Clock
+from sstool.search.costs import CostModel
 from sstool.search.evaluate import Evaluator
 from sstool.search.explore import Explorer, Limits, best_of
 from sstool.search.finalists import time_finalists
-from sstool.search.latency import CostModel, time_step
+from sstool.search.latency import time_step
 from sstool.search.log import SearchWriter, check_resumable
 from sstool.search.objective import Objective, each_with
 from sstool.search.outcome import conclude

@@ -10,7 +10,7 @@ from ssruntime.backends.ort import OrtSlot
 from ssruntime.config import DecodeSettings
 from ssruntime.results import DecodeStats, Trace
 from sstool.search.candidates import Candidates
-from sstool.search.latency import CostModel
+from sstool.search.costs import CostModel, DraftCost
 from sstool.search.records import Trial
 from sstool.search.space import bits_of
 
@@ -69,8 +69,8 @@ def run_task(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | N
     _, stats = candidates.engine.decode_on(slot, task.ids, settings, trace=trace)
     context = len(task.ids) + task.settings.max_new_tokens // 2
     verify = costs.verify(context)
-    draft = 0.0 if trial is None else costs.draft(bits_of(trial.skip, candidates.num_layers), context)
-    return TaskRun(stats=stats, modelled=sum(len(r.proposals) * draft + verify[len(r.proposals)] for r in trace.rounds))
+    draft = DraftCost(0.0, 0.0) if trial is None else costs.draft(bits_of(trial.skip, candidates.num_layers), context)
+    return TaskRun(stats=stats, modelled=sum(draft.seconds(len(r.proposals)) + verify[len(r.proposals)] for r in trace.rounds))
 
 
 def warm_up(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> None:
