@@ -86,7 +86,8 @@ def latency(*, num_layers: int = 24) -> LatencyTable:
             draft_base=0.19 * plain,
             attention=attention,
             mlp=tuple(part * 0.6 for _ in range(num_layers)),
-            later_at=(0.2 * plain, 0.5 * plain, plain),
+            sizes=(0.2 * plain, 0.5 * plain, plain),
+            first=(1.0, 0.95, 1.02),
             later=(0.8, 0.7, 0.95),
         )
 

@@ -27,7 +27,8 @@ def row(context: int, scale: float) -> LatencyRow:
         draft_base=0.1 * scale,
         attention=(0.2 * scale, 0.1),
         mlp=(0.3, 0.4),
-        later_at=(0.5 * scale, 1.1 * scale),
+        sizes=(0.5 * scale, 1.1 * scale),
+        first=(1.0, 1.0),
         later=(0.6, 0.9),
     )
 
@@ -44,9 +45,9 @@ def test_costs_lie_between_the_rows() -> None:
     assert costs.draft((0, 0, 0, 0), 200).first == pytest.approx(0.15 + 0.3 + 0.1 + 0.7)
 
 
-def test_later_steps_lie_between_the_sizes() -> None:
+def test_steps_are_parts_of_sizes() -> None:
     costs = CostModel(table(row(100, 1.0), row(300, 2.0)))
-    # Of the two rows, the first step takes 1.1 and 1.4 s, of which 0.9 and, between 1.0 s and 2.2 s, a third of the way up, 0.7 are left.
+    # In the two rows the draft's size is 1.1 and 1.4 s, of which a later step takes 0.9 and, a third of the way from 1.0 s to 2.2 s, 0.7.
     assert costs.draft((0, 0, 0, 0), 100).later == pytest.approx(0.9 * 1.1)
     assert costs.draft((0, 0, 0, 0), 300).later == pytest.approx(0.7 * 1.4)
     assert costs.draft((0, 0, 0, 0), 200).later == pytest.approx((0.9 * 1.1 + 0.7 * 1.4) / 2)
@@ -91,9 +92,9 @@ def test_a_measured_table_is_complete(candidates: Candidates, texts: list[Cached
         assert list(measured_row.verify) == sorted(measured_row.verify)
         assert measured_row.verify[0] > 0
         assert len(measured_row.attention) == len(measured_row.mlp) == candidates.num_layers
-        assert list(measured_row.later_at) == sorted(measured_row.later_at)
-        assert len(measured_row.later_at) == len(measured_row.later) == len(ladder_sets(candidates.num_layers))
-        assert all(0 < part < 2 for part in measured_row.later)
+        assert list(measured_row.sizes) == sorted(measured_row.sizes)
+        assert len(measured_row.sizes) == len(measured_row.first) == len(measured_row.later) == len(ladder_sets(candidates.num_layers))
+        assert all(0 < part < 2 for part in (*measured_row.first, *measured_row.later))
     costs, num_layers = CostModel(measured), candidates.num_layers
     little, much = (costs.draft(bits_of(skip_of(bits), num_layers), 96) for bits in (probe_sets(num_layers)[0], (1,) + (0,) * 31))
     assert 0 < little.first < much.first

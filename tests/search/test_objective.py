@@ -29,7 +29,7 @@ def cheap(num_layers: int, part: float) -> CostModel:
     share = part / (2 * num_layers)
     verify = tuple(1 + 0.02 * n for n in range(16))
     shares = (share,) * num_layers
-    row = LatencyRow(context=1, verify=verify, draft_base=0.01, attention=shares, mlp=shares, later_at=(1.0,), later=(0.5,))
+    row = LatencyRow(context=1, verify=verify, draft_base=0.01, attention=shares, mlp=shares, sizes=(1.0,), first=(1.0,), later=(0.5,))
     return CostModel(table(row))
 
 

@@ -44,12 +44,13 @@ class CostModel:
 
     def draft(self, bits: Bits, context: float) -> DraftCost:
         """Returns the seconds of a draft's steps."""
-        first = self._base + self._parts @ (1 - np.array(bits))
-        left = [np.interp(seconds, row.later_at, row.later) for seconds, row in zip(first, self._rows, strict=True)]
-        return DraftCost(*(float(s) for s in self._at(np.stack([first, first * left], axis=1), context)))
+        sizes = self._base + self._parts @ (1 - np.array(bits))
+        by_size = zip(sizes, self._rows, strict=True)
+        steps = [[size * np.interp(size, row.sizes, part) for part in (row.first, row.later)] for size, row in by_size]
+        return DraftCost(*(float(s) for s in self._at(np.array(steps), context)))
 
     def shares(self, context: float) -> NDArray[np.float64]:
-        """Returns what each sublayer adds to the first step of a draft, float64[2 * num_layers] seconds."""
+        """Returns what each sublayer adds to the size of a draft, float64[2 * num_layers] seconds."""
         return self._at(self._parts, context)
 
     def _at(self, values: NDArray[np.float64], context: float) -> NDArray[np.float64]:

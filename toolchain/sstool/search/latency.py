@@ -1,10 +1,10 @@
 """What each part of decoding takes on this machine, measured once, so that a skip set always scores the same.
 
 Draft and verify alternate, as in decoding: each leaves the caches and the thread pools as the other finds them. Host work (sampling,
-bookkeeping) is inside the times. The first step of a draft, whose weights verify has pushed out of the processor's caches, costs a base
-and a share for each sublayer it keeps, fitted to probe drafts. A later step finds some of them still there: what is left of the first
-step's time depends on how much the draft reads, from nearly all where it reads nearly the model to two thirds of it or so
-(measured: 512 wide, 24 layers, keeping half, 4.0 ms and then 3.1 ms), so that too is measured, by the size of the draft.
+bookkeeping) is inside the times. A draft has a size: a base and a share for each sublayer it keeps, fitted to probe drafts. What its steps
+take is nearly that, but not quite, as the processor's caches keep more of a small draft than of a large one, and as the first step,
+after verify has read all the weights, finds less there than the later ones do (512 wide, 24 layers, keeping half: 4.0 ms, then 3.1 ms).
+So the first step and a later one each have a factor by the draft's size.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ CONTEXTS: Final = (96, 1024)
 """Positions before the measured steps, as far as the context goes: within a prompt's usual length, and far beyond it."""
 _WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 """Widths measured; those between are interpolated."""
-_TURNS: Final = (4, 16)
-"""Least and most rounds of each width; the median counts. A turn has a round of each width."""
-_SECONDS: Final = 8.0
+_TURNS: Final = (4, 20)
+"""Least and most rounds of each width and of each probe."""
+_SECONDS: Final = 10.0
 """After so long at one context no further turn begins, beyond the least."""
 _QUICK_STEPS: Final = 6
 """Steps that tell roughly what a step takes."""
@@ -58,6 +58,15 @@ class _Sample:
     verify: dict[int, list[float]]
     first: list[list[float]]
     later: list[list[float]]
+
+    def stalls(self) -> float:
+        """Returns how much more everything took together than if each time had been the median of its like, at least 1.
+
+        A text's time is the sum of its steps', the few that the system held up among them, which medians leave out (measured on a shared
+        machine: 4 %). There are too few of them to see which part they hit, and they hit all alike.
+        """
+        groups = [g for g in (self.plain, *self.verify.values(), *self.first, *self.later) if g]
+        return max(1.0, sum(map(sum, groups)) / sum(len(group) * statistics.median(group) for group in groups))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +138,14 @@ def probe_sets(num_layers: int) -> list[Bits]:
 def ladder_sets(num_layers: int) -> list[Bits]:
     """Returns skip sets from one that keeps little to one that keeps nearly all, of either kind as much; none for a single layer."""
     counts = dict.fromkeys(max(1, round(part * num_layers)) for part in (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4))
-    spread = [[n * num_layers // count for n in range(count)] for count in counts if count < num_layers]
+    spread = [_keeping(_spread(count, 0, num_layers), _spread(count, 1, num_layers), num_layers) for count in counts if count < num_layers]
     nearly_all = _keeping(range(num_layers), range(num_layers - 1), num_layers)
-    return [*(_keeping(kept, kept, num_layers) for kept in spread), *([nearly_all] if num_layers > 1 else [])]
+    return [*spread, *([nearly_all] if num_layers > 1 else [])]
+
+
+def _spread(count: int, shift: int, num_layers: int) -> list[int]:
+    """Returns layers evenly apart, moved by half their distance for each `shift`, so that few layers keep both kinds."""
+    return [(2 * n + shift) * num_layers // (2 * count) for n in range(count)]
 
 
 def _keeping(attention: Sequence[int], mlp: Sequence[int], num_layers: int) -> Bits:
@@ -245,33 +259,33 @@ def _fit(context: int, sample: _Sample, probes: Sequence[Bits], weights: NDArray
     kept = 1 - np.array(probes)
     design = np.stack([np.ones(len(probes)), *((kept[:, k] * units[k]).sum(axis=1) for k in kinds)], axis=1)
     first = np.array([statistics.median(times) for times in sample.first])
+    # Where the cache has no room for a second step, a later one is taken to be like the first.
+    later = np.array([statistics.median(times or [seconds]) for times, seconds in zip(sample.later, first, strict=True)])
     solution = _relative_least_squares(design, first)
-    fitted = design @ solution
-    # Where the cache has no room for a second step, a later step costs what the first does.
-    later = np.array([statistics.median(times or [fit]) for times, fit in zip(sample.later, fitted, strict=True)])
-    places, parts = _later_by_first(fitted, later, probes)
-    errors = [fitted / first, fitted * np.interp(fitted, places, parts) / later]
+    sizes = design @ solution
+    ladder = _rising(sizes, probes)
+    factors = [(seconds / sizes)[ladder] for seconds in (first, later)]
+    errors = [sizes * np.interp(sizes, sizes[ladder], f) / seconds - 1 for f, seconds in zip(factors, (first, later), strict=True)]
     verify = _verify_by_width(statistics.median(sample.plain), {w: statistics.median(t) for w, t in sample.verify.items()})
+    stalls = sample.stalls()
     row = LatencyRow(
         context=context,
-        verify=verify,
-        draft_base=float(solution[0]),
-        attention=tuple(float(s) for s in solution[1] * units[kinds[0]]),
-        mlp=tuple(float(s) for s in solution[2] * units[kinds[1]]),
-        later_at=tuple(float(s) for s in places),
-        later=tuple(float(s) for s in parts),
+        verify=tuple(stalls * v for v in verify),
+        draft_base=float(stalls * solution[0]),
+        attention=tuple(float(stalls * s) for s in solution[1] * units[kinds[0]]),
+        mlp=tuple(float(stalls * s) for s in solution[2] * units[kinds[1]]),
+        sizes=tuple(float(stalls * s) for s in sizes[ladder]),
+        first=tuple(float(f) for f in factors[0]),
+        later=tuple(float(f) for f in factors[1]),
     )
-    return row, float(max(np.abs(e - 1).max() for e in errors))
+    return row, float(np.abs(errors).max())
 
 
-def _later_by_first(
-    first: NDArray[np.float64], later: NDArray[np.float64], probes: Sequence[Bits]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns rising seconds of a first step, and what a later step of such a draft takes as a part of them: of the ladder's probes."""
+def _rising(sizes: NDArray[np.float64], probes: Sequence[Bits]) -> NDArray[np.int64]:
+    """Returns the places of the ladder's probes, by rising size and without equals; of all probes where there is no ladder."""
     ladder = set(ladder_sets(len(probes[0]) // 2)) or set(probes)
-    known = sorted((f, lat / f) for f, lat, bits in zip(first, later, probes, strict=True) if bits in ladder)
-    places, at = np.unique([f for f, _ in known], return_index=True)
-    return places, np.array([known[n][1] for n in at])
+    places = np.flatnonzero([bits in ladder for bits in probes])
+    return places[np.unique(sizes[places], return_index=True)[1]]
 
 
 def _relative_least_squares(design: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:

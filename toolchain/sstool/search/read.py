@@ -146,10 +146,12 @@ def read_latency(path: Path, num_layers: int) -> LatencyTable | None:
             _refuse(f"{where}: verify: expected {max(widths, 1)} widths, found {len(row.verify)}")
         if min(row.verify) <= 0 or min(row.draft_base, *row.attention, *row.mlp) < 0:
             _refuse(f"{where}: expected times above 0")
-        if len(row.later_at) != len(row.later) or not row.later or min(row.later) <= 0:
-            _refuse(f"{where}: later: expected a part above 0 for each of later_at, and at least one")
-        if any(b <= a for a, b in pairwise(row.later_at)):
-            _refuse(f"{where}: later_at: expected rising times")
+        if not len(row.sizes) == len(row.first) == len(row.later) > 0:
+            _refuse(f"{where}: expected as many sizes as first and later, and at least one")
+        if any(b <= a for a, b in pairwise(row.sizes)):
+            _refuse(f"{where}: sizes: expected rising ones")
+        if min(*row.first, *row.later) <= 0:
+            _refuse(f"{where}: first, later: expected parts above 0")
     return table
 
 

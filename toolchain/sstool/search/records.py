@@ -237,11 +237,13 @@ class LatencyRow:
     Attributes:
         context: positions before the step.
         verify: at index w - 1, one verify pass of w positions with judging it; index 0 is a plain step.
-        draft_base: embedding, norms, head and host work of a draft's first step, the one after a verify pass.
-        attention: by layer, what its attention adds to that step.
+        draft_base: of a draft's size, what embedding, norms, head and host work add.
+        attention: by layer, what its attention adds.
         mlp: by layer, what its MLP adds.
-        later_at: seconds of a first step, rising: of drafts from one that keeps little to one that keeps nearly all.
-        later: for each of these drafts, what a later step takes as a part of its first; between them it is interpolated.
+        sizes: of some drafts, rising from one that keeps little to one that keeps nearly all.
+        first: for each of these drafts, what its first step, the one after a verify pass, takes as a part of its size; between them the
+            part is interpolated.
+        later: the same of any later step.
     """
 
     context: int
@@ -249,7 +251,8 @@ class LatencyRow:
     draft_base: float
     attention: tuple[float, ...]
     mlp: tuple[float, ...]
-    later_at: tuple[float, ...]
+    sizes: tuple[float, ...]
+    first: tuple[float, ...]
     later: tuple[float, ...]
 
 
