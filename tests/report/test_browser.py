@@ -88,7 +88,7 @@ def test_a_search_of_one_trial(browser: Browser, tmp_path: Path) -> None:
 
 def test_a_search_of_failed_trials(browser: Browser, tmp_path: Path) -> None:
     page = open_report(browser, tmp_path, searches.header(), *(searches.trial(i, "block", status=FAILED) for i in range(3)))
-    assert_sound(page, ["plot-progress", "plot-verify", "plot-draft-cost"])
+    assert_sound(page, ["plot-progress", "plot-verify", "plot-draft-cost", "plot-steps"])
 
 
 def test_a_search_that_has_only_begun(browser: Browser, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.report import searches
 VOID: Final = {"meta", "link", "br", "path"}
 ALL_PLOTS: Final = [
     "plot-progress", "plot-final", "plot-skip-set", "plot-trade", "plot-influence", "plot-frequency", "plot-positions", "plot-verify",
-    "plot-draft-cost", "plot-clock",
+    "plot-draft-cost", "plot-steps", "plot-clock",
 ]  # fmt: skip
 HOSTILE: Final = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\u202egnp.\u0000\ud800\U0001f600\n%{x} <b>"
 
@@ -124,10 +124,16 @@ def test_figures_hold_the_numbers_of_the_log(tmp_path: Path) -> None:
     timed = {t.index: t.timed.measured / t.timed.modelled for t in trials if t.timed is not None}
     drawn = [t for t in figures["plot-clock"]["data"] if t["mode"] == "markers" and not t["name"].startswith("trial ")]
     assert {x: y for trace in drawn for x, y in zip(trace["x"], trace["y"], strict=True)} == pytest.approx(timed)
-    # The parts of a draft step: what is kept and what is skipped sum to all.
+    # The parts of a draft's size: what is kept and what is skipped sum to all.
     parts = [t["x"][0] for t in figures["plot-draft-cost"]["data"] if t["type"] == "bar"]
     row = searches.latency().rows[0]
     assert sum(parts) == pytest.approx(1000 * (row.draft_base + sum(row.attention) + sum(row.mlp)))
+    first, later = figures["plot-steps"]["data"][:2]
+    assert first["x"] == later["x"] == pytest.approx([1000 * size for size in row.sizes])
+    assert (first["y"], later["y"]) == (
+        pytest.approx([100 * part for part in row.first]),
+        pytest.approx([100 * part for part in row.later]),
+    )
 
 
 def test_an_unfinished_search_says_what_is_not_there_yet(tmp_path: Path) -> None:
@@ -163,7 +169,7 @@ def test_a_search_of_one_trial_is_drawn(tmp_path: Path) -> None:
 
 def test_failed_trials_alone_are_counted_and_explained(tmp_path: Path) -> None:
     page = report(tmp_path, searches.header(), *(searches.trial(i, "block", status=FAILED) for i in range(3)))
-    assert page.plots == ["plot-progress", "plot-verify", "plot-draft-cost"]
+    assert page.plots == ["plot-progress", "plot-verify", "plot-draft-cost", "plot-steps"]
     assert "none of them completed" in page.text
     assert page.text.count("a draft engine could not be opened") == 3
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from ssruntime.graph_io import MAX_VERIFY_WIDTH
 from sstool.search.candidates import Candidates
 from sstool.search.costs import CostModel, DraftCost
-from sstool.search.latency import ladder_sets, measure_latency, probe_sets, sublayer_bytes
+from sstool.search.latency import measure_latency, sublayer_bytes
+from sstool.search.latency_fit import Sample, fit
+from sstool.search.probes import ladder_sets, probe_sets
 from sstool.search.records import FORMAT, LatencyRow, LatencyTable
 from sstool.search.space import bits_of, skip_of
 from sstool.search.texts import CachedText
@@ -99,3 +103,30 @@ def test_a_measured_table_is_complete(candidates: Candidates, texts: list[Cached
     little, much = (costs.draft(bits_of(skip_of(bits), num_layers), 96) for bits in (probe_sets(num_layers)[0], (1,) + (0,) * 31))
     assert 0 < little.first < much.first
     assert 0 < little.later < much.later
+
+
+def test_a_table_is_fitted_to_what_was_measured() -> None:
+    """Drafts whose steps are parts of their size, as the docstring has it, one of them measured wrong: the fit finds the parts again."""
+    num_layers = 16
+    probes, weights = probe_sets(num_layers), np.array([2.0] * num_layers + [5.0] * num_layers)
+    kept = 1 - np.array(probes)
+    sizes = 0.3 + kept[:, :num_layers].sum(axis=1) * 0.1 + kept[:, num_layers:].sum(axis=1) * 0.25
+    first, later = sizes, 0.7 * sizes
+    later[3] *= 1.5
+    plain = 6.0
+    sample = Sample([plain] * 9 + [plain + 2.0], {2: [6.5] * 10, 16: [10.0] * 10}, [[s] * 5 for s in first], [[s] * 5 for s in later])
+    row, error = fit(96, sample, probes, weights)
+    stalls = sample.stalls()
+    total = 60.0 + 65 + 100 + 5 * (first.sum() + later.sum())
+    assert stalls == pytest.approx((total + 2.0) / total)
+    assert error == pytest.approx(1 / 3, rel=0.01)  # the odd one's
+    costs = CostModel(table(row))
+    for bits, size in zip(probes, sizes, strict=True):
+        cost = costs.draft(bits, 96)
+        assert cost.first == pytest.approx(stalls * size, rel=1e-6)
+        assert cost.later == pytest.approx(stalls * 0.7 * size, rel=1e-6)
+    assert row.verify[0] == pytest.approx(stalls * plain)
+    assert row.verify[1] == pytest.approx(stalls * 6.5)
+    assert row.verify[8] == pytest.approx(stalls * (6.5 + 0.5 * 3.5))
+    still = dataclasses.replace(sample, plain=[plain] * 9 + [3600.0])
+    assert still.stalls() == pytest.approx((total + 9 * plain) / total)

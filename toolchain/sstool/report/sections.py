@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from sstool.report import facts
 from sstool.report.key import Entry, key_of
 from sstool.report.sublayer_plots import frequency_figure, influence_figure, strip_figure
-from sstool.report.timing_plots import draft_cost_figure, finalists_figure, position_figure, verify_figure
+from sstool.report.timing_plots import draft_cost_figure, finalists_figure, position_figure, step_figure, verify_figure
 from sstool.report.trial_plots import clock_figure, iso_row, progress_figure, trade_figure
 from sstool.search.read import SearchLog
 from sstool.search.records import STOPPED, Trial
@@ -174,7 +174,8 @@ def _latency(log: SearchLog) -> Section:
     text = (
         f"Measured once on {table.cpu} with {_count(table.threads, 'thread')} and ONNX Runtime {table.onnxruntime}; every modelled speed "
         "comes from this table. "
-        f"The parts' sums miss the drafts they were fitted to by at most {100 * table.fit_error:.1f}\u00a0%."
+        "A draft has a size, a base and a share for each sublayer that it keeps, and its steps take a part of that size. "
+        f"A step modelled so misses the ones it was fitted to by at most {100 * table.fit_error:.1f}\u00a0%."
     )
     verify = Plot(
         id="plot-verify",
@@ -185,13 +186,20 @@ def _latency(log: SearchLog) -> Section:
     shown = facts.shown(log)
     parts = Plot(
         id="plot-draft-cost",
-        says="The parts of a draft step beside a plain step, for each context length.",
+        says="The parts of a draft's size beside a plain step, for each context length.",
         figure=draft_cost_figure(table, shown),
-        caption="The parts of a draft step with nothing skipped"
+        caption="The parts of a draft's size with nothing skipped"
         + (f"; the pale ones are what trial {shown.index} saves." if shown is not None else ".")
         + " The upright mark is a plain step of the full model.",
     )
-    return Section(id=section_id, heading=heading, text=(text,), plots=(verify, parts))
+    steps = Plot(
+        id="plot-steps",
+        says="Time of a draft's first and later steps as a part of its size, by size, for each context length.",
+        figure=step_figure(table),
+        caption="A verify pass reads all the weights. So a draft's first step after one finds little of its own in the processor's caches, "
+        "and a small draft's later steps find more.",
+    )
+    return Section(id=section_id, heading=heading, text=(text,), plots=(verify, parts, steps))
 
 
 def _clock(log: SearchLog) -> Section:

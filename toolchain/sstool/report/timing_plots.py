@@ -26,12 +26,13 @@ from sstool.search.records import Counts, Finalist, LatencyTable, Trial
 _Z_95 = 1.96
 
 
+_SYMBOLS = ("circle", "square", "diamond")
+
+
 def verify_figure(table: LatencyTable) -> go.Figure:
     """Draws what a verify pass takes by its width, a line for each context length."""
     figure = new_figure(height=340, x="positions verified in one pass", y="time of the pass (ms)")
-    symbols = ("circle", "square", "diamond")
     for at, row in enumerate(table.rows):
-        shade = CONTEXT_SHADES[min(at * len(CONTEXT_SHADES) // len(table.rows), len(CONTEXT_SHADES) - 1)]
         figure.add_trace(
             go.Scatter(
                 x=list(range(1, len(row.verify) + 1)),
@@ -39,8 +40,8 @@ def verify_figure(table: LatencyTable) -> go.Figure:
                 customdata=[s / row.verify[0] for s in row.verify],
                 mode="lines+markers",
                 name=f"after {row.context} positions",
-                line={"color": shade, "width": 2},
-                marker={"symbol": symbols[at % len(symbols)], "size": 7},
+                line={"color": _shade(at, table), "width": 2},
+                marker={"symbol": _SYMBOLS[at % len(_SYMBOLS)], "size": 7},
                 hovertemplate=f"{row.context} positions before, %{{x}} verified:<br>"
                 "%{y:.2f} ms, %{customdata:.2f} plain steps<extra></extra>",
             )
@@ -50,10 +51,36 @@ def verify_figure(table: LatencyTable) -> go.Figure:
     return figure
 
 
+def step_figure(table: LatencyTable) -> go.Figure:
+    """Draws what a draft's first step and its later ones take as a part of its size, by size, two lines for each context length."""
+    figure = new_figure(height=340, x="size of the draft (ms)", y="time of a step (% of the size)")
+    for at, row in enumerate(table.rows):
+        for name, parts, dash in (("first step", row.first, "solid"), ("later steps", row.later, "dot")):
+            figure.add_trace(
+                go.Scatter(
+                    x=[1000 * size for size in row.sizes],
+                    y=[100 * part for part in parts],
+                    customdata=[1000 * size * part for size, part in zip(row.sizes, parts, strict=True)],
+                    mode="lines+markers",
+                    name=f"{name}, after {row.context} positions",
+                    line={"color": _shade(at, table), "width": 2, "dash": dash},
+                    marker={"symbol": _SYMBOLS[at % len(_SYMBOLS)], "size": 7},
+                    hovertemplate=f"{name}, {row.context} positions before:<br>"
+                    "%{customdata:.2f} ms, %{y:.0f} % of %{x:.2f} ms<extra></extra>",
+                )
+            )
+    figure.update_xaxes(rangemode="tozero")
+    return figure
+
+
+def _shade(at: int, table: LatencyTable) -> str:
+    return CONTEXT_SHADES[min(at * len(CONTEXT_SHADES) // len(table.rows), len(CONTEXT_SHADES) - 1)]
+
+
 def draft_cost_figure(table: LatencyTable, trial: Trial | None) -> go.Figure:
-    """Draws the parts of a draft step with nothing skipped, what a trial's draft keeps in full colour, beside a plain step."""
+    """Draws the parts of a draft's size with nothing skipped, what a trial's draft keeps in full colour, beside a plain step."""
     height = 90 + 60 * len(table.rows)
-    figure = new_figure(height=height, x="time of a step (ms)", y="")
+    figure = new_figure(height=height, x="size of a draft (ms)", y="")
     skipped = (
         {"attention": set(trial.skip.attention), "mlp": set(trial.skip.mlp)} if trial is not None else {"attention": set(), "mlp": set()}
     )
