@@ -212,3 +212,18 @@ def test_a_skip_set_that_does_not_pay_decodes_plainly(sstool: Command, model: Pa
     assert json.loads(outcome.out)["stats"]["rounds"] == 0
     found.write_text('{"mlp": [1], "mode": "slowly"}', encoding="utf-8")
     fails(sstool, "export", "--model", model, "--out", tmp_path / "no", "--skip-set", found, expected="'slowly'")
+
+
+@pytest.mark.parametrize("wrong", ["no folder", "no config", "another depth"])
+def test_force_clears_nothing_for_a_checkpoint_that_cannot_be_searched(sstool: Command, model: Path, tmp_path: Path, wrong: str) -> None:
+    interrupted = tmp_path / "found.search" / "trials.jsonl"
+    interrupted.parent.mkdir()
+    interrupted.write_text('{"kind": "trial"}\n', encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("skip_set: {attention: [7], mlp: []}\n" if wrong == "another depth" else "{}\n", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    given = {"no folder": tmp_path / "missing", "no config": tmp_path / "empty", "another depth": model}[wrong]
+    expected = {"no folder": "no model folder", "no config": "is empty", "another depth": "7"}[wrong]
+    fails(sstool, "search", "--model", given, "--out", tmp_path / "found", "--recipe", recipe, "--force", expected=expected)
+    assert interrupted.read_text(encoding="utf-8") == '{"kind": "trial"}\n'
+    assert {p.name for p in tmp_path.iterdir()} == {"found.search", "recipe.yaml", "empty"}

@@ -9,7 +9,7 @@ import pytest
 
 from ssruntime.errors import ConfigError
 from sstool.prompts import PromptRecord
-from sstool.search.allotment import Means, allot, repeat_allotment
+from sstool.search.allotment import Means, allot, final_repeats, final_seconds, repeat_allotment
 from sstool.search.settings import SearchSettings
 from tests.report import searches
 
@@ -78,3 +78,11 @@ def test_a_budget_for_nothing_says_what_would_do() -> None:
         allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=60))
     seconds = int(caught.value.hint.split()[-1].rstrip("s"))
     allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=seconds))
+
+
+def test_finalists_sample_again_where_time_is_left() -> None:
+    settings = dataclasses.replace(SETTINGS, finalists=4)
+    once = final_seconds(8, settings, 0.01)
+    times = (0.0, once, 1.7 * once, 2.4 * once, 99 * once, math.inf)
+    assert [final_repeats(8, settings, 0.01, left) for left in times] == [1, 1, 2, 3, 4, 4]
+    assert final_repeats(8, dataclasses.replace(settings, sampled_weight=0.0), 0.01, math.inf) == 1

@@ -15,7 +15,7 @@ from ssruntime.errors import ConfigError, did_you_mean
 from sstool.assemble import assemble, write_manifest
 from sstool.checkpoint import Checkpoint, check_weights, describe
 from sstool.gate import run_gate
-from sstool.hub import resolve
+from sstool.hub import ResolvedModel, resolve
 from sstool.publish import staged_folder
 from sstool.rotary import check_scaling
 from sstool.search.settings import SearchSettings
@@ -36,10 +36,10 @@ class ExportRequest:
     """What to export and where to.
 
     Attributes:
-        model: a checkpoint folder or a hub id.
+        model: a checkpoint folder, a hub id, or what `hub.resolve` found.
         out: the artifact's folder.
         force: replace an artifact of that name.
-        revision: hub branch, tag or commit.
+        revision: branch, tag or commit of a hub id.
         target: what the graphs are lowered for.
         dtype: of the weights and the computation.
         max_context: longest sequence, at most the checkpoint's, which is the default.
@@ -52,7 +52,7 @@ class ExportRequest:
         progress: called with the name of each step as it begins.
     """
 
-    model: str | Path
+    model: str | Path | ResolvedModel
     out: Path
     force: bool = False
     revision: str | None = None
@@ -89,7 +89,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
         _check_search(request, request.search)
     with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
         say("reading the checkpoint")
-        model = resolve(request.model, request.revision)
+        model = request.model if isinstance(request.model, ResolvedModel) else resolve(request.model, request.revision)
         checkpoint = describe(model.folder)
         max_context = _max_context(request.max_context, checkpoint)
         check_scaling(checkpoint.config, max_context)

@@ -252,7 +252,7 @@ def _final(log: SearchLog) -> Section:
         says=f"Measured and modelled speed of {_count(len(log.finalists), 'finalist')} beside plain decoding; the fastest reached "
         f"{best.speedup:.2f} times plain.",
         figure=finalists_figure(log.finalists, None if chosen is None else chosen.index),
-        caption=f"Timed in turns with plain decoding, prompt by prompt ({_count(best.prompts, 'prompt')}). The line at the end of a bar is "
+        caption=f"Timed in turns with plain decoding, prompt by prompt ({_count(best.prompts, 'run')}). The line at the end of a bar is "
         "the 95\u00a0% interval of the speed-up (paired bootstrap over prompts). The hatched bar is what the model of costs said of the "
         "same text.",
     )

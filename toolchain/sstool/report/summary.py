@@ -175,7 +175,7 @@ def _speed_tile(log: SearchLog, trial: Trial) -> Tile:
         return Tile(name="speed-up", value=f"{facts.speedup_of(trial):.2f}{TIMES}", note="modelled, not timed")
     value = f"{timed.speedup:.2f}{TIMES}"
     if timed.interval_95 is None:
-        return Tile(name="speed-up", value=value, note=f"measured, {timed.prompts} prompts")
+        return Tile(name="speed-up", value=value, note=f"measured, {timed.prompts} runs")
     low, high = timed.interval_95
     return Tile(name="speed-up", value=value, note=f"measured, 95\u00a0%: {low:.2f} to {high:.2f}")
 

@@ -46,6 +46,8 @@ _LATENCY_STEPS: Final = 720
 """Steps' worth of time that the latency table takes."""
 _FINAL_RUNS: Final = 1.5
 """Runs of a final prompt: it is sampled, and every other one is decoded greedily too."""
+_MOST_REPEATS: Final = 4
+"""Times that finalists sample each prompt, where the budget leaves time for it."""
 _LIKELY_SPEEDUP: Final = 1.2
 
 
@@ -138,9 +140,25 @@ def repeat_allotment(prompts: Sequence[PromptRecord], header: Header) -> Allotme
 
 def final_seconds(num_prompts: int, settings: SearchSettings, step: float) -> float:
     """Returns what timing the finalists on so many prompts will take, with some to spare."""
+    return _FINAL_RUNS * _final_run_seconds(num_prompts, settings, step)
+
+
+def final_repeats(num_prompts: int, settings: SearchSettings, step: float, left: float) -> int:
+    """Returns how often the finalists can sample each prompt in the seconds that are left, each time with other noise.
+
+    The best of many candidates lie closer together than a few prompts can tell.
+    """
+    if weight_of(settings, SAMPLED) == 0:
+        return 1
+    more = (left - final_seconds(num_prompts, settings, step)) / _final_run_seconds(num_prompts, settings, step)
+    return 1 + int(max(0.0, min(_MOST_REPEATS - 1.0, more)))
+
+
+def _final_run_seconds(num_prompts: int, settings: SearchSettings, step: float) -> float:
+    """Returns what one run of so many prompts by every finalist and by plain decoding will take."""
     tokens = FINAL_TOKENS + 16  # reading a prompt takes some steps' worth, too
     drafts = (settings.finalists + 1) / _LIKELY_SPEEDUP
-    return 1.2 * _FINAL_RUNS * num_prompts * tokens * step * (1 + drafts)
+    return 1.2 * num_prompts * tokens * step * (1 + drafts)
 
 
 def _most_prompts(settings: SearchSettings, length: float, means: Means) -> float:

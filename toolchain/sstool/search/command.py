@@ -14,6 +14,7 @@ from pathlib import Path
 from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.errors import ArtifactError, RecipeError
 from ssruntime.scratch import write_whole
+from sstool.checkpoint import describe
 from sstool.export import ExportRequest, export_artifact
 from sstool.hub import ResolvedModel, resolve
 from sstool.publish import recover, staged_folder
@@ -69,13 +70,15 @@ def search_for(target: SearchTarget) -> Outcome:
     if target.artifact is not None:
         recover(target.artifact)
         read_artifact(target.artifact)  # before a folder is made beside it
+    # Before an interrupted search is cleared for it, too.
+    model = None if target.model is None else _checkpoint(target, target.model)
     with work_folder(place, resume=target.resume, force=target.force) as work, contextlib.ExitStack() as stack:
         if target.out is not None:
             results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
-            outcome, _ = _search(target, work)
+            outcome, _ = _search(target, model, work)
             _write_results(results, work, outcome)
         else:
-            outcome, artifact = _search(target, work)
+            outcome, artifact = _search(target, model, work)
             folder = stack.enter_context(staged_folder(artifact.folder, force=True))
             target.progress("proving the draft that was found")
             _renew(folder, artifact, outcome, work)
@@ -88,8 +91,15 @@ def holds_search(folder: Path) -> bool:
     return TRIALS in names and names <= {TRIALS, LATENCY, SKIP_SET, REPORT}
 
 
-def _search(target: SearchTarget, work: Path) -> tuple[Outcome, Artifact]:
-    artifact = _artifact(target, work)
+def _checkpoint(target: SearchTarget, name: str) -> ResolvedModel:
+    """Finds the checkpoint, and refuses one that cannot be exported as far as its configuration tells."""
+    model = resolve(name, target.recipe.revision if target.recipe.model == name else None)
+    check_recipe_depth(target.recipe, describe(model.folder).num_layers, where=target.recipe_name)
+    return model
+
+
+def _search(target: SearchTarget, model: ResolvedModel | None, work: Path) -> tuple[Outcome, Artifact]:
+    artifact = _artifact(target, model, work)
     check_recipe_depth(target.recipe, artifact.manifest.model.num_layers, where=target.recipe_name)
     outcome = run_search(
         SearchRequest(
@@ -106,14 +116,12 @@ def _search(target: SearchTarget, work: Path) -> tuple[Outcome, Artifact]:
     return outcome, artifact
 
 
-def _artifact(target: SearchTarget, work: Path) -> Artifact:
+def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> Artifact:
     """Returns the artifact to search for; of a checkpoint, one that is made for the search alone and kept with it."""
-    if target.artifact is not None:
+    if model is None:
+        assert target.artifact is not None
         return read_artifact(Path(os.path.realpath(target.artifact)))
-    assert target.model is not None
     folder, recipe = work / ARTIFACT, target.recipe
-    revision = recipe.revision if recipe.model == target.model else None
-    model = resolve(target.model, revision)
     checkpoint = _checkpoint_json(model, recipe)
     if target.resume:
         with contextlib.suppress(ArtifactError, OSError):
@@ -126,14 +134,12 @@ def _artifact(target: SearchTarget, work: Path) -> Artifact:
             )
     artifact = export_artifact(
         ExportRequest(
-            model=target.model,
+            model=model,
             out=folder,
             force=True,
-            revision=revision,
             target=recipe.target or ExportRequest.target,
             dtype=recipe.dtype or ExportRequest.dtype,
             max_context=recipe.max_context,
-            check=lambda num_layers: check_recipe_depth(recipe, num_layers, where=target.recipe_name),
             progress=target.progress,
         )
     )

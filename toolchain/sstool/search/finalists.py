@@ -27,6 +27,7 @@ def time_finalists(
     prompts: Sequence[PromptRecord],
     settings: SearchSettings,
     costs: CostModel,
+    repeats: int,
     on_run: Callable[[int, int], None],
 ) -> list[Finalist]:
     """Decodes prompts plainly and with each finalist's draft and exit, and compares.
@@ -37,24 +38,28 @@ def time_finalists(
         prompts: to decode; each is sampled, and every other one decoded greedily too.
         settings: how to sample, and the kinds' weights.
         costs: what the model of speed says of the same runs.
-        on_run: told how many prompts are done, of how many.
+        repeats: times that each prompt is sampled, every time with other noise.
+        on_run: told how many runs are done, of how many.
     """
-    tasks = _tasks(candidates, prompts, settings)
+    tasks = _tasks(candidates, prompts, settings, repeats)
     plain, *drafts = run_contest(candidates, trials, tasks, costs, on_run)
     return [_finalist(draft, plain, settings) for draft in drafts]
 
 
-def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[Task]:
+def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings, repeats: int) -> list[Task]:
     kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
     tasks = []
-    for number, prompt in enumerate(prompts):
-        ids = tuple(candidates.engine.encode(prompt.prompt))
-        for kind in kinds:
-            if kind == SAMPLED or number % _GREEDY_EVERY == 0 or len(kinds) == 1:
-                # Seeds of their own: not the noise that the search has seen.
-                plainly = decode_settings(candidates.engine, settings, kind, prompt_seed(settings.seed + 1, prompt.index))
-                endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
-                tasks.append(Task(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
+    for repeat in range(repeats):
+        for number, prompt in enumerate(prompts):
+            ids = tuple(candidates.engine.encode(prompt.prompt))
+            for kind in kinds:
+                # Decoding greedily again would give the same text.
+                if kind == SAMPLED or (repeat == 0 and (number % _GREEDY_EVERY == 0 or len(kinds) == 1)):
+                    # Seeds of their own: not the noise that the search has seen.
+                    seed = prompt_seed(settings.seed + 1 + repeat, prompt.index)
+                    plainly = decode_settings(candidates.engine, settings, kind, seed)
+                    endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
+                    tasks.append(Task(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
     return tasks
 
 

@@ -194,7 +194,7 @@ class Finalist:
         interval_95: of the speed-up, a paired bootstrap over prompts.
         acceptance_rate: accepted / proposed.
         tokens_per_round: emitted / rounds.
-        prompts: prompts decoded.
+        prompts: prompts decoded, one that was decoded several times as often.
     """
 
     trial: int

@@ -23,7 +23,7 @@ from ssruntime.errors import ConfigError
 from ssruntime.machine import cpu_model
 from sstool.available_memory import available_memory
 from sstool.prompts import PromptRecord, read_prompts
-from sstool.search.allotment import Allotment, Means, allot, final_seconds, repeat_allotment
+from sstool.search.allotment import Allotment, Means, allot, final_repeats, final_seconds, repeat_allotment
 from sstool.search.candidates import Candidates
 from sstool.search.clock import Clock
 from sstool.search.costs import CostModel
@@ -293,7 +293,9 @@ class _Search:
         if chosen:
             with self._clock.part("finalists"):
                 tell = self._teller("timing the best for real")
-                finalists = time_finalists(self._candidates, chosen, self._prompts.final, self._settings, costs, tell)
+                prompts = self._prompts.final
+                repeats = final_repeats(len(prompts), self._settings, 1 / header.plain, self._clock.left())
+                finalists = time_finalists(self._candidates, chosen, prompts, self._settings, costs, repeats, tell)
         for finalist in finalists:
             writer.write(finalist)
         result = conclude(explorer.trials, finalists, warm, self._clock.parts(), ax_error=explorer.ax_error)
