@@ -227,3 +227,14 @@ def test_force_clears_nothing_for_a_checkpoint_that_cannot_be_searched(sstool: C
     fails(sstool, "search", "--model", given, "--out", tmp_path / "found", "--recipe", recipe, "--force", expected=expected)
     assert interrupted.read_text(encoding="utf-8") == '{"kind": "trial"}\n'
     assert {p.name for p in tmp_path.iterdir()} == {"found.search", "recipe.yaml", "empty"}
+
+
+def test_force_clears_nothing_for_a_recipe_of_another_depth_than_the_artifact_s(sstool: Command, model: Path, tmp_path: Path) -> None:
+    artifact, interrupted = tmp_path / "artifact", tmp_path / "found.search" / "trials.jsonl"
+    assert sstool("export", "--model", model, "--out", artifact, "--no-search").code == 0
+    interrupted.parent.mkdir()
+    interrupted.write_text('{"kind": "trial"}\n', encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("skip_set: {attention: [7], mlp: []}\n", encoding="utf-8")
+    fails(sstool, "search", "--artifact", artifact, "--out", tmp_path / "found", "--recipe", recipe, "--force", expected="7")
+    assert interrupted.read_text(encoding="utf-8") == '{"kind": "trial"}\n'

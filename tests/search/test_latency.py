@@ -62,11 +62,13 @@ def test_steps_are_parts_of_sizes() -> None:
 def test_a_draft_has_one_first_step() -> None:
     cost = DraftCost(first=3.0, later=2.0)
     assert [cost.seconds(n) for n in (0, 1, 2, 5)] == [0, 3, 5, 11]
+    assert cost.seconds(5, drafts=2) == cost.seconds(1) + cost.seconds(4)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 16, 80])
 def test_probes_can_be_told_apart(num_layers: int) -> None:
     probes, ladder = probe_sets(num_layers), ladder_sets(num_layers)
+    assert len(probes) >= 2
     assert set(ladder) <= set(probes)
     kept = [2 * num_layers - sum(bits) for bits in ladder]
     assert kept == sorted(kept)

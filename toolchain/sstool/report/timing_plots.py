@@ -24,8 +24,6 @@ from sstool.report.style import (
 from sstool.search.records import Counts, Finalist, LatencyTable, Trial
 
 _Z_95 = 1.96
-
-
 _SYMBOLS = ("circle", "square", "diamond")
 
 

@@ -43,7 +43,7 @@ _LEAST_FINAL: Final = 2
 _PROMPT_TOKENS_A_STEP: Final = 8
 """Tokens of a prompt that are read in the time of a step."""
 _LATENCY_STEPS: Final = 720
-"""Steps' worth of time that the latency table takes."""
+"""Steps' worth of time that the latency table takes at least; of a small model it takes more, in the time that it is allowed."""
 _FINAL_RUNS: Final = 1.5
 """Runs of a final prompt: it is sampled, and every other one is decoded greedily too."""
 _MOST_REPEATS: Final = 4

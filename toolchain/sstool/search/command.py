@@ -67,11 +67,7 @@ def search_for(target: SearchTarget) -> Outcome:
     place = target.out if target.out is not None else target.artifact
     assert place is not None
     check_search(target.settings, target.threads)
-    if target.artifact is not None:
-        recover(target.artifact)
-        read_artifact(target.artifact)  # before a folder is made beside it
-    # Before an interrupted search is cleared for it, too.
-    model = None if target.model is None else _checkpoint(target, target.model)
+    model = _check_model(target)  # before a folder is made for it, or an interrupted search is cleared
     with work_folder(place, resume=target.resume, force=target.force) as work, contextlib.ExitStack() as stack:
         if target.out is not None:
             results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
@@ -91,16 +87,21 @@ def holds_search(folder: Path) -> bool:
     return TRIALS in names and names <= {TRIALS, LATENCY, SKIP_SET, REPORT}
 
 
-def _checkpoint(target: SearchTarget, name: str) -> ResolvedModel:
-    """Finds the checkpoint, and refuses one that cannot be exported as far as its configuration tells."""
-    model = resolve(name, target.recipe.revision if target.recipe.model == name else None)
-    check_recipe_depth(target.recipe, describe(model.folder).num_layers, where=target.recipe_name)
+def _check_model(target: SearchTarget) -> ResolvedModel | None:
+    """Finds the checkpoint, if it is one that is searched for; refuses it, or the artifact, as far as can be told without the weights."""
+    if target.artifact is not None:
+        recover(target.artifact)
+        model, num_layers = None, read_artifact(target.artifact).manifest.model.num_layers
+    else:
+        assert target.model is not None
+        model = resolve(target.model, target.recipe.revision if target.recipe.model == target.model else None)
+        num_layers = describe(model.folder).num_layers
+    check_recipe_depth(target.recipe, num_layers, where=target.recipe_name)
     return model
 
 
 def _search(target: SearchTarget, model: ResolvedModel | None, work: Path) -> tuple[Outcome, Artifact]:
     artifact = _artifact(target, model, work)
-    check_recipe_depth(target.recipe, artifact.manifest.model.num_layers, where=target.recipe_name)
     outcome = run_search(
         SearchRequest(
             folder=artifact.folder,

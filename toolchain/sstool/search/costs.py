@@ -23,9 +23,9 @@ class DraftCost:
     first: float
     later: float
 
-    def seconds(self, proposed: int) -> float:
-        """Returns the seconds of drafting so many tokens in a row."""
-        return self.first + (proposed - 1) * self.later if proposed else 0.0
+    def seconds(self, proposed: int, drafts: int = 1) -> float:
+        """Returns the seconds of proposing so many tokens, in so many drafts of one token or more."""
+        return drafts * self.first + (proposed - drafts) * self.later if proposed else 0.0
 
 
 class CostModel:

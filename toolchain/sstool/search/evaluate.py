@@ -145,5 +145,5 @@ class Evaluator:
         context = len(self._texts[0].text.prompt)
         cost, counts = self._costs.draft(bits, context), score.counts.values()
         steps, drafts = sum(c.proposed for c in counts), sum(c.reached[0] for c in counts if c.reached)
-        mean = (drafts * cost.first + (steps - drafts) * cost.later) / steps if steps else cost.first
+        mean = cost.seconds(steps, drafts) / steps if steps else cost.first
         return mean / self._costs.verify(context)[0]

@@ -50,17 +50,21 @@ def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: Se
     kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
     tasks = []
     for repeat in range(repeats):
+        seed = settings.seed + 1 + repeat  # not the noise that the search has seen
         for number, prompt in enumerate(prompts):
-            ids = tuple(candidates.engine.encode(prompt.prompt))
-            for kind in kinds:
-                # Decoding greedily again would give the same text.
-                if kind == SAMPLED or (repeat == 0 and (number % _GREEDY_EVERY == 0 or len(kinds) == 1)):
-                    # Seeds of their own: not the noise that the search has seen.
-                    seed = prompt_seed(settings.seed + 1 + repeat, prompt.index)
-                    plainly = decode_settings(candidates.engine, settings, kind, seed)
-                    endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
-                    tasks.append(Task(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
+            tasks += [_task(candidates, number, prompt, settings, k, seed) for k in kinds if _is_run(k, number, repeat, len(kinds))]
     return tasks
+
+
+def _is_run(kind: str, number: int, repeat: int, num_kinds: int) -> bool:
+    """Whether a prompt is decoded so: sampled every time, greedily once, as the text would be the same, and every other prompt only."""
+    return kind == SAMPLED or (repeat == 0 and (number % _GREEDY_EVERY == 0 or num_kinds == 1))
+
+
+def _task(candidates: Candidates, number: int, prompt: PromptRecord, settings: SearchSettings, kind: str, seed: int) -> Task:
+    plainly = decode_settings(candidates.engine, settings, kind, prompt_seed(seed, prompt.index))
+    endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
+    return Task(kind=kind, prompt_id=prompt.id, index=number, ids=tuple(candidates.engine.encode(prompt.prompt)), settings=endless)
 
 
 def _finalist(draft: Entrant, plain: Entrant, settings: SearchSettings) -> Finalist:

@@ -11,7 +11,9 @@ from sstool.search.space import Bits, bits_of
 def probe_sets(num_layers: int) -> list[Bits]:
     """Returns the skip sets whose drafts the costs are fitted to: `ladder_sets`, and others that tell the kinds' costs apart."""
     layers = range(num_layers)
-    one_sided = [_keeping([0], layers, num_layers), _keeping(layers, layers[-1:], num_layers), _keeping(layers, layers[::2], num_layers)]
+    # Of a single layer, either kind alone: with one of the other it would be the whole model.
+    one = layers[: min(1, num_layers - 1)]
+    one_sided = [_keeping(one, layers, num_layers), _keeping(layers, one, num_layers), _keeping(layers, layers[::2], num_layers)]
     ladder = ladder_sets(num_layers)
     return ladder + [bits for bits in dict.fromkeys(one_sided) if bits not in ladder and 0 < sum(bits) < len(bits)]
 
