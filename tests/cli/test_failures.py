@@ -233,7 +233,9 @@ def test_a_missing_package_names_the_extra(
 
 def start(*args: str | Path, without: str | None = None) -> subprocess.Popen[str]:
     """Starts `sstool` in a process of its own, in which one package may be impossible to import."""
-    code = f"import sys; sys.modules.update({dict.fromkeys([without] if without else [])}); from sstool.cli.main import main; main()"
+    # Who runs the tests in the background of a script has interrupts ignored, which a child would inherit.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    code += f" sys.modules.update({dict.fromkeys([without] if without else [])}); from sstool.cli.main import main; main()"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
