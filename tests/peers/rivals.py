@@ -5,8 +5,9 @@
 ARTIFACT was searched on this machine (`sstool search --artifact`), and its latency table is used. Every rival is the best of its
 kind over the search's own calibration texts, with its own tuned threshold and draft length: contiguous blocks of whole layers; every
 other sublayer; random sets, as many as the search had trials; cuts of the leave-one-out order; points of the cosine dynamic
-programme. Then all decode the held-out prompts. Prints a table on stderr and one JSON object on stdout: each rival's speed over
-plain decoding's, and the winner's over the rival's, with paired 95 % intervals. Also the model of speed against the clock for all.
+programme. Then all decode the held-out prompts. Prints a table on stderr and one JSON object on stdout: each rival's speed over plain
+decoding's, and the winner's over the rival's, with paired 95 % intervals. Also the model of speed against the clock for all. With
+`--example-saw N` the winner is held against the example on the prompts that the example was not chosen with alone, too.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ from sstool.search.warm.influence import cut, influence_order, measure_influence
 from sstool.search.warm.patterns import contiguous_block, every_other
 from tests.peers.searched import Searched, random_sets, tell_decoding
 
+_A_FILE = 1000
+"""The tasks of a file are numbered from a multiple of this."""
+
 
 def options() -> argparse.Namespace:
     """Returns the command line's options."""
@@ -51,6 +55,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--greedy", action="store_true", help="decode greedily instead of sampling")
     parser.add_argument("--example", type=Path, help="a skip-set file to be one more rival, its exit tuned like the others'")
+    parser.add_argument("--example-saw", type=int, default=0, help="first prompts of each file that the example was chosen with")
     return parser.parse_args()
 
 
@@ -116,8 +121,14 @@ def held_out(candidates: Candidates, settings: SearchSettings, given: argparse.N
                     candidates.engine, settings, KINDS[1] if given.greedy else SAMPLED, prompt_seed(seed, prompt.index)
                 )
                 complete = dataclasses.replace(plainly, max_new_tokens=given.tokens)
-                tasks.append(Task(kind=SAMPLED, prompt_id=prompt.id, index=1000 * number + prompt.index, ids=ids, settings=complete))
+                tasks.append(Task(kind=SAMPLED, prompt_id=prompt.id, index=_A_FILE * number + prompt.index, ids=ids, settings=complete))
     return tasks
+
+
+def without_first(entrant: Entrant, count: int) -> Entrant:
+    """Returns an entrant's runs of all but the first prompts of each file."""
+    samples = {kind: [s for s in runs if s.index % _A_FILE >= count] for kind, runs in entrant.samples.items()}
+    return dataclasses.replace(entrant, samples=samples)
 
 
 def row(entrant: Entrant, plain: Entrant, winner: Entrant) -> dict[str, object]:
@@ -135,6 +146,18 @@ def row(entrant: Entrant, plain: Entrant, winner: Entrant) -> dict[str, object]:
         "winner_over_this": entrant.seconds_per_token(shares) / winner.seconds_per_token(shares),
         "winner_over_this_95": ratio_interval(entrant.every(), winner.every()),
         "modelled_over_measured": entrant.seconds_per_token(shares) / entrant.modelled_per_token(shares),
+        "seconds": [round(sample.stats.decode_s, 5) for sample in entrant.samples[SAMPLED]],
+    }
+
+
+def unseen_row(example: Entrant, winner: Entrant, saw: int) -> dict[str, object]:
+    """Returns the winner against the example where the example was chosen with none of the prompts."""
+    shares = {SAMPLED: 1.0}
+    example, winner = without_first(example, saw), without_first(winner, saw)
+    return {
+        "runs": len(example.samples[SAMPLED]),
+        "winner_over_this": example.seconds_per_token(shares) / winner.seconds_per_token(shares),
+        "winner_over_this_95": ratio_interval(example.every(), winner.every()),
     }
 
 
@@ -152,7 +175,7 @@ def main() -> None:
         tasks = held_out(candidates, searched.settings, given)
         plain, *drafts = run_contest(candidates, trials, tasks, searched.costs, tell_decoding)
         rows = [row(entrant, plain, drafts[0]) for entrant in drafts]
-        report = {"environment": describe(engine).to_json(), "runs": len(tasks), "tokens": given.tokens, "rivals": rows}
+        report: dict[str, object] = {"environment": describe(engine).to_json(), "runs": len(tasks), "tokens": given.tokens, "rivals": rows}
         print(f"\n{'':18} {'x plain':>8} {'95 %':>14} {'searched / this':>16} {'95 %':>14} {'model / clock':>14}", file=sys.stderr)
         for r in rows:
             print(
@@ -161,6 +184,13 @@ def main() -> None:
                 file=sys.stderr,
             )
         spread = statistics.median(float(str(r["modelled_over_measured"])) for r in rows)
+        if given.example is not None and given.example_saw > 0:
+            unseen = unseen_row(drafts[-1], drafts[0], given.example_saw)
+            report["example_unseen"] = unseen
+            print(
+                f"{'example, unseen':18} {'':8} {'':>14} {unseen['winner_over_this']:16.3f} {_interval(unseen['winner_over_this_95']):>14}",
+                file=sys.stderr,
+            )
         print(f"plain {1 / plain.seconds_per_token({SAMPLED: 1.0}):.1f} tokens/s; model over clock, median {spread:.3f}", file=sys.stderr)
         print(json.dumps(report))
 

@@ -9,7 +9,7 @@ import pytest
 
 from ssruntime.errors import ConfigError
 from sstool.prompts import PromptRecord
-from sstool.search.allotment import Means, allot, final_repeats, final_seconds, repeat_allotment
+from sstool.search.allotment import Means, allot, final_reserve, repeat_allotment
 from sstool.search.settings import SearchSettings
 from tests.report import searches
 
@@ -23,7 +23,7 @@ def prompts(count: int) -> list[PromptRecord]:
 
 def test_a_small_model_is_searched_with_all_prompts(caplog: pytest.LogCaptureFixture) -> None:
     found = allot(prompts(32), [12] * 32, SETTINGS, PLENTY)
-    assert (len(found.search), len(found.final)) == (24, 8)
+    assert (len(found.search), len(found.final)) == (16, 16)
     assert not {p.id for p in found.search} & {p.id for p in found.final}
     assert not caplog.messages
 
@@ -33,12 +33,13 @@ def test_a_small_model_is_searched_with_all_prompts(caplog: pytest.LogCaptureFix
     [{"step": 0.08}, {"budget": 80}, {"memory": 10**8}, {"position_bytes": 3 * 10**7}],
 )
 def test_what_is_too_dear_is_left_out_evenly(changes: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
-    found = allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, **changes))
-    assert 4 <= len(found.search) < 24
+    given = dataclasses.replace(SETTINGS, calibration="ours.jsonl")
+    found = allot(prompts(32), [12] * 32, given, dataclasses.replace(PLENTY, **changes))
+    assert 4 <= len(found.search) < 16
     assert found.final
     assert int(found.search[-1].id) > 20
     assert len({p.id for p in found.search}) == len(found.search)
-    assert f"calibrating with {len(found.search)} of 24 prompts" in caplog.text
+    assert f"calibrating with {len(found.search)} of 16 prompts" in caplog.text
     counts = {"search_prompts": len(found.search), "final_prompts": len(found.final), "sampled_tokens": found.sampled_tokens}
     assert repeat_allotment(prompts(32), dataclasses.replace(searches.header(), **counts)) == found
 
@@ -46,9 +47,9 @@ def test_what_is_too_dear_is_left_out_evenly(changes: dict[str, float], caplog: 
 def test_a_large_file_of_long_prompts_stays_within_memory() -> None:
     found = allot(prompts(1000), [500] * 1000, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf))
     positions = sum(500 + found.sampled_tokens + 8 for _ in found.search)
-    assert 10 < len(found.search) < 750
+    assert 10 < len(found.search) < 500
     assert positions * PLENTY.position_bytes <= 10**10 / 2
-    assert len(found.final) == 250
+    assert len(found.final) == 64
 
 
 @pytest.mark.parametrize(
@@ -57,20 +58,20 @@ def test_a_large_file_of_long_prompts_stays_within_memory() -> None:
 )
 def test_texts_are_as_long_as_can_be_afforded(changes: dict[str, float], tokens: int) -> None:
     means = dataclasses.replace(PLENTY, **changes)
-    assert allot(prompts(32), [12] * 32, SETTINGS, means).sampled_tokens == tokens
-    assert allot(prompts(32), [12] * 32, dataclasses.replace(SETTINGS, sampled_tokens=48), means).sampled_tokens == 48
+    assert allot(prompts(64), [12] * 64, SETTINGS, means).sampled_tokens == tokens
+    assert allot(prompts(64), [12] * 64, dataclasses.replace(SETTINGS, sampled_tokens=48), means).sampled_tokens == 48
 
 
 def test_longer_texts_are_no_reason_for_fewer_prompts() -> None:
-    scarce = dataclasses.replace(PLENTY, step=0.0001, memory=24 * 2 * 100_000 * 80)
+    scarce = dataclasses.replace(PLENTY, step=0.0001, memory=16 * 2 * 100_000 * 80)
     found = allot(prompts(32), [12] * 32, SETTINGS, scarce)
-    assert len(found.search) == 24
+    assert len(found.search) == 16
     assert 32 <= found.sampled_tokens < 96
 
 
 def test_unknown_memory_and_no_budget_take_everything() -> None:
     found = allot(prompts(400), [50] * 400, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf, memory=None))
-    assert (len(found.search), len(found.final)) == (300, 100)
+    assert (len(found.search), len(found.final)) == (200, 64)
 
 
 def test_a_budget_for_nothing_says_what_would_do() -> None:
@@ -80,9 +81,14 @@ def test_a_budget_for_nothing_says_what_would_do() -> None:
     allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=seconds))
 
 
-def test_finalists_sample_again_where_time_is_left() -> None:
-    settings = dataclasses.replace(SETTINGS, finalists=4)
-    once = final_seconds(8, settings, 0.01)
-    times = (0.0, once, 1.7 * once, 2.4 * once, 99 * once, math.inf)
-    assert [final_repeats(8, settings, 0.01, left) for left in times] == [1, 1, 2, 3, 4, 4]
-    assert final_repeats(8, dataclasses.replace(settings, sampled_weight=0.0), 0.01, math.inf) == 1
+def test_the_finalists_keep_a_share_of_the_budget() -> None:
+    few, most, every = (final_reserve(64, SETTINGS, 0.01, budget) for budget in (1.0, 600.0, math.inf))
+    assert 0 < few < most == 0.3 * 600 < every < math.inf
+    assert final_reserve(16, SETTINGS, 0.01, math.inf) == pytest.approx(every / 4)
+    assert final_reserve(16, SETTINGS, 0.01, 600.0) == pytest.approx(every / 4)
+
+
+def test_a_search_of_thousands_of_trials_gets_as_much_text() -> None:
+    many = allot(prompts(64), [12] * 64, dataclasses.replace(SETTINGS, trials=5000), PLENTY)
+    assert many == allot(prompts(64), [12] * 64, SETTINGS, PLENTY)
+    assert len(many.search) >= 24

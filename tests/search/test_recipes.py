@@ -267,25 +267,26 @@ def runs(text: str, length: int) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
 
 
-def test_there_are_32_different_prompts() -> None:
+def test_there_are_64_different_prompts() -> None:
     prompts = read_prompts(DEFAULT_CALIBRATION)
-    assert len(prompts) == len({p.id for p in prompts}) == len({p.prompt for p in prompts}) == 32
+    assert len(prompts) == len({p.id for p in prompts}) == len({p.prompt for p in prompts}) == 64
     assert not [p.id for p in prompts if p.id == str(p.index)]
 
 
 def test_the_prompts_are_short_and_end_where_a_tokenizer_can_go_on() -> None:
     tokenizer = Tokenizer.from_file(str(RECIPES / "demo" / "tokenizer.json"))
     prompts = read_prompts(DEFAULT_CALIBRATION)
-    assert not [p.id for p in prompts if not 15 <= len(tokenizer.encode(p.prompt).ids) <= 120]
+    assert not [p.id for p in prompts if not 15 <= len(tokenizer.encode(p.prompt).ids) <= 180]
     assert not [p.id for p in prompts if p.prompt != p.prompt.rstrip()]
 
 
-def test_each_eight_in_a_row_are_varied() -> None:
-    kinds = [p.id.split("-")[0] for p in read_prompts(DEFAULT_CALIBRATION)]
+@pytest.mark.parametrize("half", [0, 1])
+def test_each_eight_of_a_half_are_varied(half: int) -> None:
+    kinds = [p.id.split("-")[0] for p in read_prompts(DEFAULT_CALIBRATION)][half::2]
     for start in range(0, 32, 8):
         eight = kinds[start : start + 8]
         assert "arithmetic" in eight
-        assert len(set(eight)) >= 7, eight
+        assert len(set(eight)) >= 6, eight
 
 
 def test_no_prompt_is_one_that_results_are_judged_by() -> None:

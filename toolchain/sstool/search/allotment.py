@@ -27,27 +27,26 @@ FINAL_TOKENS: Final = 64
 
 _TEXT_SHARE: Final = 0.15
 """Of the budget, for writing the texts."""
-_FINAL_SHARE: Final = 0.35
-"""Of the budget, for timing the finalists."""
+_FINAL_SHARE: Final = 0.3
+"""Of the budget, kept for timing the finalists; they take what else is left, too."""
 _MEMORY_SHARE: Final = 0.5
 """Of the memory there is, for the texts' caches."""
-_TRIALS_SHARE: Final = 0.3
-"""Of the budget, for trying candidates: what a longer text may not take more of."""
+_TRIALS_SHARE: Final = 0.45
+"""Of the budget, for trying candidates: neither more prompts nor longer texts may take more."""
 _TRIAL_HOST: Final = 0.0008
-_TRIAL_STEPS: Final = 0.12
+_TRIAL_STEPS: Final = 0.2
 """Seconds and plain steps that a candidate's run takes for a token of the texts: many stop early, and drafts are not verified."""
+_USUAL_TRIALS: Final = 80
+"""Of more the last are worth less than text: whoever asks for thousands expects the budget to end the search."""
 _MOST_TOKENS: Final = 96
 _TOKENS_STEP: Final = 8
 _LEAST_SEARCH: Final = 4
-_LEAST_FINAL: Final = 2
+_LEAST_FINAL: Final = 3
+_MOST_FINAL: Final = 64
 _PROMPT_TOKENS_A_STEP: Final = 8
 """Tokens of a prompt that are read in the time of a step."""
 _LATENCY_STEPS: Final = 720
 """Steps' worth of time that the latency table takes at least; of a small model it takes more, in the time that it is allowed."""
-_FINAL_RUNS: Final = 1.5
-"""Runs of a final prompt: it is sampled, and every other one is decoded greedily too."""
-_MOST_REPEATS: Final = 4
-"""Times that finalists sample each prompt, where the budget leaves time for it."""
 _LIKELY_SPEEDUP: Final = 1.2
 
 
@@ -84,11 +83,11 @@ class Allotment:
     final: list[PromptRecord]
     sampled_tokens: int
 
-    def seconds(self, settings: SearchSettings, step: float, length: float) -> float:
-        """Returns what the texts, the latency table and the finalists will take together, about, with prompts of that mean length."""
+    def seconds(self, settings: SearchSettings, means: Means, length: float) -> float:
+        """Returns what the texts, the latency table and the finalists take together at least, about, with prompts of that mean length."""
         given = dataclasses.replace(settings, sampled_tokens=self.sampled_tokens)
-        texts = len(self.search) * _text_steps(given, length) * step
-        return texts + _LATENCY_STEPS * step + final_seconds(len(self.final), settings, step)
+        texts = len(self.search) * _text_steps(given, length) * means.step
+        return texts + _LATENCY_STEPS * means.step + final_reserve(len(self.final), settings, means.step, means.budget)
 
 
 def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: SearchSettings, means: Means) -> Allotment:
@@ -106,13 +105,12 @@ def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: Sear
     search, final = split_prompts(prompts)
     length = sum(tokens) / len(tokens)
     chosen = _evenly(search, _most_prompts(settings, length, means), _LEAST_SEARCH)
-    most_final = means.budget * _FINAL_SHARE / final_seconds(1, settings, means.step)
     found = Allotment(
         search=chosen,
-        final=_evenly(final, most_final, _LEAST_FINAL),
+        final=_evenly(final, _MOST_FINAL, _LEAST_FINAL),
         sampled_tokens=_sampled_tokens(len(chosen), length, settings, means),
     )
-    needed = found.seconds(settings, means.step, length)
+    needed = found.seconds(settings, means, length)
     if needed > means.budget - means.spent:
         raise ConfigError(
             f"the budget of {settings.budget} is too small for one trial: at {1000 * means.step:.3g} ms a step, the texts, the latency"
@@ -120,8 +118,10 @@ def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: Sear
             f"give at least {math.ceil(2 * needed)}s",
         )
     if len(found.search) < len(search):
-        logger.warning(
-            "calibrating with %d of %d prompts: what the texts of all take does not fit the budget or the memory",
+        # Whoever brings prompts wants to know; of ours there are enough for small models.
+        logger.log(
+            logging.INFO if settings.calibration is None else logging.WARNING,
+            "calibrating with %d of %d prompts: with the texts of all, the search does not fit the budget or the memory",
             len(found.search),
             len(search),
         )
@@ -138,35 +138,33 @@ def repeat_allotment(prompts: Sequence[PromptRecord], header: Header) -> Allotme
     )
 
 
-def final_seconds(num_prompts: int, settings: SearchSettings, step: float) -> float:
-    """Returns what timing the finalists on so many prompts will take, with some to spare."""
-    return _FINAL_RUNS * _final_run_seconds(num_prompts, settings, step)
+def final_reserve(num_prompts: int, settings: SearchSettings, step: float, budget: float) -> float:
+    """Returns the seconds to keep for timing the finalists: what all prompts take, or the finalists' share of the budget."""
+    one = _final_run_seconds(settings, step)
+    runs = sum(n for n, _ in _texts(settings))
+    return max(_LEAST_FINAL * one, min(num_prompts * runs * one, _FINAL_SHARE * budget))
 
 
-def final_repeats(num_prompts: int, settings: SearchSettings, step: float, left: float) -> int:
-    """Returns how often the finalists can sample each prompt in the seconds that are left, each time with other noise.
-
-    The best of many candidates lie closer together than a few prompts can tell.
-    """
-    if weight_of(settings, SAMPLED) == 0:
-        return 1
-    more = (left - final_seconds(num_prompts, settings, step)) / _final_run_seconds(num_prompts, settings, step)
-    return 1 + int(max(0.0, min(_MOST_REPEATS - 1.0, more)))
-
-
-def _final_run_seconds(num_prompts: int, settings: SearchSettings, step: float) -> float:
-    """Returns what one run of so many prompts by every finalist and by plain decoding will take."""
+def _final_run_seconds(settings: SearchSettings, step: float) -> float:
+    """Returns what one run of a prompt by every finalist and by plain decoding will take."""
     tokens = FINAL_TOKENS + 16  # reading a prompt takes some steps' worth, too
     drafts = (settings.finalists + 1) / _LIKELY_SPEEDUP
-    return 1.2 * num_prompts * tokens * step * (1 + drafts)
+    return tokens * step * (1 + drafts)
 
 
 def _most_prompts(settings: SearchSettings, length: float, means: Means) -> float:
-    """Returns how many prompts' texts can be written and kept."""
-    in_time = means.budget * _TEXT_SHARE / (_text_steps(settings, length) * means.step)
+    """Returns how many prompts' texts can be written, kept, and tried candidates on."""
+    to_write = means.budget * _TEXT_SHARE / (_text_steps(settings, length) * means.step)
+    to_try = means.budget * _TRIALS_SHARE / (min(settings.trials, _USUAL_TRIALS) * _trial_seconds(settings, means))
+    in_time = min(to_write, to_try)
     if means.memory is None:
         return in_time
     return min(in_time, means.memory * _MEMORY_SHARE / (_positions(settings, length) * means.position_bytes))
+
+
+def _trial_seconds(settings: SearchSettings, means: Means) -> float:
+    """Returns what the texts of one prompt take of a candidate's run."""
+    return sum(n * tokens for n, tokens in _texts(settings)) * (_TRIAL_HOST + _TRIAL_STEPS * means.step)
 
 
 def _sampled_tokens(num_prompts: int, length: float, settings: SearchSettings, means: Means) -> int:
@@ -174,9 +172,7 @@ def _sampled_tokens(num_prompts: int, length: float, settings: SearchSettings, m
     if settings.sampled_tokens is not None:
         return settings.sampled_tokens
     for tokens in range(_MOST_TOKENS, FEWEST_TOKENS, -_TOKENS_STEP):
-        given = dataclasses.replace(settings, sampled_tokens=tokens)
-        of_a_trial = num_prompts * sum(n * count for n, count in _texts(given)) * (_TRIAL_HOST + _TRIAL_STEPS * means.step)
-        if num_prompts <= _most_prompts(given, length, means) and settings.trials * of_a_trial <= _TRIALS_SHARE * means.budget:
+        if num_prompts <= _most_prompts(dataclasses.replace(settings, sampled_tokens=tokens), length, means):
             return tokens
     return FEWEST_TOKENS
 

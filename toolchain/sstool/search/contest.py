@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from ssruntime.backends.ort import OrtSlot
 from sstool.bench.summary import Sample
@@ -11,6 +13,14 @@ from sstool.search.candidates import Candidates
 from sstool.search.costs import CostModel
 from sstool.search.records import Trial
 from sstool.search.task import Task, run_task, warm_up
+
+_LEAST_TASKS: Final = 3
+"""Tasks that are decoded in any case: less says nothing."""
+
+
+def always(_seconds: float) -> bool:
+    """There is time for everything."""
+    return True
 
 
 @dataclass(slots=True)
@@ -46,9 +56,14 @@ class Entrant:
 
 
 def run_contest(
-    candidates: Candidates, trials: Sequence[Trial], tasks: Sequence[Task], costs: CostModel, on_task: Callable[[int, int], None]
+    candidates: Candidates,
+    trials: Sequence[Trial],
+    tasks: Sequence[Task],
+    costs: CostModel,
+    on_task: Callable[[int, int], None],
+    affords: Callable[[float], bool] = always,
 ) -> list[Entrant]:
-    """Has plain decoding and every draft decode every task.
+    """Has plain decoding and every draft decode every task, or as many of the first as there is time for.
 
     Args:
         candidates: opens the drafts.
@@ -56,6 +71,7 @@ def run_contest(
         tasks: what to decode.
         costs: what the model of speed says of the same runs.
         on_task: told how many tasks are done, of how many.
+        affords: tells whether there is time for another task, given the seconds that the last one took all.
 
     Returns:
         Plain decoding first, then one a trial.
@@ -65,8 +81,12 @@ def run_contest(
     entrants += [Entrant(trial, candidates.backend.new_slot(context, candidates.open(trial.skip))) for trial in trials]
     for entrant in entrants:
         warm_up(candidates, entrant.slot, tasks[0], entrant.trial, costs)
+    took = 0.0
     for turn, task in enumerate(tasks):
+        if turn >= _LEAST_TASKS and not affords(took):
+            break
         on_task(turn, len(tasks))
+        begun = time.perf_counter()
         # Whoever begins changes with every prompt, and the direction too: what drifts drifts for all.
         first = turn % len(entrants)
         order = entrants[first:] + entrants[:first]
@@ -75,4 +95,5 @@ def run_contest(
             sample = Sample(prompt_id=task.prompt_id, index=task.index, repeat=0, mode="", stats=run.stats, identical=None)
             entrant.samples.setdefault(task.kind, []).append(sample)
             entrant.modelled[task.kind] = entrant.modelled.get(task.kind, 0.0) + run.modelled
+        took = time.perf_counter() - begun
     return entrants

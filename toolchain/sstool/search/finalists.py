@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -16,9 +17,11 @@ from sstool.search.costs import CostModel
 from sstool.search.records import Finalist, Trial
 from sstool.search.settings import SearchSettings
 from sstool.search.task import Task
-from sstool.search.texts import KINDS, SAMPLED, decode_settings, weight_of
+from sstool.search.texts import GREEDY_EVERY, KINDS, SAMPLED, decode_settings, weight_of
 
-_GREEDY_EVERY: Final = 2
+_LEAST_SAMPLED: Final = 24
+"""Sampled runs wanted: where there are fewer prompts, each is sampled more than once, with other noise."""
+_MOST_REPEATS: Final = 4
 
 
 def time_finalists(
@@ -27,27 +30,31 @@ def time_finalists(
     prompts: Sequence[PromptRecord],
     settings: SearchSettings,
     costs: CostModel,
-    repeats: int,
+    affords: Callable[[float], bool],
     on_run: Callable[[int, int], None],
 ) -> list[Finalist]:
     """Decodes prompts plainly and with each finalist's draft and exit, and compares.
 
+    The best of many candidates lie closer together than a few prompts can tell, so as many prompts are decoded as there is time for.
+
     Args:
         candidates: opens the drafts.
         trials: the finalists.
-        prompts: to decode; each is sampled, and every other one decoded greedily too.
+        prompts: to decode; each is sampled, and every third decoded greedily too.
         settings: how to sample, and the kinds' weights.
         costs: what the model of speed says of the same runs.
-        repeats: times that each prompt is sampled, every time with other noise.
+        affords: tells whether there is time for another run, given the seconds that the last one took.
         on_run: told how many runs are done, of how many.
     """
-    tasks = _tasks(candidates, prompts, settings, repeats)
-    plain, *drafts = run_contest(candidates, trials, tasks, costs, on_run)
+    tasks = _tasks(candidates, prompts, settings)
+    plain, *drafts = run_contest(candidates, trials, tasks, costs, on_run, affords)
     return [_finalist(draft, plain, settings) for draft in drafts]
 
 
-def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings, repeats: int) -> list[Task]:
+def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[Task]:
+    """Returns what to decode, the kinds mixed from the beginning on."""
     kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
+    repeats = min(_MOST_REPEATS, math.ceil(_LEAST_SAMPLED / len(prompts))) if SAMPLED in kinds else 1
     tasks = []
     for repeat in range(repeats):
         seed = settings.seed + 1 + repeat  # not the noise that the search has seen
@@ -57,8 +64,8 @@ def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: Se
 
 
 def _is_run(kind: str, number: int, repeat: int, num_kinds: int) -> bool:
-    """Whether a prompt is decoded so: sampled every time, greedily once, as the text would be the same, and every other prompt only."""
-    return kind == SAMPLED or (repeat == 0 and (number % _GREEDY_EVERY == 0 or num_kinds == 1))
+    """Whether a prompt is decoded so: sampled every time, greedily once, as the text would be the same, and every third prompt only."""
+    return kind == SAMPLED or (repeat == 0 and (number % GREEDY_EVERY == 0 or num_kinds == 1))
 
 
 def _task(candidates: Candidates, number: int, prompt: PromptRecord, settings: SearchSettings, kind: str, seed: int) -> Task:

@@ -23,7 +23,7 @@ from ssruntime.errors import ConfigError
 from ssruntime.machine import cpu_model
 from sstool.available_memory import available_memory
 from sstool.prompts import PromptRecord, read_prompts
-from sstool.search.allotment import Allotment, Means, allot, final_repeats, final_seconds, repeat_allotment
+from sstool.search.allotment import Allotment, Means, allot, final_reserve, repeat_allotment
 from sstool.search.candidates import Candidates
 from sstool.search.clock import Clock
 from sstool.search.costs import CostModel
@@ -63,6 +63,8 @@ _WARM_SHARE: Final = 0.12
 _REFINED: Final = 0.05
 """How far from the best cut two more are tried, as a part of the sublayers."""
 _INFLUENCE_PASSES: Final = 8
+_NEAR: Final = 0.9
+"""Of the best modelled speed: what is slower than that is slower by the clock too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +223,7 @@ class _Search:
         objective = Objective(costs, {kind: weight_of(self._settings, kind) for kind in KINDS}, each_with(pool))
         plain = objective.plain_seconds_per_token([cached.text for cached in texts])
         header = self._header(texts, table, 1 / plain)
-        reserve = 5 + final_seconds(len(self._prompts.final), self._settings, plain)
+        reserve = 5 + final_reserve(len(self._prompts.final), self._settings, plain, self._settings.budget_seconds or math.inf)
         if self._clock.left() - reserve <= 0:
             raise ConfigError(
                 f"the budget of {self._settings.budget} is too small for one trial: {self._clock.elapsed():.0f} s went into the texts and"
@@ -284,18 +286,17 @@ class _Search:
             raise ConfigError(f"the budget of {self._settings.budget} ended before the first trial did", "give a larger --budget")
         chosen = best_of(explorer.trials, self._settings.finalists)
         warm = explorer.best(warm=True)
-        # The best warm start shows what searching was worth, and the draft that is there is not replaced unseen.
-        earlier = next((t for t in explorer.trials if t.source == "earlier" and t.status == COMPLETED), None)
-        for kept in (warm, earlier):
+        # The best warm start shows what searching was worth, and a draft that is there is not replaced unseen.
+        for kept in (warm, _rival_of(explorer)):
             if kept is not None and kept not in chosen:
                 chosen.append(kept)
         finalists: list[Finalist] = []
         if chosen:
             with self._clock.part("finalists"):
                 tell = self._teller("timing the best for real")
-                prompts = self._prompts.final
-                repeats = final_repeats(len(prompts), self._settings, 1 / header.plain, self._clock.left())
-                finalists = time_finalists(self._candidates, chosen, prompts, self._settings, costs, repeats, tell)
+                finalists = time_finalists(
+                    self._candidates, chosen, self._prompts.final, self._settings, costs, lambda took: self._clock.left() > took, tell
+                )
         for finalist in finalists:
             writer.write(finalist)
         result = conclude(explorer.trials, finalists, warm, self._clock.parts(), ax_error=explorer.ax_error)
@@ -357,6 +358,15 @@ class _Search:
         if self._request.progress is not None:
             left = self._clock.left()
             self._request.progress(Progress(part=part, done=done, total=total, best=self._best, seconds_left=left))
+
+
+def _rival_of(explorer: Explorer) -> Trial | None:
+    """Returns the draft that the artifact had, unless it is further behind the best than the model of speed errs."""
+    best = explorer.best()
+    earlier = next((t for t in explorer.trials if t.source == "earlier" and t.status == COMPLETED), None)
+    if best is None or earlier is None or (earlier.speedup or 0.0) < _NEAR * (best.speedup or 0.0):
+        return None
+    return earlier
 
 
 def _optional(name: str, find: Callable[[], T]) -> T | None:

@@ -12,7 +12,7 @@ from ssruntime.config import GenerationConfig
 from ssruntime.errors import ConfigError
 
 DEFAULT_CALIBRATION: Final = Path(__file__).with_name("calibration.jsonl")
-"""The prompts of a search that is given none: 32 of many kinds, so ordered that each eight in a row are of many kinds too."""
+"""The prompts of a search that is given none: 64 of many kinds, so ordered that either half, or any part of one, is of many kinds too."""
 
 _BUDGET_HINT: Final = "write a time above 0 such as 90s, 10m or 1.5h; a number alone is seconds"
 _BUDGET: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([smh]?)")
