@@ -66,6 +66,18 @@ def test_any_skip_set_gives_its_draft(
     assert_draft_parity(verify_graph, tiny_model, skip, run_graph)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_join_takes_over_the_norm_behind_what_was_left_out(name: str, verify_graph: ir.Model) -> None:
+    draft = lower_draft(verify_graph, SHAPES[name])
+    alone = [node.name for node in draft.graph if node.op_type == "RMSNormalization"]
+    joins = [node for node in draft.graph if node.op_type == "SkipSimplifiedLayerNormalization"]
+    # The first norm of the stream has no join before it.
+    assert len(alone) == 1, alone
+    assert len(joins) == 2 * LAYERS - len(sublayers_of(SHAPES[name]))
+    assert all(join.outputs[0].uses() for join in joins)
+    assert all(value.uses() for value in draft.graph.initializers.values())
+
+
 def test_making_a_draft_leaves_the_verify_graph_alone(verify_graph: ir.Model, run_graph: RunGraph) -> None:
     before = run_graph(verify_graph, IDS)["logits"]
     lower_draft(verify_graph, SkipSet(attention=(1,), mlp=(2,)))

@@ -20,6 +20,7 @@ from sstool.passes.elide import ElidePass
 from sstool.passes.embedding_scale import EmbeddingScalePass
 from sstool.passes.fold_constants import FoldConstantsPass
 from sstool.passes.fuse_silu import FuseSiluPass
+from sstool.passes.rejoin_norms import RejoinNormsPass
 from sstool.passes.rename_cache import RenameCachePass
 from sstool.passes.tie_head import TieHeadPass
 from sstool.passes.token_outputs import TokenOutputsPass
@@ -81,6 +82,6 @@ def lower_draft(verify: ir.Model, skip: SkipSet) -> ir.Model:
     Raises:
         UnsupportedModelError: if a sublayer cannot be taken out.
     """
-    draft = ElidePass(skip)(verify.clone()).model
+    draft = RejoinNormsPass()(ElidePass(skip)(verify.clone())).model
     draft.graph.name = "draft"
     return draft
