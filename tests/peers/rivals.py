@@ -56,7 +56,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--greedy", action="store_true", help="decode greedily instead of sampling")
     parser.add_argument("--example", type=Path, help="a skip-set file to be one more rival, its exit tuned like the others'")
     parser.add_argument("--example-saw", type=int, default=0, help="first prompts of each file that the example was chosen with")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if not 0 <= given.example_saw < given.first:
+        parser.error("--example-saw: fewer than --first prompts of each file")
+    return given
 
 
 def chosen(searched: Searched, example: Path | None) -> Iterator[Trial | None]:
@@ -184,8 +187,9 @@ def main() -> None:
                 file=sys.stderr,
             )
         spread = statistics.median(float(str(r["modelled_over_measured"])) for r in rows)
-        if given.example is not None and given.example_saw > 0:
-            unseen = unseen_row(drafts[-1], drafts[0], given.example_saw)
+        example = next((d for d in drafts if d.trial is not None and d.trial.source == "example"), None)
+        if example is not None and given.example_saw > 0:
+            unseen = unseen_row(example, drafts[0], given.example_saw)
             report["example_unseen"] = unseen
             print(
                 f"{'example, unseen':18} {'':8} {'':>14} {unseen['winner_over_this']:16.3f} {_interval(unseen['winner_over_this_95']):>14}",

@@ -21,7 +21,7 @@ from sstool.search.read import read_search
 from sstool.search.records import Trial
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from sstool.search.space import Bits, is_draft
-from sstool.search.texts import KINDS, decode_settings, usable_prompts, weight_of
+from sstool.search.texts import KINDS, calibration_digest, decode_settings, usable_prompts, weight_of
 
 
 class Searched:
@@ -48,9 +48,11 @@ class Searched:
             greedy_tokens=self.log.header.greedy_tokens,
         )
         usable = usable_prompts(candidates.engine, read_prompts(DEFAULT_CALIBRATION))
-        prompts = repeat_allotment(usable, self.log.header).search
+        prompts = repeat_allotment(usable, self.log.header)
         with tempfile.TemporaryDirectory() as name:
-            self.texts = prepare_texts(Path(name), candidates, prompts, self.settings, lambda _done, _total: None)
+            self.texts = prepare_texts(Path(name), candidates, prompts.search, self.settings, lambda _done, _total: None)
+            if calibration_digest([cached.text for cached in self.texts], prompts.final) != self.log.header.calibration_sha256:
+                sys.exit(f"{artifact} was searched with other calibration prompts than those that ship now: search it again")
             known = None if measure else find_latency(candidates, [artifact / "search" / "latency.json"])
             table = prepare_latency(Path(name), candidates, self.texts, self.settings, known=known)
         self.costs = CostModel(table)

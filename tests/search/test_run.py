@@ -73,12 +73,7 @@ def test_a_search_writes_down_all_it_did(finished: tuple[Path, Outcome]) -> None
         assert trial.tokens_per_second is not None
         assert trial.speedup == pytest.approx(trial.tokens_per_second / log.header.plain, rel=0.2)
     assert {f.trial for f in log.finalists} >= {t.index for t in sorted(completed, key=lambda t: -(t.speedup or 0))[:2]}
-    # The draft that was there is timed again, unless the model of speed leaves no doubt.
-    earlier = log.trials[1]
-    assert earlier.source == "earlier"
-    near = earlier.status == COMPLETED and (earlier.speedup or 0) >= 0.9 * max(t.speedup or 0 for t in completed)
-    if near:
-        assert earlier.index in {f.trial for f in log.finalists}
+    assert log.trials[1].source == "earlier"
     for finalist in log.finalists:
         assert finalist.speedup == pytest.approx(finalist.measured / finalist.plain)
     assert outcome.result.seconds["total"] >= outcome.result.seconds["candidates"] + outcome.result.seconds["ax"]

@@ -10,8 +10,8 @@ from onnx_ir.passes import common
 from sstool.graph.sublayers import is_fused_join
 
 _SUM_OUTPUT: Final = 3
-_NORMS: Final = {"SkipSimplifiedLayerNormalization": ("RMSNormalization", 1), "SkipLayerNormalization": ("LayerNormalization", 2)}
-"""The norm that each fused join ends with, and how many weights it has."""
+_NORMS: Final = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
+"""The norm that each fused join ends with."""
 
 
 class RejoinNormsPass(ir.passes.InPlacePass):
@@ -21,7 +21,8 @@ class RejoinNormsPass(ir.passes.InPlacePass):
     have two norms there: the join's, unused, and the next sublayer's.
 
     Requires: nothing.
-    Ensures: no norm of a fused join's sum is left beside an unused norm of the same kind and epsilon; no initializer is unused.
+    Ensures: no norm of a fused join's sum is left beside an unused norm of the same kind and epsilon that has room for its weights;
+        no initializer is unused.
     Edits in place.
     """
 
@@ -33,8 +34,9 @@ class RejoinNormsPass(ir.passes.InPlacePass):
             norm = _norm_to_take(graph, join)
             if norm is None:
                 continue
-            for place, weight in enumerate(norm.inputs[1:], start=2):
-                join.replace_input_with(place, weight)
+            for place, weight in enumerate(_weights(norm), start=2):
+                if place < len(join.inputs):
+                    join.replace_input_with(place, weight)
             ir.convenience.replace_all_uses_with(norm.outputs[0], join.outputs[0])
             graph.remove(norm, safe=True)
             modified = True
@@ -49,13 +51,19 @@ def _norm_to_take(graph: ir.Graph, join: ir.Node) -> ir.Node | None:
         return None
     if join.outputs[0].uses() or join.outputs[0] in graph.outputs:
         return None
-    kind, num_weights = _NORMS[join.op_type]
     for use in join.outputs[_SUM_OUTPUT].uses():
         norm = use.node
-        same = norm.op_type == kind and use.idx == 0 and len(norm.inputs) == 1 + num_weights and norm.outputs[0] not in graph.outputs
-        if same and _is_over_last_axis(norm) and _epsilon(norm) == _epsilon(join):
+        same = norm.op_type == _NORMS[join.op_type] and use.idx == 0 and norm.outputs[0] not in graph.outputs
+        fits = 2 + sum(weight is not None for weight in _weights(norm)) <= len(join.inputs)
+        if same and fits and _is_over_last_axis(norm) and _epsilon(norm) == _epsilon(join):
             return norm
     return None
+
+
+def _weights(norm: ir.Node) -> list[ir.Value | None]:
+    """Returns a norm's weights, None for the bias that a LayerNormalization may lack."""
+    weights = list(norm.inputs[1:])
+    return weights + [None] * (norm.op_type == "LayerNormalization" and len(weights) == 1)
 
 
 def _is_over_last_axis(norm: ir.Node) -> bool:

@@ -41,13 +41,20 @@ _USUAL_TRIALS: Final = 80
 _MOST_TOKENS: Final = 96
 _TOKENS_STEP: Final = 8
 _LEAST_SEARCH: Final = 4
-_LEAST_FINAL: Final = 3
-_MOST_FINAL: Final = 64
 _PROMPT_TOKENS_A_STEP: Final = 8
 """Tokens of a prompt that are read in the time of a step."""
 _LATENCY_STEPS: Final = 720
 """Steps' worth of time that the latency table takes at least; of a small model it takes more, in the time that it is allowed."""
 _LIKELY_SPEEDUP: Final = 1.2
+_MORE_DRAFTS: Final = 2
+"""Beside the best, the best warm start and the artifact's own draft are timed."""
+LEAST_RUNS: Final = 3
+"""Runs that finalists have in any case: less says nothing."""
+_ENOUGH_SAMPLED: Final = 24
+"""Sampled runs wanted: where there are fewer prompts, each is sampled more than once, with other noise."""
+_MOST_REPEATS: Final = 4
+_FEW_SEARCH: Final = 16
+"""Prompts of ours fewer than which are worth a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +98,7 @@ class Allotment:
 
 
 def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: SearchSettings, means: Means) -> Allotment:
-    """Returns the prompts to search with and to time finalists on, fewer of either than there are where too dear, and the texts' length.
+    """Returns the prompts to search with, fewer than there are where too dear, the texts' length, and the prompts to time finalists on.
 
     Args:
         prompts: usable ones.
@@ -107,7 +114,7 @@ def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: Sear
     chosen = _evenly(search, _most_prompts(settings, length, means), _LEAST_SEARCH)
     found = Allotment(
         search=chosen,
-        final=_evenly(final, _MOST_FINAL, _LEAST_FINAL),
+        final=final,
         sampled_tokens=_sampled_tokens(len(chosen), length, settings, means),
     )
     needed = found.seconds(settings, means, length)
@@ -118,9 +125,10 @@ def allot(prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: Sear
             f"give at least {math.ceil(2 * needed)}s",
         )
     if len(found.search) < len(search):
-        # Whoever brings prompts wants to know; of ours there are enough for small models.
+        # Whoever brings prompts wants to know; of ours there are more than small models need.
+        is_news = settings.calibration is not None or len(found.search) < _FEW_SEARCH
         logger.log(
-            logging.INFO if settings.calibration is None else logging.WARNING,
+            logging.WARNING if is_news else logging.INFO,
             "calibrating with %d of %d prompts: with the texts of all, the search does not fit the budget or the memory",
             len(found.search),
             len(search),
@@ -139,16 +147,22 @@ def repeat_allotment(prompts: Sequence[PromptRecord], header: Header) -> Allotme
 
 
 def final_reserve(num_prompts: int, settings: SearchSettings, step: float, budget: float) -> float:
-    """Returns the seconds to keep for timing the finalists: what all prompts take, or the finalists' share of the budget."""
+    """Returns the seconds to keep for timing the finalists: what all runs take, or the finalists' share of the budget."""
     one = _final_run_seconds(settings, step)
-    runs = sum(n for n, _ in _texts(settings))
-    return max(_LEAST_FINAL * one, min(num_prompts * runs * one, _FINAL_SHARE * budget))
+    sampled, greedy = (n for n, _ in _texts(settings))
+    runs = num_prompts * (sampled * sampled_repeats(num_prompts) + greedy)
+    return max(LEAST_RUNS * one, min(runs * one, _FINAL_SHARE * budget))
+
+
+def sampled_repeats(num_prompts: int) -> int:
+    """Returns how often finalists sample each prompt, every time with other noise."""
+    return min(_MOST_REPEATS, math.ceil(_ENOUGH_SAMPLED / num_prompts))
 
 
 def _final_run_seconds(settings: SearchSettings, step: float) -> float:
     """Returns what one run of a prompt by every finalist and by plain decoding will take."""
     tokens = FINAL_TOKENS + 16  # reading a prompt takes some steps' worth, too
-    drafts = (settings.finalists + 1) / _LIKELY_SPEEDUP
+    drafts = (settings.finalists + _MORE_DRAFTS) / _LIKELY_SPEEDUP
     return tokens * step * (1 + drafts)
 
 

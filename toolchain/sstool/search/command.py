@@ -22,7 +22,7 @@ from sstool.recipe import Recipe, check_recipe_depth
 from sstool.redraft import clone_files, found, redraft
 from sstool.report.page import write_report
 from sstool.search.read import SEARCH
-from sstool.search.records import LATENCY, REPORT, SKIP_SET, TRIALS
+from sstool.search.records import EARLIER, LATENCY, REPORT, SKIP_SET, TRIALS
 from sstool.search.run import Outcome, SearchRequest, check_search, run_search
 from sstool.search.settings import SearchSettings
 from sstool.search.work import ARTIFACT, CHECKPOINT, describe_progress, work_folder
@@ -167,7 +167,7 @@ def _starts(target: SearchTarget, artifact: Artifact) -> Iterator[tuple[str, Ski
             yield "recipe", spec.skip()
     if target.artifact is not None:
         for draft in artifact.manifest.drafts:
-            yield "earlier", draft.skip
+            yield EARLIER, draft.skip
 
 
 def _write_results(folder: Path, work: Path, outcome: Outcome) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from ssruntime.backends.ort import OrtSlot
 from sstool.bench.summary import Sample
+from sstool.search.allotment import LEAST_RUNS
 from sstool.search.candidates import Candidates
 from sstool.search.costs import CostModel
 from sstool.search.records import Trial
 from sstool.search.task import Task, run_task, warm_up
-
-_LEAST_TASKS: Final = 3
-"""Tasks that are decoded in any case: less says nothing."""
 
 
 def always(_seconds: float) -> bool:
@@ -83,7 +80,7 @@ def run_contest(
         warm_up(candidates, entrant.slot, tasks[0], entrant.trial, costs)
     took = 0.0
     for turn, task in enumerate(tasks):
-        if turn >= _LEAST_TASKS and not affords(took):
+        if turn >= LEAST_RUNS and not affords(took):
             break
         on_task(turn, len(tasks))
         begun = time.perf_counter()

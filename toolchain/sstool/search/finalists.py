@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from ssruntime.sampling.noise import prompt_seed
 from sstool.bench.summary import weighted_interval
 from sstool.prompts import PromptRecord
-from sstool.search.allotment import FINAL_TOKENS
+from sstool.search.allotment import FINAL_TOKENS, sampled_repeats
 from sstool.search.candidates import Candidates
 from sstool.search.contest import Entrant, run_contest
 from sstool.search.costs import CostModel
-from sstool.search.records import Finalist, Trial
+from sstool.search.explore import best_of
+from sstool.search.records import COMPLETED, EARLIER, Finalist, Trial
 from sstool.search.settings import SearchSettings
 from sstool.search.task import Task
 from sstool.search.texts import GREEDY_EVERY, KINDS, SAMPLED, decode_settings, weight_of
 
-_LEAST_SAMPLED: Final = 24
-"""Sampled runs wanted: where there are fewer prompts, each is sampled more than once, with other noise."""
-_MOST_REPEATS: Final = 4
+_NEAR: Final = 0.9
+"""Of the best modelled speed: what is slower than that is slower by the clock too."""
+_SEEDS: Final = 2**63
+
+
+def choose_finalists(trials: Sequence[Trial], warm: Trial | None, count: int) -> list[Trial]:
+    """Returns the candidates to time: the best by the model of speed, and those to hold them against.
+
+    The best warm start shows what searching was worth. A draft that the artifact had is not replaced unseen, unless it is further
+    behind than the model of speed errs.
+
+    Args:
+        trials: all.
+        warm: the best warm start.
+        count: of the best.
+    """
+    chosen = best_of(trials, count)
+    rivals = [] if warm is None else [warm]
+    rivals += [t for t in trials if t.source == EARLIER and t.status == COMPLETED and _is_near(t, chosen[0])]
+    for rival in rivals:
+        if rival not in chosen:
+            chosen.append(rival)
+    return chosen
+
+
+def _is_near(trial: Trial, best: Trial) -> bool:
+    return (trial.speedup or 0.0) >= _NEAR * (best.speedup or 0.0)
 
 
 def time_finalists(
@@ -54,10 +78,10 @@ def time_finalists(
 def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[Task]:
     """Returns what to decode, the kinds mixed from the beginning on."""
     kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
-    repeats = min(_MOST_REPEATS, math.ceil(_LEAST_SAMPLED / len(prompts))) if SAMPLED in kinds else 1
+    repeats = sampled_repeats(len(prompts)) if SAMPLED in kinds else 1
     tasks = []
     for repeat in range(repeats):
-        seed = settings.seed + 1 + repeat  # not the noise that the search has seen
+        seed = (settings.seed + 1 + repeat) % _SEEDS  # not the noise that the search has seen
         for number, prompt in enumerate(prompts):
             tasks += [_task(candidates, number, prompt, settings, k, seed) for k in kinds if _is_run(k, number, repeat, len(kinds))]
     return tasks

@@ -20,6 +20,8 @@ STOPPED: Final = "stopped"
 FAILED: Final = "failed"
 
 AX: Final = "ax"
+EARLIER: Final = "earlier"
+"""The source of a draft that the artifact had."""
 RANDOM: Final = "random"
 SUGGESTED: Final = frozenset({AX, RANDOM})
 """Sources that are no warm starts."""

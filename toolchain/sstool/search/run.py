@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,13 +27,13 @@ from sstool.search.clock import Clock
 from sstool.search.costs import CostModel
 from sstool.search.evaluate import Evaluator
 from sstool.search.explore import Explorer, Limits, best_of
-from sstool.search.finalists import time_finalists
+from sstool.search.finalists import choose_finalists, time_finalists
 from sstool.search.latency import time_step
 from sstool.search.log import SearchWriter, check_resumable
 from sstool.search.objective import Objective, each_with
 from sstool.search.outcome import conclude
 from sstool.search.prepare import find_latency, latency_digest, prepare_latency, prepare_texts
-from sstool.search.records import COMPLETED, FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
+from sstool.search.records import FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from sstool.search.space import Bits, bits_of
 from sstool.search.texts import (
@@ -44,8 +42,8 @@ from sstool.search.texts import (
     SAMPLED,
     CachedText,
     CalibrationText,
+    calibration_digest,
     decode_settings,
-    texts_digest,
     tokens_of,
     usable_prompts,
     weight_of,
@@ -63,8 +61,6 @@ _WARM_SHARE: Final = 0.12
 _REFINED: Final = 0.05
 """How far from the best cut two more are tried, as a part of the sublayers."""
 _INFLUENCE_PASSES: Final = 8
-_NEAR: Final = 0.9
-"""Of the best modelled speed: what is slower than that is slower by the clock too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,12 +280,8 @@ class _Search:
     def _finish(self, explorer: Explorer, writer: SearchWriter, header: Header, costs: CostModel) -> Outcome:
         if not explorer.trials:
             raise ConfigError(f"the budget of {self._settings.budget} ended before the first trial did", "give a larger --budget")
-        chosen = best_of(explorer.trials, self._settings.finalists)
         warm = explorer.best(warm=True)
-        # The best warm start shows what searching was worth, and a draft that is there is not replaced unseen.
-        for kept in (warm, _rival_of(explorer)):
-            if kept is not None and kept not in chosen:
-                chosen.append(kept)
+        chosen = choose_finalists(explorer.trials, warm, self._settings.finalists)
         finalists: list[Finalist] = []
         if chosen:
             with self._clock.part("finalists"):
@@ -330,11 +322,10 @@ class _Search:
         }
 
     def _header(self, texts: Sequence[CachedText], table: LatencyTable, plain: float) -> Header:
-        final = hashlib.sha256(json.dumps([asdict(prompt) for prompt in self._prompts.final]).encode()).hexdigest()
         return Header(
             **self._identity(),
             model=self._candidates.engine.artifact.manifest.model.source,
-            calibration_sha256=hashlib.sha256(f"{texts_digest([c.text for c in texts])}{final}".encode()).hexdigest(),
+            calibration_sha256=calibration_digest([c.text for c in texts], self._prompts.final),
             search_prompts=len(self._prompts.search),
             final_prompts=len(self._prompts.final),
             sampled_tokens=tokens_of(self._settings, SAMPLED),
@@ -358,15 +349,6 @@ class _Search:
         if self._request.progress is not None:
             left = self._clock.left()
             self._request.progress(Progress(part=part, done=done, total=total, best=self._best, seconds_left=left))
-
-
-def _rival_of(explorer: Explorer) -> Trial | None:
-    """Returns the draft that the artifact had, unless it is further behind the best than the model of speed errs."""
-    best = explorer.best()
-    earlier = next((t for t in explorer.trials if t.source == "earlier" and t.status == COMPLETED), None)
-    if best is None or earlier is None or (earlier.speedup or 0.0) < _NEAR * (best.speedup or 0.0):
-        return None
-    return earlier
 
 
 def _optional(name: str, find: Callable[[], T]) -> T | None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -35,9 +36,9 @@ _LEAST_TOKENS: Final = 2
 """Tokens of a continuation that has a round: the first is prefill's."""
 GREEDY_EVERY: Final = 3
 """Greedy text repeats itself, so fewer prompts tell as much."""
-_FINAL_EVERY: Final = 2
-"""Of so many prompts one is kept for the finalists, who must win on text that nothing was tuned on: they lie so close together that
-with a quarter of 32 prompts the winner was as often one of the slower ones."""
+_MOST_FINAL: Final = 64
+"""Prompts kept at most for the finalists, who must win on text that nothing was tuned on. Else it is half: the finalists lie so close
+together that with a quarter of 32 prompts the winner was as often one of the slower ones."""
 _FEW: Final = 12
 """Prompts of which none is kept: a handful tells no finalist from another, and sampled with other noise all give other text."""
 
@@ -75,8 +76,9 @@ def split_prompts(prompts: Sequence[PromptRecord]) -> tuple[list[PromptRecord], 
     """Returns the prompts to search with and the ones to time finalists with; all for both where half would be too few."""
     if len(prompts) < _FEW:
         return list(prompts), list(prompts)
-    final = [p for n, p in enumerate(prompts) if n % _FINAL_EVERY == _FINAL_EVERY - 1]
-    return [p for n, p in enumerate(prompts) if n % _FINAL_EVERY != _FINAL_EVERY - 1], final
+    every = max(2, math.ceil(len(prompts) / _MOST_FINAL))
+    final = [p for n, p in enumerate(prompts) if n % every == every - 1]
+    return [p for n, p in enumerate(prompts) if n % every != every - 1], final
 
 
 def usable_prompts(engine: Engine, prompts: Sequence[PromptRecord]) -> list[PromptRecord]:
@@ -151,9 +153,10 @@ def decode_settings(engine: Engine, settings: SearchSettings, kind: str, seed: i
     return engine.settings(greedy if kind == GREEDY else sampled)
 
 
-def texts_digest(texts: Sequence[CalibrationText]) -> str:
-    """Returns a digest of everything about the texts."""
-    return hashlib.sha256(json.dumps([dataclasses.asdict(t) for t in texts]).encode()).hexdigest()
+def calibration_digest(texts: Sequence[CalibrationText], final: Sequence[PromptRecord]) -> str:
+    """Returns a digest of everything about the texts, and of the prompts for the finalists."""
+    parts = [[dataclasses.asdict(item) for item in items] for items in (texts, final)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _continue(candidates: Candidates, prompt: PromptRecord, kind: str, settings: SearchSettings) -> CachedText:
