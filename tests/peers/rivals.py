@@ -146,21 +146,17 @@ def row(entrant: Entrant, plain: Entrant, winner: Entrant) -> dict[str, object]:
         "tokens_per_second": speed,
         "ratio_to_plain": speed / base,
         "ratio_to_plain_95": ratio_interval(plain.every(), entrant.every()),
-        "winner_over_this": entrant.seconds_per_token(shares) / winner.seconds_per_token(shares),
-        "winner_over_this_95": ratio_interval(entrant.every(), winner.every()),
+        **lead(winner, entrant),
         "modelled_over_measured": entrant.seconds_per_token(shares) / entrant.modelled_per_token(shares),
-        "seconds": [round(sample.stats.decode_s, 5) for sample in entrant.samples[SAMPLED]],
     }
 
 
-def unseen_row(example: Entrant, winner: Entrant, saw: int) -> dict[str, object]:
-    """Returns the winner against the example where the example was chosen with none of the prompts."""
+def lead(winner: Entrant, entrant: Entrant) -> dict[str, object]:
+    """Returns the winner's speed over an entrant's."""
     shares = {SAMPLED: 1.0}
-    example, winner = without_first(example, saw), without_first(winner, saw)
     return {
-        "runs": len(example.samples[SAMPLED]),
-        "winner_over_this": example.seconds_per_token(shares) / winner.seconds_per_token(shares),
-        "winner_over_this_95": ratio_interval(example.every(), winner.every()),
+        "winner_over_this": entrant.seconds_per_token(shares) / winner.seconds_per_token(shares),
+        "winner_over_this_95": ratio_interval(entrant.every(), winner.every()),
     }
 
 
@@ -189,8 +185,9 @@ def main() -> None:
         spread = statistics.median(float(str(r["modelled_over_measured"])) for r in rows)
         example = next((d for d in drafts if d.trial is not None and d.trial.source == "example"), None)
         if example is not None and given.example_saw > 0:
-            unseen = unseen_row(example, drafts[0], given.example_saw)
-            report["example_unseen"] = unseen
+            example, winner = without_first(example, given.example_saw), without_first(drafts[0], given.example_saw)
+            unseen = lead(winner, example)
+            report["example_unseen"] = {"runs": len(example.samples[SAMPLED]), **unseen}
             print(
                 f"{'example, unseen':18} {'':8} {'':>14} {unseen['winner_over_this']:16.3f} {_interval(unseen['winner_over_this_95']):>14}",
                 file=sys.stderr,

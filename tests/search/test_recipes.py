@@ -286,7 +286,7 @@ def test_each_eight_of_a_half_are_varied(half: int) -> None:
     for start in range(0, 32, 8):
         eight = kinds[start : start + 8]
         assert "arithmetic" in eight
-        assert len(set(eight)) >= 6, eight
+        assert len(set(eight)) >= 7, eight
 
 
 def test_no_prompt_is_one_that_results_are_judged_by() -> None:

@@ -20,7 +20,10 @@ Kind = Literal["attention", "mlp"]
 _SCOPES: Final = "pkg.onnxscript.name_scopes"
 _LAYER: Final = re.compile(r"(?:layers|h|blocks)\.(\d+)")
 _MLP_NAMES: Final = frozenset({"mlp", "feed_forward", "ffn", "block_sparse_moe"})
-_FUSED_JOINS: Final = frozenset({"SkipSimplifiedLayerNormalization", "SkipLayerNormalization"})
+NORM_OF_JOIN: Final = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
+"""The fused joins, and the norm that each ends with."""
+SUM_OUTPUT: Final = 3
+"""Output of a fused join that is the sum; output 0 is its norm."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -56,7 +59,7 @@ def sublayer_of(node: ir.Node) -> Sublayer | None:
 
 def is_join(node: ir.Node) -> bool:
     """Whether a node adds two computed values outside every sublayer, as a residual connection does."""
-    if node.op_type not in _FUSED_JOINS and node.op_type != "Add":
+    if node.op_type not in NORM_OF_JOIN and node.op_type != "Add":
         return False
     if len(node.inputs) < 2 or sublayer_of(node) is not None:
         return False
@@ -65,7 +68,7 @@ def is_join(node: ir.Node) -> bool:
 
 def is_fused_join(node: ir.Node) -> bool:
     """Whether a join also normalizes: output 0 is the norm of the sum, output 3 the sum."""
-    return node.op_type in _FUSED_JOINS
+    return node.op_type in NORM_OF_JOIN
 
 
 def branch_of(value: ir.Value | None) -> Sublayer | None:

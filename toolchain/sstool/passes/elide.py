@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from typing import Final
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -11,10 +10,7 @@ from onnx_ir.passes import common
 from ssruntime import graph_io
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import UnsupportedModelError
-from sstool.graph.sublayers import Sublayer, branch_of, is_fused_join, is_join, sublayer_of
-
-_NORM_OF_JOIN: Final = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
-_SUM_OUTPUT: Final = 3
+from sstool.graph.sublayers import NORM_OF_JOIN, SUM_OUTPUT, Sublayer, branch_of, is_fused_join, is_join, sublayer_of
 
 
 class ElidePass(ir.passes.InPlacePass):
@@ -68,8 +64,8 @@ def _elide_join(graph: ir.Graph, node: ir.Node, skip: AbstractSet[Sublayer]) -> 
         if not is_fused_join(node):
             ir.convenience.replace_all_uses_with(node.outputs[0], stream)
             return {found}
-        if len(node.outputs) > _SUM_OUTPUT:
-            ir.convenience.replace_all_uses_with(node.outputs[_SUM_OUTPUT], stream)
+        if len(node.outputs) > SUM_OUTPUT:
+            ir.convenience.replace_all_uses_with(node.outputs[SUM_OUTPUT], stream)
         norm = norm_alone(node, stream)
         graph.insert_before(node, norm)
         ir.convenience.replace_all_uses_with(node.outputs[0], norm.outputs[0])
@@ -83,7 +79,7 @@ def norm_alone(join: ir.Node, stream: ir.Value) -> ir.Node:
     num_weights = 1 if join.op_type == "SkipSimplifiedLayerNormalization" else 2
     weights = [v for v in join.inputs[2 : 2 + num_weights] if v is not None]
     norm = ir.node(
-        _NORM_OF_JOIN[join.op_type],
+        NORM_OF_JOIN[join.op_type],
         [stream, *weights],
         attributes={"epsilon": join.attributes["epsilon"].as_float(), "axis": -1},
         name=f"{join.name}.alone",

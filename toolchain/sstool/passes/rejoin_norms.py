@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from sstool.graph.sublayers import is_fused_join
-
-_SUM_OUTPUT: Final = 3
-_NORMS: Final = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
-"""The norm that each fused join ends with."""
+from sstool.graph.sublayers import NORM_OF_JOIN, SUM_OUTPUT, is_fused_join
 
 
 class RejoinNormsPass(ir.passes.InPlacePass):
@@ -47,13 +41,13 @@ class RejoinNormsPass(ir.passes.InPlacePass):
 
 def _norm_to_take(graph: ir.Graph, join: ir.Node) -> ir.Node | None:
     """Returns the norm that a join can take over; None where there is none, or the join's own is used."""
-    if not is_fused_join(join) or len(join.outputs) <= _SUM_OUTPUT:
+    if not is_fused_join(join) or len(join.outputs) <= SUM_OUTPUT:
         return None
     if join.outputs[0].uses() or join.outputs[0] in graph.outputs:
         return None
-    for use in join.outputs[_SUM_OUTPUT].uses():
+    for use in join.outputs[SUM_OUTPUT].uses():
         norm = use.node
-        same = norm.op_type == _NORMS[join.op_type] and use.idx == 0 and norm.outputs[0] not in graph.outputs
+        same = norm.op_type == NORM_OF_JOIN[join.op_type] and use.idx == 0 and norm.outputs[0] not in graph.outputs
         fits = 2 + sum(weight is not None for weight in _weights(norm)) <= len(join.inputs)
         if same and fits and _is_over_last_axis(norm) and _epsilon(norm) == _epsilon(join):
             return norm
@@ -63,7 +57,9 @@ def _norm_to_take(graph: ir.Graph, join: ir.Node) -> ir.Node | None:
 def _weights(norm: ir.Node) -> list[ir.Value | None]:
     """Returns a norm's weights, None for the bias that a LayerNormalization may lack."""
     weights = list(norm.inputs[1:])
-    return weights + [None] * (norm.op_type == "LayerNormalization" and len(weights) == 1)
+    if norm.op_type == "LayerNormalization" and len(weights) == 1:
+        weights.append(None)
+    return weights
 
 
 def _is_over_last_axis(norm: ir.Node) -> bool:

@@ -141,7 +141,7 @@ def repeat_allotment(prompts: Sequence[PromptRecord], header: Header) -> Allotme
     search, final = split_prompts(prompts)
     return Allotment(
         search=_evenly(search, header.search_prompts, 1),
-        final=_evenly(final, header.final_prompts, 1),
+        final=final,
         sampled_tokens=header.sampled_tokens,
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from ssruntime.config import SEED_LIMIT
 from ssruntime.sampling.noise import prompt_seed
 from sstool.bench.summary import weighted_interval
 from sstool.prompts import PromptRecord
@@ -21,7 +22,6 @@ from sstool.search.texts import GREEDY_EVERY, KINDS, SAMPLED, decode_settings, w
 
 _NEAR: Final = 0.9
 """Of the best modelled speed: what is slower than that is slower by the clock too."""
-_SEEDS: Final = 2**63
 
 
 def choose_finalists(trials: Sequence[Trial], warm: Trial | None, count: int) -> list[Trial]:
@@ -79,23 +79,22 @@ def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: Se
     """Returns what to decode, the kinds mixed from the beginning on."""
     kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
     repeats = sampled_repeats(len(prompts)) if SAMPLED in kinds else 1
+    encoded = [(prompt, tuple(candidates.engine.encode(prompt.prompt))) for prompt in prompts]
     tasks = []
     for repeat in range(repeats):
-        seed = (settings.seed + 1 + repeat) % _SEEDS  # not the noise that the search has seen
-        for number, prompt in enumerate(prompts):
-            tasks += [_task(candidates, number, prompt, settings, k, seed) for k in kinds if _is_run(k, number, repeat, len(kinds))]
+        seed = (settings.seed + 1 + repeat) % SEED_LIMIT  # not the noise that the search has seen
+        for number, (prompt, ids) in enumerate(encoded):
+            for kind in kinds:
+                if _is_run(kind, number, repeat, len(kinds)):
+                    plainly = decode_settings(candidates.engine, settings, kind, prompt_seed(seed, prompt.index))
+                    endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
+                    tasks.append(Task(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
     return tasks
 
 
 def _is_run(kind: str, number: int, repeat: int, num_kinds: int) -> bool:
     """Whether a prompt is decoded so: sampled every time, greedily once, as the text would be the same, and every third prompt only."""
     return kind == SAMPLED or (repeat == 0 and (number % GREEDY_EVERY == 0 or num_kinds == 1))
-
-
-def _task(candidates: Candidates, number: int, prompt: PromptRecord, settings: SearchSettings, kind: str, seed: int) -> Task:
-    plainly = decode_settings(candidates.engine, settings, kind, prompt_seed(seed, prompt.index))
-    endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
-    return Task(kind=kind, prompt_id=prompt.id, index=number, ids=tuple(candidates.engine.encode(prompt.prompt)), settings=endless)
 
 
 def _finalist(draft: Entrant, plain: Entrant, settings: SearchSettings) -> Finalist:
