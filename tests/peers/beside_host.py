@@ -4,8 +4,9 @@
 
 The host's session is a small stack of matrix products with ONNX Runtime's default options but for the number of threads. Its run
 time is measured alone, with our engines loaded and idle, between the steps of our decoding, and, as a control for the caches that
-decoding fills, between reads of as much memory. Our decoding is measured without the host's session and beside it. Prints a table
-on stderr and one JSON object on stdout: medians over repeats.
+decoding fills, between reads of as much memory. Our decoding is measured without the host's session, beside it, and beside one that
+does not spin: a session with default options keeps its threads spinning after each run, on the cores that our next step needs. Prints a
+table on stderr and one JSON object on stdout: medians over repeats.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ LAYERS = 4
 PROMPT = "def area(radius):"
 
 
-def host_session(threads: int) -> ort.InferenceSession:
-    """Returns the host program's session: `LAYERS` products with float32[WIDTH, WIDTH] weights."""
+def host_session(threads: int, *, spins: bool) -> ort.InferenceSession:
+    """Returns the host program's session: `LAYERS` products with float32[WIDTH, WIDTH] weights, by default spinning between runs."""
     rng = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array((rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32), f"w{i}") for i in range(LAYERS)
@@ -43,14 +44,16 @@ def host_session(threads: int) -> ort.InferenceSession:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    if not spins:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class Host:
     """The host program: runs its session, and times it."""
 
-    def __init__(self, threads: int) -> None:
-        self._session = host_session(threads)
+    def __init__(self, threads: int, *, spins: bool = True) -> None:
+        self._session = host_session(threads, spins=spins)
         self._input = np.random.default_rng(1).standard_normal((16, WIDTH)).astype(np.float32)
         self.times: list[float] = []
 
@@ -100,6 +103,10 @@ def measure_once(artifact: Path, threads: int, num_tokens: int, runs: int) -> tu
         del traffic
         same = bool(np.array_equal(before, host.run()))
         del host
+        quiet = Host(threads, spins=False)
+        decode(engine, 32, quiet.run)
+        figures["decode_beside_quiet_host"] = decode(engine, num_tokens, quiet.run)
+        del quiet
         decode(engine, 32)
         figures["decode_without_host"] = decode(engine, num_tokens)
     return figures, same
