@@ -282,5 +282,9 @@ def _check_float(name: str, value: float | None, low: float, high: float | None,
 
 
 def _range_hint(low: float, high: float | None, *, above: bool = False) -> str:
-    start = f"above {low:g}" if above else f"{low:g} or more"
-    return start if high is None else f"{start}, at most {high:g}"
+    start = f"above {_number(low)}" if above else f"{_number(low)} or more"
+    return start if high is None else f"{start}, at most {_number(high)}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"  # whole numbers in full: a seed's limit has 19 digits

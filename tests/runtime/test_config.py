@@ -52,6 +52,8 @@ def test_a_range_is_named_in_the_hint() -> None:
         GenerationConfig(max_draft=16)
     with pytest.raises(ConfigError, match=r"top_p is out of range: 0 \(above 0, at most 1\)"):
         GenerationConfig(top_p=0)
+    with pytest.raises(ConfigError, match=r"seed is out of range: -1 \(0 or more, at most 9223372036854775807\)"):
+        GenerationConfig(seed=-1)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
 
 
 def test_without_a_budget_only_trials_end_a_search() -> None:
-    assert SearchSettings(budget=None).budget_seconds is None
+    assert SearchSettings(budget=None).budget_seconds == math.inf
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 
@@ -11,10 +10,10 @@ from collections.abc import Iterator
 class Clock:
     """Begins when it is made."""
 
-    def __init__(self, budget: float | None) -> None:
-        """Takes the budget in seconds; None for no end."""
+    def __init__(self, budget: float) -> None:
+        """Takes the budget in seconds; infinite for no end."""
         self._begun = time.perf_counter()
-        self._budget = math.inf if budget is None else budget
+        self._budget = budget
         self._parts: dict[str, float] = {}
 
     @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def measure_latency(candidates: Candidates, texts: Sequence[CalibrationText], se
     sessions = [candidates.open(skip_of(bits)) for bits in probes]
     weights = sublayer_bytes(candidates.verify, num_layers)
     complete = dataclasses.replace(decode_settings(engine, settings, SAMPLED, settings.seed), max_draft=MAX_VERIFY_WIDTH - 1)
-    patience = min(_SECONDS, (settings.budget_seconds or math.inf) * _BUDGET_SHARE)
+    patience = min(_SECONDS, settings.budget_seconds * _BUDGET_SHARE)
     rows, errors = [], []
     for context in _contexts(engine.backend.max_context):
         slot, token = _prefilled(candidates.backend, texts, context)

@@ -207,7 +207,7 @@ class _Search:
         step = time_step(self._candidates, ids[0]) if known is None else known.rows[0].verify[0]
         means = Means(
             step=step,
-            budget=self._settings.budget_seconds or math.inf,
+            budget=self._settings.budget_seconds,
             memory=available_memory(),
             position_bytes=engine.artifact.manifest.kv.bytes_per_token(),
             spent=self._clock.elapsed(),
@@ -219,7 +219,7 @@ class _Search:
         objective = Objective(costs, {kind: weight_of(self._settings, kind) for kind in KINDS}, each_with(pool))
         plain = objective.plain_seconds_per_token([cached.text for cached in texts])
         header = self._header(texts, table, 1 / plain)
-        reserve = 5 + final_reserve(len(self._prompts.final), self._settings, plain, self._settings.budget_seconds or math.inf)
+        reserve = 5 + final_reserve(len(self._prompts.final), self._settings, plain, self._settings.budget_seconds)
         if self._clock.left() - reserve <= 0:
             raise ConfigError(
                 f"the budget of {self._settings.budget} is too small for one trial: {self._clock.elapsed():.0f} s went into the texts and"

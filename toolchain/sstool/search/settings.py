@@ -70,9 +70,9 @@ class SearchSettings:
             parse_budget(self.budget)
 
     @property
-    def budget_seconds(self) -> float | None:
-        """The budget in seconds; None where only `trials` ends the search."""
-        return None if self.budget is None else parse_budget(self.budget)
+    def budget_seconds(self) -> float:
+        """The budget in seconds; infinite where only `trials` ends the search."""
+        return math.inf if self.budget is None else parse_budget(self.budget)
 
 
 def parse_budget(text: str) -> float:
