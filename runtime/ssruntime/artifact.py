@@ -17,7 +17,7 @@ MANIFEST: Final = "manifest.json"
 VERIFY_GRAPH: Final = "verify.onnx"
 DRAFT_GRAPH: Final = "draft.onnx"
 WEIGHTS: Final = "weights.bin"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class TunedExit:
     exit: str | None = None
     exit_threshold: float | None = None
     max_draft: int | None = None
+    max_alternatives: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What was exported: where it came from and its sizes."""
+    """What was exported: where it came from and its sizes. `window` is the narrowest of its layers', None where all see everything."""
 
     source: str
     revision: str | None
@@ -92,6 +93,7 @@ class ModelInfo:
     vocab_size: int
     num_parameters: int
     weight_bytes: int
+    window: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

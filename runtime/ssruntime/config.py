@@ -21,12 +21,14 @@ MODES: Final = ("plain", "speculative")
 EXITS: Final = ("fixed", "confidence", "adaptive")
 SAMPLINGS: Final = ("coupled", "rejection")
 MAX_DRAFT_LIMIT: Final = MAX_VERIFY_WIDTH - 1
+MAX_ALTERNATIVES_LIMIT: Final = 3
 SEED_LIMIT: Final = 2**63
 
 DEFAULT_MAX_NEW_TOKENS: Final = 128
 DEFAULT_EXIT: Final = "adaptive"
 DEFAULT_EXIT_THRESHOLD: Final = 0.6
 DEFAULT_MAX_DRAFT: Final = 12
+DEFAULT_MAX_ALTERNATIVES: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class GenerationConfig:
             follows acceptance).
         exit_threshold: draft confidence in [0, 1] below which drafting stops; not for `fixed`.
         max_draft: most tokens a draft proposes in a round, 1 to 15.
+        max_alternatives: most of the draft's next-best tokens that are verified beside each, 0 to 3; those that are nearly as good as it
+            is. Default 2. None with `rejection`.
         temperature: 0 for greedy decoding, or above 0.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of tokens with at least this probability, in (0, 1].
@@ -55,6 +59,7 @@ class GenerationConfig:
     exit: str | None = None
     exit_threshold: float | None = None
     max_draft: int | None = None
+    max_alternatives: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -70,6 +75,7 @@ class GenerationConfig:
         _check_choice("sampling", self.sampling, SAMPLINGS)
         _check_int("max_new_tokens", self.max_new_tokens, 1, None)
         _check_int("max_draft", self.max_draft, 1, MAX_DRAFT_LIMIT)
+        _check_int("max_alternatives", self.max_alternatives, 0, MAX_ALTERNATIVES_LIMIT)
         _check_int("top_k", self.top_k, 0, None)
         _check_int("seed", self.seed, 0, SEED_LIMIT - 1)
         _check_float("exit_threshold", self.exit_threshold, 0.0, 1.0)
@@ -119,6 +125,7 @@ class DecodeSettings:
     exit: str
     exit_threshold: float
     max_draft: int
+    max_alternatives: int
     temperature: float
     top_k: int
     top_p: float
@@ -164,6 +171,7 @@ def complete(
         exit=exit_name,
         exit_threshold=DEFAULT_EXIT_THRESHOLD if threshold is None else threshold,
         max_draft=config.max_draft or tuned.max_draft or DEFAULT_MAX_DRAFT,
+        max_alternatives=_first(config.max_alternatives, tuned.max_alternatives, DEFAULT_MAX_ALTERNATIVES),
         temperature=_temperature(config, defaults),
         top_k=_first(config.top_k, defaults.top_k, 0),
         top_p=_first(config.top_p, defaults.top_p, 1.0),

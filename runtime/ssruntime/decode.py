@@ -78,21 +78,28 @@ def decode(request: Request) -> Iterator[list[int]]:
 
 def _step(request: Request, token: int, *, start: int, remaining: int) -> list[int]:
     """Decodes one plain step or one round; the cache holds `[0, start)` and `token` stands at `start`."""
-    slot, proposer = request.slot, request.proposer
+    slot, proposer, stats = request.slot, request.proposer, request.stats
     if proposer is None:
-        proposals: list[int] = []
         emitted = [request.acceptance.first(slot.verify((token,), start), start + 1)]
-    else:
-        # The last token of a full round is verify's own, so drafting up to `remaining` would waste one.
-        proposals = proposer.propose(token, start, min(request.settings.max_draft, remaining - 1))
-        emitted = request.acceptance.judge(slot.verify((token, *proposals), start), proposals, start + 1)
-        accepted = len(emitted) - 1
-        proposer.observe(len(proposals), accepted)
-        request.stats.rounds += 1
-        request.stats.proposed += len(proposals)
-        request.stats.accepted += accepted
+        if request.trace is not None:
+            request.trace.rounds.append(Round(start))
+        return emitted
+    # The last token of a full round is verify's own, so drafting up to `remaining` would waste one.
+    proposal = proposer.propose(token, start, min(request.settings.max_draft, remaining - 1))
+    output = slot.verify((token, *proposal.tokens), start, proposal.alternatives)
+    emitted, alternative = request.acceptance.judge(output, proposal, start + 1)
+    if alternative is not None:
+        # It stood behind the chain; its keys and values go where its token stands: before the last one, whose are not computed yet.
+        slot.move(start + 1 + len(proposal.tokens) + alternative, start + len(emitted) - 1)
+        stats.alternatives_accepted += 1
+    proposed, accepted = len(proposal.tokens), len(emitted) - 1
+    proposer.observe(proposed, accepted)
+    stats.rounds += 1
+    stats.proposed += proposed
+    stats.accepted += accepted
+    stats.alternatives += len(proposal.alternatives)
     if request.trace is not None:
-        request.trace.rounds.append(Round(start, tuple(proposals)))
+        request.trace.rounds.append(Round(start, tuple(proposal.tokens), tuple(proposal.alternatives), alternative))
     return emitted
 
 

@@ -225,7 +225,9 @@ class Engine:
 
     def _request(self, slot: Slot, ids: list[int], settings: DecodeSettings, trace: Trace | None) -> Request:
         acceptance = make_acceptance(settings)
-        proposer = SkipProposer(slot, acceptance, make_exit(settings)) if settings.mode == "speculative" else None
+        proposer = None
+        if settings.mode == "speculative":
+            proposer = SkipProposer(slot, acceptance, make_exit(settings), max_alternatives=settings.max_alternatives)
         return Request(
             slot=slot,
             prompt_ids=ids,
@@ -277,6 +279,12 @@ def _checked(name: str, value: object, most: int | None, default: int) -> int:
 def _check_tuned(entry: DraftEntry) -> None:
     try:
         tuned = entry.tuned
-        GenerationConfig(exit=tuned.exit, exit_threshold=tuned.exit_threshold, max_draft=tuned.max_draft, mode=entry.mode)
+        GenerationConfig(
+            exit=tuned.exit,
+            exit_threshold=tuned.exit_threshold,
+            max_draft=tuned.max_draft,
+            max_alternatives=tuned.max_alternatives,
+            mode=entry.mode,
+        )
     except ConfigError as err:
         raise ArtifactError(f"manifest.json: draft {entry.name!r}: {err.message}", "export the model again") from err

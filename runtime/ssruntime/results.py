@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ssruntime.proposal import Alternative
+
 
 @dataclass(slots=True)
 class DecodeStats:
@@ -16,8 +18,10 @@ class DecodeStats:
 
     Attributes:
         rounds: rounds begun and ended.
-        proposed: tokens drafted.
-        accepted: of these, the ones verify agreed with.
+        proposed: positions drafted: the tokens of the chains.
+        accepted: of these, the ones verify agreed with, be it with the chain's token or with an alternative beside it.
+        alternatives: tokens that were verified beside the chains'.
+        alternatives_accepted: of `accepted`, the ones that an alternative gave; at most one a round.
         emitted: tokens the rounds gave.
         discarded: of these, the ones cut off.
         prefill_s: wall seconds from the first pass to the first token.
@@ -28,6 +32,8 @@ class DecodeStats:
     rounds: int = 0
     proposed: int = 0
     accepted: int = 0
+    alternatives: int = 0
+    alternatives_accepted: int = 0
     emitted: int = 0
     discarded: int = 0
     prefill_s: float = 0.0
@@ -45,6 +51,8 @@ class DecodeStats:
             "rounds": self.rounds,
             "proposed": self.proposed,
             "accepted": self.accepted,
+            "alternatives": self.alternatives,
+            "alternatives_accepted": self.alternatives_accepted,
             "emitted": self.emitted,
             "discarded": self.discarded,
             "prefill_s": self.prefill_s,
@@ -55,10 +63,15 @@ class DecodeStats:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One verify pass: it ran `[last token, *proposals]` from position `start`."""
+    """One verify pass: it ran `[last token, *proposals]` from position `start`, and the alternatives behind them.
+
+    `alternative` is the index of the alternative that stood, whose keys and values were then moved to its token's place.
+    """
 
     start: int
-    proposals: tuple[int, ...]
+    proposals: tuple[int, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    alternative: int | None = None
 
 
 @dataclass(slots=True)

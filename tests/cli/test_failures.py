@@ -82,6 +82,8 @@ def test_no_command_at_all_shows_help_and_exits_2(sstool: Command) -> None:
         ("--max-new-tokens", "-3", "max_new_tokens is out of range"),
         ("--max-draft", "0", "max_draft is out of range"),
         ("--max-draft", "16", "max_draft is out of range"),
+        ("--max-alternatives", "-1", "max_alternatives is out of range"),
+        ("--max-alternatives", "4", "max_alternatives is out of range"),
         ("--seed", "-1", "seed is out of range"),
         ("--seed", str(2**63), "seed is out of range"),
         ("--stop", "", "stop must be a list of texts"),

@@ -16,7 +16,8 @@ PROMPT = "def area(radius):"
 ONE_THREAD = ("--threads", "1")
 """Two engines' threads and those of other test runs would fight for the cores."""
 SAMPLED = (*ONE_THREAD, "--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "24", "--max-context", "64")
-STATS = {"rounds", "proposed", "accepted", "emitted", "discarded", "prefill_s", "decode_s", "tokens_per_second"}
+COUNTS = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "emitted", "discarded"}
+STATS = {*COUNTS, "prefill_s", "decode_s", "tokens_per_second"}
 
 
 def check_counts(result: dict[str, Any]) -> None:
@@ -24,6 +25,7 @@ def check_counts(result: dict[str, Any]) -> None:
     assert set(result) == {"id", "prompt", "text", "token_ids", "finish_reason", "seed", "stats"}
     assert set(stats) == STATS
     assert 0 <= stats["accepted"] <= stats["proposed"]
+    assert 0 <= stats["alternatives_accepted"] <= min(stats["alternatives"], stats["accepted"])
     assert len(result["token_ids"]) == 1 + stats["emitted"] - stats["discarded"]
     if stats["rounds"]:
         assert stats["emitted"] == stats["accepted"] + stats["rounds"]

@@ -12,7 +12,8 @@ from sstool.cli.group import COMMANDS, cli
 from tests.cli.conftest import Command
 
 DECODING = {
-    "--max-new-tokens", "--mode", "--exit", "--exit-threshold", "--max-draft", "--threads", "--max-context", "--temperature", "--top-k",
+    "--max-new-tokens", "--mode", "--exit", "--exit-threshold", "--max-draft", "--max-alternatives", "--threads", "--max-context",
+    "--temperature", "--top-k",
     "--top-p", "--min-p", "--sampling", "--seed", "--stop", "--ignore-eos",
 }  # fmt: skip
 SEARCHING = {"--calibration", "--trials", "--budget", "--seed", "--threads", "--resume"}
@@ -88,6 +89,7 @@ def test_choices_are_the_runtime_s() -> None:
         ("exit", [runtime.DEFAULT_EXIT]),
         ("exit_threshold", [runtime.DEFAULT_EXIT_THRESHOLD]),
         ("max_draft", [runtime.DEFAULT_MAX_DRAFT, runtime.MAX_DRAFT_LIMIT]),
+        ("max_alternatives", [runtime.DEFAULT_MAX_ALTERNATIVES, runtime.MAX_ALTERNATIVES_LIMIT]),
         ("max_context", [DEFAULT_MAX_CONTEXT]),
     ],
 )

@@ -21,6 +21,7 @@ from sstool.parity import measure_parity
 from sstool.reference import Reference
 from sstool.replay import compare, traced
 from sstool.skip_set import SkipSpec
+from tests.graph_feeds import first_pass
 from tests.greedy_reference import greedy_reference, load_reference, untied_difference
 from tests.toolchain.conftest import open_graph
 from tests.toolchain.tiny_llama import VOCAB
@@ -102,16 +103,7 @@ def verify_graph(checkpoint: Checkpoint, plan: LoweringPlan | None = None) -> ir
 def run(model: ir.Model, ids: Sequence[int] = IDS) -> NDArray[np.float32]:
     """Runs a graph over a sequence in one pass; gives all logits float32[len(ids), vocab]."""
     session = open_graph(model)
-    feeds: dict[str, NDArray[np.generic]] = {
-        "input_ids": np.asarray([ids], dtype=np.int64),
-        "seqlens_k": np.asarray([len(ids) - 1], dtype=np.int32),
-        "total_sequence_length": np.asarray(len(ids), dtype=np.int32),
-        "logits_index": np.asarray([range(len(ids))], dtype=np.int64),
-    }
-    for value in session.get_inputs():
-        if value.name.startswith("past."):
-            feeds[value.name] = np.zeros((1, value.shape[1], CONTEXT, value.shape[3]), dtype=np.float32)
-    logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
+    logits: NDArray[np.float32] = session.run(["logits"], first_pass(session, ids, CONTEXT))[0][0]
     return logits
 
 

@@ -114,7 +114,7 @@ def write_artifact(folder: Path, script: Script) -> None:
         schema_version=SCHEMA_VERSION,
         model=ModelInfo(
             source="scripted", revision=None, family="scripted", architecture="Table", num_layers=1, hidden_size=1, vocab_size=VOCAB,
-            num_parameters=VOCAB * VOCAB, weight_bytes=4 * VOCAB * VOCAB,
+            num_parameters=VOCAB * VOCAB, weight_bytes=4 * VOCAB * VOCAB, window=None,
         ),
         target="ort-cpu",
         dtype="fp32",
@@ -153,7 +153,8 @@ def _graph(name: str, table: NDArray[np.float32], bump: NDArray[np.float32], bum
         helper.make_node("ReduceMax", ["probabilities"], ["confidence"], axes=[-1], keepdims=0),
     ]
     shapes = {"input_ids": ["B", "S"], "seqlens_k": ["B"], "total_sequence_length": [], "logits_index": ["B", "N"]}
-    types = {"seqlens_k": TensorProto.INT32, "total_sequence_length": TensorProto.INT32}
+    shapes |= {"position_ids": ["B", "S"], "past_length": [1], "tree_mask": [1, 1, "S", "S"]}
+    types = {"seqlens_k": TensorProto.INT32, "total_sequence_length": TensorProto.INT32, "tree_mask": TensorProto.FLOAT}
     inputs = [helper.make_tensor_value_info(k, types.get(k, TensorProto.INT64), v) for k, v in shapes.items()]
     outputs = [
         helper.make_tensor_value_info("token", TensorProto.INT64, ["B", "N"]),

@@ -32,6 +32,9 @@ def run(session):
     feeds = {
         "input_ids": np.arange(8, dtype=np.int64)[None],
         "logits_index": np.arange(8, dtype=np.int64)[None],
+        "position_ids": np.arange(8, dtype=np.int64)[None],
+        "past_length": np.zeros(1, dtype=np.int64),
+        "tree_mask": np.zeros((1, 1, 8, 8), dtype=np.float32),
         "seqlens_k": np.array([7], dtype=np.int32),
         "total_sequence_length": np.array(8, dtype=np.int32),
     }

@@ -84,6 +84,24 @@ def test_a_replay_uses_the_widths_that_rejected_proposals_gave(open_script: Open
     assert result.differences[0].index == 1
 
 
+@pytest.mark.parametrize(("gap", "bump", "verdict"), [(2e-5, 4e-5, "near_tie"), (1e-3, 2e-3, "no")])
+def test_a_replay_finds_the_row_of_an_alternative(open_script: OpenScript, gap: float, bump: float, verdict: str) -> None:
+    """The draft has `t5` as its second guess after `t4`, so the tie behind it is decided in that alternative's row."""
+    script = tied_script(gap, bump)
+    draft = script.draft
+    assert draft is not None
+    draft[4] = 0.0
+    draft[4, 30], draft[4, 5] = 20.0, 19.0
+    engine = open_script(script)
+    config = dataclasses.replace(GREEDY, exit="fixed", max_draft=2)
+    _, run = traced(engine, "t3", config)
+    assert [r.alternatives[r.alternative] for r in run.trace.rounds if r.alternative is not None][0].token == 5
+    result = run_both(engine, config, prompt="t3")
+    assert result.verdict == verdict
+    assert (result.differences[0].plain_token, result.differences[0].run_token) == (6, 20)
+    assert result.differences[0].gap == pytest.approx(gap, rel=0.5)
+
+
 def test_a_difference_of_the_first_token_is_judged_by_prefill(open_script: OpenScript) -> None:
     engine = open_script(tied_script(2e-5, 4e-5))
     _, run = traced(engine, "t4 t5", GREEDY)  # two tokens: the bumped width

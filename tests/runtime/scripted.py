@@ -145,6 +145,7 @@ def write_artifact(
     generation: Mapping[str, object] | None = None,
     max_context: int = 64,
     tuned: TunedExit | None = None,
+    window: int | None = None,
     chat_template: str | None = None,
     tokenizer_config: Mapping[str, object] | None = None,
     name: str = "scripted",
@@ -158,6 +159,7 @@ def write_artifact(
         generation: `generation_config.json`. Default: `EOS` ends the text.
         max_context: of the manifest.
         tuned: the draft's tuned exit.
+        window: of the manifest; the graphs have none.
         chat_template: `chat_template.jinja`, if any.
         tokenizer_config: `tokenizer_config.json`, if any.
         name: the model's name in the manifest.
@@ -187,6 +189,7 @@ def write_artifact(
             vocab_size=script.vocab,
             num_parameters=script.verify.size,
             weight_bytes=len(weights.data),
+            window=window,
         ),
         target="ort-cpu",
         dtype="fp32",
@@ -309,13 +312,14 @@ def _graph(script: Script, weights: _Weights, *, is_draft: bool) -> bytes:
     end = g.add("Add", g.add("Cast", graph_io.SEQLENS_K, to=TensorProto.INT64), g.constant([1]))
     start = g.add("Sub", end, count)
     scalar_count = g.add("Squeeze", count)
-    positions = g.add("Add", g.add("Range", g.constant(0), scalar_count, g.constant(1)), start)
+    places = g.add("Add", g.add("Range", g.constant(0), scalar_count, g.constant(1)), start)
+    positions = g.add("Reshape", graph_io.POSITION_IDS, g.constant([-1]))
     tokens = g.add("Reshape", graph_io.INPUT_IDS, g.constant([-1]))
     layers: list[int] = []
     state = tokens
     if script.history:
         layers = [0] if is_draft else [0, 1]
-        before = _history(script, g, tokens, positions, is_draft=is_draft)
+        before = _history(script, g, tokens, places, positions, is_draft=is_draft)
         if not is_draft:
             for kind in ("key", "value"):
                 g.add("Identity", graph_io.past_name(1, kind), name=graph_io.present_name(1, kind))
@@ -328,12 +332,12 @@ def _graph(script: Script, weights: _Weights, *, is_draft: bool) -> bytes:
     g.top(logits, min(graph_io.MAX_TOP_TOKENS, script.vocab))
     g.add("Gather", graph_io.TOP_TOKENS, g.constant(0), name=graph_io.TOKEN, axis=-1)
     g.add("ReduceMax", g.add("Softmax", logits, axis=-1), g.constant([-1]), name=graph_io.CONFIDENCE, keepdims=0)
-    return _model(script, g, weights, layers)
+    return _model(script, g, weights, layers, is_draft=is_draft)
 
 
-def _history(script: Script, g: _Nodes, tokens: str, positions: str, *, is_draft: bool) -> str:
+def _history(script: Script, g: _Nodes, tokens: str, places: str, positions: str, *, is_draft: bool) -> str:
     """Writes the tokens to layer 0's cache; returns the token before each position, 0 before the first."""
-    place = g.add("Reshape", positions, g.constant([1, 1, -1, 1]))
+    place = g.add("Reshape", places, g.constant([1, 1, -1, 1]))
     written = g.add("Add", tokens, g.constant(1)) if is_draft and script.spoils else tokens
     values = g.add("Reshape", g.add("Cast", written, to=TensorProto.FLOAT), g.constant([1, 1, -1, 1]))
     for kind in ("key", "value"):
@@ -344,15 +348,18 @@ def _history(script: Script, g: _Nodes, tokens: str, positions: str, *, is_draft
     return g.add("Mul", before, g.add("Cast", g.add("Greater", positions, g.constant(0)), to=TensorProto.INT64))
 
 
-def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int]) -> bytes:
+def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], *, is_draft: bool) -> bytes:
     def value(name: str, kind: int, shape: list[str | int | None]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, shape)
 
     cache = [(layer, kind) for layer in layers for kind in ("key", "value")]
+    mask = [value(graph_io.PAST_LENGTH, TensorProto.INT64, [1]), value(graph_io.TREE_MASK, TensorProto.FLOAT, [1, 1, "S", "S"])]
     inputs = [
         value(graph_io.INPUT_IDS, TensorProto.INT64, [1, "S"]),
         value(graph_io.SEQLENS_K, TensorProto.INT32, [1]),
         value(graph_io.TOTAL_SEQUENCE_LENGTH, TensorProto.INT32, []),
+        value(graph_io.POSITION_IDS, TensorProto.INT64, [1, "S"]),
+        *([] if is_draft else mask),
         value(graph_io.LOGITS_INDEX, TensorProto.INT64, [1, "N"]),
         *(value(graph_io.past_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in cache),
     ]

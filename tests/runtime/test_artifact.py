@@ -103,13 +103,13 @@ def test_a_cut_manifest(artifact: Path, keep: int) -> None:
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"schema_version": null}'])
 def test_a_manifest_of_no_schema(artifact: Path, text: str) -> None:
     (artifact / "manifest.json").write_text(text)
-    refused(artifact, "has schema version None, this sstool reads 1")
+    refused(artifact, "has schema version None, this sstool reads 2")
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, "1", [1]])
+@pytest.mark.parametrize("version", [0, 1, 99, "2", [2]])
 def test_another_schema(artifact: Path, version: Any) -> None:
     edit_manifest(artifact, schema_version=version)
-    assert "use the sstool that wrote it" in refused(artifact, "this sstool reads 1").hint
+    assert "use the sstool that wrote it" in refused(artifact, "this sstool reads 2").hint
 
 
 @pytest.mark.parametrize(

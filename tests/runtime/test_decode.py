@@ -36,17 +36,19 @@ def check_counts(completion: Completion, *, plain: bool) -> None:
     assert count >= 1
     assert count == 1 + stats.emitted - stats.discarded
     if plain:
-        assert stats.rounds == stats.proposed == stats.accepted == stats.discarded == 0
+        assert stats.rounds == stats.proposed == stats.accepted == stats.discarded == stats.alternatives == 0
         assert stats.emitted == count - 1
     else:
         assert stats.emitted == stats.accepted + stats.rounds
         assert 0 <= stats.accepted <= stats.proposed
+        assert 0 <= stats.alternatives_accepted <= min(stats.alternatives, stats.accepted, stats.rounds)
     shown = stats.to_json()
     if count == 1:
         assert shown["tokens_per_second"] is None
     else:
         assert shown["tokens_per_second"] == (count - 1) / stats.decode_s
-    assert set(shown) == {"rounds", "proposed", "accepted", "emitted", "discarded", "prefill_s", "decode_s", "tokens_per_second"}
+    counts = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "emitted", "discarded"}
+    assert set(shown) == {*counts, "prefill_s", "decode_s", "tokens_per_second"}
     assert 0 <= stats.engine_s <= stats.decode_s
 
 
@@ -54,6 +56,7 @@ decoding = st.fixed_dictionaries(
     {
         "max_new_tokens": st.integers(1, 70),
         "max_draft": st.integers(1, 15),
+        "max_alternatives": st.sampled_from([None, 0, 1, 2, 3]),
         "seed": st.integers(0, 2**63 - 1),
         "ignore_eos": st.booleans(),
         "temperature": st.sampled_from([0.0, 0.0, 0.5, 0.8, 1.0, 1.7]),
@@ -169,15 +172,23 @@ def test_trace_replays(engines: dict[str, Engine], how: dict[str, object], leave
     completion = engine.generate([2, 1, 2], config, trace=trace)
     assert trace.prompt_ids == [2, 1, 2]
     assert len(trace.rounds) == completion.stats.rounds
+    assert sum(len(r.alternatives) for r in trace.rounds) == completion.stats.alternatives
+    assert sum(r.alternative is not None for r in trace.rounds) == completion.stats.alternatives_accepted
     assert sum(len(r.proposals) for r in trace.rounds) == completion.stats.proposed
     slot = engine.backend.acquire(None)
     try:
         tokens = [int(slot.prefill(trace.prompt_ids).tokens[0])]
         for step in trace.rounds:
             assert step.start == len(trace.prompt_ids) + len(tokens) - 1
-            picks = slot.verify((tokens[-1], *step.proposals), step.start).tokens.tolist()
+            picks = slot.verify((tokens[-1], *step.proposals), step.start, step.alternatives).tokens.tolist()
             accepted = next((i for i, p in enumerate(step.proposals) if p != picks[i]), len(step.proposals))
             tokens += picks[: accepted + 1]
+            stands = (accepted, tokens[-1]) in step.alternatives
+            assert step.alternative == (step.alternatives.index((accepted, tokens[-1])) if stands else None)
+            if step.alternative is not None:
+                behind = 1 + len(step.proposals) + step.alternative
+                tokens.append(picks[behind])
+                slot.move(step.start + behind, step.start + 1 + accepted)
     finally:
         engine.backend.release(slot)
     assert tokens[: len(completion.token_ids)] == completion.token_ids

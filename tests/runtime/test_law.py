@@ -19,6 +19,7 @@ from ssruntime.acceptance import CoupledAcceptance
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.acceptance.rejection import Distribution, RejectionAcceptance, accept_probability, draw, residual
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
+from ssruntime.proposal import Proposal
 from ssruntime.sampling.filters import filtered, probabilities
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, step_of
@@ -202,8 +203,8 @@ def test_the_class_follows_the_pure_functions() -> None:
     for numbers in itertools.product(grid, repeat=5):
         acceptance = RejectionAcceptance(config)
         acceptance._random = Dice(numbers)  # type: ignore[assignment]
-        proposals = [acceptance.propose(step_of(row[None]), 0) for row in draft]
-        emitted = acceptance.judge(step_of(target), proposals, 0)
+        proposals = [token for row in draft for token in acceptance.propose(step_of(row[None]), 0, 2)]
+        emitted = acceptance.judge(step_of(target), Proposal(proposals), 0).emitted
         dice = list(numbers)
         assert proposals == [draw(distribution(row), dice.pop(0)) for row in draft]
         expected: list[int] = []
@@ -251,11 +252,13 @@ def test_residual_is_what_the_draft_left(target_ids: list[int], draft_ids: list[
 def test_accept_equal_asks_no_further_than_it_must(proposals: list[int], picks: list[int]) -> None:
     asked = []
 
-    def target_token(row: int) -> int:
+    def target_token(row: int, offset: int) -> int:
+        assert row == offset
         asked.append(row)
         return picks[row]
 
-    emitted = accept_equal(proposals, target_token)
+    emitted, alternative = accept_equal(Proposal(proposals), target_token)
+    assert alternative is None
     agreed = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(proposals, picks, strict=False))))
     assert emitted == picks[: agreed + 1]
     assert asked == list(range(agreed + 1))
@@ -270,7 +273,7 @@ def test_coupled_judging_is_plain_sampling_for_any_draft(seed: int, max_draft: i
     rows = (2 * random.standard_normal((max_draft + 1, 7))).astype(np.float32)
     plain = [CoupledAcceptance(config).first(step_of(row[None]), 40 + i) for i, row in enumerate(rows)]
     for proposals in (random.integers(0, 7, max_draft).tolist(), plain[:max_draft]):
-        emitted = CoupledAcceptance(config).judge(step_of(rows), proposals, 40)
+        emitted = CoupledAcceptance(config).judge(step_of(rows), Proposal(proposals), 40).emitted
         assert emitted == plain[: len(emitted)]
     assert len(emitted) == max_draft + 1
 

@@ -22,11 +22,13 @@ EXITS = [("fixed", 0.0, 1), ("fixed", 0.0, 4), ("confidence", 0.8, 6), ("confide
 def drafted(candidates: Candidates, cached: CachedText, skip: SkipSet) -> DraftedText:
     text = cached.text
     cached.slot.use_draft(candidates.open(skip))
-    return DraftedText(cached.slot, text, make_acceptance(decode_settings(candidates.engine, SETTINGS, text.kind, text.seed)))
+    settings = decode_settings(candidates.engine, SETTINGS, text.kind, text.seed)
+    end = len(text.prompt) + len(text.tokens)
+    return DraftedText(cached.slot, text, make_acceptance(settings), max_alternatives=settings.max_alternatives, alternatives_end=end)
 
 
 def test_counting_finds_the_rounds_of_decoding(candidates: Candidates, texts: list[CachedText]) -> None:
-    num_rounds = 0
+    num_rounds = num_saved = 0
     for cached in texts:
         text = cached.text
         counting = drafted(candidates, cached, SKIP)
@@ -43,16 +45,19 @@ def test_counting_finds_the_rounds_of_decoding(candidates: Candidates, texts: li
             trace = Trace()
             tokens, stats = candidates.engine.decode_on(slot, text.prompt, settings, trace=trace)
             assert tuple(tokens) == text.tokens
-            count, rounds, accepted = 1, [], 0
+            count, rounds, accepted, alternatives = 1, [], 0, 0
             while count < len(text.tokens):
-                proposed, agreed = counting.propose(count, threshold, max_draft)
-                rounds.append((counting.position(count), proposed))
+                proposed, agreed, beside = counting.propose(count, threshold, max_draft)
+                rounds.append((counting.position(count), proposed, beside))
                 accepted += agreed
+                alternatives += beside
                 count += agreed + 1
-            assert rounds == [(r.start, len(r.proposals)) for r in trace.rounds]
-            assert accepted == stats.accepted
+            assert rounds == [(r.start, len(r.proposals), len(r.alternatives)) for r in trace.rounds]
+            assert (accepted, alternatives) == (stats.accepted, stats.alternatives)
             num_rounds += len(rounds)
+            num_saved += stats.alternatives_accepted
     assert num_rounds > 100
+    assert num_saved > 10
 
 
 def test_a_chain_that_ran_further_gives_the_same_counts(candidates: Candidates, texts: list[CachedText]) -> None:
@@ -77,7 +82,7 @@ def test_a_slot_never_drafts_past_its_end(candidates: Candidates, texts: list[Ca
     text = texts[0].text
     counting = drafted(candidates, texts[0], SKIP)
     for count in range(1, len(text.tokens)):
-        proposed, accepted = counting.propose(count, 0.0, 15)
+        proposed, accepted, _ = counting.propose(count, 0.0, 15)
         assert accepted <= proposed <= len(text.tokens) - count - 1
     with pytest.raises(ValueError, match="outside the context"):
         texts[0].slot.draft(0, texts[0].slot.max_context)

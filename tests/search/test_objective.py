@@ -43,9 +43,12 @@ def test_a_score_is_what_the_counts_cost(candidates: Candidates, texts: list[Cac
     assert counts.reached[0] == counts.rounds
     assert sum(counts.reached) == counts.proposed
     assert sum(counts.kept) == counts.accepted
-    # Verifying k proposals costs 1 + 0.02 k here, so the sum needs no more than the counts. A text's last round may draft nothing.
+    assert counts.alternatives > 0
+    # Verifying k tokens beside the committed one costs 1 + 0.02 k here, so the sum needs no more than the counts.
+    # A text's last round may draft nothing.
     first = costs.draft(bits, 1).first
-    seconds = first * (counts.reached[0] + 0.5 * (counts.proposed - counts.reached[0])) + counts.rounds + 0.02 * counts.proposed
+    seconds = first * (counts.reached[0] + 0.5 * (counts.proposed - counts.reached[0])) + counts.rounds
+    seconds += 0.02 * (counts.proposed + counts.alternatives)
     assert score.seconds_per_token == pytest.approx(seconds / counts.tokens)
     assert score.speedup == pytest.approx(counts.tokens / seconds)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -17,6 +16,7 @@ from sstool.export import ExportRequest, export_artifact
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_verify, plan_lowering
 from sstool.skip_set import SkipSpec
+from tests.graph_feeds import first_pass
 from tests.toolchain.tiny_llama import copy_of, make_llama
 
 SKIP = SkipSpec(attention=(0, 2), mlp=(1, 2, 3))
@@ -56,15 +56,7 @@ def run_graph() -> RunGraph:
 
     def run(model: ir.Model, ids: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
         session = open_graph(model)
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": np.asarray([ids], dtype=np.int64),
-            "seqlens_k": np.asarray([len(ids) - 1], dtype=np.int32),
-            "total_sequence_length": np.asarray(len(ids), dtype=np.int32),
-            "logits_index": np.asarray([range(len(ids)) if positions is None else positions], dtype=np.int64),
-        }
-        for value in session.get_inputs():
-            if value.name.startswith("past."):
-                feeds[value.name] = np.zeros((1, value.shape[1], CONTEXT, value.shape[3]), dtype=np.float32)
+        feeds = first_pass(session, ids, CONTEXT, positions)
         names = [v.name for v in session.get_outputs()]
         return dict(zip(names, session.run(names, feeds), strict=True))
 

@@ -20,6 +20,7 @@ from ssruntime.artifact import (
     SkipSet,
     file_digest,
 )
+from sstool.attention_pattern import narrowest_window
 from sstool.checkpoint import Checkpoint
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_verify, plan_lowering
@@ -84,6 +85,7 @@ def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: 
             vocab_size=checkpoint.vocab_size,
             num_parameters=checkpoint.num_parameters,
             weight_bytes=(folder / WEIGHTS).stat().st_size,
+            window=narrowest_window(checkpoint.attention),
         ),
         target="ort-cpu",
         dtype="fp32",

@@ -48,6 +48,11 @@ def period(pattern: tuple[LayerAttention, ...]) -> int:
     return next(p for p in range(1, len(pattern) + 1) if pattern[p:] == pattern[:-p])
 
 
+def narrowest_window(pattern: tuple[LayerAttention, ...]) -> int | None:
+    """Returns the least window of the layers; None where all of them see everything."""
+    return min((layer.window for layer in pattern if layer.window is not None), default=None)
+
+
 def rope_parameters(config: Any) -> dict[str, Mapping[str, Any]]:
     """Returns the parameters of each rotary embedding by its name; empty for a model without.
 

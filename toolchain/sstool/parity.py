@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ssruntime.artifact import SkipSet
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.errors import UnsupportedModelError
+from ssruntime.proposal import Alternative
 from sstool.checkpoint import Checkpoint, describe
 from sstool.reference import reference_logits
 
@@ -27,6 +28,8 @@ _BEYOND_WINDOWS: Final = 16
 _MAX_STRETCH: Final = 1024
 """Tokens past which a run only to see scaled positions is too long."""
 _SEED: Final = 0
+_BESIDE_WIDTH: Final = 6
+_BESIDE_COMPARED: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class ParityReport:
         top1_agreement: fraction of positions with the same most probable token.
         positions: positions compared.
         sequence: tokens in the sequence.
-        worst: the kind of pass with the largest error: `prefill`, `width 1`, `width 4` or `width 16`.
+        worst: the kind of pass with the largest error: `prefill`, `alternatives`, `width 1`, `width 4` or `width 16`.
         tolerance: what `max_relative` may be.
     """
 
@@ -72,12 +75,14 @@ class ParityPlan:
         prefill: length of the first pass.
         widths: widths of the passes after it.
         positions: the positions to compare, rising.
+        beside: where alternatives are tried, four positions from this one on; None where there is no room for them.
     """
 
     ids: tuple[int, ...]
     prefill: int
     widths: tuple[int, ...]
     positions: tuple[int, ...]
+    beside: int | None
 
 
 def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
@@ -98,7 +103,11 @@ def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
             widths.append(width)
     prefill = length - sum(widths)
     edges = {w + step for w in windows for step in (-1, 0, 1) if w + step < prefill}
-    spread = np.linspace(0, prefill - 1, min(prefill, MAX_POSITIONS - sum(widths) - len(edges))).round().astype(int)
+    beside = min(prefill, *windows) - _BESIDE_WIDTH if windows else prefill - _BESIDE_WIDTH
+    if beside > 0:
+        edges |= set(range(beside, beside + _BESIDE_COMPARED))
+    room = MAX_POSITIONS - sum(widths)
+    spread = range(prefill) if prefill <= room else np.linspace(0, prefill - 1, room - len(edges)).round().astype(int)
     compared = sorted(edges | {int(p) for p in spread})
     ids = np.random.default_rng(_SEED).integers(0, checkpoint.vocab_size, length)
     return ParityPlan(
@@ -106,6 +115,7 @@ def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
         prefill=prefill,
         widths=tuple(widths),
         positions=(*compared, *range(prefill, length)),
+        beside=beside if beside > 0 else None,
     )
 
 
@@ -170,11 +180,12 @@ class _Row:
 
 
 def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
-    """Runs the prefill, in one pass and (for verify) in the chunks that prompts run in, then every width."""
+    """Runs the prefill, in one pass and (for verify) in the chunks that prompts run in, then every width; before all, alternatives."""
     forward = slot.draft_forward if draft else slot.forward
     prompt = plan.ids[: plan.prefill]
     chosen = [p for p in plan.positions if p < plan.prefill]
-    rows = [_Row(p, "prefill", row.copy()) for p, row in zip(chosen, forward(prompt, 0, chosen).logits, strict=True)]
+    rows = [] if draft or plan.beside is None else _run_beside(slot, plan.ids, plan.beside)
+    rows += [_Row(p, "prefill", row.copy()) for p, row in zip(chosen, forward(prompt, 0, chosen).logits, strict=True)]
     if not draft:
         rows.append(_Row(plan.prefill - 1, "prefill", slot.prefill(prompt).logits[-1].copy()))
     start = plan.prefill
@@ -184,6 +195,18 @@ def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
         rows += [_Row(start + i, f"width {width}", row.copy()) for i, row in enumerate(output.logits)]
         start += width
     return rows
+
+
+def _run_beside(slot: Slot, ids: Sequence[int], start: int) -> list[_Row]:
+    """Verifies a chain whose second token is wrong, with the right one among the alternatives, and goes on behind that one."""
+    slot.prefill(ids[:start])
+    before, token, right, after = ids[start : start + _BESIDE_COMPARED]
+    alternatives = [Alternative(0, after), Alternative(1, before), Alternative(1, right)]
+    output = slot.verify([before, token, after], start, alternatives)
+    rows = [output.logits[n].copy() for n in (0, 1, 5)]
+    slot.move(start + 5, start + 2)
+    rows.append(slot.verify([after], start + 3).logits[0].copy())
+    return [_Row(start + n, "alternatives", row) for n, row in enumerate(rows)]
 
 
 def _report(ours: NDArray[np.float32], reference: NDArray[np.float32], kinds: Sequence[str], plan: ParityPlan) -> ParityReport:

@@ -192,18 +192,33 @@ def _replay_rounds(backend: Backend, sequence: Sequence[int], trace: Trace, inde
         if index == 0:
             return Row(logits=output.logits[0].copy(), position=position)
         for one in rounds:
-            output = slot.verify([sequence[one.start], *one.proposals], one.start)
-        return Row(logits=output.logits[position - 1 - rounds[-1].start].copy(), position=position)
+            output = slot.verify([sequence[one.start], *one.proposals], one.start, one.alternatives)
+            if one is not rounds[-1] and one.alternative is not None:
+                slot.move(one.start + 1 + len(one.proposals) + one.alternative, one.start + 1 + one.alternatives[one.alternative].depth)
+        return Row(logits=output.logits[_deciding_row(rounds[-1], position)].copy(), position=position)
     finally:
         backend.release(slot)
 
 
 def _decides(rounds: Sequence[Round], sequence: Sequence[int], position: int) -> bool:
-    """Whether the last of `rounds` gives the token at `position`: the tokens between were its first proposals."""
+    """Whether the last of `rounds` gives the token at `position`: the tokens between were its first ones that stood."""
     if not rounds:
         return False
-    accepted = tuple(sequence[rounds[-1].start + 1 : position])
-    return rounds[-1].proposals[: len(accepted)] == accepted
+    last = rounds[-1]
+    between = tuple(sequence[last.start + 1 : position])
+    stood = last.proposals
+    if last.alternative is not None:
+        depth, token = last.alternatives[last.alternative]
+        stood = (*last.proposals[:depth], token)
+    return stood[: len(between)] == between
+
+
+def _deciding_row(last: Round, position: int) -> int:
+    """Returns which row of a round's output decides the token at `position`."""
+    offset = position - 1 - last.start
+    if last.alternative is not None and offset > last.alternatives[last.alternative].depth:
+        return 1 + len(last.proposals) + last.alternative
+    return offset
 
 
 def _replay_singly(backend: Backend, sequence: Sequence[int], num_prompt: int) -> Row:

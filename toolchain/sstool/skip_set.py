@@ -25,6 +25,7 @@ class SkipSpec:
         exit: when a draft stops: `fixed`, `confidence` or `adaptive`.
         exit_threshold: draft confidence below which it does, 0 to 1; not with `fixed`.
         max_draft: most tokens of a draft, 1 to 15.
+        max_alternatives: most next-best tokens verified beside each of them, 0 to 3.
         mode: how a load decodes unless told; `plain` where a search found that the draft does not pay.
     """
 
@@ -33,6 +34,7 @@ class SkipSpec:
     exit: str | None = None
     exit_threshold: float | None = None
     max_draft: int | None = None
+    max_alternatives: int | None = None
     mode: str | None = None
 
     def skip(self) -> SkipSet:
@@ -41,7 +43,12 @@ class SkipSpec:
 
     def draft_entry(self, dtype: str) -> DraftEntry:
         """Returns what a manifest says of a draft with this skip set."""
-        tuned = TunedExit(exit=self.exit, exit_threshold=self.exit_threshold, max_draft=self.max_draft)
+        tuned = TunedExit(
+            exit=self.exit,
+            exit_threshold=self.exit_threshold,
+            max_draft=self.max_draft,
+            max_alternatives=self.max_alternatives,
+        )
         return DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype=dtype, skip=self.skip(), tuned=tuned, mode=self.mode or DraftEntry.mode)
 
 
@@ -61,7 +68,7 @@ def parse_layers(text: str, *, flag: str) -> tuple[int, ...]:
 
 
 def read_skip_file(path: Path) -> SkipSpec:
-    """Reads a skip-set file: `{"attention": [...], "mlp": [...]}` and optionally `exit`, `exit_threshold`, `max_draft`, `mode`.
+    """Reads a skip-set file: `{"attention": [...], "mlp": [...]}` and optionally the other fields of `SkipSpec`.
 
     Raises:
         RecipeError: if the file is missing, is not JSON, or holds an unknown key or a value of another type.
@@ -96,7 +103,13 @@ def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set")
     if skipped == 2 * num_layers:
         raise RecipeError(f"{where}: all {skipped} sublayers are skipped, so nothing is left to draft with", "leave some sublayers in")
     try:
-        GenerationConfig(exit=spec.exit, exit_threshold=spec.exit_threshold, max_draft=spec.max_draft, mode=spec.mode)
+        GenerationConfig(
+            exit=spec.exit,
+            exit_threshold=spec.exit_threshold,
+            max_draft=spec.max_draft,
+            max_alternatives=spec.max_alternatives,
+            mode=spec.mode,
+        )
     except ConfigError as err:
         raise RecipeError(f"{where}: {err.message}", err.hint) from err
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ssruntime.backends.base import StepOutput
+from ssruntime.proposal import Proposal
+
+
+class Judgement(NamedTuple):
+    """What a verify pass gave.
+
+    Attributes:
+        emitted: the drafted tokens that stand, followed by one more: a correction, or a bonus if none fell or an alternative stood.
+        alternative: index of the alternative that stands in place of the chain's token, as the last of the drafted ones; None if none does.
+    """
+
+    emitted: list[int]
+    alternative: int | None = None
 
 
 class Acceptance(Protocol):
@@ -17,8 +29,14 @@ class Acceptance(Protocol):
     def first(self, output: StepOutput, position: int) -> int:
         """Returns plain decoding's token from the first row of a verify pass."""
 
-    def propose(self, output: StepOutput, position: int) -> int:
-        """Returns the draft's token from a draft pass."""
+    def propose(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+        """Returns the draft's token from a draft pass, and after it up to so many alternatives, better ones first."""
 
-    def judge(self, output: StepOutput, proposals: Sequence[int], position: int) -> list[int]:
-        """Returns the proposals that stand, followed by one more token: a correction, or a bonus if all stand."""
+    def judge(self, output: StepOutput, proposal: Proposal, position: int) -> Judgement:
+        """Returns what of a proposal stands, and the token after it.
+
+        Args:
+            output: the rows of the committed token, of the chain, and then of the alternatives.
+            proposal: what was verified.
+            position: as above.
+        """

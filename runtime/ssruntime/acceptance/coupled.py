@@ -6,14 +6,16 @@ token, the text is that of plain sampling with the same seed, whatever is drafte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssruntime.acceptance.base import Judgement
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
+from ssruntime.proposal import ALTERNATIVE_GAP, Proposal
 from ssruntime.sampling.filters import FilterSettings, certain_from, filtered
 from ssruntime.sampling.noise import CoupledNoise
 from ssruntime.sampling.shortlist import Shortlist
@@ -32,18 +34,20 @@ class CoupledAcceptance:
         """Returns the target's pick for the first row."""
         return self._pick(output, 0, position)
 
-    def propose(self, output: StepOutput, position: int) -> int:
-        """Returns the draft's pick, with the noise that the target will see.
+    def propose(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+        """Returns the draft's pick, with the noise that the target will see, and the tokens that come next and near.
 
-        The shortlist's pick does, sure or not: a proposal may be anything, and this one seldom differs from the whole row's.
+        The shortlist's do, sure or not: a proposal may be anything, and these seldom differ from the whole row's.
         """
-        if self._shortlist is None or output.probability(0) >= self._certain_from:
-            return self._pick(output, 0, position)
-        return self._shortlist.pick(*output.top(0), output.probability(0), position).token
+        if output.probability(0) >= self._certain_from:
+            return [output.token(0)]
+        if self._shortlist is not None:
+            return self._shortlist.rank(*output.top(0), output.probability(0), position, max_alternatives)
+        return coupled_ranking(output.logits[0], position, self._settings, self._noise, max_alternatives)
 
-    def judge(self, output: StepOutput, proposals: Sequence[int], position: int) -> list[int]:
-        """Returns the proposals that equal the target's pick, then the target's next one."""
-        return accept_equal(proposals, lambda row: self._pick(output, row, position + row))
+    def judge(self, output: StepOutput, proposal: Proposal, position: int) -> Judgement:
+        """Returns the tokens that equal the target's pick, then the target's next one."""
+        return accept_equal(proposal, lambda row, offset: self._pick(output, row, position + offset))
 
     def _pick(self, output: StepOutput, row: int, position: int) -> int:
         confidence = output.probability(row)
@@ -62,3 +66,16 @@ def coupled_pick(logits: NDArray[np.float32], position: int, settings: FilterSet
     if len(ids) == 1:
         return int(ids[0])
     return int(ids[(noise.log_uniform(position, ids) / weights).argmax()])
+
+
+def coupled_ranking(
+    logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise, max_alternatives: int
+) -> list[int]:
+    """Returns the token that `coupled_pick` takes, and up to so many of the next ones whose scores are within `ALTERNATIVE_GAP` of its."""
+    ids, weights = filtered(logits, settings)
+    keys = noise.log_uniform(position, ids) / weights
+    count = min(max_alternatives + 1, len(keys))
+    best = keys.argpartition(-count)[-count:]
+    # A key k is below 0, and its score is -log(-k).
+    best = best[keys[best] >= keys.max() * math.exp(ALTERNATIVE_GAP)]
+    return [int(t) for t in ids[best[np.lexsort((best, -keys[best]))]]]

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+
+from ssruntime.acceptance.base import Judgement
+from ssruntime.proposal import Proposal
 
 
-def accept_equal(proposals: Sequence[int], target_token: Callable[[int], int]) -> list[int]:
-    """Returns the leading proposals that the target also picks, followed by the target's token after them.
+def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int]) -> Judgement:
+    """Returns the leading tokens that the target also picks, followed by its token after them.
+
+    Where the target picks an alternative instead of the chain's token, that one stands, and its own row gives the token after it.
 
     Args:
-        proposals: k draft tokens.
-        target_token: gives the target's token for row i in 0..k; asked in order, and no further than the first difference.
+        proposal: a chain of k tokens, and its alternatives.
+        target_token: gives the target's token for row 0..k of the chain, or k + 1 + i of alternative i, and its offset from the first
+            position decided; asked in order of the offsets, and no further than needed.
     """
+    tokens = proposal.tokens
     emitted: list[int] = []
-    for row, proposal in enumerate(proposals):
-        token = target_token(row)
+    for row, drafted in enumerate(tokens):
+        token = target_token(row, row)
         emitted.append(token)
-        if token != proposal:
-            return emitted
-    emitted.append(target_token(len(proposals)))
-    return emitted
+        if token != drafted:
+            for index, (depth, alternative) in enumerate(proposal.alternatives):
+                if depth == row and alternative == token:
+                    emitted.append(target_token(len(tokens) + 1 + index, row + 1))
+                    return Judgement(emitted, index)
+            return Judgement(emitted)
+    emitted.append(target_token(len(tokens), len(tokens)))
+    return Judgement(emitted)

@@ -7,14 +7,15 @@ plain sampling gives for the same seed. Both distributions are the filtered ones
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssruntime.acceptance.base import Judgement
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
+from ssruntime.proposal import Proposal
 from ssruntime.sampling.filters import filtered, probabilities
 
 _KEY_DOMAIN: Final = 0x52454A454354
@@ -74,21 +75,25 @@ class RejectionAcceptance:
         """Returns a draw from the first row's distribution."""
         return draw(self._distribution(output.logits[0]), self._random.random())
 
-    def propose(self, output: StepOutput, position: int) -> int:
-        """Returns a draw from the draft's distribution, which is kept for `judge`."""
+    def propose(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+        """Returns a draw from the draft's distribution, which is kept for `judge`.
+
+        No alternatives: a token that was not drawn from `draft_probs` would need a residual of its own to leave the law as it is.
+        """
         draft_probs = self._distribution(output.logits[0])
         self._drafted.append(draft_probs)
-        return draw(draft_probs, self._random.random())
+        return [draw(draft_probs, self._random.random())]
 
-    def judge(self, output: StepOutput, proposals: Sequence[int], position: int) -> list[int]:
-        """Returns the proposals up to the first rejection, then a draw from the residual there, or from the target after all."""
+    def judge(self, output: StepOutput, proposal: Proposal, position: int) -> Judgement:
+        """Returns the tokens up to the first rejection, then a draw from the residual there, or from the target after all."""
         drafted, self._drafted = self._drafted, []
-        for row, (token, draft_probs) in enumerate(zip(proposals, drafted, strict=True)):
+        tokens = proposal.tokens
+        for row, (token, draft_probs) in enumerate(zip(tokens, drafted, strict=True)):
             target_probs = self._distribution(output.logits[row])
             if self._random.random() >= accept_probability(token, target_probs, draft_probs):
-                return [*proposals[:row], draw(residual(target_probs, draft_probs), self._random.random())]
-        bonus = draw(self._distribution(output.logits[len(proposals)]), self._random.random())
-        return [*proposals, bonus]
+                return Judgement([*tokens[:row], draw(residual(target_probs, draft_probs), self._random.random())])
+        bonus = draw(self._distribution(output.logits[len(tokens)]), self._random.random())
+        return Judgement([*tokens, bonus])
 
     def _distribution(self, logits: NDArray[np.float32]) -> Distribution:
         ids, weights = filtered(logits, self._settings)

@@ -9,6 +9,8 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ssruntime.proposal import Alternative
+
 
 @dataclass(slots=True)
 class StepOutput:
@@ -79,6 +81,9 @@ class Slot(Protocol):
     """
 
     max_context: int
+    alternatives_end: int
+    """Position from which on no alternative may stand: `max_context`, or the narrowest window where that is less. A kernel's window
+    reaches back from where a token lies in the cache, and an alternative lies further on than it stands."""
     engine_seconds: float
     """Time spent inside the engines' run call since it was last set to 0."""
 
@@ -88,8 +93,18 @@ class Slot(Protocol):
     def forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         """Runs `ids` in one pass of the verify engine, of any width; gives the positions named (0-based within `ids`)."""
 
-    def verify(self, ids: Sequence[int], start: int) -> StepOutput:
-        """Runs up to `MAX_VERIFY_WIDTH` tokens in one pass of the verify engine; gives every position."""
+    def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
+        """Runs up to `MAX_VERIFY_WIDTH` tokens in one pass of the verify engine; gives a row for each.
+
+        Args:
+            ids: the chain, from position `start` on.
+            start: of the first.
+            alternatives: beside the chain's tokens after the first: one of depth d stands at `start + 1 + d` and sees what is before
+                that. In the cache they lie behind the chain, in their order, and their rows come after its rows.
+        """
+
+    def move(self, source: int, target: int) -> None:
+        """Gives position `target` of the cache the keys and values of `source`, as where an alternative stands for good."""
 
     def draft(self, token: int, position: int) -> StepOutput:
         """Runs one token through the draft engine (N = 1)."""

@@ -26,6 +26,15 @@ class SequenceCache:
         for name, shape in shapes.items():
             self._buffers[name] = block[at : at + sizes[name]].reshape(shape)
             at += sizes[name]
+        # Layers are alike in nearly every model: all their caches are one array then, and moving a position is one operation.
+        first = next(iter(shapes.values()), None)
+        is_uniform = first is not None and all(shape == first for shape in shapes.values())
+        self._together = [block.reshape(len(shapes), *first)] if first is not None and is_uniform else list(self._buffers.values())
+
+    def move(self, source: int, target: int) -> None:
+        """Copies what every layer has for one position to another."""
+        for buffers in self._together:
+            buffers[..., target, :] = buffers[..., source, :]
 
     def bind(self, binding: ort.IOBinding, session: ort.InferenceSession) -> None:
         """Binds each cache that the session has as its past and, in place, its present."""

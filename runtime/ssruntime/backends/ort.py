@@ -27,7 +27,9 @@ from ssruntime.backends.base import Slot, StepOutput
 from ssruntime.backends.cache import SequenceCache, bind_input, bind_output
 from ssruntime.backends.packing import OPTIMIZATION_LEVEL, open_packed
 from ssruntime.backends.pool import Pool
+from ssruntime.backends.tree_mask import TreeMask
 from ssruntime.errors import ArtifactError
+from ssruntime.proposal import Alternative
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class OrtBackend:
         self.max_context = max_context
         self.vocab_size = artifact.manifest.model.vocab_size
         self.threads = self._options.threads
+        window = artifact.manifest.model.window
+        self.alternatives_end = max_context if window is None else min(max_context, window)
         packed, self.packing = open_packed(artifact, verify=verify_digests, options=self._options.make)
         plain = {g: artifact.path(g).read_bytes() for g in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
         sessions = None
@@ -104,7 +108,7 @@ class OrtBackend:
             ArtifactError: if it is no draft of this artifact.
         """
         session = self.open_graph(graph, name)
-        _check_contract(session, name)
+        _check_contract(session, name, is_draft=True)
         return session
 
     def open_graph(self, graph: bytes, name: str) -> ort.InferenceSession:
@@ -115,12 +119,14 @@ class OrtBackend:
 
     def new_slot(self, max_context: int, draft: ort.InferenceSession | None = None) -> OrtSlot:
         """Makes a slot outside the pool, with a cache of `max_context` positions and any draft that `open_draft` gave."""
-        return OrtSlot(self._verify, draft, max_context=min(max_context, self.max_context), vocab_size=self.vocab_size)
+        max_context = min(max_context, self.max_context)
+        end = min(max_context, self.alternatives_end)
+        return OrtSlot(self._verify, draft, max_context=max_context, alternatives_end=end, vocab_size=self.vocab_size)
 
     def _open_all(self, graphs: dict[str, bytes], folder: Path) -> dict[str, ort.InferenceSession]:
         sessions = {name: self._open(graph, name, str(folder)) for name, graph in graphs.items()}
         for name, session in sessions.items():
-            _check_contract(session, name)
+            _check_contract(session, name, is_draft=name != VERIFY_GRAPH)
         return sessions
 
     def _open(self, graph: bytes, name: str, folder: str) -> ort.InferenceSession:
@@ -134,14 +140,23 @@ class OrtBackend:
         return session
 
     def _make_slot(self) -> OrtSlot:
-        return OrtSlot(self._verify, self._draft, max_context=self.max_context, vocab_size=self.vocab_size)
+        return self.new_slot(self.max_context, self._draft)
 
 
 class OrtSlot:
     """One sequence's cache and small buffers, bound to both sessions. Used by one thread at a time (see `backends.base.Slot`)."""
 
-    def __init__(self, verify: ort.InferenceSession, draft: ort.InferenceSession | None, *, max_context: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        verify: ort.InferenceSession,
+        draft: ort.InferenceSession | None,
+        *,
+        max_context: int,
+        alternatives_end: int,
+        vocab_size: int,
+    ) -> None:
         self.max_context = max_context
+        self.alternatives_end = alternatives_end
         self.engine_seconds = 0.0
         self._cache = SequenceCache(verify, max_context)
         self._verify = _EnginePort(verify, self._cache, graph_io.MAX_VERIFY_WIDTH, vocab_size)
@@ -175,12 +190,16 @@ class OrtSlot:
         assert self._draft is not None, "this slot was made without a draft"
         return self._timed_wide(self._draft, ids, start, positions)
 
-    def verify(self, ids: Sequence[int], start: int) -> StepOutput:
-        """Runs up to `MAX_VERIFY_WIDTH` tokens in one pass of the verify engine; gives every position."""
-        self._check_room(start, len(ids))
-        output, seconds = self._verify.run(ids, start)
+    def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
+        """Runs up to `MAX_VERIFY_WIDTH` tokens in one pass of the verify engine; gives a row for each (see `backends.base.Slot`)."""
+        self._check_room(start, len(ids) + len(alternatives))
+        output, seconds = self._verify.run(ids, start, alternatives)
         self.engine_seconds += seconds
         return output
+
+    def move(self, source: int, target: int) -> None:
+        """Gives position `target` of the cache the keys and values of `source`."""
+        self._cache.move(source, target)
 
     def draft(self, token: int, position: int) -> StepOutput:
         """Runs one token through the draft engine."""
@@ -210,28 +229,43 @@ class _EnginePort:
         self._cache = cache
         self._vocab_size = vocab_size
         self._ids = np.zeros(max_width, dtype=np.int64)
+        self._positions = np.zeros(max_width, dtype=np.int64)
         self._lengths = np.zeros(2, dtype=np.int32)
         # Written through memoryviews: see `StepOutput` for what numpy would cost here.
-        self._ids_memory, self._lengths_memory = self._ids.data, self._lengths.data
+        self._ids_memory, self._positions_memory, self._lengths_memory = self._ids.data, self._positions.data, self._lengths.data
+        self._past_length = np.zeros(1, dtype=np.int64)
+        self._past_length_memory = self._past_length.data
+        self._takes_mask = any(v.name == graph_io.TREE_MASK for v in session.get_inputs())
         self._index = np.arange(max_width, dtype=np.int64)
         self._num_top = min(graph_io.MAX_TOP_TOKENS, vocab_size)
         self._buffers = self._output_buffers(max_width)
-        self._bound: dict[int, tuple[ort.IOBinding, StepOutput]] = {}
+        self._bound: dict[int, _Bound] = {}
         self._wide: ort.IOBinding | None = None
 
-    def run(self, ids: Sequence[int], start: int) -> tuple[StepOutput, float]:
-        """Runs one pass of a bound width; gives every position and the seconds inside the run call."""
-        width = len(ids)
+    def run(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> tuple[StepOutput, float]:
+        """Runs one pass of a bound width; gives a row for each token and the seconds inside the run call."""
+        width = len(ids) + len(alternatives)
         bound = self._bound.get(width)
         if bound is None:
             bound = self._bound[width] = self._bind_width(width)
-        binding, output = bound
         for index, token in enumerate(ids):
             self._ids_memory[index] = token
-        self._set_length(start + width)
+            self._positions_memory[index] = start + index
+        self._set_length(start, width)
+        if not alternatives:
+            return bound.output, self._timed(bound.binding)
+        for index, (depth, token) in enumerate(alternatives, len(ids)):
+            self._ids_memory[index] = token
+            self._positions_memory[index] = start + 1 + depth
+        bound.mask.hide(len(ids), alternatives)
+        seconds = self._timed(bound.binding)
+        bound.mask.show(len(ids), alternatives)
+        return bound.output, seconds
+
+    def _timed(self, binding: ort.IOBinding) -> float:
         begun = time.perf_counter()
         self.session.run_with_iobinding(binding)
-        return output, time.perf_counter() - begun
+        return time.perf_counter() - begun
 
     def run_wide(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> tuple[StepOutput, float]:
         """Runs one pass of any width through fresh buffers; gives the chosen positions and the seconds inside the run call."""
@@ -241,33 +275,47 @@ class _EnginePort:
         tokens = np.asarray(ids, dtype=np.int64).reshape(1, -1)
         index = np.asarray(positions, dtype=np.int64).reshape(1, -1)
         output = self._output_buffers(count)
-        self._set_length(start + tokens.size)
-        self._bind_small(binding, tokens, index, output)
-        begun = time.perf_counter()
-        self.session.run_with_iobinding(binding)
-        return output, time.perf_counter() - begun
+        positions_of = np.arange(start, start + tokens.size, dtype=np.int64).reshape(1, -1)
+        mask = TreeMask(tokens.size)
+        self._set_length(start, tokens.size)
+        self._bind_small(binding, tokens, positions_of, index, mask, output)
+        return output, self._timed(binding)
 
-    def _set_length(self, total: int) -> None:
-        self._lengths_memory[0] = total - 1
-        self._lengths_memory[1] = total
+    def _set_length(self, start: int, width: int) -> None:
+        self._lengths_memory[0] = start + width - 1
+        self._lengths_memory[1] = start + width
+        self._past_length_memory[0] = start
 
-    def _bind_width(self, width: int) -> tuple[ort.IOBinding, StepOutput]:
+    def _bind_width(self, width: int) -> _Bound:
         if width > len(self._ids):
             raise ValueError(f"a pass of {width} positions is wider than the {len(self._ids)} this engine has buffers for")
-        binding = self._bind_cache()
-        output = self._buffers.head(width)
-        self._bind_small(binding, self._ids[:width].reshape(1, -1), self._index[:width].reshape(1, -1), output)
-        return binding, output
+        bound = _Bound(self._bind_cache(), self._buffers.head(width), TreeMask(width))
+        ids, positions, index = (part[:width].reshape(1, -1) for part in (self._ids, self._positions, self._index))
+        self._bind_small(bound.binding, ids, positions, index, bound.mask, bound.output)
+        return bound
 
     def _bind_cache(self) -> ort.IOBinding:
         binding = self.session.io_binding()
         self._cache.bind(binding, self.session)
         bind_input(binding, graph_io.SEQLENS_K, self._lengths[:1])
         bind_input(binding, graph_io.TOTAL_SEQUENCE_LENGTH, self._lengths[1:].reshape(()))
+        if self._takes_mask:
+            bind_input(binding, graph_io.PAST_LENGTH, self._past_length)
         return binding
 
-    def _bind_small(self, binding: ort.IOBinding, ids: NDArray[np.int64], index: NDArray[np.int64], output: StepOutput) -> None:
+    def _bind_small(
+        self,
+        binding: ort.IOBinding,
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        index: NDArray[np.int64],
+        mask: TreeMask,
+        output: StepOutput,
+    ) -> None:
         bind_input(binding, graph_io.INPUT_IDS, ids)
+        bind_input(binding, graph_io.POSITION_IDS, positions)
+        if self._takes_mask:
+            bind_input(binding, graph_io.TREE_MASK, mask.values)
         bind_input(binding, graph_io.LOGITS_INDEX, index)
         bind_output(binding, graph_io.TOKEN, output.tokens.reshape(1, -1))
         bind_output(binding, graph_io.CONFIDENCE, output.confidence.reshape(1, -1))
@@ -283,6 +331,15 @@ class _EnginePort:
             top_logits=np.zeros((count, self._num_top), dtype=np.float32),
             logits=np.zeros((count, self._vocab_size), dtype=np.float32),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """Everything of passes of one width, bound."""
+
+    binding: ort.IOBinding
+    output: StepOutput
+    mask: TreeMask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,10 +398,11 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _check_contract(session: ort.InferenceSession, name: str) -> None:
+def _check_contract(session: ort.InferenceSession, name: str, *, is_draft: bool) -> None:
     inputs = {v.name for v in session.get_inputs()}
     outputs = {v.name for v in session.get_outputs()}
-    wanted = {graph_io.INPUT_IDS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.LOGITS_INDEX} - inputs
+    needed = {graph_io.INPUT_IDS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.POSITION_IDS, graph_io.LOGITS_INDEX}
+    wanted = (needed if is_draft else needed | {graph_io.PAST_LENGTH, graph_io.TREE_MASK}) - inputs
     wanted |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - outputs
     if wanted:
         raise ArtifactError(f"{name} lacks {', '.join(sorted(wanted))}", "export the model again")

@@ -8,26 +8,30 @@ from __future__ import annotations
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.base import Slot
 from ssruntime.exits import ExitPolicy
+from ssruntime.proposal import Alternative, Proposal, room_beside
 
 
 class SkipProposer:
-    """Drafts with the draft engine of one slot."""
+    """Drafts with the draft engine of one slot; the alternatives are the other tokens that the same steps found nearly as good."""
 
-    def __init__(self, slot: Slot, acceptance: Acceptance, exit_policy: ExitPolicy) -> None:
+    def __init__(self, slot: Slot, acceptance: Acceptance, exit_policy: ExitPolicy, *, max_alternatives: int) -> None:
         self._slot = slot
         self._acceptance = acceptance
         self._exit = exit_policy
+        self._max_alternatives = max_alternatives
 
-    def propose(self, token: int, start: int, limit: int) -> list[int]:
-        """Returns up to `limit` draft tokens that follow `token` at position `start`."""
+    def propose(self, token: int, start: int, limit: int) -> Proposal:
+        """Returns a chain of up to `limit` tokens that follow `token` at position `start`, with its alternatives."""
         tokens: list[int] = []
-        for position in range(start, start + limit):
-            output = self._slot.draft(token, position)
-            token = self._acceptance.propose(output, position + 1)
+        alternatives: list[Alternative] = []
+        for depth in range(limit):
+            output = self._slot.draft(token, start + depth)
+            token, *others = self._acceptance.propose(output, start + depth + 1, self._max_alternatives)
             tokens.append(token)
+            alternatives.extend(Alternative(depth, other) for other in others)
             if self._exit.should_stop(output.probability(0)):
                 break
-        return tokens
+        return Proposal(tokens, alternatives[: room_beside(len(tokens), start, self._slot.alternatives_end)])
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Tells the exit policy how the round went."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from ssruntime.proposal import ALTERNATIVE_GAP
 from ssruntime.sampling.filters import FilterSettings, scale_of
 from ssruntime.sampling.noise import CoupledNoise
 
@@ -17,6 +18,9 @@ _MARGIN: Final = 1e-5
 """Far above the rounding of weights, of their sums and of a probability in fp32, relative to them."""
 _LEAD: Final = 1e-4
 """How far ahead, relative to its key, a token must be of the next for rounding not to change their order."""
+
+
+_GAP_FACTOR: Final = math.exp(ALTERNATIVE_GAP)
 
 
 class Pick(NamedTuple):
@@ -66,6 +70,24 @@ class Shortlist:
                 second = key
         is_sure = is_closed and best - second > -_LEAD * best and self._is_kept(index, weights, logits, is_exact=is_exact)
         return Pick(tokens[index], is_sure)
+
+    def rank(self, tokens: Sequence[int], logits: Sequence[float], confidence: float, position: int, max_alternatives: int) -> list[int]:
+        """Returns the pick among a row's best tokens, sure or not, and the next ones whose scores are within `ALTERNATIVE_GAP` of its.
+
+        Args:
+            tokens: as in `pick`, and so the other three.
+            logits: theirs.
+            confidence: the best token's.
+            position: of the row.
+            max_alternatives: most tokens behind the pick.
+        """
+        weights, _, _ = self._weights(logits, confidence)
+        noise = self._noise.log_uniforms(position, tokens[: len(weights)])
+        keys = [n / w for n, w in zip(noise, weights, strict=True)]
+        # A key k is below 0, and its score is -log(-k).
+        least = max(keys) * _GAP_FACTOR
+        near = sorted((-key, index) for index, key in enumerate(keys) if key >= least)
+        return [tokens[index] for _, index in near[: max_alternatives + 1]]
 
     def _weights(self, logits: Sequence[float], confidence: float) -> tuple[list[float], bool, bool]:
         """Returns the weights, relative to the best token's, of the tokens that the filters may leave.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ssruntime.config import EXITS, GenerationConfig
+from ssruntime.config import EXITS, MAX_ALTERNATIVES_LIMIT, GenerationConfig
 from sstool.check.prompts import PromptFile
 from sstool.prompts import PromptRecord
 
@@ -40,6 +40,7 @@ class Case:
     exit: str | None = None
     exit_threshold: float | None = None
     max_draft: int | None = None
+    max_alternatives: int | None = None
 
 
 GREEDY: Final = Sampling(name="greedy", temperature=0.0)
@@ -49,9 +50,16 @@ FILTERED: Final = Sampling(name="filtered", temperature=1.0, top_k=50, top_p=0.9
 NAMED_CASES: Final = (
     Case(name="greedy", sampling=GREEDY),
     Case(name="sampled", sampling=SAMPLED),
-    Case(name="long drafts, every filter", sampling=FILTERED, exit="confidence", exit_threshold=0.2, max_draft=15),
+    Case(
+        name="long drafts, every filter",
+        sampling=FILTERED,
+        exit="confidence",
+        exit_threshold=0.2,
+        max_draft=15,
+        max_alternatives=MAX_ALTERNATIVES_LIMIT,
+    ),
 )
-"""Run on all prompts of a full check: the artifact's own exit twice, and the widest verify passes with all filters at once."""
+"""Run on all prompts of a full check: the artifact's own exit twice, and the widest passes with most alternatives and all filters."""
 
 QUICK_CASES: Final = (*NAMED_CASES, Case(name="greedy fixed 12", sampling=GREEDY, exit="fixed", max_draft=12))
 
@@ -108,6 +116,7 @@ def case_config(case: Case, *, num_tokens: int, seed: int, mode: str) -> Generat
         exit=case.exit,
         exit_threshold=case.exit_threshold,
         max_draft=case.max_draft,
+        max_alternatives=case.max_alternatives,
         temperature=case.sampling.temperature,
         top_k=case.sampling.top_k,
         top_p=case.sampling.top_p,

@@ -74,7 +74,13 @@ def _memory(found: ArtifactDescription) -> Iterator[str]:
 
 def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
     skipped = len(draft.skip.attention) + len(draft.skip.mlp)
-    exits = (("rule", draft.tuned.exit), ("threshold", draft.tuned.exit_threshold), ("max draft", draft.tuned.max_draft))
+    own = draft.tuned
+    exits = (
+        ("rule", own.exit),
+        ("threshold", own.exit_threshold),
+        ("max draft", own.max_draft),
+        ("max alternatives", own.max_alternatives),
+    )
     tuned = ", ".join(f"{name} {value}" for name, value in exits if value is not None)
     yield from _pairs(
         [

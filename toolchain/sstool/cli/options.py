@@ -91,6 +91,12 @@ _DECODING: Final = (
         "--exit-threshold", type=float, metavar="X", help="Draft confidence, 0 to 1, below which it stops.  [default: as tuned, else 0.6]"
     ),
     click.option("--max-draft", type=int, metavar="K", help="Most tokens drafted in a round, 1 to 15.  [default: as tuned, else 12]"),
+    click.option(
+        "--max-alternatives",
+        type=int,
+        metavar="N",
+        help="Most next-best tokens verified beside each drafted one, 0 to 3.  [default: as tuned, else 2]",
+    ),
     click.option("--threads", type=int, metavar="T", help="Threads an engine uses.  [default: the physical cores at hand]"),
     click.option(
         "--max-context", type=int, metavar="N", help="Prompt and output together; costs memory.  [default: the artifact's, at most 4096]"
@@ -131,6 +137,7 @@ _CONFIG_NAMES: Final = frozenset(
         "exit",
         "exit_threshold",
         "max_draft",
+        "max_alternatives",
         "temperature",
         "top_k",
         "top_p",

@@ -13,12 +13,12 @@ from sstool.attention_pattern import LayerAttention
 from sstool.checkpoint import Checkpoint
 from sstool.passes.attention_layout import AttentionLayoutPass
 from sstool.passes.chosen_positions import ChosenPositionsPass
-from sstool.passes.derive_positions import DerivePositionsPass
 from sstool.passes.direct_lengths import DirectLengthsPass
 from sstool.passes.drop_functions import DropFunctionsPass
 from sstool.passes.elide import ElidePass
 from sstool.passes.embedding_scale import EmbeddingScalePass
 from sstool.passes.fold_constants import FoldConstantsPass
+from sstool.passes.free_placement import ChainOnlyPass, FreePlacementPass
 from sstool.passes.fuse_silu import FuseSiluPass
 from sstool.passes.rejoin_norms import RejoinNormsPass
 from sstool.passes.rename_cache import RenameCachePass
@@ -61,9 +61,9 @@ def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
         FoldConstantsPass(),
         EmbeddingScalePass(plan.hidden_size),
         DirectLengthsPass(),
-        DerivePositionsPass(),
         RenameCachePass(),
         AttentionLayoutPass(plan.attention, plan.rotary),
+        FreePlacementPass(),
         TieHeadPass(),
         FuseSiluPass(),
         ChosenPositionsPass(),
@@ -82,6 +82,6 @@ def lower_draft(verify: ir.Model, skip: SkipSet) -> ir.Model:
     Raises:
         UnsupportedModelError: if a sublayer cannot be taken out.
     """
-    draft = RejoinNormsPass()(ElidePass(skip)(verify.clone())).model
+    draft = ChainOnlyPass()(RejoinNormsPass()(ElidePass(skip)(verify.clone()))).model
     draft.graph.name = "draft"
     return draft

@@ -8,10 +8,26 @@ common with those before it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.ort import OrtSlot
+from ssruntime.proposal import room_beside
 from sstool.search.texts import CalibrationText
+
+
+class Drafted(NamedTuple):
+    """What a policy proposes from one position, and what comes of it.
+
+    Attributes:
+        proposed: tokens of the chain.
+        accepted: how many positions of it verify would accept, an alternative's included.
+        alternatives: tokens verified beside the chain's.
+    """
+
+    proposed: int
+    accepted: int
+    alternatives: int
 
 
 @dataclass(slots=True)
@@ -20,12 +36,16 @@ class Chain:
 
     Attributes:
         confidences: the draft's confidence in each.
+        alternatives: how many alternatives each has.
         agreed: how many of the first are the text's own.
+        rank: of the text's token among the alternatives of the first that is not; None if it is none of them.
         is_exhausted: whether the text ends here, so that no policy could draft further.
     """
 
     confidences: list[float] = field(default_factory=list)
+    alternatives: list[int] = field(default_factory=list)
     agreed: int = 0
+    rank: int | None = None
     is_exhausted: bool = False
 
     def stop(self, threshold: float, max_draft: int) -> int | None:
@@ -37,6 +57,21 @@ class Chain:
             return max_draft
         return len(self.confidences) if self.is_exhausted else None
 
+    def outcome(self, proposed: int, start: int, end: int) -> Drafted:
+        """Returns what comes of proposing so many tokens.
+
+        Args:
+            proposed: as `stop` says.
+            start: position of the token before them.
+            end: position from which on no alternative may stand.
+        """
+        room = room_beside(proposed, start, end)
+        alternatives = min(room, sum(self.alternatives[:proposed]))
+        if self.agreed >= proposed:
+            return Drafted(proposed, proposed, alternatives)
+        saves = self.rank is not None and sum(self.alternatives[: self.agreed]) + self.rank < room
+        return Drafted(proposed, self.agreed + saves, alternatives)
+
 
 class DraftedText:
     """One text and a candidate's chains over it.
@@ -44,8 +79,21 @@ class DraftedText:
     The slot's cache must hold the full model's keys and values of the whole text; they stay as they are.
     """
 
-    def __init__(self, slot: OrtSlot, text: CalibrationText, acceptance: Acceptance) -> None:
+    def __init__(
+        self, slot: OrtSlot, text: CalibrationText, acceptance: Acceptance, *, max_alternatives: int, alternatives_end: int
+    ) -> None:
+        """Takes a text and what drafts it.
+
+        Args:
+            slot: with the candidate's draft.
+            text: whose keys and values the slot holds.
+            acceptance: with the text's noise.
+            max_alternatives: most that a drafted token has.
+            alternatives_end: position from which on none may stand where the text is decoded: in a larger cache than this slot's.
+        """
         self.text = text
+        self._max_alternatives = max_alternatives
+        self._alternatives_end = alternatives_end
         self._slot = slot
         self._acceptance = acceptance
         self._chains: dict[int, Chain] = {}
@@ -54,7 +102,7 @@ class DraftedText:
         """Returns where the last of `count` committed tokens stands."""
         return len(self.text.prompt) + count - 1
 
-    def propose(self, count: int, threshold: float, max_draft: int, margin: tuple[float, int] = (0.0, 0)) -> tuple[int, int]:
+    def propose(self, count: int, threshold: float, max_draft: int, margin: tuple[float, int] = (0.0, 0)) -> Drafted:
         """Drafts behind the first `count` tokens of the continuation.
 
         Args:
@@ -62,9 +110,6 @@ class DraftedText:
             threshold: draft confidence below which the policy stops.
             max_draft: most tokens.
             margin: how much lower a threshold and how many more tokens to run for at once, for the policies that are tried next.
-
-        Returns:
-            How many tokens the policy proposes, and how many of them verify would accept.
         """
         chain = self._chains.get(count)
         proposed = None if chain is None else chain.stop(threshold, max_draft)
@@ -72,7 +117,7 @@ class DraftedText:
             chain = self._chains[count] = self._run(count, threshold - margin[0], max_draft + margin[1])
             proposed = chain.stop(threshold, max_draft)
             assert proposed is not None
-        return proposed, min(proposed, chain.agreed)
+        return chain.outcome(proposed, self.position(count), self._alternatives_end)
 
     def _run(self, count: int, threshold: float, max_draft: int) -> Chain:
         tokens, start = self.text.tokens, self.position(count)
@@ -83,9 +128,13 @@ class DraftedText:
         with self._slot.preserved(start, start + limit):
             for step in range(limit):
                 output = self._slot.draft(token, start + step)
-                token = self._acceptance.propose(output, start + step + 1)
+                token, *others = self._acceptance.propose(output, start + step + 1, self._max_alternatives)
                 chain.confidences.append(output.probability(0))
-                agrees = agrees and token == tokens[count + step]
+                chain.alternatives.append(len(others))
+                known = tokens[count + step]
+                if agrees and token != known:
+                    agrees = False
+                    chain.rank = others.index(known) if known in others else None
                 chain.agreed += agrees
                 if chain.confidences[-1] < threshold:
                     break

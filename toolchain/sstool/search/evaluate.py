@@ -110,7 +110,7 @@ class Evaluator:
         drafted = []
         for cached in self._texts:
             cached.slot.use_draft(draft)
-            drafted.append(DraftedText(cached.slot, cached.text, make_acceptance(self._settings(cached.text))))
+            drafted.append(self._drafted(cached))
         exit_, speeds = self._best.exit, []
         for (part, hopeless), best in zip(_PARTS, self._best.parts, strict=True):
             exit_, score = self._objective.tune(bits, drafted[: max(1, round(part * len(drafted)))], exit_)
@@ -121,6 +121,16 @@ class Evaluator:
         if score.tokens_per_second > self._best.whole:
             self._best = _Incumbent(tuple(speeds), score.tokens_per_second, exit_)
         return COMPLETED, exit_, score, 1.0
+
+    def _drafted(self, cached: CachedText) -> DraftedText:
+        settings = self._settings(cached.text)
+        return DraftedText(
+            cached.slot,
+            cached.text,
+            make_acceptance(settings),
+            max_alternatives=settings.max_alternatives,
+            alternatives_end=self._candidates.backend.alternatives_end,
+        )
 
     def _time(self, trial: Trial, draft: ort.InferenceSession) -> Timed | None:
         """Returns a short run by the clock; None if that fails, as the trial's score stands without it."""

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from ssruntime.acceptance import Acceptance, make_acceptance
 from ssruntime.artifact import WEIGHTS
 from ssruntime.backends.ort import OrtBackend, OrtSlot
+from ssruntime.config import DEFAULT_MAX_ALTERNATIVES
 from ssruntime.exits import FixedExit
 from ssruntime.graph_io import MAX_VERIFY_WIDTH
 from ssruntime.machine import cpu_model
+from ssruntime.proposal import Proposal
 from ssruntime.proposers.skip import SkipProposer
 from sstool.graph.sublayers import Sublayer, sublayer_of
 from sstool.search.candidates import Candidates
@@ -192,15 +194,16 @@ def _round(stand: _Stand, session: ort.InferenceSession, width: int) -> _Round:
     """Runs one round as decoding does."""
     slot, token, context = stand.slot, stand.token, stand.context
     slot.use_draft(session)
-    proposer = SkipProposer(slot, stand.acceptance, FixedExit())
+    proposer = SkipProposer(slot, stand.acceptance, FixedExit(), max_alternatives=DEFAULT_MAX_ALTERNATIVES)
     proposer.propose(token, context, 1)  # binds the draft's buffers
     slot.verify((token,), context)
     begun = time.perf_counter()
-    proposals = proposer.propose(token, context, 1)
+    tokens = proposer.propose(token, context, 1).tokens
     first = time.perf_counter()
-    proposals += proposer.propose(proposals[0], context + 1, width - 2)
+    # Alternatives are found, as in decoding, but what is verified here is a chain: a pass takes as long for the one as for the other.
+    chain = Proposal([*tokens, *proposer.propose(tokens[0], context + 1, width - 2).tokens])
     drafted = time.perf_counter()
-    stand.acceptance.judge(slot.verify((token, *proposals), context), proposals, context + 1)
+    stand.acceptance.judge(slot.verify((token, *chain.tokens), context), chain, context + 1)
     verify = time.perf_counter() - drafted
     return _Round(first - begun, (drafted - first) / (width - 2) if width > 2 else None, verify)
 

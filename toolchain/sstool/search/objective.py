@@ -114,8 +114,8 @@ class Objective:
         verify, draft = self._verify_at(context), self._costs.draft(bits, context)
         tally, count = _Tally(), 1
         while count < drafted.text.length:
-            proposed, accepted = drafted.propose(count, exit_.threshold, exit_.max_draft, _MARGIN)
-            tally.add(proposed, accepted, draft.seconds(proposed) + verify[proposed])
+            proposed, accepted, alternatives = drafted.propose(count, exit_.threshold, exit_.max_draft, _MARGIN)
+            tally.add(proposed, accepted, alternatives, draft.seconds(proposed) + verify[proposed + alternatives])
             count += accepted + 1
         tally.plain = (count - 1) * verify[0]
         return tally
@@ -182,6 +182,7 @@ class _Tally:
     rounds: int = 0
     proposed: int = 0
     accepted: int = 0
+    alternatives: int = 0
     seconds: float = 0.0
     plain: float = 0.0
     reached: list[int] = field(default_factory=lambda: [0] * len(MAX_DRAFTS))
@@ -191,10 +192,11 @@ class _Tally:
     def tokens(self) -> int:
         return self.accepted + self.rounds
 
-    def add(self, proposed: int, accepted: int, seconds: float) -> None:
+    def add(self, proposed: int, accepted: int, alternatives: int, seconds: float) -> None:
         self.rounds += 1
         self.proposed += proposed
         self.accepted += accepted
+        self.alternatives += alternatives
         self.seconds += seconds
         for place in range(proposed):
             self.reached[place] += 1
@@ -205,6 +207,7 @@ class _Tally:
         self.rounds += other.rounds
         self.proposed += other.proposed
         self.accepted += other.accepted
+        self.alternatives += other.alternatives
         self.seconds += other.seconds
         self.plain += other.plain
         self.reached = [a + b for a, b in zip(self.reached, other.reached, strict=True)]
@@ -217,6 +220,7 @@ class _Tally:
             rounds=self.rounds,
             proposed=self.proposed,
             accepted=self.accepted,
+            alternatives=self.alternatives,
             reached=tuple(self.reached[:used]),
             kept=tuple(self.kept[:used]),
         )

@@ -35,7 +35,8 @@ class Counts:
         tokens: tokens that the rounds gave.
         rounds: rounds.
         proposed: tokens drafted.
-        accepted: of these, the ones verify agreed with.
+        accepted: of these positions, the ones that verify agreed with, with the chain's token or an alternative.
+        alternatives: tokens verified beside the chains'.
         reached: at index j, rounds that proposed more than j tokens.
         kept: at index j, rounds that had more than j tokens accepted.
     """
@@ -44,6 +45,7 @@ class Counts:
     rounds: int = 0
     proposed: int = 0
     accepted: int = 0
+    alternatives: int = 0
     reached: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
 

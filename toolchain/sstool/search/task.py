@@ -70,7 +70,8 @@ def run_task(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | N
     context = len(task.ids) + task.settings.max_new_tokens // 2
     verify = costs.verify(context)
     draft = DraftCost(0.0, 0.0) if trial is None else costs.draft(bits_of(trial.skip, candidates.num_layers), context)
-    return TaskRun(stats=stats, modelled=sum(draft.seconds(len(r.proposals)) + verify[len(r.proposals)] for r in trace.rounds))
+    modelled = sum(draft.seconds(len(r.proposals)) + verify[len(r.proposals) + len(r.alternatives)] for r in trace.rounds)
+    return TaskRun(stats=stats, modelled=modelled)
 
 
 def warm_up(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> None:

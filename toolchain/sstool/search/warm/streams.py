@@ -45,6 +45,7 @@ class SublayerEngine:
             _STREAM: stream,
             graph_io.SEQLENS_K: np.full(batch, length - 1, dtype=np.int32),
             graph_io.TOTAL_SEQUENCE_LENGTH: np.array(length, dtype=np.int32),
+            graph_io.POSITION_IDS: np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
         }
         for value in self._pasts:
             feeds[value.name] = np.zeros((batch, value.shape[1], length, value.shape[3]), dtype=np.float32)
@@ -71,6 +72,7 @@ class EmbeddingEngine:
             graph_io.INPUT_IDS: ids,
             graph_io.SEQLENS_K: np.array([length - 1], dtype=np.int32),
             graph_io.TOTAL_SEQUENCE_LENGTH: np.array(length, dtype=np.int32),
+            graph_io.POSITION_IDS: np.arange(length, dtype=np.int64)[None],
         }
         result = self._session.run([_RESULT], {name: feed for name, feed in feeds.items() if name in self._names})[0]
         return np.asarray(result, dtype=np.float32)

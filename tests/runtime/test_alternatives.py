@@ -1,0 +1,220 @@
+"""Alternatives beside a draft: they save rounds, change no token, and are where the window, the cache and the width leave room."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ssruntime import GenerationConfig, Trace
+from ssruntime.acceptance import CoupledAcceptance, GreedyAcceptance, Judgement, RejectionAcceptance
+from ssruntime.acceptance.coupled import coupled_pick, coupled_ranking
+from ssruntime.acceptance.equality import accept_equal
+from ssruntime.artifact import TunedExit
+from ssruntime.backends.tree_mask import TreeMask
+from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
+from ssruntime.engine import Engine
+from ssruntime.graph_io import HIDDEN, MAX_VERIFY_WIDTH
+from ssruntime.proposal import ALTERNATIVE_GAP, Alternative, Proposal, room_beside
+from ssruntime.sampling.filters import filtered
+from ssruntime.sampling.noise import CoupledNoise, gumbel
+from tests.runtime.conftest import OpenScript
+from tests.runtime.scripted import Script, chain_table, plain_tokens, random_script, step_of
+
+VOCAB = 8
+
+
+def settings_of(**how: object) -> DecodeSettings:
+    return complete(GenerationConfig.from_mapping({"temperature": 1.0, "seed": 0, **how}), CheckpointDefaults(), None)
+
+
+def second_guess() -> Script:
+    """The target says 1 2 3 ... 7 1 2 ...; the draft has that as its second choice, one nat behind a token that is always wrong."""
+    after = [1, 2, 3, 4, 5, 6, 7, 1]
+    right = chain_table(after, vocab=VOCAB)
+    draft = right.copy()
+    for token, successor in enumerate(after):
+        draft[0, token, 1 + successor % 7] = right[0, token, successor] + 1.0
+    return Script(verify=right, draft=draft)
+
+
+# What is proposed
+
+
+@given(st.integers(0, 2**32), st.integers(2, 200), st.floats(0.1, 5), st.integers(0, 3))
+def test_greedy_proposes_the_best_token_and_those_near_it(seed: int, vocab: int, scale: float, most: int) -> None:
+    logits = (scale * np.random.default_rng(seed).standard_normal((1, vocab))).astype(np.float32)
+    proposed = GreedyAcceptance().propose(step_of(logits), 0, most)
+    order = np.argsort(-logits[0], kind="stable")[: most + 1]
+    assert proposed == [int(t) for t in order if logits[0, order[0]] - logits[0, t] <= ALTERNATIVE_GAP]
+
+
+def ranking_by_definition(logits: NDArray[np.float32], position: int, how: DecodeSettings, most: int) -> tuple[list[int], float]:
+    """Returns the ranking, and how near any two scores in it or its end are: where that is rounding, another one is as right."""
+    ids, weights = filtered(logits, how)
+    scores = np.log(weights.astype(np.float64)) + gumbel(how.seed, position, ids)
+    order = np.argsort(-scores, kind="stable")
+    near = [i for i in order if scores[order[0]] - scores[i] <= ALTERNATIVE_GAP]
+    marks = np.sort(np.append(scores, scores.max() - ALTERNATIVE_GAP))
+    return [int(t) for t in ids[near[: most + 1]]], float(np.diff(marks).min(initial=math.inf))
+
+
+@settings(max_examples=300)
+@given(
+    seed=st.integers(0, 2**40),
+    vocab=st.integers(2, 60),
+    scale=st.floats(0.1, 4),
+    most=st.integers(0, 3),
+    filters=st.sampled_from([{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.02}, {"temperature": 0.7, "top_p": 0.95}, {"temperature": 1.4}]),
+)
+def test_coupled_ranks_by_score_and_noise(seed: int, vocab: int, scale: float, most: int, filters: dict[str, float]) -> None:
+    logits = (scale * np.random.default_rng(seed).standard_normal(vocab)).astype(np.float32)
+    how = settings_of(**filters, seed=seed)
+    expected, nearest = ranking_by_definition(logits, 7, how, most)
+    if nearest < 1e-4:
+        return
+    assert coupled_ranking(logits, 7, how, CoupledNoise(seed), most) == expected
+    proposed = CoupledAcceptance(how).propose(step_of(logits[None]), 7, most)
+    assert proposed[0] == expected[0] == coupled_pick(logits, 7, how, CoupledNoise(seed))
+    # The shortlist knows of no cut that lies beyond it, so it may name a token or two that the filters drop: a proposal may be anything.
+    assert [t for t in proposed if t in expected] == expected[: len(proposed)] or "top_p" in filters
+
+
+def test_no_alternatives_unless_asked_and_none_with_rejection_sampling() -> None:
+    flat = step_of(np.zeros((1, VOCAB), dtype=np.float32))
+    assert len(GreedyAcceptance().propose(flat, 0, 0)) == 1
+    assert len(GreedyAcceptance().propose(flat, 0, 3)) == 4
+    assert len(CoupledAcceptance(settings_of(top_k=5)).propose(flat, 0, 0)) == 1
+    assert len(RejectionAcceptance(settings_of()).propose(flat, 0, 3)) == 1
+
+
+# What stands
+
+
+@given(
+    chain=st.lists(st.integers(0, 3), max_size=4),
+    beside=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=5),
+    target=st.integers(0, 2**32),
+)
+def test_what_stands_is_what_the_target_picks_after_each_prefix(chain: list[int], beside: list[tuple[int, int]], target: int) -> None:
+    """The target is a function of the path; every row of the pass is asked for the path that it stands behind."""
+    alternatives = [Alternative(d, t) for d, t in sorted(beside) if d < len(chain)]
+
+    def pick(path: tuple[int, ...]) -> int:
+        return int(np.random.default_rng([target, len(path), *path]).integers(0, 4))
+
+    def target_token(row: int, offset: int) -> int:
+        if row <= len(chain):
+            assert offset == row
+            return pick(tuple(chain[:row]))
+        depth, token = alternatives[row - len(chain) - 1]
+        assert offset == depth + 1
+        return pick((*chain[:depth], token))
+
+    emitted, alternative = accept_equal(Proposal(chain, alternatives), target_token)
+    assert all(token == pick(tuple(emitted[:index])) for index, token in enumerate(emitted))
+    agreed = next((i for i, t in enumerate(chain) if t != emitted[i]), len(chain))
+    saving = [i for i, a in enumerate(alternatives) if agreed < len(chain) and a == (agreed, emitted[agreed])]
+    assert alternative == (saving[0] if saving else None)
+    assert len(emitted) == agreed + 1 + bool(saving)
+
+
+def test_an_alternative_that_stands_gives_one_token_more() -> None:
+    rows = [5, 9, 9, 6]  # the target's picks: after the committed token, behind two wrong tokens, behind the alternative
+    proposal = Proposal([4, 4], [Alternative(0, 5)])
+    assert accept_equal(proposal, lambda row, _: rows[row]) == Judgement([5, 6], 0)
+    assert accept_equal(Proposal([4, 4]), lambda row, _: rows[row]) == Judgement([5], None)
+
+
+# Decoding with them
+
+
+def test_a_draft_that_is_right_at_its_second_guess_halves_the_rounds(open_script: OpenScript) -> None:
+    config = GenerationConfig(temperature=0.0, max_new_tokens=21, exit="fixed", max_draft=1, max_alternatives=1, ignore_eos=True)
+    with open_script(second_guess()) as engine:
+        completion = engine.generate([0], config)
+        without = engine.generate([0], dataclasses.replace(config, max_alternatives=0))
+    assert completion.token_ids == without.token_ids == [1 + i % 7 for i in range(21)]
+    assert (without.stats.rounds, without.stats.accepted, without.stats.alternatives) == (20, 0, 0)
+    stats = completion.stats
+    # Two tokens a round, the alternative and the one behind it.
+    assert (stats.rounds, stats.proposed, stats.accepted, stats.alternatives, stats.alternatives_accepted) == (10, 10, 10, 10, 10)
+
+
+@settings(max_examples=100)
+@given(
+    name=st.sampled_from(["agreeing", "unsure"]),
+    prompt=st.lists(st.integers(0, 7), min_size=1, max_size=40),
+    most=st.integers(0, 3),
+    max_draft=st.integers(1, 15),
+    seed=st.integers(0, 2**32),
+    temperature=st.sampled_from([0.0, 0.8, 1.5]),
+)
+def test_any_number_of_alternatives_gives_the_same_text(
+    open_script: OpenScript, name: str, prompt: list[int], most: int, max_draft: int, seed: int, temperature: float
+) -> None:
+    script = SCRIPTS[name]
+    if name not in ENGINES:
+        ENGINES[name] = open_script(script)
+    engine = ENGINES[name]
+    config = GenerationConfig(
+        max_alternatives=most, max_draft=max_draft, exit="fixed", seed=seed, temperature=temperature, max_new_tokens=50, ignore_eos=True
+    )
+    trace = Trace()
+    completion = engine.generate(prompt, config, trace=trace)
+    assert (completion.token_ids, completion.finish_reason) == plain_tokens(script, prompt, engine.settings(config), 64)
+    for step in trace.rounds:
+        width = 1 + len(step.proposals) + len(step.alternatives)
+        assert width <= MAX_VERIFY_WIDTH
+        assert step.start + width <= 64
+        assert list(step.alternatives) == sorted(step.alternatives, key=lambda a: a.depth)
+
+
+SCRIPTS = {"agreeing": random_script(11, scale=1.0, history=True), "unsure": random_script(12, agreement=0.4, scale=0.7, history=True)}
+ENGINES: dict[str, Engine] = {}
+
+
+def test_none_stand_where_a_window_would_reach(open_script: OpenScript) -> None:
+    config = GenerationConfig(temperature=0.0, max_new_tokens=40, exit="fixed", max_draft=2, ignore_eos=True)
+    trace = Trace()
+    with open_script(second_guess(), window=20) as engine:
+        tokens = engine.generate([0, 1], config, trace=trace).token_ids
+    assert tokens == [2 + i if i < 6 else 1 + (i - 6) % 7 for i in range(40)]
+    reached = [r.start + 1 + len(r.proposals) + len(r.alternatives) for r in trace.rounds if r.alternatives]
+    assert reached
+    assert max(reached) <= 20
+    assert any(not r.alternatives and r.proposals for r in trace.rounds)
+
+
+def test_a_tuned_number_is_followed_and_a_given_one_beats_it(open_script: OpenScript) -> None:
+    with open_script(second_guess(), tuned=TunedExit(max_alternatives=0)) as engine:
+        assert engine.settings().max_alternatives == 0
+        assert engine.settings(GenerationConfig(max_alternatives=3)).max_alternatives == 3
+        assert engine.generate([1], GenerationConfig(temperature=0.0, max_new_tokens=10)).stats.alternatives == 0
+
+
+# Where there is room
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "start", "end", "room"),
+    [(1, 0, 64, 14), (15, 0, 64, 0), (3, 50, 64, 10), (3, 60, 64, 0), (0, 64, 64, 0), (3, 99, 20, 0)],
+)
+def test_room(num_tokens: int, start: int, end: int, room: int) -> None:
+    assert room_beside(num_tokens, start, end) == room
+
+
+def test_a_mask_hides_what_lies_between_the_chain_before_and_the_alternative() -> None:
+    mask = TreeMask(6)
+    alternatives = [Alternative(0, 7), Alternative(1, 8), Alternative(1, 9)]
+    mask.hide(3, alternatives)
+    hidden = {(int(r), int(c)) for r, c in np.argwhere(mask.values[0, 0] == np.float32(HIDDEN))}
+    # Rows 3, 4 and 5; the first token of the pass is seen by all, the second by those of depth 1.
+    assert hidden == {(3, 1), (3, 2), (4, 2), (4, 3), (5, 2), (5, 3), (5, 4)}
+    mask.show(3, alternatives)
+    assert not mask.values.any()

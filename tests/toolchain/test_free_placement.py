@@ -1,0 +1,124 @@
+"""Alternatives through real kernels: each sees the chain before it and itself alone, and stands for good once it is moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from ssruntime.artifact import SkipSet
+from ssruntime.engine import Engine, load
+from ssruntime.errors import UnsupportedModelError
+from ssruntime.proposal import Alternative
+from sstool import assemble
+from sstool.checkpoint import describe
+from sstool.export import ExportRequest, export_artifact
+from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
+from sstool.parity import plan_parity
+from sstool.passes.free_placement import FreePlacementPass
+from sstool.skip_set import SkipSpec
+from tests.toolchain.conftest import open_graph
+from tests.toolchain.tiny_llama import VOCAB, make_llama
+
+SKIP = SkipSpec(attention=(1,), mlp=(1,))
+IDS = [int(i) for i in np.random.default_rng(8).integers(0, VOCAB, 40)]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = tmp_path_factory.mktemp("alternatives")
+    export_artifact(ExportRequest(model=make_llama(folder / "model"), out=folder / "out", skip=SKIP))
+    return load(folder / "out", threads=1)
+
+
+@pytest.mark.parametrize("depths", [(0,), (2,), (0, 0, 0), (0, 1, 2), (1, 1, 3, 3, 3)])
+def test_an_alternative_s_row_is_that_of_its_own_chain(engine: Engine, depths: tuple[int, ...]) -> None:
+    slot = engine.backend.acquire(0)
+    try:
+        slot.prefill(IDS[:20])
+        chain = IDS[20:25]
+        alternatives = [Alternative(depth, IDS[30 + n]) for n, depth in enumerate(depths)]
+        output = slot.verify(chain, 20, alternatives).logits.copy()
+        scale = float(np.abs(output).max())
+        np.testing.assert_allclose(output[:5], slot.verify(chain, 20).logits, atol=1e-6 * scale)
+        for row, (depth, token) in zip(output[5:], alternatives, strict=True):
+            alone = slot.verify([*chain[: depth + 1], token], 20).logits[-1]
+            np.testing.assert_allclose(row, alone, atol=1e-5 * scale)
+    finally:
+        engine.backend.release(slot)
+
+
+def test_text_goes_on_behind_an_alternative_as_if_it_had_been_drafted(engine: Engine) -> None:
+    slot = engine.backend.acquire(0)
+    try:
+        expected = slot.forward(IDS[:24], 0, range(24)).logits[21:].copy()
+        slot.prefill(IDS[:20])
+        wrong = [(t + 1) % VOCAB for t in IDS[21:24]]
+        slot.verify([IDS[20], *wrong], 20, [Alternative(1, wrong[0]), Alternative(0, IDS[21])])
+        slot.move(25, 21)
+        found = slot.verify(IDS[22:24], 22).logits
+        np.testing.assert_allclose(found, expected[1:], atol=1e-5 * float(np.abs(expected).max()))
+    finally:
+        engine.backend.release(slot)
+
+
+def test_the_mask_is_all_open_again_after_a_pass(engine: Engine) -> None:
+    slot = engine.backend.acquire(0)
+    try:
+        slot.prefill(IDS[:20])
+        before = slot.verify(IDS[20:24], 20).logits.copy()
+        slot.verify(IDS[20:22], 20, [Alternative(0, 3), Alternative(0, 4)])  # of the same width
+        np.testing.assert_array_equal(slot.verify(IDS[20:24], 20).logits, before)
+    finally:
+        engine.backend.release(slot)
+
+
+def test_a_draft_takes_positions_and_no_mask(verify_graph: ir.Model) -> None:
+    draft = lower_draft(verify_graph, SkipSet(attention=(1,)))
+    names = {v.name for v in open_graph(draft).get_inputs()}
+    assert "position_ids" in names
+    assert not names & {"tree_mask", "past_length"}
+    assert not any(node.op_type == "Pad" for node in draft.graph)
+
+
+def test_an_attention_that_has_a_bias_of_its_own_is_refused(verify_graph: ir.Model) -> None:
+    with pytest.raises(UnsupportedModelError, match="bias of its own"):
+        FreePlacementPass()(verify_graph.clone())
+
+
+def ignore_mask(model: ir.Model) -> None:
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            node.resize_inputs(10)
+
+
+def ignore_positions(model: ir.Model) -> None:
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            node.replace_input_with(9, None)
+
+
+@pytest.mark.parametrize("defect", [ignore_mask, ignore_positions])
+def test_the_gate_sees_alternatives_that_stand_or_look_elsewhere(defect: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert callable(defect)
+
+    def broken(model: ir.Model, plan: LoweringPlan) -> ir.Model:
+        lowered = lower_verify(model, plan)
+        defect(lowered)
+        return lowered
+
+    monkeypatch.setattr(assemble, "lower_verify", broken)
+    with pytest.raises(UnsupportedModelError, match="alternatives"):
+        export_artifact(ExportRequest(model=make_llama(tmp_path / "model"), out=tmp_path / "out", skip=SKIP))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("max_context", "beside"), [(256, True), (64, True), (8, False)])
+def test_the_plan_tries_alternatives_where_there_is_room(tmp_path: Path, max_context: int, beside: bool) -> None:
+    plan = plan_parity(describe(make_llama(tmp_path / "model")), max_context)
+    assert (plan.beside is not None) == beside
+    if plan.beside is not None:
+        assert set(range(plan.beside, plan.beside + 4)) <= set(plan.positions)
+        assert plan.beside + 6 <= plan.prefill
