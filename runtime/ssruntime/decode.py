@@ -93,7 +93,8 @@ def _step(request: Request, token: int, *, start: int, remaining: int) -> list[i
         slot.move(start + 1 + len(proposal.tokens) + alternative, start + len(emitted) - 1)
         stats.alternatives_accepted += 1
     proposed, accepted = len(proposal.tokens), len(emitted) - 1
-    proposer.observe(proposed, accepted)
+    # Exit policies are about the chain: an alternative that stood says that the chain was wrong there.
+    proposer.observe(proposed, accepted - (alternative is not None))
     stats.rounds += 1
     stats.proposed += proposed
     stats.accepted += accepted

@@ -13,7 +13,7 @@ from tests.families.proof import Proof, prove
 NOTES: Final = {
     "exaone4": "windows with angles, full layers without",
     "gemma2": "windows in every other layer, soft caps",
-    "gpt2": "positions looked up, counted in the graph",
+    "gpt2": "positions looked up",
     "granite": "four scales",
     "mixtral": "every expert is computed; the MLP sublayer is all of them",
     "olmo2": "norms after the sublayers",

@@ -95,7 +95,7 @@ def test_a_replay_finds_the_row_of_an_alternative(open_script: OpenScript, gap: 
     engine = open_script(script)
     config = dataclasses.replace(GREEDY, exit="fixed", max_draft=2)
     _, run = traced(engine, "t3", config)
-    assert [r.alternatives[r.alternative] for r in run.trace.rounds if r.alternative is not None][0].token == 5
+    assert next(r.alternatives[r.alternative] for r in run.trace.rounds if r.alternative is not None).token == 5
     result = run_both(engine, config, prompt="t3")
     assert result.verdict == verdict
     assert (result.differences[0].plain_token, result.differences[0].run_token) == (6, 20)

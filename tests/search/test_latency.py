@@ -20,7 +20,7 @@ from tests.search.conftest import SETTINGS
 
 
 def table(*rows: LatencyRow) -> LatencyTable:
-    return LatencyTable(format=FORMAT, weights_sha256="w", cpu="c", threads=1, onnxruntime="1", rows=rows, fit_error=0.0)
+    return LatencyTable(format=FORMAT, weights_sha256="w", verify_sha256="v", cpu="c", threads=1, onnxruntime="1", rows=rows, fit_error=0.0)
 
 
 def row(context: int, scale: float) -> LatencyRow:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from ssruntime.artifact import SkipSet
+from ssruntime.backends.ort import OrtSlot
 from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.proposal import Alternative
@@ -75,6 +77,34 @@ def test_the_mask_is_all_open_again_after_a_pass(engine: Engine) -> None:
         engine.backend.release(slot)
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_a_pass_that_fails_leaves_nothing_hidden(
+    engine: Engine, interruption: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = engine.backend.acquire(0)
+    assert isinstance(slot, OrtSlot)
+    try:
+        slot.prefill(IDS[:20])
+        before = slot.verify(IDS[20:24], 20).logits.copy()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(slot._verify, "_timed", Mock(side_effect=interruption))
+            with pytest.raises(interruption):
+                slot.verify(IDS[20:22], 20, [Alternative(0, 3), Alternative(0, 4)])  # of the same width
+        np.testing.assert_array_equal(slot.verify(IDS[20:24], 20).logits, before)
+    finally:
+        engine.backend.release(slot)
+
+
+def test_none_stand_in_a_first_pass(engine: Engine) -> None:
+    slot = engine.backend.acquire(0)
+    try:
+        with pytest.raises(ValueError, match="at least one token before"):
+            slot.verify(IDS[:2], 0, [Alternative(0, 3)])
+    finally:
+        engine.backend.release(slot)
+
+
 def test_a_draft_takes_positions_and_no_mask(verify_graph: ir.Model) -> None:
     draft = lower_draft(verify_graph, SkipSet(attention=(1,)))
     names = {v.name for v in open_graph(draft).get_inputs()}
@@ -91,7 +121,7 @@ def test_an_attention_that_has_a_bias_of_its_own_is_refused(verify_graph: ir.Mod
 def ignore_mask(model: ir.Model) -> None:
     for node in model.graph:
         if node.op_type == "GroupQueryAttention":
-            node.resize_inputs(10)
+            node.replace_input_with(10, None)
 
 
 def ignore_positions(model: ir.Model) -> None:

@@ -16,7 +16,7 @@ from ssruntime.backends.base import Backend, Slot
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.proposal import Alternative
 from sstool.checkpoint import Checkpoint, describe
-from sstool.reference import reference_logits
+from sstool.reference import CHUNK, reference_logits
 
 MAX_RELATIVE_ERROR: Final = 1e-4
 """Largest error of fp32 logits, as a fraction of the largest reference logit."""
@@ -180,12 +180,15 @@ class _Row:
 
 
 def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
-    """Runs the prefill, in one pass and (for verify) in the chunks that prompts run in, then every width; before all, alternatives."""
+    """Runs the prefill in large chunks and (for verify) in those that prompts run in, then every width; before all, alternatives."""
     forward = slot.draft_forward if draft else slot.forward
     prompt = plan.ids[: plan.prefill]
     chosen = [p for p in plan.positions if p < plan.prefill]
     rows = [] if draft or plan.beside is None else _run_beside(slot, plan.ids, plan.beside)
-    rows += [_Row(p, "prefill", row.copy()) for p, row in zip(chosen, forward(prompt, 0, chosen).logits, strict=True)]
+    for begin in range(0, plan.prefill, CHUNK):
+        part = [p for p in chosen if begin <= p < begin + CHUNK]
+        output = forward(prompt[begin : begin + CHUNK], begin, [p - begin for p in part] or (0,))
+        rows += [_Row(p, "prefill", row.copy()) for p, row in zip(part, output.logits, strict=bool(part))]
     if not draft:
         rows.append(_Row(plan.prefill - 1, "prefill", slot.prefill(prompt).logits[-1].copy()))
     start = plan.prefill

@@ -100,7 +100,7 @@ class Slot(Protocol):
             ids: the chain, from position `start` on.
             start: of the first.
             alternatives: beside the chain's tokens after the first: one of depth d stands at `start + 1 + d` and sees what is before
-                that. In the cache they lie behind the chain, in their order, and their rows come after its rows.
+                that. In the cache they lie behind the chain, in their order, and their rows come after its rows. Not at `start` 0.
         """
 
     def move(self, source: int, target: int) -> None:

@@ -120,8 +120,13 @@ class OrtBackend:
     def new_slot(self, max_context: int, draft: ort.InferenceSession | None = None) -> OrtSlot:
         """Makes a slot outside the pool, with a cache of `max_context` positions and any draft that `open_draft` gave."""
         max_context = min(max_context, self.max_context)
-        end = min(max_context, self.alternatives_end)
-        return OrtSlot(self._verify, draft, max_context=max_context, alternatives_end=end, vocab_size=self.vocab_size)
+        return OrtSlot(
+            self._verify,
+            draft,
+            max_context=max_context,
+            alternatives_end=min(max_context, self.alternatives_end),
+            vocab_size=self.vocab_size,
+        )
 
     def _open_all(self, graphs: dict[str, bytes], folder: Path) -> dict[str, ort.InferenceSession]:
         sessions = {name: self._open(graph, name, str(folder)) for name, graph in graphs.items()}
@@ -193,6 +198,9 @@ class OrtSlot:
     def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
         """Runs up to `MAX_VERIFY_WIDTH` tokens in one pass of the verify engine; gives a row for each (see `backends.base.Slot`)."""
         self._check_room(start, len(ids) + len(alternatives))
+        if alternatives and start == 0:
+            # The kernels count the positions of a first pass themselves, and would turn an alternative by another place's angles.
+            raise ValueError("alternatives need at least one token before the pass")
         output, seconds = self._verify.run(ids, start, alternatives)
         self.engine_seconds += seconds
         return output
@@ -257,10 +265,12 @@ class _EnginePort:
         for index, (depth, token) in enumerate(alternatives, len(ids)):
             self._ids_memory[index] = token
             self._positions_memory[index] = start + 1 + depth
-        bound.mask.hide(len(ids), alternatives)
-        seconds = self._timed(bound.binding)
-        bound.mask.show(len(ids), alternatives)
-        return bound.output, seconds
+        try:
+            bound.mask.hide(len(ids), alternatives)
+            return bound.output, self._timed(bound.binding)
+        finally:
+            # Whatever ended the pass, an interrupt too: a mark that stayed would hide true tokens from later passes of this width.
+            bound.mask.show(len(ids), alternatives)
 
     def _timed(self, binding: ort.IOBinding) -> float:
         begun = time.perf_counter()
@@ -276,7 +286,7 @@ class _EnginePort:
         index = np.asarray(positions, dtype=np.int64).reshape(1, -1)
         output = self._output_buffers(count)
         positions_of = np.arange(start, start + tokens.size, dtype=np.int64).reshape(1, -1)
-        mask = TreeMask(tokens.size)
+        mask = TreeMask(tokens.size) if self._takes_mask else None
         self._set_length(start, tokens.size)
         self._bind_small(binding, tokens, positions_of, index, mask, output)
         return output, self._timed(binding)
@@ -309,12 +319,12 @@ class _EnginePort:
         ids: NDArray[np.int64],
         positions: NDArray[np.int64],
         index: NDArray[np.int64],
-        mask: TreeMask,
+        mask: TreeMask | None,
         output: StepOutput,
     ) -> None:
         bind_input(binding, graph_io.INPUT_IDS, ids)
         bind_input(binding, graph_io.POSITION_IDS, positions)
-        if self._takes_mask:
+        if mask is not None and self._takes_mask:
             bind_input(binding, graph_io.TREE_MASK, mask.values)
         bind_input(binding, graph_io.LOGITS_INDEX, index)
         bind_output(binding, graph_io.TOKEN, output.tokens.reshape(1, -1))

@@ -12,4 +12,4 @@ class ExitPolicy(Protocol):
         """Whether to stop after a token of this draft confidence; that token is still verified."""
 
     def observe(self, proposed: int, accepted: int) -> None:
-        """Takes in how a round went."""
+        """Takes in how many tokens of a round's chain were proposed and accepted."""

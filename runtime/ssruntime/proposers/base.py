@@ -14,4 +14,4 @@ class Proposer(Protocol):
         """Returns a chain of up to `limit` tokens that may follow `token`, which stands at position `start`, with its alternatives."""
 
     def observe(self, proposed: int, accepted: int) -> None:
-        """Takes in how the round went."""
+        """Takes in how many tokens of the chain were proposed and accepted in a round."""

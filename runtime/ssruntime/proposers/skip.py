@@ -24,9 +24,10 @@ class SkipProposer:
         """Returns a chain of up to `limit` tokens that follow `token` at position `start`, with its alternatives."""
         tokens: list[int] = []
         alternatives: list[Alternative] = []
+        max_alternatives = self._max_alternatives if room_beside(1, start, self._slot.alternatives_end) else 0
         for depth in range(limit):
             output = self._slot.draft(token, start + depth)
-            token, *others = self._acceptance.propose(output, start + depth + 1, self._max_alternatives)
+            token, *others = self._acceptance.propose(output, start + depth + 1, max_alternatives)
             tokens.append(token)
             alternatives.extend(Alternative(depth, other) for other in others)
             if self._exit.should_stop(output.probability(0)):

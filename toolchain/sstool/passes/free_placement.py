@@ -55,7 +55,7 @@ class ChainOnlyPass(ir.passes.InPlacePass):
         """Applies the pass."""
         graph = model.graph
         for node in [n for n in graph if n.op_type == _KERNEL]:
-            node.resize_inputs(_BIAS_INPUT)
+            node.replace_input_with(_BIAS_INPUT, None)
         common.RemoveUnusedNodesPass()(model)
         graph.inputs[:] = [v for v in graph.inputs if v.name not in (graph_io.TREE_MASK, graph_io.PAST_LENGTH)]
         return ir.passes.PassResult(model, modified=True)

@@ -106,7 +106,7 @@ def _trade(log: SearchLog) -> Section:
         caption += (
             f"Lines join points of equal speed-up, as {row.context} positions in the cache would give it if every token were accepted with "
             "the same chance and each draft had its best fixed length; on the dashed line drafting is just as fast as plain decoding. "
-            "A draft that stops where it is unsure does better than its line says."
+            "A draft that stops where it is unsure does better than its line says, and alternatives cost a little that the lines leave out."
         )
     absent = [t for t in log.trials if facts.acceptance_rate(t, log.header.weights) is None or t.cost_ratio is None]
     text = (f"{_count(len(absent), 'trial')} drafted nothing that could be counted and cannot be placed here.",) if absent else ()
@@ -231,7 +231,7 @@ def _positions(log: SearchLog) -> Section:
         says=f"Part of trial {trial.index}'s drafts that are accepted up to each place, by kind of text.",
         figure=figure,
         caption=f"Trial {trial.index}, over the calibration texts: of the drafts that are at least this long, the part whose tokens were "
-        "all accepted up to here. "
+        "all accepted up to here, the last of them perhaps as an alternative. "
         "Bars are 95\u00a0% intervals (Wilson). A draft only gets long where it was sure of itself, so the line may rise.",
     )
     return Section(id=section_id, heading=heading, missing=_not_chosen(log), plots=(plot,))

@@ -98,6 +98,7 @@ class Evaluator:
             exit=CONFIDENCE if exit_.threshold > 0 else FIXED,
             exit_threshold=exit_.threshold if exit_.threshold > 0 else None,
             max_draft=exit_.max_draft,
+            max_alternatives=self._settings(self._texts[0].text).max_alternatives,
             cost_ratio=self._cost_ratio(bits, score),
             counts=dict(score.counts),
             tokens_per_second=score.tokens_per_second * scale,

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import onnxruntime as ort
 
-from ssruntime.artifact import WEIGHTS
+from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS
 from ssruntime.errors import RecipeError
 from ssruntime.machine import cpu_model
 from ssruntime.records import read_record
@@ -106,9 +106,10 @@ def _read_latency(path: Path, num_layers: int) -> LatencyTable | None:
 
 
 def _is_ours(table: LatencyTable, candidates: Candidates) -> bool:
-    weights = candidates.engine.artifact.manifest.files[WEIGHTS].sha256
-    found = (table.format, table.weights_sha256, table.cpu, table.threads, table.onnxruntime)
-    return found == (FORMAT, weights, cpu_model(), candidates.backend.threads, ort.__version__) and bool(table.rows)
+    files = candidates.engine.artifact.manifest.files
+    engines = (files[WEIGHTS].sha256, files[VERIFY_GRAPH].sha256)
+    found = (table.format, table.weights_sha256, table.verify_sha256, table.cpu, table.threads, table.onnxruntime)
+    return found == (FORMAT, *engines, cpu_model(), candidates.backend.threads, ort.__version__) and bool(table.rows)
 
 
 def _texts_key(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings) -> str:

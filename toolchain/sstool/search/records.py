@@ -147,6 +147,7 @@ class Trial:
         exit: exit policy, tuned for this set.
         exit_threshold: likewise.
         max_draft: likewise.
+        max_alternatives: most alternatives that a drafted token had.
         cost_ratio: a draft step over a plain step, modelled; the mean of the steps that the counts are of.
         counts: by kind of text, with the tuned exit.
         tokens_per_second: modelled, all kinds of text together; None where it failed. A stopped one's is what it would be if it kept,
@@ -165,6 +166,7 @@ class Trial:
     exit: str | None = None
     exit_threshold: float | None = None
     max_draft: int | None = None
+    max_alternatives: int | None = None
     cost_ratio: float | None = None
     counts: dict[str, Counts] = field(default_factory=dict)
     tokens_per_second: float | None = None
@@ -182,6 +184,7 @@ class Trial:
             exit=self.exit,
             exit_threshold=self.exit_threshold,
             max_draft=self.max_draft,
+            max_alternatives=self.max_alternatives,
         )
 
 
@@ -267,6 +270,7 @@ class LatencyTable:
     Attributes:
         format: of the file.
         weights_sha256: digest of the model's weights.
+        verify_sha256: digest of the verify graph: another one may take another time.
         cpu: the processor's model name.
         threads: of an engine.
         onnxruntime: version.
@@ -276,6 +280,7 @@ class LatencyTable:
 
     format: int
     weights_sha256: str
+    verify_sha256: str
     cpu: str
     threads: int
     onnxruntime: str

@@ -65,7 +65,14 @@ def run_task(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | N
         assert trial.exit is not None
         assert trial.max_draft is not None
         threshold = settings.exit_threshold if trial.exit_threshold is None else trial.exit_threshold
-        settings = dataclasses.replace(settings, mode="speculative", exit=trial.exit, exit_threshold=threshold, max_draft=trial.max_draft)
+        settings = dataclasses.replace(
+            settings,
+            mode="speculative",
+            exit=trial.exit,
+            exit_threshold=threshold,
+            max_draft=trial.max_draft,
+            max_alternatives=settings.max_alternatives if trial.max_alternatives is None else trial.max_alternatives,
+        )
     _, stats = candidates.engine.decode_on(slot, task.ids, settings, trace=trace)
     context = len(task.ids) + task.settings.max_new_tokens // 2
     verify = costs.verify(context)
