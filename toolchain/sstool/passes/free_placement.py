@@ -54,7 +54,7 @@ class ChainOnlyPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Applies the pass."""
         graph = model.graph
-        for node in [n for n in graph if n.op_type == _KERNEL]:
+        for node in [n for n in graph if n.op_type == _KERNEL and len(n.inputs) > _BIAS_INPUT]:
             node.replace_input_with(_BIAS_INPUT, None)
         common.RemoveUnusedNodesPass()(model)
         graph.inputs[:] = [v for v in graph.inputs if v.name not in (graph_io.TREE_MASK, graph_io.PAST_LENGTH)]
