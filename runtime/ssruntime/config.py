@@ -183,6 +183,17 @@ def complete(
     )
 
 
+def check_tuned(tuned: TunedExit, mode: str | None) -> None:
+    """Checks an exit that a file says a draft was tuned for. Raises ConfigError if a value is out of its range."""
+    GenerationConfig(
+        exit=tuned.exit,
+        exit_threshold=tuned.exit_threshold,
+        max_draft=tuned.max_draft,
+        max_alternatives=tuned.max_alternatives,
+        mode=mode,
+    )
+
+
 def read_generation_config(path: Path) -> CheckpointDefaults:
     """Reads a checkpoint's `generation_config.json`; a missing file gives defaults.
 

@@ -12,7 +12,7 @@ from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import Artifact, DraftEntry, TunedExit, check_digests, read_artifact
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.backends.threads import default_threads
-from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, complete, read_generation_config
+from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, check_tuned, complete, read_generation_config
 from ssruntime.decode import Request, decode
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
 from ssruntime.exits import make_exit
@@ -278,13 +278,6 @@ def _checked(name: str, value: object, most: int | None, default: int) -> int:
 
 def _check_tuned(entry: DraftEntry) -> None:
     try:
-        tuned = entry.tuned
-        GenerationConfig(
-            exit=tuned.exit,
-            exit_threshold=tuned.exit_threshold,
-            max_draft=tuned.max_draft,
-            max_alternatives=tuned.max_alternatives,
-            mode=entry.mode,
-        )
+        check_tuned(entry.tuned, entry.mode)
     except ConfigError as err:
         raise ArtifactError(f"manifest.json: draft {entry.name!r}: {err.message}", "export the model again") from err

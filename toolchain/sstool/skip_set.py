@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet, TunedExit
-from ssruntime.config import GenerationConfig
+from ssruntime.config import check_tuned
 from ssruntime.errors import ConfigError, RecipeError
 from ssruntime.records import read_record
 
@@ -41,15 +41,17 @@ class SkipSpec:
         """Returns the sublayers, in rising order."""
         return SkipSet(attention=tuple(sorted(self.attention)), mlp=tuple(sorted(self.mlp)))
 
+    def tuned(self) -> TunedExit:
+        """Returns the exit it was tuned for."""
+        return TunedExit(
+            exit=self.exit, exit_threshold=self.exit_threshold, max_draft=self.max_draft, max_alternatives=self.max_alternatives
+        )
+
     def draft_entry(self, dtype: str) -> DraftEntry:
         """Returns what a manifest says of a draft with this skip set."""
-        tuned = TunedExit(
-            exit=self.exit,
-            exit_threshold=self.exit_threshold,
-            max_draft=self.max_draft,
-            max_alternatives=self.max_alternatives,
+        return DraftEntry(
+            name="draft", graph=DRAFT_GRAPH, dtype=dtype, skip=self.skip(), tuned=self.tuned(), mode=self.mode or DraftEntry.mode
         )
-        return DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype=dtype, skip=self.skip(), tuned=tuned, mode=self.mode or DraftEntry.mode)
 
 
 def parse_layers(text: str, *, flag: str) -> tuple[int, ...]:
@@ -103,13 +105,7 @@ def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set")
     if skipped == 2 * num_layers:
         raise RecipeError(f"{where}: all {skipped} sublayers are skipped, so nothing is left to draft with", "leave some sublayers in")
     try:
-        GenerationConfig(
-            exit=spec.exit,
-            exit_threshold=spec.exit_threshold,
-            max_draft=spec.max_draft,
-            max_alternatives=spec.max_alternatives,
-            mode=spec.mode,
-        )
+        check_tuned(spec.tuned(), spec.mode)
     except ConfigError as err:
         raise RecipeError(f"{where}: {err.message}", err.hint) from err
 
