@@ -39,8 +39,8 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, exported as its recipe says. Read only: `demo_copy` is there to be damaged."""
-    from sstool.export import ExportRequest, export_artifact
-    from sstool.recipe import read_recipe
+    from sstool.pipelines.export import ExportRequest, export_artifact
+    from sstool.pipelines.recipe import read_recipe
 
     recipe = read_recipe(REPOSITORY / "recipes" / "demo.yaml")
     out = tmp_path_factory.mktemp("artifacts") / "demo"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ssruntime.errors import ArtifactError
-from ssruntime.records import read_record
+from ssruntime.strict_reader import read_record
 
 MANIFEST: Final = "manifest.json"
 VERIFY_GRAPH: Final = "verify.onnx"

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from ssruntime.artifact import TunedExit
 from ssruntime.errors import ArtifactError, ConfigError, did_you_mean
 from ssruntime.graph_io import MAX_VERIFY_WIDTH
-from ssruntime.records import read_record
+from ssruntime.strict_reader import read_record
 
 V = TypeVar("V")
 

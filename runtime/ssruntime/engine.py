@@ -15,10 +15,10 @@ from ssruntime.backends.threads import default_threads
 from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, check_tuned, complete, read_generation_config
 from ssruntime.decode import Request, decode
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
-from ssruntime.exits import make_exit
 from ssruntime.machine import cpu_model
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
+from ssruntime.stopping import make_exit
 from ssruntime.text.codec import Prompt, PromptCodec
 from ssruntime.text.output import OutputText
 
@@ -75,7 +75,7 @@ def load(
 
     # Imported here so that reading an artifact needs no ONNX Runtime.
     try:
-        from ssruntime.backends.ort import OrtBackend
+        from ssruntime.backends.ort.backend import OrtBackend
     except ImportError as err:
         raise BackendUnavailableError(f"ONNX Runtime cannot be imported: {err}", "pip install 'sstool[cpu]'") from err
     backend = OrtBackend(

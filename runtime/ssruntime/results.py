@@ -76,7 +76,7 @@ class Round:
 
 @dataclass(slots=True)
 class Trace:
-    """The verify passes of a request in their order, enough to run them again exactly (see `sstool.replay`).
+    """The verify passes of a request in their order, enough to run them again exactly (see `sstool.validation.lossless`).
 
     Plain decoding records rounds without proposals.
     """

@@ -152,7 +152,7 @@ def test_a_recipe_for_another_depth_is_refused_before_anything_is_built(sstool: 
 
 
 def test_two_searches_for_one_place_do_not_meet(sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]) -> None:
-    from sstool.search.work import work_folder
+    from sstool.search.log.work_folder import work_folder
 
     with work_folder(tmp_path / "out", resume=False):
         fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="another process is searching in")

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from ssruntime import Engine, GenerationConfig, load
 from ssruntime.artifact import SkipSet
-from sstool.checkpoint import Checkpoint, describe
-from sstool.export import ExportRequest, export_artifact
+from sstool.checkpoint.describe import Checkpoint, describe
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify, plan_lowering
-from sstool.parity import measure_parity
-from sstool.reference import Reference
-from sstool.replay import compare, traced
+from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec
+from sstool.validation.lossless import compare, traced
+from sstool.validation.parity import measure_parity
+from sstool.validation.reference import Reference
 from tests.graph_feeds import first_pass
 from tests.greedy_reference import greedy_reference, load_reference, untied_difference
 from tests.toolchain.conftest import open_graph

@@ -13,12 +13,12 @@ import pytest
 
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import UnsupportedModelError
-from sstool import assemble
-from sstool.checkpoint import describe
-from sstool.export import ExportRequest, export_artifact
+from sstool.artifact_files import assemble
+from sstool.checkpoint.describe import describe
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
 from sstool.graph.sublayers import Sublayer, sublayer_of
-from sstool.parity import MAX_RELATIVE_ERROR
+from sstool.pipelines.export import ExportRequest, export_artifact
+from sstool.validation.parity import MAX_RELATIVE_ERROR
 from tests.families.checkpoints import FAMILIES, WINDOW
 from tests.families.proof import relative_error, run, verify_graph
 

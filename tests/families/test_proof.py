@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssruntime.artifact import SkipSet
-from sstool.checkpoint import SUPPORTED_FAMILIES, describe
-from sstool.reference import Reference
+from sstool.checkpoint.describe import SUPPORTED_FAMILIES, describe
+from sstool.validation.reference import Reference
 from tests.families.checkpoints import FAMILIES, make_checkpoint
 from tests.families.proof import TOLERANCE, draft_error, prove, verify_graph
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ssruntime.artifact import SkipSet
-from sstool import reference
-from sstool.reference import Reference
+from sstool.validation import reference
+from sstool.validation.reference import Reference
 from tests.families.checkpoints import FAMILIES
 from tests.families.proof import IDS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssruntime.errors import UnsupportedModelError
-from sstool.export import ExportRequest, export_artifact
+from sstool.pipelines.export import ExportRequest, export_artifact
 from tests.families.checkpoints import FIRST, REFUSED, make_checkpoint
 
 SHORT_OR_LONG = {

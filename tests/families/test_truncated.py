@@ -9,12 +9,13 @@ import onnx_ir as ir
 import pytest
 
 from ssruntime.errors import UnsupportedModelError
-from sstool import assemble, gate
-from sstool.attention_pattern import LayerAttention, period
-from sstool.checkpoint import describe
-from sstool.export import ExportRequest, export_artifact
+from sstool.artifact_files import assemble
+from sstool.checkpoint.attention_pattern import LayerAttention, period
+from sstool.checkpoint.describe import describe
+from sstool.checkpoint.truncated import first_layers, layers_to_compare
 from sstool.graph.lower import LoweringPlan, lower_verify
-from sstool.truncated import first_layers, layers_to_compare
+from sstool.pipelines.export import ExportRequest, export_artifact
+from sstool.validation import gate
 from tests.families.checkpoints import FAMILIES
 
 MakeModel = Callable[[str, int], Path]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ssruntime.config import DecodeSettings
 from ssruntime.sampling.filters import filtered
 from ssruntime.sampling.noise import gumbel
-from sstool.decision import Row, decide, standing
+from sstool.validation.near_tie import Row, decide, standing
 
 
 def settings_of(*, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> DecodeSettings:

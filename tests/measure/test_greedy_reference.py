@@ -33,7 +33,7 @@ def checkpoint(shared_model: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """The checkpoint's artifact, with the default skip set."""
-    from sstool.export import ExportRequest, export_artifact
+    from sstool.pipelines.export import ExportRequest, export_artifact
 
     out = tmp_path_factory.mktemp("artifacts") / "stories260k"
     export_artifact(ExportRequest(model=checkpoint, out=out))

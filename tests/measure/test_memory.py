@@ -11,7 +11,7 @@ import pytest
 from ssruntime import BackendUnavailableError
 from ssruntime.artifact import WEIGHTS
 from sstool.check import CheckOptions, run_check
-from sstool.memory import MemoryReport, can_measure, measure_memory
+from sstool.check.memory import MemoryReport, can_measure, measure_memory
 from tests.measure.conftest import Script, successor_table
 
 MakeArtifact = Callable[[Script], Path]

@@ -11,7 +11,7 @@ import pytest
 from ssruntime import Engine, GenerationConfig
 from ssruntime.results import Round, Trace
 from ssruntime.sampling.noise import gumbel
-from sstool.replay import Comparison, TracedRun, compare, traced
+from sstool.validation.lossless import Comparison, TracedRun, compare, traced
 from tests.measure.conftest import Script, successor_table
 
 OpenScript = Callable[[Script], Engine]

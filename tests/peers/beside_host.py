@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ssruntime import Engine, GenerationConfig, load
-from sstool.environment import describe
+from sstool.bench.environment import describe
 
 WIDTH = 768
 LAYERS = 4

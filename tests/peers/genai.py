@@ -24,7 +24,7 @@ from pathlib import Path
 import onnxruntime_genai as og
 
 from ssruntime import Engine, GenerationConfig, load
-from sstool.environment import describe
+from sstool.bench.environment import describe
 from sstool.prompts import read_prompts
 
 CONTEXT = 256

@@ -22,12 +22,12 @@ from typing import Final
 from scipy.stats import kendalltau
 
 from ssruntime import load
-from sstool.environment import describe
-from sstool.search.candidates import Candidates
-from sstool.search.contest import Entrant, run_contest
-from sstool.search.records import COMPLETED, Trial
-from sstool.search.task import Task
-from sstool.search.texts import decode_settings
+from sstool.bench.environment import describe
+from sstool.search.drafts.builder import Candidates
+from sstool.search.finals.head_to_head import Entrant, run_contest
+from sstool.search.log.records import COMPLETED, Trial
+from sstool.search.scoring.timed_run import Task
+from sstool.search.texts.make import decode_settings
 from tests.peers.searched import Searched, random_sets, tell_decoding
 
 APART: Final = 1.03

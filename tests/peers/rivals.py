@@ -26,19 +26,19 @@ from ssruntime import load
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
+from sstool.bench.environment import describe
 from sstool.bench.summary import ratio_interval
-from sstool.environment import describe
 from sstool.prompts import read_prompts
-from sstool.search.candidates import Candidates
-from sstool.search.contest import Entrant, run_contest
-from sstool.search.records import Trial
+from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.space import Bits, bits_of
+from sstool.search.finals.head_to_head import Entrant, run_contest
+from sstool.search.log.records import Trial
+from sstool.search.scoring.timed_run import Task
 from sstool.search.settings import SearchSettings
-from sstool.search.space import Bits, bits_of
-from sstool.search.task import Task
-from sstool.search.texts import KINDS, SAMPLED, decode_settings
-from sstool.search.warm.dynamic_programme import cosine_front
-from sstool.search.warm.influence import cut, influence_order, measure_influence
-from sstool.search.warm.patterns import contiguous_block, every_other
+from sstool.search.sources.dynamic_programme import cosine_front
+from sstool.search.sources.leave_one_out import cut, influence_order, measure_influence
+from sstool.search.sources.patterns import contiguous_block, every_other
+from sstool.search.texts.make import KINDS, SAMPLED, decode_settings
 from tests.peers.searched import Searched, random_sets, tell_decoding
 
 _A_FILE = 1000

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from sstool.prompts import read_prompts
-from sstool.search.allotment import repeat_allotment
-from sstool.search.candidates import Candidates
-from sstool.search.costs import CostModel
-from sstool.search.evaluate import Evaluator
+from sstool.search.budget import repeat_allotment
+from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.space import Bits, is_draft
 from sstool.search.explore import best_of
-from sstool.search.objective import Objective
+from sstool.search.log.read import read_search
+from sstool.search.log.records import Trial
 from sstool.search.prepare import find_latency, prepare_latency, prepare_texts
-from sstool.search.read import read_search
-from sstool.search.records import Trial
+from sstool.search.scoring.evaluate import Evaluator
+from sstool.search.scoring.objective import Objective
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
-from sstool.search.space import Bits, is_draft
-from sstool.search.texts import KINDS, calibration_digest, decode_settings, usable_prompts, weight_of
+from sstool.search.speed_model.costs import CostModel
+from sstool.search.texts.make import KINDS, calibration_digest, decode_settings, usable_prompts, weight_of
 
 
 class Searched:

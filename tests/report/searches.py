@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ssruntime.artifact import SkipSet
-from sstool.search.records import (
+from sstool.search.log.records import (
     COMPLETED,
     FAILED,
     FORMAT,

@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
-from sstool.report import write_report
-from sstool.search.records import FAILED
+from sstool.search.log.records import FAILED
+from sstool.search_report import write_report
 from tests.report import searches
 from tests.report.browser import Browser, Page, find_browser, running_browser
 from tests.report.test_page import ALL_PLOTS, HOSTILE, hostile_search

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from ssruntime.artifact import SkipSet
-from sstool.report import facts
-from sstool.report.sections import layer_ranges
-from sstool.report.timing_plots import wilson_interval
-from sstool.search.read import SearchLog, read_search
-from sstool.search.records import COMPLETED, FAILED, STOPPED, Counts, Result, Timed, Trial
+from sstool.search.log.read import SearchLog, read_search
+from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Counts, Result, Timed, Trial
+from sstool.search_report import facts
+from sstool.search_report.sections import layer_ranges
+from sstool.search_report.timing_plots import wilson_interval
 from tests.report import searches
 
 

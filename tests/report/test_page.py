@@ -16,8 +16,8 @@ from typing import Any, Final
 import pytest
 
 from ssruntime.errors import RecipeError
-from sstool.report import write_report
-from sstool.search.records import FAILED, REPORT, TRIALS, Header, Influence, Result, Trial
+from sstool.search.log.records import FAILED, REPORT, TRIALS, Header, Influence, Result, Trial
+from sstool.search_report import write_report
 from tests.report import searches
 
 VOID: Final = {"meta", "link", "br", "path"}

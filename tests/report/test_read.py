@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ssruntime.errors import RecipeError
-from sstool.search.read import find_search, read_search
-from sstool.search.records import LATENCY, TRIALS, Finalist, Result, Trial
+from sstool.search.log.read import find_search, read_search
+from sstool.search.log.records import LATENCY, TRIALS, Finalist, Result, Trial
 from tests.report import searches
 
 Change = Callable[[dict[str, Any]], object]

@@ -16,7 +16,7 @@ from ssruntime.acceptance import CoupledAcceptance, GreedyAcceptance, Judgement,
 from ssruntime.acceptance.coupled import coupled_pick, coupled_ranking
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.artifact import TunedExit
-from ssruntime.backends.tree_mask import TreeMask
+from ssruntime.backends.ort.tree_mask import TreeMask
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.engine import Engine
 from ssruntime.graph_io import HIDDEN, MAX_VERIFY_WIDTH

@@ -13,7 +13,7 @@ import pytest
 from ssruntime import ArtifactError
 from ssruntime.artifact import Manifest, check_digests, read_artifact
 from ssruntime.engine import load
-from ssruntime.records import read_record
+from ssruntime.strict_reader import read_record
 from tests.runtime.scripted import edit_manifest, list_anew, random_script, write_artifact
 
 FILES = ["draft.onnx", "generation_config.json", "tokenizer.json", "verify.onnx", "weights.bin"]

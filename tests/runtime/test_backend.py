@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from ssruntime import GenerationConfig, graph_io
-from ssruntime.backends.ort import PREFILL_CHUNK, OrtBackend, OrtSlot
+from ssruntime.backends.ort.backend import PREFILL_CHUNK, OrtBackend, OrtSlot
 from ssruntime.engine import load
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import random_script, write_artifact

@@ -16,7 +16,7 @@ from ssruntime import ArtifactError, ConfigError, GenerationConfig
 from ssruntime.artifact import TunedExit
 from ssruntime.config import CheckpointDefaults, complete, read_generation_config
 from ssruntime.errors import SelfSpecError, did_you_mean
-from ssruntime.records import read_record
+from ssruntime.strict_reader import read_record
 
 NAN, INFINITY = math.nan, math.inf
 NUMBERS: dict[str, tuple[list[Any], list[Any]]] = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ssruntime import GenerationConfig, Trace
 from ssruntime.artifact import TunedExit
-from ssruntime.exits import AdaptiveExit, ConfidenceExit, FixedExit, make_exit
+from ssruntime.stopping import AdaptiveExit, ConfidenceExit, FixedExit, make_exit
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, phrase_table
 

@@ -17,7 +17,7 @@ import pytest
 
 from ssruntime import ArtifactError, GenerationConfig
 from ssruntime.artifact import DRAFT_GRAPH, VERIFY_GRAPH, read_artifact
-from ssruntime.backends import packing
+from ssruntime.backends.ort import packing
 from ssruntime.config import CheckpointDefaults, complete
 from ssruntime.engine import load
 from tests.runtime.scripted import list_anew, plain_tokens, random_script, write_artifact
@@ -51,7 +51,7 @@ import sys
 from pathlib import Path
 import onnxruntime as ort
 from ssruntime.artifact import read_artifact
-from ssruntime.backends.packing import OPTIMIZATION_LEVEL, open_packed
+from ssruntime.backends.ort.packing import OPTIMIZATION_LEVEL, open_packed
 
 def options():
     print("building", flush=True)
@@ -67,7 +67,7 @@ print(word, entry.folder.name, flush=True)
 STOP_AFTER: Final = """
 import sys
 import ssruntime
-from ssruntime.backends import packing
+from ssruntime.backends.ort import packing
 
 step = getattr(packing, sys.argv[2])
 def stop(*args):
@@ -82,7 +82,7 @@ STOP_IN_EVICTION: Final = """
 import shutil, sys
 from pathlib import Path
 from ssruntime.artifact import read_artifact
-from ssruntime.backends import packing
+from ssruntime.backends.ort import packing
 
 def stop(folder, ignore_errors):
     next(iter(folder.iterdir())).unlink()
@@ -98,7 +98,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import onnxruntime as ort
 from ssruntime.artifact import read_artifact
-from ssruntime.backends.packing import OPTIMIZATION_LEVEL, discard, open_packed
+from ssruntime.backends.ort.packing import OPTIMIZATION_LEVEL, discard, open_packed
 
 artifact = read_artifact(Path(sys.argv[1]))
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ssruntime.engine import load
-from sstool.export import ExportRequest, export_artifact
+from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.prompts import PromptRecord
-from sstool.search.candidates import Candidates
+from sstool.search.drafts.builder import Candidates
 from sstool.search.settings import SearchSettings
-from sstool.search.texts import CachedText, make_texts
+from sstool.search.texts.make import CachedText, make_texts
 from sstool.skip_set import SkipSpec
 from tests.toolchain.tiny_llama import make_llama
 

@@ -9,7 +9,7 @@ import pytest
 
 from ssruntime.errors import ConfigError
 from sstool.prompts import PromptRecord
-from sstool.search.allotment import Means, allot, final_reserve, repeat_allotment
+from sstool.search.budget import Means, allot, final_reserve, repeat_allotment
 from sstool.search.settings import SearchSettings
 from tests.report import searches
 

@@ -10,9 +10,9 @@ import pytest
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import SkipSet
 from ssruntime.results import Trace
-from sstool.search.candidates import Candidates
-from sstool.search.chains import DraftedText
-from sstool.search.texts import CachedText, decode_settings
+from sstool.search.drafts.builder import Candidates
+from sstool.search.scoring.chains import DraftedText
+from sstool.search.texts.make import CachedText, decode_settings
 from tests.search.conftest import SETTINGS
 
 SKIP = SkipSet(attention=(1, 2, 3, 6, 12, 14, 15), mlp=(1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14))

@@ -9,10 +9,10 @@ import pytest
 
 from ssruntime.artifact import SkipSet
 from sstool.prompts import PromptRecord
-from sstool.search.candidates import Candidates
-from sstool.search.costs import CostModel
-from sstool.search.finalists import choose_finalists, time_finalists
-from sstool.search.records import COMPLETED, EARLIER, STOPPED, Finalist, Trial
+from sstool.search.drafts.builder import Candidates
+from sstool.search.finals.finalists import choose_finalists, time_finalists
+from sstool.search.log.records import COMPLETED, EARLIER, STOPPED, Finalist, Trial
+from sstool.search.speed_model.costs import CostModel
 from tests.report import searches
 from tests.search.conftest import CODE, SETTINGS
 

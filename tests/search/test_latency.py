@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from ssruntime.graph_io import MAX_VERIFY_WIDTH
-from sstool.search.candidates import Candidates
-from sstool.search.costs import CostModel, DraftCost
-from sstool.search.latency import measure_latency, sublayer_bytes
-from sstool.search.latency_fit import Sample, fit
-from sstool.search.probes import ladder_sets, probe_sets
-from sstool.search.records import FORMAT, LatencyRow, LatencyTable
-from sstool.search.space import bits_of, skip_of
-from sstool.search.texts import CachedText
+from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.space import bits_of, skip_of
+from sstool.search.log.records import FORMAT, LatencyRow, LatencyTable
+from sstool.search.speed_model.costs import CostModel, DraftCost
+from sstool.search.speed_model.fit import Sample, fit
+from sstool.search.speed_model.measure import measure_latency, sublayer_bytes
+from sstool.search.speed_model.probes import ladder_sets, probe_sets
+from sstool.search.texts.make import CachedText
 from tests.search.conftest import SETTINGS
 
 

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ssruntime.artifact import SkipSet
-from sstool.search.candidates import Candidates
-from sstool.search.costs import CostModel
-from sstool.search.evaluate import Evaluator
-from sstool.search.objective import START, Objective, each_with
-from sstool.search.records import COMPLETED, FAILED, STOPPED, LatencyRow
-from sstool.search.space import bits_of
-from sstool.search.texts import GREEDY, SAMPLED, CachedText, decode_settings
+from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.space import bits_of
+from sstool.search.log.records import COMPLETED, FAILED, STOPPED, LatencyRow
+from sstool.search.scoring.evaluate import Evaluator
+from sstool.search.scoring.objective import START, Objective, each_with
+from sstool.search.speed_model.costs import CostModel
+from sstool.search.texts.make import GREEDY, SAMPLED, CachedText, decode_settings
 from tests.search.conftest import SETTINGS
 from tests.search.test_chains import SKIP, drafted
 from tests.search.test_latency import table
@@ -109,7 +109,7 @@ def test_a_failure_by_the_clock_leaves_the_score(candidates: Candidates, texts: 
     def broken(*_: object) -> None:
         raise RuntimeError("no room")
 
-    monkeypatch.setattr("sstool.search.evaluate.run_task", broken)
+    monkeypatch.setattr("sstool.search.scoring.evaluate.run_task", broken)
     costs = cheap(candidates.num_layers, 1.0)
     settings = {text.text: decode_settings(candidates.engine, SETTINGS, text.text.kind, text.text.seed) for text in texts}
     evaluator = Evaluator(candidates, texts, Objective(costs, WEIGHTS), costs, settings.__getitem__)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ssruntime.artifact import SkipSet
-from sstool.search.outcome import conclude
-from sstool.search.records import COMPLETED, FAILED, Finalist, Trial
+from sstool.search.finals.conclude import conclude
+from sstool.search.log.records import COMPLETED, FAILED, Finalist, Trial
 
 
 def trial(index: int, source: str, speed: float | None) -> Trial:

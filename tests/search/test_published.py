@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sstool.export import ExportRequest, export_artifact
-from sstool.recipe import read_recipe
-from sstool.search.command import SearchTarget, search_for
-from sstool.search.read import read_search
-from sstool.search.records import COMPLETED
+from sstool.pipelines.export import ExportRequest, export_artifact
+from sstool.pipelines.recipe import read_recipe
+from sstool.pipelines.search import SearchTarget, search_for
+from sstool.search.log.read import read_search
+from sstool.search.log.records import COMPLETED
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec
 from tests.toolchain.tiny_llama import make_llama

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 
 from ssruntime.artifact import WEIGHTS, read_artifact
 from ssruntime.errors import RecipeError
+from sstool.pipelines.recipe import Recipe, check_recipe_depth, read_recipe
 from sstool.prompts import read_prompts
-from sstool.recipe import Recipe, check_recipe_depth, read_recipe
-from sstool.search.read import read_search
+from sstool.search.log.read import read_search
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from sstool.skip_set import SkipSpec
 

@@ -13,9 +13,9 @@ import pytest
 
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import ConfigError, PromptError, RecipeError
-from sstool.export import ExportRequest, export_artifact
-from sstool.search.read import read_search
-from sstool.search.records import COMPLETED, FAILED, LATENCY, TRIALS, Trial
+from sstool.pipelines.export import ExportRequest, export_artifact
+from sstool.search.log.read import read_search
+from sstool.search.log.records import COMPLETED, FAILED, LATENCY, TRIALS, Trial
 from sstool.search.run import Outcome, Progress, SearchRequest, run_search
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec
@@ -151,7 +151,7 @@ def test_another_model_s_trials_are_refused(finished: tuple[Path, Outcome], demo
 def test_a_candidate_that_fails_is_recorded_and_not_fatal(
     finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sstool.search.candidates import Candidates
+    from sstool.search.drafts.builder import Candidates
 
     opened = Candidates.open
 
@@ -227,7 +227,7 @@ def test_a_failure_inside_ax_keeps_what_was_found(
 def test_a_full_disk_is_not_taken_for_a_failure_of_ax(
     finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sstool.search.log import SearchWriter
+    from sstool.search.log.write import SearchWriter
 
     write = SearchWriter.write
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ssruntime.errors import ConfigError
-from ssruntime.records import read_record
+from ssruntime.strict_reader import read_record
 from sstool.search.settings import SearchSettings, parse_budget
 
 FIELDS = [field.name for field in dataclasses.fields(SearchSettings)]

@@ -10,15 +10,15 @@ import pytest
 from numpy.typing import NDArray
 
 from ssruntime.engine import load
-from sstool.export import ExportRequest, export_artifact
-from sstool.search.candidates import Candidates
-from sstool.search.records import Influence
-from sstool.search.space import bits_of, is_draft, skip_of
-from sstool.search.texts import CachedText
-from sstool.search.warm.dynamic_programme import LEVELS, cosine_front, front_sets
-from sstool.search.warm.influence import cut, cuts, influence_order, measure_influence
-from sstool.search.warm.patterns import contiguous_block, default_start, every_other, middle_blocks
-from sstool.search.warm.streams import EmbeddingEngine, SublayerEngine
+from sstool.pipelines.export import ExportRequest, export_artifact
+from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.space import bits_of, is_draft, skip_of
+from sstool.search.log.records import Influence
+from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
+from sstool.search.sources.leave_one_out import cut, cuts, influence_order, measure_influence
+from sstool.search.sources.patterns import contiguous_block, default_start, every_other, middle_blocks
+from sstool.search.sources.sublayer_engines import EmbeddingEngine, SublayerEngine
+from sstool.search.texts.make import CachedText
 from sstool.skip_set import SkipSpec
 from tests.families.checkpoints import FAMILIES, make_checkpoint
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ssruntime.errors import ArtifactError, RecipeError
-from sstool.search.records import TEXTS, TRIALS
-from sstool.search.work import check_work, work_folder
+from sstool.search.log.records import TEXTS, TRIALS
+from sstool.search.log.work_folder import check_work, work_folder
 
 TRIAL = '{"kind": "trial", "index": 0}\n'
 

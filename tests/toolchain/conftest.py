@@ -11,10 +11,10 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from sstool.checkpoint import describe
-from sstool.export import ExportRequest, export_artifact
+from sstool.checkpoint.describe import describe
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_verify, plan_lowering
+from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec
 from tests.graph_feeds import first_pass
 from tests.toolchain.tiny_llama import copy_of, make_llama

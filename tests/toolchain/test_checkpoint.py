@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ssruntime.errors import CheckpointError, SelfSpecError, UnsupportedModelError
-from sstool.attention_pattern import EVERY_LAYER, rope_parameters
-from sstool.checkpoint import check_weights, describe
-from sstool.hub import resolve
-from sstool.safetensors_files import check_finite, read_tensors
+from sstool.checkpoint.attention_pattern import EVERY_LAYER, rope_parameters
+from sstool.checkpoint.describe import check_weights, describe
+from sstool.checkpoint.hub import resolve
+from sstool.checkpoint.safetensors_files import check_finite, read_tensors
 from tests.toolchain.tiny_llama import LAYERS, VOCAB, YARN, edit_json
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import UnsupportedModelError
 from sstool.graph.lower import lower_draft
+from sstool.graph.passes.elide import ElidePass, sublayers_of
 from sstool.graph.sublayers import Sublayer, branch_of, is_join, sublayer_of, sublayer_of_path
-from sstool.passes.elide import ElidePass, sublayers_of
-from sstool.reference import reference_logits
+from sstool.validation.reference import reference_logits
 from tests.toolchain.conftest import RunGraph
 from tests.toolchain.tiny_llama import LAYERS, VOCAB
 

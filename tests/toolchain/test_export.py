@@ -22,12 +22,12 @@ from ssruntime.artifact import MANIFEST, SkipSet, check_digests, read_artifact
 from ssruntime.config import GenerationConfig, read_generation_config
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, CheckpointError, ConfigError, RecipeError, UnsupportedModelError
-from sstool import assemble
-from sstool.checkpoint import describe
-from sstool.export import ExportRequest, export_artifact
+from sstool.artifact_files import assemble
+from sstool.checkpoint.describe import describe
 from sstool.graph.lower import LoweringPlan, lower_verify
-from sstool.parity import measure_parity, plan_parity
+from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec, default_skip_set
+from sstool.validation.parity import measure_parity, plan_parity
 from tests.toolchain.conftest import SKIP
 from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, edit_json, make_llama
 
@@ -229,7 +229,7 @@ def test_a_kill_keeps_the_old_and_the_rerun_is_clean(tiny_model: Path, tiny_arti
     out = tmp_path / "out"
     shutil.copytree(tiny_artifact, out)
     code = (
-        "import os, signal, sys; from pathlib import Path; from sstool.export import ExportRequest, export_artifact\n"
+        "import os, signal, sys; from pathlib import Path; from sstool.pipelines.export import ExportRequest, export_artifact\n"
         "def kill(step):\n"
         "    if step == 'publishing': os.kill(os.getpid(), signal.SIGKILL)\n"
         "export_artifact(ExportRequest(model=sys.argv[1], out=Path(sys.argv[2]), force=True, progress=kill))\n"

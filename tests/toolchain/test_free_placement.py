@@ -10,17 +10,17 @@ import onnx_ir as ir
 import pytest
 
 from ssruntime.artifact import SkipSet
-from ssruntime.backends.ort import OrtSlot
+from ssruntime.backends.ort.backend import OrtSlot
 from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.proposal import Alternative
-from sstool import assemble
-from sstool.checkpoint import describe
-from sstool.export import ExportRequest, export_artifact
+from sstool.artifact_files import assemble
+from sstool.checkpoint.describe import describe
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
-from sstool.parity import plan_parity
-from sstool.passes.free_placement import FreePlacementPass
+from sstool.graph.passes.tree_attention import FreePlacementPass
+from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec
+from sstool.validation.parity import plan_parity
 from tests.toolchain.conftest import open_graph
 from tests.toolchain.tiny_llama import VOCAB, make_llama
 

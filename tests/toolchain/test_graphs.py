@@ -12,10 +12,10 @@ import onnxruntime as ort
 import pytest
 
 from ssruntime.artifact import DRAFT_GRAPH, VERIFY_GRAPH, WEIGHTS, SkipSet
-from sstool.checkpoint import describe
+from sstool.artifact_files.graph_files import EXTERNAL_FROM_BYTES
+from sstool.checkpoint.describe import describe
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_verify, plan_lowering
-from sstool.graph.save import EXTERNAL_FROM_BYTES
 from tests.toolchain.conftest import RunGraph, open_graph
 from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, make_llama
 

@@ -13,7 +13,7 @@ import pytest
 
 import ssruntime
 from ssruntime.artifact import check_digests, read_artifact
-from sstool.export import ExportRequest, export_artifact
+from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec
 from tests.toolchain.conftest import SKIP
 
@@ -26,7 +26,7 @@ def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
     """Forks a server that has made the imports and nothing else: forks of this process would wait for threads of torch's that they lack."""
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sstool.export", "sstool.reference", "torch", "transformers", "mobius"])
+    context.set_forkserver_preload(["sstool.pipelines.export", "sstool.validation.reference", "torch", "transformers", "mobius"])
     return context
 
 

@@ -17,8 +17,8 @@ import pytest
 from ssruntime.artifact import MANIFEST
 from ssruntime.errors import ArtifactError
 from ssruntime.scratch import scratch_folder
-from sstool import publish
-from sstool.publish import recover, staged_folder, write_error
+from sstool.artifact_files import publish
+from sstool.artifact_files.publish import recover, staged_folder, write_error
 
 OURS = json.dumps({"schema_version": 1, "drafts": []})
 
@@ -205,7 +205,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 def killed_within(out: Path) -> None:
     """Starts a process that is killed while it builds `out`."""
     code = (
-        "import os, signal, sys; from pathlib import Path; from sstool.publish import staged_folder\n"
+        "import os, signal, sys; from pathlib import Path; from sstool.artifact_files.publish import staged_folder\n"
         "with staged_folder(Path(sys.argv[1]), force=True) as folder:\n"
         "    (folder / 'weights').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

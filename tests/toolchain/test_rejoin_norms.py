@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from sstool.passes.rejoin_norms import RejoinNormsPass
+from sstool.graph.passes.fuse_residual_norms import RejoinNormsPass
 
 WIDTH = 8
 EPSILON = 1e-5

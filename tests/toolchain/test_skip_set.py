@@ -9,7 +9,7 @@ import pytest
 
 from ssruntime.artifact import SkipSet, TunedExit
 from ssruntime.errors import RecipeError
-from sstool.recipe import Recipe, read_recipe
+from sstool.pipelines.recipe import Recipe, read_recipe
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set, parse_layers, read_skip_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from typing import Final
 from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet, TunedExit
 from ssruntime.config import check_tuned
 from ssruntime.errors import ConfigError, RecipeError
-from ssruntime.records import read_record
+from ssruntime.strict_reader import read_record
 
 _LIST_HINT: Final = "give layer numbers from 0, for example 3,5,7"
 

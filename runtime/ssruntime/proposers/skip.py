@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.base import Slot
-from ssruntime.exits import ExitPolicy
 from ssruntime.proposal import Alternative, Proposal, room_beside
+from ssruntime.stopping import ExitPolicy
 
 
 class SkipProposer:

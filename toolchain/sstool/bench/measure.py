@@ -13,11 +13,11 @@ from ssruntime.config import MODES, DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.errors import ConfigError, PromptError, did_you_mean
 from ssruntime.sampling.noise import prompt_seed
+from sstool.bench.environment import describe
 from sstool.bench.report import BenchReport, PromptRow
 from sstool.bench.summary import Sample, summarize
-from sstool.environment import describe
 from sstool.prompts import PromptRecord
-from sstool.replay import TracedRun, Verdict, compare, traced
+from sstool.validation.lossless import TracedRun, Verdict, compare, traced
 
 logger = logging.getLogger(__name__)
 

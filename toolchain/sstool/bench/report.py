@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from sstool.environment import Environment
-from sstool.replay import Verdict
+from sstool.bench.environment import Environment
+from sstool.validation.lossless import Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssruntime.results import DecodeStats
 from sstool.bench.report import IdenticalCounts, ModeReport, Spread
-from sstool.replay import NEAR_TIE, NO, YES, Verdict
+from sstool.validation.lossless import NEAR_TIE, NO, YES, Verdict
 
 _RESAMPLES: Final = 4000
 _BOOTSTRAP_SEED: Final = 20240915

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ssruntime.errors import SelfSpecError
-from ssruntime.records import read_record
-from sstool.replay import Difference
+from ssruntime.strict_reader import read_record
+from sstool.validation.lossless import Difference
 
 logger = logging.getLogger(__name__)
 

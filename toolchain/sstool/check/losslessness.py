@@ -10,14 +10,14 @@ from dataclasses import asdict
 import onnxruntime as ort
 
 from ssruntime.artifact import MANIFEST
-from ssruntime.backends.packing import cache_folder
+from ssruntime.backends.ort.packing import cache_folder
 from ssruntime.engine import Engine
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
 from sstool.check.journal import Journal, Outcome, journal_name
 from sstool.check.plan import SEED, Case, Plan, Task, case_config
 from sstool.check.report import FirstDifference, LosslessnessReport
-from sstool.replay import compare, traced
+from sstool.validation.lossless import compare, traced
 
 logger = logging.getLogger(__name__)
 

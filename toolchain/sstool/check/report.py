@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Final, Literal
 
-from sstool.environment import Environment
+from sstool.bench.environment import Environment
 
 Status = Literal["passed", "failed", "skipped", "not measured", "reported"]
 """`reported`: measured, but not judged (memory of a small model)."""

@@ -10,12 +10,12 @@ from pathlib import Path
 from ssruntime.artifact import Artifact, check_digests, read_artifact
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
+from sstool.bench.environment import Environment, describe
 from sstool.check.losslessness import check_losslessness
+from sstool.check.memory import can_measure, measure_memory
 from sstool.check.plan import plan_check
 from sstool.check.prompts import PromptFile, built_in_prompts
 from sstool.check.report import CheckReport, Section, Status
-from sstool.environment import Environment, describe
-from sstool.memory import can_measure, measure_memory
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the part's name, steps done, steps in all, and what comes next."""
@@ -130,7 +130,7 @@ def _find_checkpoint(options: CheckOptions) -> Path | None:
     if options.model is None:
         return None
     _need_toolchain()
-    from sstool.hub import resolve
+    from sstool.checkpoint.hub import resolve
 
     return resolve(options.model, options.revision).folder
 
@@ -149,7 +149,7 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
         return Section(status="skipped", reason="no checkpoint was named (--model)")
     tell("parity", 0, 1, "against transformers")
     # Imported here: nothing else of a check needs torch.
-    from sstool.parity import measure_parity
+    from sstool.validation.parity import measure_parity
 
     engine = load(artifact.folder, threads=threads, max_context=artifact.manifest.max_context, max_sequences=1, draft=False)
     try:

@@ -13,7 +13,7 @@ from sstool.cli.search_options import SearchOptions, read_recipe_or_none, search
 
 if TYPE_CHECKING:
     from ssruntime.artifact import Artifact, Tuning
-    from sstool.recipe import Recipe
+    from sstool.pipelines.recipe import Recipe
     from sstool.skip_set import SkipSpec
 
 
@@ -59,7 +59,7 @@ def command(
     if model is None and recipe is None:
         raise click.UsageError("Missing option '--model'")
     from sstool.cli.progress import status_line
-    from sstool.export import ExportRequest, export_artifact
+    from sstool.pipelines.export import ExportRequest, export_artifact
 
     base = read_recipe_or_none(recipe)
     source = model if model is not None else base.model
@@ -93,7 +93,7 @@ def command(
 
 
 def _depth_check(recipe: Recipe, path: Path | None) -> Callable[[int], None]:
-    from sstool.recipe import check_recipe_depth
+    from sstool.pipelines.recipe import check_recipe_depth
 
     return lambda num_layers: check_recipe_depth(recipe, num_layers, where=str(path))
 

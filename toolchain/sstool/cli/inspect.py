@@ -13,7 +13,7 @@ from sstool.cli.options import artifact_argument, debug_option, json_option
 
 if TYPE_CHECKING:
     from ssruntime.artifact import DraftEntry, Tuning
-    from sstool.inspect import ArtifactDescription
+    from sstool.artifact_files.describe import ArtifactDescription
 
 
 @click.command(name="inspect")
@@ -25,7 +25,7 @@ def command(folder: Path, as_json: bool) -> None:
 
     Opens its engines once to see whether this host keeps one shared copy of the packed weights.
     """
-    from sstool.inspect import describe_artifact
+    from sstool.artifact_files.describe import describe_artifact
 
     found = describe_artifact(folder)
     if as_json:

@@ -37,7 +37,7 @@ json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print
 
 
 def _recover(_ctx: click.Context, _param: click.Parameter, value: Path) -> Path:
-    from sstool.publish import recover
+    from sstool.artifact_files.publish import recover
 
     recover(value)
     return value

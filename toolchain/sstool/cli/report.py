@@ -18,7 +18,7 @@ def command(folder: Path) -> None:
     DIR is an artifact's folder, which gets search/report.html, or a folder that itself holds trials.jsonl, of a search that may
     still be running. The page is one file that opens without a network.
     """
-    from sstool.report import write_report
-    from sstool.search.read import find_search
+    from sstool.search.log.read import find_search
+    from sstool.search_report import write_report
 
     click.echo(write_report(find_search(folder)))

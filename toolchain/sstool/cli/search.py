@@ -31,7 +31,7 @@ def command(model: str | None, artifact: Path | None, recipe: Path | None, out: 
     if model is not None and artifact is not None:
         raise click.UsageError("--model and --artifact exclude each other")
     from sstool.cli.progress import status_line
-    from sstool.search.command import SearchTarget, search_for
+    from sstool.pipelines.search import SearchTarget, search_for
 
     base = read_recipe_or_none(recipe)
     source = model if model is not None else base.model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from sstool.recipe import Recipe
+    from sstool.pipelines.recipe import Recipe
     from sstool.search.settings import SearchSettings
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -85,6 +85,6 @@ def search_options(command: F) -> F:
 
 def read_recipe_or_none(path: Path | None) -> Recipe:
     """Returns a recipe, or an empty one where none is named."""
-    from sstool.recipe import Recipe, read_recipe
+    from sstool.pipelines.recipe import Recipe, read_recipe
 
     return Recipe() if path is None else read_recipe(path)

@@ -11,8 +11,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
-from sstool.linked_folder import linked_folder
-from sstool.quiet import quiet
+from sstool.checkpoint.linked_folder import linked_folder
+from sstool.checkpoint.quiet import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def build_decoder(folder: Path) -> ir.Model:
     is saved.
 
     Args:
-        folder: a checkpoint that `sstool.checkpoint.describe` accepted.
+        folder: a checkpoint that `sstool.checkpoint.describe.describe` accepted.
 
     Returns:
         A model with inputs `input_ids`, `attention_mask` and `past_key_values.*`, outputs `logits` and `present.*`.

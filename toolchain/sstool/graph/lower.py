@@ -9,22 +9,22 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ssruntime.artifact import SkipSet
-from sstool.attention_pattern import LayerAttention
-from sstool.checkpoint import Checkpoint
-from sstool.passes.attention_layout import AttentionLayoutPass
-from sstool.passes.chosen_positions import ChosenPositionsPass
-from sstool.passes.direct_lengths import DirectLengthsPass
-from sstool.passes.drop_functions import DropFunctionsPass
-from sstool.passes.elide import ElidePass
-from sstool.passes.embedding_scale import EmbeddingScalePass
-from sstool.passes.fold_constants import FoldConstantsPass
-from sstool.passes.free_placement import ChainOnlyPass, FreePlacementPass
-from sstool.passes.fuse_silu import FuseSiluPass
-from sstool.passes.rejoin_norms import RejoinNormsPass
-from sstool.passes.rename_cache import RenameCachePass
-from sstool.passes.tie_head import TieHeadPass
-from sstool.passes.token_outputs import TokenOutputsPass
-from sstool.rotary import Table, rotary_tables
+from sstool.checkpoint.attention_pattern import LayerAttention
+from sstool.checkpoint.describe import Checkpoint
+from sstool.checkpoint.rope import Table, rotary_tables
+from sstool.graph.passes.drop_functions import DropFunctionsPass
+from sstool.graph.passes.elide import ElidePass
+from sstool.graph.passes.embedding_scale import EmbeddingScalePass
+from sstool.graph.passes.fold_constants import FoldConstantsPass
+from sstool.graph.passes.fuse_residual_norms import RejoinNormsPass
+from sstool.graph.passes.fuse_silu import FuseSiluPass
+from sstool.graph.passes.logits_to_keep import ChosenPositionsPass
+from sstool.graph.passes.rename_kv_cache import RenameCachePass
+from sstool.graph.passes.sequence_lengths import DirectLengthsPass
+from sstool.graph.passes.tie_head import TieHeadPass
+from sstool.graph.passes.top_k_outputs import TokenOutputsPass
+from sstool.graph.passes.tree_attention import ChainOnlyPass, FreePlacementPass
+from sstool.graph.passes.windows_and_rope import AttentionLayoutPass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sstool.search.ax_driver import AxDriver, AxFailedError
 from sstool.search.clock import Clock
-from sstool.search.evaluate import Evaluator
-from sstool.search.log import SearchWriter
-from sstool.search.records import AX, COMPLETED, SUGGESTED, Trial
+from sstool.search.drafts.space import Bits, bits_of, is_draft
+from sstool.search.log.records import AX, COMPLETED, SUGGESTED, Trial
+from sstool.search.log.write import SearchWriter
+from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.settings import SearchSettings
-from sstool.search.space import Bits, bits_of, is_draft
+from sstool.search.sources.ax import AxDriver, AxFailedError
 
 logger = logging.getLogger(__name__)
 

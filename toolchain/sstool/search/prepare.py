@@ -15,15 +15,15 @@ import onnxruntime as ort
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS
 from ssruntime.errors import RecipeError
 from ssruntime.machine import cpu_model
-from ssruntime.records import read_record
 from ssruntime.scratch import write_whole
+from ssruntime.strict_reader import read_record
 from sstool.prompts import PromptRecord
-from sstool.search.candidates import Candidates
-from sstool.search.latency import latency_json, measure_latency
-from sstool.search.read import read_latency
-from sstool.search.records import FORMAT, LATENCY, TEXTS, TRIALS, LatencyTable
+from sstool.search.drafts.builder import Candidates
+from sstool.search.log.read import read_latency
+from sstool.search.log.records import FORMAT, LATENCY, TEXTS, TRIALS, LatencyTable
 from sstool.search.settings import SearchSettings
-from sstool.search.texts import KINDS, CachedText, CalibrationText, cache_texts, make_texts, tokens_of
+from sstool.search.speed_model.measure import latency_json, measure_latency
+from sstool.search.texts.make import KINDS, CachedText, CalibrationText, cache_texts, make_texts, tokens_of
 
 logger = logging.getLogger(__name__)
 

@@ -21,22 +21,25 @@ from ssruntime.errors import ConfigError
 from ssruntime.machine import cpu_model
 from sstool.available_memory import available_memory
 from sstool.prompts import PromptRecord, read_prompts
-from sstool.search.allotment import Allotment, Means, allot, final_reserve, repeat_allotment
-from sstool.search.candidates import Candidates
+from sstool.search.budget import Allotment, Means, allot, final_reserve, repeat_allotment
 from sstool.search.clock import Clock
-from sstool.search.costs import CostModel
-from sstool.search.evaluate import Evaluator
+from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.space import Bits, bits_of
 from sstool.search.explore import Explorer, Limits, best_of
-from sstool.search.finalists import choose_finalists, time_finalists
-from sstool.search.latency import time_step
-from sstool.search.log import SearchWriter, check_resumable
-from sstool.search.objective import Objective, each_with
-from sstool.search.outcome import conclude
+from sstool.search.finals.conclude import conclude
+from sstool.search.finals.finalists import choose_finalists, time_finalists
+from sstool.search.log.records import FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
+from sstool.search.log.write import SearchWriter, check_resumable
 from sstool.search.prepare import find_latency, latency_digest, prepare_latency, prepare_texts
-from sstool.search.records import FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
+from sstool.search.scoring.evaluate import Evaluator
+from sstool.search.scoring.objective import Objective, each_with
 from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
-from sstool.search.space import Bits, bits_of
-from sstool.search.texts import (
+from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
+from sstool.search.sources.leave_one_out import cut, cuts, influence_order, measure_influence
+from sstool.search.sources.patterns import default_start, every_other, middle_blocks
+from sstool.search.speed_model.costs import CostModel
+from sstool.search.speed_model.measure import time_step
+from sstool.search.texts.make import (
     GREEDY,
     KINDS,
     SAMPLED,
@@ -48,9 +51,6 @@ from sstool.search.texts import (
     usable_prompts,
     weight_of,
 )
-from sstool.search.warm.dynamic_programme import LEVELS, cosine_front, front_sets
-from sstool.search.warm.influence import cut, cuts, influence_order, measure_influence
-from sstool.search.warm.patterns import default_start, every_other, middle_blocks
 
 T = TypeVar("T")
 

@@ -1,0 +1,289 @@
+"""The packed-weights cache: weights as ONNX Runtime's CPU kernels want them, packed once per host, mapped by every engine and process.
+
+ONNX Runtime packs weights anew for every session, in private memory. It can instead save a session's model with the packed
+blobs in the data file; sessions on that file map them. An entry of the cache is such a file, made from the verify graph; the
+initializers of any graph of the artifact (a draft's too) are then exchanged for its records. The packing depends on the ONNX
+Runtime version and the CPU's instruction set, so both are in the entry's key, with the digests of graph and weights.
+
+An entry appears by one rename and goes by unlinking, never by truncation: another process may have it mapped. What cannot be
+cached (a full or read-only disk) is packed privately, with one warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import onnxruntime as ort
+
+from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Artifact, file_digest
+from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, replace_initializers
+from ssruntime.errors import ArtifactError
+from ssruntime.scratch import retire, scratch_folder, sync_tree
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZATION_LEVEL: Final = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+"""The exporter's passes leave nothing for ONNX Runtime to rewrite, so that names agree between a graph and its pack."""
+EXTERNAL_FROM_BYTES: Final = 1024
+"""Initializers of at least this size are packed; smaller ones stay in the graph, where shape inference needs them."""
+DEFAULT_MAX_GB: Final = 64.0
+_FORMAT: Final = 1
+_GRAPH: Final = "packed.onnx"
+_DATA: Final = "packed.bin"
+_ENTRY: Final = "entry.json"
+_SCRATCH: Final = "pack"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedWeights:
+    """An entry of the cache, open for use.
+
+    Attributes:
+        folder: where the data file lies.
+        tensors: serialized TensorProtos by initializer name, with their places in the data file.
+        originals: the same initializers as the verify graph ships them.
+    """
+
+    folder: Path
+    tensors: dict[str, bytes]
+    originals: dict[str, bytes]
+
+    def splice(self, graph: bytes, name: str) -> bytes:
+        """Returns a graph of the artifact with its weights pointing into the packed file.
+
+        Raises:
+            ArtifactError: if the graph is damaged, or holds a weight that is not, with the same place in the weights file, in the
+                verify graph.
+        """
+        try:
+            weights = external_initializers(graph)
+        except ValueError as err:
+            raise ArtifactError(f"{name} is not an ONNX graph: {err}", "export the model again") from err
+        for key, tensor in weights.items():
+            if self.originals.get(key) != tensor:
+                raise ArtifactError(f"{name}: weight {key!r} is not the verify graph's", "export the model again")
+        return replace_initializers(graph, self.tensors)
+
+
+def cache_folder() -> Path:
+    """Returns the cache's folder: `$SSTOOL_CACHE_DIR`, else `$XDG_CACHE_HOME/sstool`, else `~/.cache/sstool`.
+
+    Raises:
+        OSError: if none is named and the user has no home.
+    """
+    named = os.environ.get("SSTOOL_CACHE_DIR")
+    if named:
+        return Path(named).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache").absolute() / "sstool"
+    except RuntimeError as err:  # a user without a home
+        raise FileNotFoundError(errno.ENOENT, str(err)) from err
+
+
+def open_packed(artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> tuple[PackedWeights | None, str]:
+    """Finds or makes the artifact's entry.
+
+    Args:
+        artifact: what to pack.
+        verify: hash the packed file, instead of trusting its size and time of change.
+        options: makes the session options that the packing session shares with the others.
+
+    Returns:
+        The entry, or None where it cannot be had, and what to call the packing: `shared`, or `private (why)`.
+    """
+    try:
+        root = cache_folder()
+        _prepare_root(root)
+        folder = root / _key(artifact)
+        entry = _read(folder, artifact, verify=verify)
+        if entry is None:
+            _build(root, folder, artifact, verify=verify, options=options)
+            entry = _read(folder, artifact, verify=False)
+            _keep_within_limit(root, keep=folder)
+            if entry is None:
+                raise _PackingError("the cache entry went away")
+    except (OSError, _PackingError) as err:
+        why = _reason(err)
+        logger.warning("weights are packed privately, in every process anew: %s; %s", why, "name a writable folder in SSTOOL_CACHE_DIR")
+        return None, f"private ({why})"
+    return entry, "shared"
+
+
+def discard(artifact: Artifact) -> None:
+    """Removes the artifact's entry, if there is one."""
+    with contextlib.suppress(OSError):
+        _evict(cache_folder() / _key(artifact))
+
+
+class _PackingError(Exception):
+    """ONNX Runtime did not write a packed file that can be used."""
+
+
+def _key(artifact: Artifact) -> str:
+    files = artifact.manifest.files
+    parts = {
+        "format": _FORMAT,
+        "verify": files[VERIFY_GRAPH].sha256,
+        "weights": files[WEIGHTS].sha256,
+        "onnxruntime": ort.__version__,
+        "cpu": _cpu_features(),
+        "level": str(OPTIMIZATION_LEVEL),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def _cpu_features() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    named = {k.strip(): v.strip() for k, _, v in (x.partition(":") for x in lines)}
+    flags = " ".join(sorted((named.get("flags") or named.get("Features") or "").split()))
+    return f"{platform.machine()} {named.get('model name', '')} {flags}"
+
+
+def _prepare_root(root: Path) -> None:
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = root.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise _PackingError(f"{root} can be written by others")
+
+
+def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | None:
+    """Returns the entry if it is whole; damage of any kind gives None, and with that a rebuild."""
+    try:
+        entry = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
+        graph = (folder / _GRAPH).read_bytes()
+        data = (folder / _DATA).stat()
+        whole = (
+            hashlib.sha256(graph).hexdigest() == entry["graph_sha256"]
+            and data.st_size == entry["data_size"]
+            and data.st_mtime_ns == entry["data_mtime_ns"]
+            and (not verify or file_digest(folder / _DATA) == entry["data_sha256"])
+        )
+        if not whole:
+            return None
+        tensors = external_initializers(graph)
+        originals = external_initializers(artifact.path(VERIFY_GRAPH).read_bytes())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not tensors.keys() >= originals.keys():
+        return None
+    try:
+        os.utime(folder / _ENTRY)  # the time of last use, for eviction
+    except OSError:
+        logger.debug("cannot mark %s as used", folder)
+    return PackedWeights(folder=folder, tensors=tensors, originals=originals)
+
+
+def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> None:
+    needed = int(2.1 * artifact.manifest.files[WEIGHTS].size) + 2**20
+    if shutil.disk_usage(root).free < needed:
+        raise _PackingError(f"less than {needed / 2**20:.0f} MiB free at {root}")
+    with scratch_folder(root, _SCRATCH) as scratch:
+        _pack(artifact, scratch, options())
+        data = scratch / _DATA
+        entry = {
+            "model": artifact.manifest.model.source,
+            "graph_sha256": file_digest(scratch / _GRAPH),
+            "data_sha256": file_digest(data),
+            "data_size": data.stat().st_size,
+            "data_mtime_ns": data.stat().st_mtime_ns,
+        }
+        (scratch / _ENTRY).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+        sync_tree(scratch)
+        with _exclusive(root):
+            if _read(folder, artifact, verify=verify) is None:  # else another process was first, and its entry is as good
+                _evict(folder)
+                scratch.rename(folder)
+
+
+@contextlib.contextmanager
+def _exclusive(root: Path) -> Iterator[None]:
+    """Holds the cache against other processes that publish, so that none takes a fresh entry for the damaged one it came to replace."""
+    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _pack(artifact: Artifact, scratch: Path, options: ort.SessionOptions) -> None:
+    options.optimized_model_filepath = str(scratch / _GRAPH)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _DATA)
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES))
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    try:
+        ort.InferenceSession(str(artifact.path(VERIFY_GRAPH)), options, providers=["CPUExecutionProvider"], enable_fallback=False)
+        tensors = external_initializers((scratch / _GRAPH).read_bytes())
+        expected = max((_end(external_data(t)) for t in tensors.values()), default=0)
+        size = (scratch / _DATA).stat().st_size
+    except Exception as err:  # ONNX Runtime's exceptions share no nearer base class
+        raise _PackingError(f"ONNX Runtime could not write the packed weights: {err}") from err
+    if size < expected:
+        raise _PackingError(f"ONNX Runtime wrote {size} of {expected} bytes of packed weights")
+
+
+def _end(record: dict[str, str]) -> int:
+    """Returns where the last byte of a record lies; `prepacked_0` is `kernel|offset;length;checksum...`."""
+    end = int(record.get("offset", 0)) + int(record.get("length", 0))
+    for key, value in record.items():
+        if key.startswith("prepacked"):
+            for blob in value.split("|")[1:]:
+                offset, length = blob.split(";")[:2]
+                end = max(end, int(offset) + int(length))
+    return end
+
+
+def _keep_within_limit(root: Path, keep: Path) -> None:
+    """Evicts the entries that were not used for longest until the cache fits `SSTOOL_CACHE_MAX_GB`; never `keep`."""
+    entries = []
+    for marker in root.glob(f"[!.]*/{_ENTRY}"):  # not the scratch folders
+        try:
+            size = sum(p.stat().st_size for p in marker.parent.iterdir())
+            entries.append((marker.stat().st_mtime, size, marker.parent))
+        except OSError:
+            continue
+    total, limit = sum(size for _, size, _ in entries), _max_bytes()
+    for _, size, folder in sorted(entries):
+        if total <= limit:
+            return
+        if folder != keep:
+            _evict(folder)
+            total -= size
+
+
+def _max_bytes() -> float:
+    named = os.environ.get("SSTOOL_CACHE_MAX_GB", "")
+    try:
+        limit = float(named) if named else DEFAULT_MAX_GB
+    except ValueError:
+        limit = math.nan
+    if not limit >= 0:
+        logger.warning("SSTOOL_CACHE_MAX_GB is not a number of 0 or more: %r; using %g", named, DEFAULT_MAX_GB)
+        limit = DEFAULT_MAX_GB
+    return limit * 1e9
+
+
+def _evict(folder: Path) -> None:
+    retire(folder, _SCRATCH)
+
+
+def _reason(err: Exception) -> str:
+    text = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
+    return " ".join(text.split())[:200]

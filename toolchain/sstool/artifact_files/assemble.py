@@ -1,0 +1,108 @@
+"""An artifact's files, made from a checkpoint and written into a folder: graphs, weights, text files and the manifest."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+from pathlib import Path
+from typing import Final
+
+from ssruntime.artifact import (
+    DRAFT_GRAPH,
+    MANIFEST,
+    SCHEMA_VERSION,
+    VERIFY_GRAPH,
+    WEIGHTS,
+    FileEntry,
+    KvLayout,
+    Manifest,
+    ModelInfo,
+    SkipSet,
+    file_digest,
+)
+from sstool.artifact_files.graph_files import save_graphs
+from sstool.artifact_files.text_files import write_text_files
+from sstool.checkpoint.attention_pattern import narrowest_window
+from sstool.checkpoint.describe import Checkpoint
+from sstool.checkpoint.hub import ResolvedModel
+from sstool.graph.build import build_decoder
+from sstool.graph.lower import lower_draft, lower_verify, plan_lowering
+from sstool.skip_set import SkipSpec
+from sstool.version import version
+
+_TOOLS: Final = ("mobius-onnx", "onnx-ir", "onnxruntime", "transformers", "torch")
+
+
+def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, max_context: int) -> Manifest:
+    """Writes a whole artifact, which nobody has compared with anything yet.
+
+    Args:
+        folder: an empty folder.
+        model: where the checkpoint came from.
+        checkpoint: the checkpoint.
+        spec: the draft's skip set and the exit it was tuned for.
+        max_context: positions.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        CheckpointError: if the weights lack a tensor.
+        UnsupportedModelError: if no right graph can be built.
+        OSError: if the disk is full or refuses.
+    """
+    _write_graphs(folder, checkpoint, spec.skip(), max_context)
+    write_text_files(checkpoint, folder)
+    manifest = _manifest(folder, model, checkpoint, spec, max_context)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json`."""
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, max_context: int) -> None:
+    verify = lower_verify(build_decoder(checkpoint.folder), plan_lowering(checkpoint, max_context))
+    draft = lower_draft(verify, skip)
+    save_graphs(folder, {VERIFY_GRAPH: verify, DRAFT_GRAPH: draft})
+    # Graphs hold themselves in cycles, and the checkpoint's weights with them: gone before the gate loads these anew.
+    del verify, draft
+    gc.collect()
+
+
+def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, max_context: int) -> Manifest:
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=ModelInfo(
+            source=model.source,
+            revision=model.revision,
+            family=checkpoint.model_type,
+            architecture=checkpoint.architecture,
+            num_layers=checkpoint.num_layers,
+            hidden_size=checkpoint.hidden_size,
+            vocab_size=checkpoint.vocab_size,
+            num_parameters=checkpoint.num_parameters,
+            weight_bytes=(folder / WEIGHTS).stat().st_size,
+            window=narrowest_window(checkpoint.attention),
+        ),
+        target="ort-cpu",
+        dtype="fp32",
+        max_context=max_context,
+        kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype="fp32"),
+        drafts=(spec.draft_entry("fp32"),),
+        files={
+            path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path))
+            for path in sorted(folder.iterdir())
+            if path.name != MANIFEST
+        },
+        tools={"sstool": version(), **{name: _version(name) for name in _TOOLS}},
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,65 @@
+"""An artifact's tokenizer, chat template and generation settings, each in the one place where the runtime looks for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from ssruntime.config import read_generation_config
+from ssruntime.errors import ArtifactError, CheckpointError
+from sstool.checkpoint.describe import TOKENIZER, Checkpoint, read_json
+
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+CHAT_TEMPLATE: Final = "chat_template.jinja"
+GENERATION_CONFIG: Final = "generation_config.json"
+_TOKEN_IDS: Final = ("eos_token_id", "bos_token_id", "pad_token_id")
+
+
+def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copies or derives the files that turn tokens into text and say when to stop.
+
+    A chat template that lies inside `tokenizer_config.json` gets its own file. What `generation_config.json` lacks of the
+    special tokens is taken from `config.json`, so that end-of-sequence is never lost.
+
+    Raises:
+        CheckpointError: if one of the files holds something that cannot be used.
+        OSError: if the disk refuses.
+    """
+    source = checkpoint.folder
+    shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
+    settings = read_json(source / TOKENIZER_CONFIG) if (source / TOKENIZER_CONFIG).exists() else {}
+    _write_json(folder / TOKENIZER_CONFIG, settings)
+    template = _chat_template(source, settings)
+    if template is not None:
+        (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    _write_json(folder / GENERATION_CONFIG, _generation_settings(checkpoint))
+    try:
+        read_generation_config(folder / GENERATION_CONFIG)
+    except ArtifactError as err:
+        raise CheckpointError(f"{source / GENERATION_CONFIG}: {err.message.partition(': ')[2]}", "correct the value") from err
+
+
+def _chat_template(source: Path, settings: dict[str, Any]) -> str | None:
+    if (source / CHAT_TEMPLATE).exists():
+        return (source / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        # Several named templates: the one called default is meant for chats.
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _generation_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = checkpoint.folder / GENERATION_CONFIG
+    settings = read_json(path) if path.exists() else {}
+    for key in _TOKEN_IDS:
+        if settings.get(key) is None and checkpoint.settings.get(key) is not None:
+            settings[key] = checkpoint.settings[key]
+    return settings
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,177 @@
+"""What a draft, and a second process, cost in memory: proportional set sizes (PSS) of fresh processes, on Linux.
+
+* draft: PSS after speculative decoding, less PSS after as much plain decoding by an engine that was opened without a draft;
+* second process: what it adds beside a first one, less what a process with the same imports and an equally filled cache, but no
+  engine, adds beside that first one. Both sums are taken with the two processes alive, so that pages they share count once.
+  This is never less than `PSS(A + B) - PSS(A alone) - PSS(no engine)`, which counts the shared libraries in the engine's favour.
+
+Nothing else should hold the artifact's engines meanwhile, this process included: pages that it shared would not be counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from ssruntime.artifact import WEIGHTS, read_artifact
+from ssruntime.errors import BackendUnavailableError
+from sstool.check.memory_probe import ProbeJob, ProbeReady, Work
+
+NUM_TOKENS: Final = 64
+JUDGED_FROM_BYTES: Final = 100_000_000
+"""Below this size of the weights the bars' constant parts say nothing, so memory is reported and not judged."""
+
+_DRAFT_BAR: Final = (0.02, 4_000_000)
+_SECOND_BAR: Final = (0.10, 16_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReport:
+    """Memory of an artifact's engines, in bytes.
+
+    Attributes:
+        weights_bytes: size of the weights file.
+        draft_bytes: what the draft adds; None where the artifact has none.
+        draft_bar_bytes: most it may add: 2 % of the weights + 4 MB.
+        second_process_bytes: what a second process adds.
+        second_process_bar_bytes: most it may add: 10 % of the weights + 16 MB.
+        packing: `shared`, or `private (why)`.
+        judged: whether the bars count: the weights have at least 100 MB.
+        readings: every PSS that was read.
+    """
+
+    weights_bytes: int
+    draft_bytes: int | None
+    draft_bar_bytes: int
+    second_process_bytes: int
+    second_process_bar_bytes: int
+    packing: str
+    judged: bool
+    readings: dict[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that is judged is above its bar."""
+        if not self.judged:
+            return True
+        draft_fits = self.draft_bytes is None or self.draft_bytes <= self.draft_bar_bytes
+        return draft_fits and self.second_process_bytes <= self.second_process_bar_bytes
+
+
+def can_measure() -> bool:
+    """Whether this system tells a process's PSS."""
+    return Path("/proc/self/smaps_rollup").exists()
+
+
+def measure_memory(folder: Path, *, threads: int | None = None, max_context: int | None = None) -> MemoryReport:
+    """Measures an artifact in fresh processes.
+
+    Args:
+        folder: the artifact.
+        threads: the engines' threads; None for the default.
+        max_context: None for the default.
+
+    Raises:
+        ArtifactError: if the artifact cannot be read.
+        BackendUnavailableError: if a process fails, or this system does not tell a process's PSS.
+    """
+    if not can_measure():
+        raise BackendUnavailableError("memory cannot be measured here: no /proc/self/smaps_rollup", "measure on Linux")
+    manifest = read_artifact(folder).manifest
+    weights = manifest.files[WEIGHTS].size
+    decoding: Work = "speculative" if manifest.drafts else "plain"
+
+    def job(work: Work, like: ProbeReady | None = None) -> ProbeJob:
+        return ProbeJob(
+            artifact=str(folder),
+            work=work,
+            num_tokens=NUM_TOKENS,
+            threads=threads,
+            max_context=like.max_context if like else max_context,
+            modules=like.modules if like else (),
+            filled=like.filled if like else 0,
+        )
+
+    # The first process to come packs the weights, in memory of its own: it is not measured.
+    with _probe(job(decoding)) as first:
+        ready = first.ready
+    readings = {}
+    with _probe(job(decoding)) as a:
+        readings["engine_alone"] = a.pss()
+        with _probe(job("imports", ready)) as c:
+            readings["engine_beside_no_engine"] = a.pss()
+            readings["no_engine"] = c.pss()
+        with _probe(job(decoding)) as b:
+            readings["engine_beside_second"] = a.pss()
+            readings["second_engine"] = b.pss()
+    if manifest.drafts:
+        with _probe(job("plain")) as without:
+            readings["engine_without_draft"] = without.pss()
+    with_second = readings["engine_beside_second"] + readings["second_engine"]
+    with_none = readings["engine_beside_no_engine"] + readings["no_engine"]
+    return MemoryReport(
+        weights_bytes=weights,
+        draft_bytes=readings["engine_alone"] - readings["engine_without_draft"] if manifest.drafts else None,
+        draft_bar_bytes=_bar(weights, _DRAFT_BAR),
+        second_process_bytes=with_second - with_none,
+        second_process_bar_bytes=_bar(weights, _SECOND_BAR),
+        packing=ready.packing,
+        judged=weights >= JUDGED_FROM_BYTES,
+        readings=readings,
+    )
+
+
+def _bar(weights: int, bar: tuple[float, int]) -> int:
+    share, constant = bar
+    return int(share * weights) + constant
+
+
+class _Probe:
+    """A probe process that has done its work."""
+
+    def __init__(self, process: subprocess.Popen[str], stdin: IO[str], stdout: IO[str], stderr: IO[str]) -> None:
+        self._process, self._stdin, self._stdout, self._stderr = process, stdin, stdout, stderr
+        data = json.loads(self._answer())
+        self.ready = ProbeReady(**{**data, "modules": tuple(data["modules"])})
+
+    def pss(self) -> int:
+        """Returns the process's PSS now, in bytes."""
+        with contextlib.suppress(BrokenPipeError):  # an ended process is reported when its answer is missing
+            self._stdin.write("pss\n")
+            self._stdin.flush()
+        return int(self._answer())
+
+    def _answer(self) -> str:
+        line = self._stdout.readline()
+        if line:
+            return line
+        self._process.wait()
+        self._stderr.seek(0)
+        said = [text for text in self._stderr.read().splitlines() if text.strip()]
+        raise BackendUnavailableError(
+            f"a process that measures memory ended with status {self._process.returncode}: {said[-1] if said else 'no message'}",
+            "see whether `sstool generate` works on the artifact",
+        )
+
+
+@contextlib.contextmanager
+def _probe(job: ProbeJob) -> Iterator[_Probe]:
+    """Starts a probe and waits until its work is done; ends it on the way out."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
+        command = [sys.executable, "-m", "sstool.check.memory_probe", job.to_json()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                yield _Probe(process, process.stdin, process.stdout, stderr)
+                process.stdin.close()
+                process.wait()
+            finally:
+                process.kill()

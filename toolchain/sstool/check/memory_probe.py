@@ -1,0 +1,132 @@
+"""A fresh process whose memory is measured: it does one kind of work, then reports its proportional set size on request.
+
+Run as `python -m sstool.check.memory_probe JOB`, where JOB is the JSON of a `ProbeJob`. It imports the runtime alone, so that what it
+holds is what a service that embeds the runtime would hold. It writes one JSON line when its work is done, then one number (PSS
+in bytes) for every line that it reads, and ends with its input. See `sstool.check.memory`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssruntime.artifact import read_artifact
+from ssruntime.config import GenerationConfig
+from ssruntime.engine import Engine, load
+
+Work = Literal["speculative", "plain", "imports"]
+
+PROMPT: Final = "Once upon a time there was a small house at the edge of the wood, and in it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeJob:
+    """What a probe does before it is measured.
+
+    Attributes:
+        artifact: the artifact's folder.
+        work: decode `speculative`, decode `plain` without opening a draft, or only import `modules` and hold a cache of the same
+            size, filled as far (`imports`).
+        num_tokens: tokens to decode.
+        threads: the engines' threads; None for the default.
+        max_context: None for the default.
+        modules: names of modules to import.
+        filled: positions of the cache to fill; used by `imports`.
+    """
+
+    artifact: str
+    work: Work
+    num_tokens: int
+    threads: int | None
+    max_context: int | None
+    modules: tuple[str, ...] = ()
+    filled: int = 0
+
+    def to_json(self) -> str:
+        """Returns the job as one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeReady:
+    """What a probe says when its work is done.
+
+    Attributes:
+        packing: how the weights are packed; empty without an engine.
+        modules: every module that is loaded.
+        filled: positions in the cache.
+        max_context: the cache's size in positions.
+    """
+
+    packing: str
+    modules: tuple[str, ...]
+    filled: int
+    max_context: int
+
+
+def pss_bytes() -> int:
+    """Returns this process's proportional set size: shared pages count by their share.
+
+    Raises:
+        OSError: if the system does not tell.
+    """
+    for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/smaps_rollup has no line Pss")
+
+
+def run(job: ProbeJob) -> tuple[ProbeReady, object]:
+    """Does a job.
+
+    Returns:
+        What to say, and what must stay alive while the process is measured.
+    """
+    if job.work == "imports":
+        for name in job.modules:
+            # Some modules are only parts of others and cannot be imported by their names.
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+        cache = _filled_cache(job)
+        return ProbeReady(packing="", modules=(), filled=job.filled, max_context=job.max_context or 0), cache
+    engine: Engine = load(job.artifact, threads=job.threads, max_context=job.max_context, draft=job.work == "speculative")
+    config = GenerationConfig(max_new_tokens=job.num_tokens, mode=job.work, temperature=0.0, ignore_eos=True)
+    completion = engine.generate(PROMPT, config)
+    filled = completion.prompt_tokens + len(completion.token_ids)
+    modules = tuple(sorted(name for name in sys.modules if name != "__main__"))
+    ready = ProbeReady(packing=engine.backend.packing, modules=modules, filled=filled, max_context=engine.backend.max_context)
+    return ready, engine
+
+
+def _filled_cache(job: ProbeJob) -> list[NDArray[np.float32]]:
+    kv = read_artifact(Path(job.artifact)).manifest.kv
+    shape = (1, kv.kv_heads, job.max_context or 0, kv.head_dim)
+    buffers = [np.zeros(shape, dtype=np.float32) for _ in range(2 * kv.num_layers)]
+    for buffer in buffers:
+        buffer[:, :, : job.filled] = 1.0
+    return buffers
+
+
+def main() -> None:
+    """Does the job named on the command line, then answers until its input ends."""
+    data = json.loads(sys.argv[1])
+    job = ProbeJob(**{**data, "modules": tuple(data["modules"])})
+    ready, alive = run(job)
+    sys.stdout.write(json.dumps(asdict(ready)) + "\n")
+    sys.stdout.flush()
+    for _ in sys.stdin:
+        sys.stdout.write(f"{pss_bytes()}\n")
+        sys.stdout.flush()
+    del alive
+
+
+if __name__ == "__main__":
+    main()

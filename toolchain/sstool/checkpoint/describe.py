@@ -1,0 +1,242 @@
+"""What a checkpoint folder holds, refused with a reason where it cannot be exported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from ssruntime.errors import CheckpointError, UnsupportedModelError
+from sstool.checkpoint.attention_pattern import LayerAttention, attention_pattern
+from sstool.checkpoint.quiet import quiet
+from sstool.checkpoint.rope import original_context
+from sstool.checkpoint.safetensors_files import TensorRecord, check_dtypes, check_finite, read_tensors
+
+SUPPORTED_FAMILIES: Final = frozenset(
+    {
+        "exaone4",
+        "gemma",
+        "gemma2",
+        "gpt2",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "olmo3",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "starcoder2",
+    }
+)
+"""Families whose graphs the tests hold to transformers; others may be right too, and nobody has shown it."""
+CONFIG: Final = "config.json"
+TOKENIZER: Final = "tokenizer.json"
+
+_HEAD_DIM_STEP: Final = 16
+_FP32_BYTES: Final = 4
+_COUNTS: Final = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+"""Settings that are checked before transformers reads them, whose own messages take a page."""
+_DECODERS: Final = ("ForCausalLM", "LMHeadModel")
+_AGAIN: Final = "download the checkpoint again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A decoder checkpoint on disk, whose files have been checked.
+
+    Attributes:
+        folder: where it lies.
+        settings: `config.json`.
+        config: the same as transformers reads it, with the family's defaults.
+        model_type: the family, for example `llama`.
+        architecture: the class the weights belong to, for example `LlamaForCausalLM`.
+        num_layers: decoder layers.
+        hidden_size: width of the residual stream.
+        num_heads: query heads.
+        kv_heads: key and value heads.
+        head_dim: width of a head.
+        vocab_size: rows of the embedding.
+        max_context: positions the model is made for.
+        attention: each layer's window and rotary embedding.
+        original_context: positions before scaling; `max_context` where nothing is scaled.
+        tensors: every tensor of the weight files.
+        num_parameters: numbers in them.
+        weight_bytes: their bytes in fp32.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    config: Any
+    model_type: str
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_context: int
+    attention: tuple[LayerAttention, ...]
+    original_context: int
+    tensors: tuple[TensorRecord, ...]
+    num_parameters: int
+    weight_bytes: int
+
+
+def describe(folder: Path) -> Checkpoint:
+    """Reads and checks a checkpoint folder: its config, its tokenizer, and the headers of its weight files.
+
+    Raises:
+        CheckpointError: if a file is missing, cut or corrupt, or the model is not a decoder.
+        UnsupportedModelError: if the model is sound, but not of a kind that is exported correctly.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"no model folder at {folder}", "check the path, or name a hub id such as org/name")
+    if not any(folder.iterdir()):
+        raise CheckpointError(f"the model folder {folder} is empty", _AGAIN)
+    settings = _read_config(folder)
+    model_type, architecture = _family(folder, settings)
+    config = _complete(folder, settings)
+    tensors = tuple(read_tensors(folder))
+    check_dtypes(tensors)
+    _check_tokenizer(folder)
+    num_heads = _count(folder, settings, config, "num_attention_heads")
+    hidden_size = _count(folder, settings, config, "hidden_size")
+    head_dim = getattr(config, "head_dim", None) or hidden_size // num_heads
+    if head_dim % _HEAD_DIM_STEP:
+        raise UnsupportedModelError(
+            f"{folder} has heads of {head_dim}; the attention kernels take multiples of {_HEAD_DIM_STEP}",
+            "pad the heads with zeros, which does not change the function",
+        )
+    num_parameters = sum(t.num_elements for t in tensors)
+    return Checkpoint(
+        folder=folder,
+        settings=settings,
+        config=config,
+        model_type=model_type,
+        architecture=architecture,
+        num_layers=_count(folder, settings, config, "num_hidden_layers"),
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+        head_dim=head_dim,
+        vocab_size=_count(folder, settings, config, "vocab_size"),
+        max_context=config.max_position_embeddings,
+        attention=attention_pattern(config),
+        original_context=original_context(config),
+        tensors=tensors,
+        num_parameters=num_parameters,
+        weight_bytes=num_parameters * _FP32_BYTES,
+    )
+
+
+def check_weights(checkpoint: Checkpoint) -> None:
+    """Reads every weight once and refuses NaN and infinity.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    check_finite(checkpoint.tensors)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of a checkpoint.
+
+    Raises:
+        CheckpointError: if the file cannot be read or holds anything else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise CheckpointError(f"{path} cannot be read: {err}", _AGAIN) from err
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object", _AGAIN)
+    return data
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.exists():
+        if (folder / "manifest.json").exists():
+            raise CheckpointError(f"{folder} is an artifact, not a checkpoint", "name the model folder it was exported from")
+        raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder", "name the folder that holds config.json")
+    return read_json(path)
+
+
+def _family(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
+    model_type = config.get("model_type")
+    architectures = config.get("architectures") or []
+    if not isinstance(model_type, str) or not isinstance(architectures, list):
+        raise CheckpointError(f"{folder / 'config.json'} does not say which model it is: model_type is {model_type!r}", _AGAIN)
+    architecture = str(architectures[0]) if architectures else "unnamed"
+    if config.get("is_encoder_decoder") or not architecture.endswith(_DECODERS):
+        raise CheckpointError(
+            f"{folder} is not a decoder: its architecture is {architecture}", f"sstool exports models that end in {' or '.join(_DECODERS)}"
+        )
+    if model_type not in SUPPORTED_FAMILIES:
+        raise UnsupportedModelError(
+            f"{folder} is of the family {model_type!r}, which is not yet supported", f"supported: {', '.join(sorted(SUPPORTED_FAMILIES))}"
+        )
+    if config.get("quantization_config"):
+        raise UnsupportedModelError(f"{folder} is quantized", "export the checkpoint before it was quantized")
+    return model_type, architecture
+
+
+def _complete(folder: Path, settings: dict[str, Any]) -> Any:
+    """Returns the config as transformers reads it: other names of the same settings, and the family's defaults for what is left out."""
+    from transformers import AutoConfig
+
+    if not all(isinstance(settings.get(key) or {}, dict) for key in ("rope_parameters", "rope_scaling")):
+        raise CheckpointError(f"{folder / 'config.json'}: the rope parameters are not an object", _AGAIN)
+    for key in _COUNTS:
+        if settings.get(key) is not None:
+            _check_count(folder, key, settings[key])
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as err:  # transformers raises whatever its checks raise
+        reason = " ".join(str(err).split())
+        raise CheckpointError(f"{folder / 'config.json'} is not a config of {settings['model_type']!r}: {reason}", _AGAIN) from err
+
+
+def _count(folder: Path, settings: dict[str, Any], config: Any, key: str) -> int:
+    """Returns a number that config.json itself must give, under its common name or the family's own: no default would fit the weights."""
+    own_name = config.attribute_map.get(key, key)
+    value: Any = settings.get(own_name, settings.get(key))
+    _check_count(folder, own_name, value)
+    return int(value)
+
+
+def _check_count(folder: Path, key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{folder / 'config.json'}: {key} must be a whole number of at least 1, found {value!r}", _AGAIN)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {TOKENIZER}", "convert its tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as err:  # the library raises nothing narrower
+        raise CheckpointError(f"{path} is not a tokenizer: {err}", _AGAIN) from err
+    if (folder / "tokenizer_config.json").exists():
+        read_json(folder / "tokenizer_config.json")
+    if (folder / "generation_config.json").exists():
+        read_json(folder / "generation_config.json")

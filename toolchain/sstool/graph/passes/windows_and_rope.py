@@ -1,0 +1,102 @@
+"""Every attention sees what its layer's window lets it see, and turns queries and keys by its layer's angles or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import onnx_ir as ir
+
+from ssruntime.errors import UnsupportedModelError
+from sstool.checkpoint.attention_pattern import LayerAttention
+from sstool.checkpoint.rope import Table
+from sstool.graph.sublayers import sublayer_of
+
+_KERNEL: Final = "GroupQueryAttention"
+_TABLE_INPUTS: Final = (7, 8)
+_NO_WINDOW: Final = -1
+
+
+class AttentionLayoutPass(ir.passes.InPlacePass):
+    """Sets the window, the use of rotary embedding and the tables of angles of every GroupQueryAttention, layer by layer.
+
+    The graph that comes in may have the same for every layer, whatever the model's layers have.
+
+    Requires: attention is GroupQueryAttention, its nodes with their module paths; a layer that turns is one that turned before, by
+    tables of the same width.
+    Ensures: `local_window_size`, `do_rotary` and the tables are the layer's; tables have as many rows as were given, one pair of them for
+    all layers that share it.
+    Edits in place.
+    """
+
+    def __init__(self, layers: Sequence[LayerAttention], tables: Mapping[str, Table]) -> None:
+        super().__init__()
+        self._layers = layers
+        self._tables = tables
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Applies the pass. Raises UnsupportedModelError if the graph is not as required."""
+        graph = model.graph
+        tables = {name: _register(graph, name, table) for name, table in self._tables.items()}
+        for node in [n for n in graph if n.op_type == _KERNEL]:
+            sublayer = sublayer_of(node)
+            if sublayer is None or sublayer.layer >= len(self._layers):
+                raise UnsupportedModelError(
+                    f"attention {node.name!r} belongs to no layer of the config", "this model cannot be exported yet"
+                )
+            layer = self._layers[sublayer.layer]
+            node.attributes.add(ir.AttrInt64("local_window_size", layer.window or _NO_WINDOW))
+            if layer.rotary is None:
+                _leave_unturned(node)
+            else:
+                _turn(node, tables[layer.rotary])
+        _drop_unused(graph)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _turn(node: ir.Node, tables: tuple[ir.Value, ir.Value]) -> None:
+    before = [node.inputs[i] if len(node.inputs) > i else None for i in _TABLE_INPUTS]
+    if not _turns(node) or any(v is None or v.shape is None for v in before):
+        raise UnsupportedModelError(
+            f"attention {node.name!r} has no rotary embedding, and its layer should", "this model cannot be exported yet"
+        )
+    for index, old, new in zip(_TABLE_INPUTS, before, tables, strict=True):
+        assert old is not None and old.shape is not None and new.shape is not None  # noqa: PT018 - seen above
+        if old.shape[-1] != new.shape[-1]:
+            raise UnsupportedModelError(
+                f"attention {node.name!r} turns {old.shape[-1]} pairs of numbers, and its layer should {new.shape[-1]}",
+                "this model cannot be exported yet",
+            )
+        node.replace_input_with(index, new)
+
+
+def _leave_unturned(node: ir.Node) -> None:
+    if _turns(node):
+        node.attributes.add(ir.AttrInt64("do_rotary", 0))
+    for index in _TABLE_INPUTS:
+        if index < len(node.inputs):
+            node.replace_input_with(index, None)
+
+
+def _turns(node: ir.Node) -> bool:
+    return "do_rotary" in node.attributes and node.attributes["do_rotary"].as_int() == 1
+
+
+def _register(graph: ir.Graph, name: str, table: Table) -> tuple[ir.Value, ir.Value]:
+    cosines, sines = (
+        ir.Value(
+            name=f"sstool.rotary.{name.replace(' ', '_')}.{part}",
+            const_value=ir.tensor(values),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            shape=ir.Shape(values.shape),
+        )
+        for part, values in zip(("cos", "sin"), table, strict=True)
+    )
+    for value in (cosines, sines):
+        graph.register_initializer(value)
+    return cosines, sines
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
+        del graph.initializers[name]

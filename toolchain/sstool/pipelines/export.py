@@ -1,0 +1,166 @@
+"""From a checkpoint to an artifact: the whole pipeline, and nothing gets its name before it passed the gate."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ssruntime.artifact import Artifact, SkipSet, read_artifact
+from ssruntime.errors import ConfigError, did_you_mean
+from sstool.artifact_files.assemble import assemble, write_manifest
+from sstool.artifact_files.publish import staged_folder
+from sstool.checkpoint.describe import Checkpoint, check_weights, describe
+from sstool.checkpoint.hub import ResolvedModel, resolve
+from sstool.checkpoint.rope import check_scaling
+from sstool.search.settings import SearchSettings
+from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
+from sstool.validation.gate import run_gate
+
+logger = logging.getLogger(__name__)
+
+TARGETS: Final = ("ort-cpu",)
+DTYPES: Final = ("fp32",)
+_MIN_CONTEXT: Final = 2
+"""A prompt's token and a new one."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export and where to.
+
+    Attributes:
+        model: a checkpoint folder, a hub id, or what `hub.resolve` found.
+        out: the artifact's folder.
+        force: replace an artifact of that name.
+        revision: branch, tag or commit of a hub id.
+        target: what the graphs are lowered for.
+        dtype: of the weights and the computation.
+        max_context: longest sequence, at most the checkpoint's, which is the default.
+        skip: the draft's skip set and the exit it was tuned for; None takes `default_skip_set`.
+        search: search a better draft before the artifact gets its name; None for none.
+        starts: skip sets that the search tries first.
+        threads: of an engine while searching.
+        resume: go on with a search for this `out` that was interrupted.
+        check: called with the checkpoint's number of layers before anything is built; what it raises ends the export.
+        progress: called with the name of each step as it begins.
+    """
+
+    model: str | Path | ResolvedModel
+    out: Path
+    force: bool = False
+    revision: str | None = None
+    target: str = "ort-cpu"
+    dtype: str = "fp32"
+    max_context: int | None = None
+    skip: SkipSpec | None = None
+    search: SearchSettings | None = None
+    starts: tuple[SkipSet, ...] = ()
+    threads: int | None = None
+    resume: bool = False
+    check: Callable[[int], None] | None = None
+    progress: Progress | None = None
+
+
+def export_artifact(request: ExportRequest) -> Artifact:
+    """Exports a checkpoint, compares the result with it, and publishes it.
+
+    Returns:
+        The artifact, under the name asked for.
+
+    Raises:
+        CheckpointError: if the model is missing, damaged, or no decoder.
+        UnsupportedModelError: if it cannot be exported correctly.
+        RecipeError: if the skip set does not fit the model, or an interrupted search is in the way.
+        ConfigError: if a setting is out of its range.
+        ArtifactError: if the artifact cannot be written.
+        PromptError: if the calibration prompts of a search cannot be used.
+    """
+    say = request.progress or logger.info
+    _check_choice("target", request.target, TARGETS)
+    _check_choice("dtype", request.dtype, DTYPES)
+    if request.search is not None:
+        _check_search(request, request.search)
+    with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
+        say("reading the checkpoint")
+        model = request.model if isinstance(request.model, ResolvedModel) else resolve(request.model, request.revision)
+        checkpoint = describe(model.folder)
+        max_context = _max_context(request.max_context, checkpoint)
+        check_scaling(checkpoint.config, max_context)
+        if request.check is not None:
+            request.check(checkpoint.num_layers)
+        spec = _skip_spec(request.skip, checkpoint)
+        check_weights(checkpoint)
+        say("building the graphs")
+        manifest = assemble(folder, model, checkpoint, spec, max_context)
+        say("comparing with the checkpoint")
+        gate = run_gate(read_artifact(folder), checkpoint)
+        write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+        if request.search is not None:
+            _search_draft(folder, request, request.search, until_published)
+        say("publishing")
+    return read_artifact(Path(request.out))
+
+
+def _check_search(request: ExportRequest, settings: SearchSettings) -> None:
+    """Finds out what a search would refuse before anything is built for it."""
+    from sstool.search.log.work_folder import check_work
+    from sstool.search.run import check_search
+
+    check_work(request.out, resume=request.resume, force=request.force)
+    check_search(settings, request.threads)
+
+
+def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings, until_published: contextlib.ExitStack) -> None:
+    """Searches a draft for an artifact that has no name yet, and puts it in; the search's own folder is held until it has one."""
+    # Imported here: an export that searches nothing needs neither Ax nor plots.
+    from sstool.pipelines.replace_draft import found, redraft
+    from sstool.search.log.read import SEARCH
+    from sstool.search.log.records import LATENCY
+    from sstool.search.log.work_folder import describe_progress, work_folder
+    from sstool.search.run import SearchRequest, run_search
+
+    say = request.progress or logger.info
+    work = until_published.enter_context(work_folder(request.out, resume=request.resume, force=request.force))
+    outcome = run_search(
+        SearchRequest(
+            folder=folder,
+            work=work,
+            settings=settings,
+            starts=tuple(("recipe", skip) for skip in request.starts),
+            known_latency=(Path(request.out) / SEARCH / LATENCY,),
+            threads=request.threads,
+            resume=request.resume,
+            progress=lambda progress: say(describe_progress(progress)),
+        )
+    )
+    spec, tuning = found(outcome)
+    say("proving the draft that was found")
+    redraft(folder, spec, search=work, tuning=tuning)
+
+
+def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:
+    if spec is None:
+        skip = default_skip_set(checkpoint.num_layers)
+        spec = SkipSpec(attention=skip.attention, mlp=skip.mlp)
+    check_skip_spec(spec, checkpoint.num_layers)
+    return spec
+
+
+def _max_context(asked: int | None, checkpoint: Checkpoint) -> int:
+    if asked is None:
+        return checkpoint.max_context
+    if not _MIN_CONTEXT <= asked <= checkpoint.max_context:
+        raise ConfigError(f"max_context is out of range: {asked}", f"this model takes {_MIN_CONTEXT} to {checkpoint.max_context} positions")
+    return asked
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {name} {value!r}", did_you_mean(value, known))

@@ -1,0 +1,119 @@
+"""Recipes: an export and its search written down in YAML, read strictly, with paths relative to the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssruntime.errors import ConfigError, RecipeError
+from ssruntime.strict_reader import read_record
+from sstool.search.settings import SearchSettings
+from sstool.skip_set import SkipSpec, check_skip_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a recipe may say; what is None is left to flags and defaults.
+
+    Attributes:
+        model: folder or hub id. One that names a folder relative to the recipe is made absolute.
+        revision: hub branch, tag or commit.
+        dtype: of the weights and the computation.
+        target: what the graphs are lowered for.
+        max_context: longest sequence of the artifact.
+        num_layers: decoder layers of the model that the recipe is for; it is refused for a model of another depth.
+        skip_set: the draft's skip set and its tuned exit: the answer, for which nothing is searched.
+        warm_start: a skip set that a search tries among its first, and not an answer: a set found elsewhere, or for other weights.
+        search: how to search. Its calibration file is made absolute, relative to the recipe.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    target: str | None = None
+    max_context: int | None = None
+    num_layers: int | None = None
+    skip_set: SkipSpec | None = None
+    warm_start: SkipSpec | None = None
+    search: SearchSettings | None = None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads a recipe. Where it says how deep its model is, its skip sets are checked against that.
+
+    Raises:
+        RecipeError: if the file is missing, is not YAML, or holds an unknown key (the closest is named), a key twice, a value of
+            another type or out of its range, or a skip set that does not fit its own `num_layers`.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as err:
+        raise RecipeError(f"recipe {path} cannot be read: {err.strerror}", "check the path") from err
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # a date of no calendar, or text that is not UTF-8, is a ValueError
+        raise RecipeError(f"recipe {path} is not YAML: {err}", "see recipes/demo.yaml for an example") from err
+    try:
+        recipe = read_record(Recipe, {} if data is None else _with_text_budget(data), where=str(path), error=RecipeError)
+    except ConfigError as err:  # only the search section checks its values as it is built
+        raise RecipeError(f"{path}: search: {err.message}", err.hint) from err
+    if recipe.num_layers is not None:
+        if recipe.num_layers < 1:
+            raise RecipeError(f"{path}: num_layers is out of range: {recipe.num_layers}", "1 or more")
+        check_recipe_depth(recipe, recipe.num_layers, where=str(path))
+    return _with_absolute_paths(recipe, path.parent)
+
+
+def check_recipe_depth(recipe: Recipe, num_layers: int, *, where: str = "recipe") -> None:
+    """Checks that a recipe, and each skip set in it, fits a model of `num_layers` decoder layers.
+
+    Args:
+        recipe: what was read.
+        num_layers: of the model it is to be used for.
+        where: what to call the recipe in messages.
+
+    Raises:
+        RecipeError: if the recipe is for another depth, or a skip set of it cannot be used with this one.
+    """
+    if recipe.num_layers is not None and recipe.num_layers != num_layers:
+        raise RecipeError(
+            f"{where}: it is for a model of {recipe.num_layers} layers, and this one has {num_layers}",
+            "name a recipe for this model, or none",
+        )
+    for name, spec in (("skip_set", recipe.skip_set), ("warm_start", recipe.warm_start)):
+        if spec is not None:
+            check_skip_spec(spec, num_layers, where=f"{where}: {name}")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice: of two skip sets, say, YAML's loader would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _with_text_budget(data: object) -> object:
+    """Turns a budget of bare seconds, which YAML reads as a number, into the text that the settings hold."""
+    search = data.get("search") if isinstance(data, dict) else None
+    budget = search.get("budget") if isinstance(search, dict) else None
+    if not isinstance(data, dict) or not isinstance(search, dict) or isinstance(budget, bool) or not isinstance(budget, int | float):
+        return data
+    text = str(budget) if isinstance(budget, int) else f"{budget:f}"  # no exponent: a time is not written with one
+    return {**data, "search": {**search, "budget": text}}
+
+
+def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    if recipe.model is not None and (folder / recipe.model).is_dir():
+        recipe = replace(recipe, model=str((folder / recipe.model).resolve()))
+    search = recipe.search
+    if search is None or search.calibration is None:
+        return recipe
+    return replace(recipe, search=replace(search, calibration=str((folder / search.calibration).resolve())))

@@ -1,0 +1,188 @@
+"""A search for an artifact, which gets the draft that was found, or for a folder of results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssruntime.artifact import Artifact, SkipSet, read_artifact
+from ssruntime.errors import ArtifactError, RecipeError
+from ssruntime.scratch import write_whole
+from sstool.artifact_files.publish import recover, staged_folder
+from sstool.checkpoint.describe import describe
+from sstool.checkpoint.hub import ResolvedModel, resolve
+from sstool.pipelines.export import ExportRequest, export_artifact
+from sstool.pipelines.recipe import Recipe, check_recipe_depth
+from sstool.pipelines.replace_draft import clone_files, found, redraft
+from sstool.search.log.read import SEARCH
+from sstool.search.log.records import EARLIER, LATENCY, REPORT, SKIP_SET, TRIALS
+from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, describe_progress, work_folder
+from sstool.search.run import Outcome, SearchRequest, check_search, run_search
+from sstool.search.settings import SearchSettings
+from sstool.search_report.page import write_report
+from sstool.skip_set import SkipSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTarget:
+    """What to search for, and where the result goes.
+
+    Attributes:
+        model: a checkpoint, exported for the search alone; None with an artifact.
+        artifact: an artifact.
+        out: folder for the results; None puts them into the artifact.
+        force: replace the results of an earlier search in `out`.
+        recipe: its skip sets are tried first; it must be for a model of this depth.
+        recipe_name: what to call it in errors.
+        settings: how to search.
+        threads: of an engine.
+        resume: go on with an interrupted search.
+        progress: told what is being done.
+    """
+
+    model: str | None
+    artifact: Path | None
+    out: Path | None
+    force: bool
+    recipe: Recipe
+    recipe_name: str
+    settings: SearchSettings
+    threads: int | None
+    resume: bool
+    progress: Callable[[str], None]
+
+
+def search_for(target: SearchTarget) -> Outcome:
+    """Searches and publishes.
+
+    Raises:
+        SelfSpecError: see `run_search`, `export_artifact` and `staged_folder`.
+    """
+    place = target.out if target.out is not None else target.artifact
+    assert place is not None
+    check_search(target.settings, target.threads)
+    model = _check_model(target)  # before a folder is made for it, or an interrupted search is cleared
+    with work_folder(place, resume=target.resume, force=target.force) as work, contextlib.ExitStack() as stack:
+        if target.out is not None:
+            results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
+            outcome, _ = _search(target, model, work)
+            _write_results(results, work, outcome)
+        else:
+            outcome, artifact = _search(target, model, work)
+            folder = stack.enter_context(staged_folder(artifact.folder, force=True))
+            target.progress("proving the draft that was found")
+            _renew(folder, artifact, outcome, work)
+    return outcome
+
+
+def holds_search(folder: Path) -> bool:
+    """Whether a folder holds a search's results and nothing else."""
+    names = {path.name for path in folder.iterdir()}
+    return TRIALS in names and names <= {TRIALS, LATENCY, SKIP_SET, REPORT}
+
+
+def _check_model(target: SearchTarget) -> ResolvedModel | None:
+    """Finds the checkpoint, if it is one that is searched for; refuses it, or the artifact, as far as can be told without the weights."""
+    if target.artifact is not None:
+        recover(target.artifact)
+        model, num_layers = None, read_artifact(target.artifact).manifest.model.num_layers
+    else:
+        assert target.model is not None
+        model = resolve(target.model, target.recipe.revision if target.recipe.model == target.model else None)
+        num_layers = describe(model.folder).num_layers
+    check_recipe_depth(target.recipe, num_layers, where=target.recipe_name)
+    return model
+
+
+def _search(target: SearchTarget, model: ResolvedModel | None, work: Path) -> tuple[Outcome, Artifact]:
+    artifact = _artifact(target, model, work)
+    outcome = run_search(
+        SearchRequest(
+            folder=artifact.folder,
+            work=work,
+            settings=target.settings,
+            starts=tuple(_starts(target, artifact)),
+            known_latency=_known_latency(target, artifact),
+            threads=target.threads,
+            resume=target.resume,
+            progress=lambda progress: target.progress(describe_progress(progress)),
+        )
+    )
+    return outcome, artifact
+
+
+def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> Artifact:
+    """Returns the artifact to search for; of a checkpoint, one that is made for the search alone and kept with it."""
+    if model is None:
+        assert target.artifact is not None
+        return read_artifact(Path(os.path.realpath(target.artifact)))
+    folder, recipe = work / ARTIFACT, target.recipe
+    checkpoint = _checkpoint_json(model, recipe)
+    if target.resume:
+        with contextlib.suppress(ArtifactError, OSError):
+            artifact = read_artifact(folder)
+            if (work / CHECKPOINT).read_bytes() == checkpoint:
+                return artifact
+            raise RecipeError(
+                f"{work} is of a search for another checkpoint, or its files have changed since",
+                "search anew, without --resume, or with the model that it was begun with",
+            )
+    artifact = export_artifact(
+        ExportRequest(
+            model=model,
+            out=folder,
+            force=True,
+            target=recipe.target or ExportRequest.target,
+            dtype=recipe.dtype or ExportRequest.dtype,
+            max_context=recipe.max_context,
+            progress=target.progress,
+        )
+    )
+    write_whole(work / CHECKPOINT, checkpoint)
+    return artifact
+
+
+def _checkpoint_json(model: ResolvedModel, recipe: Recipe) -> bytes:
+    """Returns what tells one checkpoint and its export from another, short of reading the weights."""
+    files = sorted(path for pattern in ("*.json", "*.safetensors") for path in model.folder.glob(pattern))
+    stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    found = {"folder": str(model.folder.resolve()), "revision": model.revision, "max_context": recipe.max_context, "files": stats}
+    return (json.dumps(found) + "\n").encode()
+
+
+def _known_latency(target: SearchTarget, artifact: Artifact) -> tuple[Path, ...]:
+    places = [artifact.folder / SEARCH / LATENCY]
+    return tuple(places if target.out is None else [*places, target.out / LATENCY])
+
+
+def _starts(target: SearchTarget, artifact: Artifact) -> Iterator[tuple[str, SkipSet]]:
+    for spec in (target.recipe.skip_set, target.recipe.warm_start):
+        if spec is not None:
+            yield "recipe", spec.skip()
+    if target.artifact is not None:
+        for draft in artifact.manifest.drafts:
+            yield EARLIER, draft.skip
+
+
+def _write_results(folder: Path, work: Path, outcome: Outcome) -> None:
+    spec, _ = found(outcome)
+    for name in (TRIALS, LATENCY):
+        shutil.copyfile(work / name, folder / name)
+    (folder / SKIP_SET).write_text(_skip_set_json(spec), encoding="utf-8")
+    write_report(folder)
+
+
+def _skip_set_json(spec: SkipSpec) -> str:
+    return json.dumps({key: value for key, value in dataclasses.asdict(spec).items() if value is not None}) + "\n"
+
+
+def _renew(folder: Path, artifact: Artifact, outcome: Outcome, work: Path) -> None:
+    clone_files(artifact, folder)
+    spec, tuning = found(outcome)
+    redraft(folder, spec, search=work, tuning=tuning)

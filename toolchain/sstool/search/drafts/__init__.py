@@ -1,0 +1,1 @@
+"""Candidate skip sets, and the draft engines built from them."""

@@ -1,0 +1,1 @@
+"""The best candidates timed on the clock, and what the search concludes."""

@@ -1,0 +1,96 @@
+"""Drafts timed for real, in turns with plain decoding and with each other, prompt by prompt, in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ssruntime.backends.ort.backend import OrtSlot
+from sstool.bench.summary import Sample
+from sstool.search.budget import LEAST_RUNS
+from sstool.search.drafts.builder import Candidates
+from sstool.search.log.records import Trial
+from sstool.search.scoring.timed_run import Task, run_task, warm_up
+from sstool.search.speed_model.costs import CostModel
+
+
+def always(_seconds: float) -> bool:
+    """There is time for everything."""
+    return True
+
+
+@dataclass(slots=True)
+class Entrant:
+    """One draft, or plain decoding, and what it did.
+
+    Attributes:
+        trial: the draft with its exit; None for plain decoding.
+        slot: its own.
+        samples: its runs, by kind of text.
+        modelled: what the table of costs says of them, in seconds, by kind.
+    """
+
+    trial: Trial | None
+    slot: OrtSlot
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    modelled: dict[str, float] = field(default_factory=dict)
+
+    def every(self) -> list[Sample]:
+        """Returns all runs."""
+        return [sample for samples in self.samples.values() for sample in samples]
+
+    def seconds_per_token(self, shares: Mapping[str, float]) -> float:
+        """Returns measured seconds; the kinds of text count by their shares, whose sum is 1."""
+        return sum(share * sum(s.stats.decode_s for s in self.samples[kind]) / self._tokens(kind) for kind, share in shares.items())
+
+    def modelled_per_token(self, shares: Mapping[str, float]) -> float:
+        """Returns what the table says of the same runs."""
+        return sum(share * self.modelled[kind] / self._tokens(kind) for kind, share in shares.items())
+
+    def _tokens(self, kind: str) -> int:
+        return max(1, sum(s.tokens for s in self.samples[kind]))
+
+
+def run_contest(
+    candidates: Candidates,
+    trials: Sequence[Trial],
+    tasks: Sequence[Task],
+    costs: CostModel,
+    on_task: Callable[[int, int], None],
+    affords: Callable[[float], bool] = always,
+) -> list[Entrant]:
+    """Has plain decoding and every draft decode every task, or as many of the first as there is time for.
+
+    Args:
+        candidates: opens the drafts.
+        trials: the drafts, each with its exit.
+        tasks: what to decode.
+        costs: what the model of speed says of the same runs.
+        on_task: told how many tasks are done, of how many.
+        affords: tells whether there is time for another task, given the seconds that the last one took all.
+
+    Returns:
+        Plain decoding first, then one a trial.
+    """
+    context = max(len(task.ids) + task.settings.max_new_tokens for task in tasks)
+    entrants = [Entrant(None, candidates.backend.new_slot(context))]
+    entrants += [Entrant(trial, candidates.backend.new_slot(context, candidates.open(trial.skip))) for trial in trials]
+    for entrant in entrants:
+        warm_up(candidates, entrant.slot, tasks[0], entrant.trial, costs)
+    took = 0.0
+    for turn, task in enumerate(tasks):
+        if turn >= LEAST_RUNS and not affords(took):
+            break
+        on_task(turn, len(tasks))
+        begun = time.perf_counter()
+        # Whoever begins changes with every prompt, and the direction too: what drifts drifts for all.
+        first = turn % len(entrants)
+        order = entrants[first:] + entrants[:first]
+        for entrant in order if turn % 2 == 0 else order[::-1]:
+            run = run_task(candidates, entrant.slot, task, entrant.trial, costs)
+            sample = Sample(prompt_id=task.prompt_id, index=task.index, repeat=0, mode="", stats=run.stats, identical=None)
+            entrant.samples.setdefault(task.kind, []).append(sample)
+            entrant.modelled[task.kind] = entrant.modelled.get(task.kind, 0.0) + run.modelled
+        took = time.perf_counter() - begun
+    return entrants

@@ -1,0 +1,1 @@
+"""What a search writes down, and the folder of a running search."""

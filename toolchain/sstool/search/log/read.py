@@ -1,0 +1,246 @@
+"""Reads what a search wrote, finished or not, and refuses whatever a search does not write: a log that was read is consistent."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+from ssruntime.artifact import MANIFEST
+from ssruntime.errors import RecipeError, did_you_mean
+from ssruntime.strict_reader import read_record
+from sstool.search.log.records import (
+    COMPLETED,
+    FAILED,
+    FORMAT,
+    LATENCY,
+    STOPPED,
+    TRIALS,
+    Finalist,
+    Header,
+    Influence,
+    LatencyTable,
+    Result,
+    Trial,
+)
+from sstool.skip_set import check_skip_spec
+
+T = TypeVar("T")
+
+SEARCH: Final = "search"
+"""Where an artifact keeps its search, and the kind of a log's first line."""
+_KINDS: Final = {SEARCH: Header, "influence": Influence, "trial": Trial, "finalist": Finalist, "result": Result}
+_DAMAGED: Final = "the file is damaged or was not written by sstool: take it from a backup, or search again"
+_NEWER: Final = "read it with the version of sstool that wrote it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchLog:
+    """All that a search wrote down.
+
+    Attributes:
+        header: what was searched.
+        influence: of single sublayers; None if it was not measured (yet).
+        trials: by index, rising.
+        finalists: in the order in which they were written.
+        result: None while the search has not ended.
+        latency: the machine's table; None where there is no such file.
+    """
+
+    header: Header
+    influence: Influence | None
+    trials: tuple[Trial, ...]
+    finalists: tuple[Finalist, ...]
+    result: Result | None
+    latency: LatencyTable | None
+
+
+def find_search(folder: Path) -> Path:
+    """Returns the folder that holds a search: `folder` itself, or that of an artifact.
+
+    Raises:
+        RecipeError: if neither holds one.
+    """
+    inner = folder / SEARCH
+    for candidate in (folder, inner):
+        if (candidate / TRIALS).is_file():
+            return candidate
+    if not folder.is_dir():
+        raise RecipeError(f"no folder {folder}", "name an artifact's folder, or one that a search wrote")
+    if (folder / MANIFEST).exists():
+        raise RecipeError(f"the artifact {folder} has no search: {inner / TRIALS} is missing", f"search: sstool search --artifact {folder}")
+    raise RecipeError(f"{folder} holds no search: {TRIALS} is missing", "name an artifact's folder, or one that a search wrote")
+
+
+def read_search(folder: Path) -> SearchLog:
+    """Reads `trials.jsonl` and, if it is there, `latency.json`. A last line without its line break was cut short, and is left out.
+
+    Raises:
+        RecipeError: if the folder holds no search, or a file is damaged, contradicts itself, or is of another format or model.
+    """
+    path = folder / TRIALS
+    found: dict[type[Any], list[Any]] = {cls: [] for cls in _KINDS.values()}
+    for where, data in _lines(path):
+        kind = data.pop("kind", None)
+        cls = _KINDS.get(kind) if isinstance(kind, str) else None
+        if cls is None:
+            raise RecipeError(f"{where}: unknown kind {kind!r}", f"{did_you_mean(kind, _KINDS)} {_DAMAGED}")
+        _check_place(where, cls, found)
+        record: Any = _read(cls, data, where)
+        _check(record, found, where)
+        found[cls].append(record)
+    if not found[Header]:
+        raise RecipeError(f"{path} holds no search yet: its first line is missing", "start the search again")
+    [header] = found[Header]
+    return SearchLog(
+        header=header,
+        influence=next(iter(found[Influence]), None),
+        trials=tuple(sorted(found[Trial], key=lambda t: t.index)),
+        finalists=tuple(found[Finalist]),
+        result=next(iter(found[Result]), None),
+        latency=_own_latency(folder / LATENCY, header),
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Gives each whole line as an object, with what to call it in messages."""
+    content = _bytes(path)
+    if content is None:
+        raise RecipeError(f"{path.parent} holds no search: {path.name} is missing", "name a folder that a search wrote")
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        where = f"{path}, line {number}"
+        yield where, _object(line, where)
+
+
+def _own_latency(path: Path, header: Header) -> LatencyTable | None:
+    table = read_latency(path, header.num_layers)
+    if table is not None and table.weights_sha256 != header.weights_sha256:
+        raise RecipeError(
+            f"{path} was measured with the weights of another model than {TRIALS} beside it", "keep each search's files together"
+        )
+    return table
+
+
+def read_latency(path: Path, num_layers: int) -> LatencyTable | None:
+    """Reads a `latency.json`; None where there is no such file.
+
+    Raises:
+        RecipeError: if it is damaged, or is of a model of another depth.
+    """
+    content = _bytes(path)
+    if content is None:
+        return None
+    table = _read(LatencyTable, _object(content, str(path)), str(path))
+    if not table.rows:
+        _refuse(f"{path}: rows: expected at least one")
+    widths = len(table.rows[0].verify)
+    for at, row in enumerate(table.rows):
+        where = f"{path}: rows[{at}]"
+        if {len(row.attention), len(row.mlp)} != {num_layers}:
+            _refuse(f"{where}: expected costs of {num_layers} layers, found {len(row.attention)} and {len(row.mlp)}")
+        if len(row.verify) != widths or not row.verify:
+            _refuse(f"{where}: verify: expected {max(widths, 1)} widths, found {len(row.verify)}")
+        if min(row.verify) <= 0 or min(row.draft_base, *row.attention, *row.mlp) < 0:
+            _refuse(f"{where}: expected times above 0")
+        if not len(row.sizes) == len(row.first) == len(row.later) > 0:
+            _refuse(f"{where}: expected as many sizes as first and later, and at least one")
+        if any(b <= a for a, b in pairwise(row.sizes)):
+            _refuse(f"{where}: sizes: expected rising ones")
+        if min(*row.first, *row.later) <= 0:
+            _refuse(f"{where}: first, later: expected parts above 0")
+    return table
+
+
+def _bytes(path: Path) -> bytes | None:
+    """Returns a file's content; None where there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as err:
+        raise RecipeError(f"{path} cannot be read: {err.strerror}", "check the path and its permissions") from err
+
+
+def _object(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(content.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as err:
+        raise RecipeError(f"{where}: not JSON: {err}", _DAMAGED) from err
+    if not isinstance(data, dict):
+        _refuse(f"{where}: expected an object with keys, found {type(data).__name__}")
+    return data
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a number of a search")
+    return value
+
+
+def _read(cls: type[T], data: dict[str, Any], where: str) -> T:
+    """Reads a record; of a format that is not ours, it says so before it stumbles over a key."""
+    if cls in (Header, LatencyTable) and data.get("format") != FORMAT:
+        raise RecipeError(f"{where}: expected format {FORMAT}, found {data.get('format')!r}", _NEWER)
+    return read_record(cls, data, where=where, error=RecipeError)
+
+
+def _check_place(where: str, cls: type[Any], found: dict[type[Any], list[Any]]) -> None:
+    if (cls is Header) == bool(found[Header]):
+        _refuse(f"{where}: the first line, and no other, is of kind {SEARCH!r}")
+    if found[Result]:
+        _refuse(f"{where}: a line after the result")
+    if cls is Influence and found[Influence]:
+        _refuse(f"{where}: a second line of kind 'influence'")
+
+
+def _check(record: object, found: dict[type[Any], list[Any]], where: str) -> None:
+    """Holds a record against the ones before it."""
+    if isinstance(record, Header):
+        if record.num_layers < 1:
+            _refuse(f"{where}: num_layers: expected 1 or more, found {record.num_layers}")
+        return
+    num_layers = found[Header][0].num_layers
+    known = {t.index for t in found[Trial]}
+    if isinstance(record, Influence):
+        if {len(record.attention), len(record.mlp)} != {num_layers}:
+            _refuse(f"{where}: expected {num_layers} layers, found {len(record.attention)} and {len(record.mlp)}")
+    elif isinstance(record, Trial):
+        _check_trial(record, known, num_layers, where)
+    elif isinstance(record, Finalist):
+        if record.trial not in known:
+            _refuse(f"{where}: a finalist that is no trial: {record.trial}")
+        if record.interval_95 is not None and len(record.interval_95) != 2:
+            _refuse(f"{where}: interval_95: expected two numbers, found {len(record.interval_95)}")
+    elif isinstance(record, Result):
+        for name, index in (("trial", record.trial), ("best_warm_start", record.best_warm_start)):
+            if index is not None and index not in known:
+                _refuse(f"{where}: {name}: there is no trial {index}")
+
+
+def _check_trial(trial: Trial, known: set[int], num_layers: int, where: str) -> None:
+    if trial.index < 0 or trial.index in known:
+        _refuse(f"{where}: trial {trial.index} is {'there twice' if trial.index in known else 'below 0'}")
+    statuses = (COMPLETED, STOPPED, FAILED)
+    if trial.status not in statuses:
+        raise RecipeError(f"{where}: unknown status {trial.status!r}", f"{did_you_mean(trial.status, statuses)} {_DAMAGED}")
+    if trial.status == COMPLETED and trial.speedup is None:
+        _refuse(f"{where}: speedup: a completed trial has one")
+    check_skip_spec(trial.spec(), num_layers, where=where)
+    if trial.status == COMPLETED and (trial.exit is None or trial.max_draft is None):
+        _refuse(f"{where}: exit and max_draft: a completed trial has them")
+    if trial.timed is not None and min(trial.timed.tokens, trial.timed.measured, trial.timed.modelled) <= 0:
+        _refuse(f"{where}: timed: expected tokens and speeds above 0")
+    for kind, counts in trial.counts.items():
+        if len(counts.kept) != len(counts.reached) or any(k > r for k, r in zip(counts.kept, counts.reached, strict=True)):
+            _refuse(f"{where}: counts.{kind}: more kept than reached")
+        if not 0 <= counts.accepted <= counts.proposed:
+            _refuse(f"{where}: counts.{kind}: {counts.accepted} accepted of {counts.proposed} proposed")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise RecipeError(message, _DAMAGED)

@@ -1,0 +1,104 @@
+"""A search's log as it grows: one line a record, each written out whole before the next begins."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from ssruntime.errors import RecipeError
+from sstool.search.log.read import SEARCH, SearchLog, read_search
+from sstool.search.log.records import TRIALS, Finalist, Header, Influence, Result, Trial
+
+_KIND_OF = {Header: SEARCH, Influence: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
+
+_ENDING = frozenset({_KIND_OF[Finalist], _KIND_OF[Result]})
+
+
+class SearchWriter:
+    """Appends to `trials.jsonl`; to be used in a `with` statement."""
+
+    def __init__(self, folder: Path, header: Header, *, resume: bool) -> None:
+        """Begins a log, or takes up one that was cut short.
+
+        Args:
+            folder: exists.
+            header: what the search is of.
+            resume: go on with the log that is there, if one is.
+
+        Raises:
+            RecipeError: if the log that is there is damaged, or of another model or other settings.
+        """
+        self._path = folder / TRIALS
+        self.earlier: SearchLog | None = None
+        if resume and self._path.exists() and self._path.read_bytes().count(b"\n"):
+            self.earlier = read_search(folder)
+            _check_same(dataclasses.asdict(self.earlier.header), dataclasses.asdict(header), self._path)
+            _drop_end(self._path)
+            self._handle: IO[str] = self._path.open("a", encoding="utf-8")
+        else:
+            self._handle = self._path.open("w", encoding="utf-8")
+            self.write(header)
+
+    def write(self, record: Header | Influence | Trial | Finalist | Result) -> None:
+        """Appends a record. Raises OSError if the disk refuses."""
+        self._handle.write(json.dumps({"kind": _KIND_OF[type(record)], **dataclasses.asdict(record)}) + "\n")
+        self._handle.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self._handle.close()
+
+
+def check_resumable(folder: Path, known: Mapping[str, object]) -> Header | None:
+    """Refuses to go on with a log that differs in what is known before any work is done, and leaves it as it is.
+
+    Args:
+        folder: of the search.
+        known: fields of the header.
+
+    Returns:
+        The log's header; None if there is no log with one.
+
+    Raises:
+        RecipeError: if the log is damaged, or of another model or other settings.
+    """
+    path = folder / TRIALS
+    if not path.exists() or not path.read_bytes().count(b"\n"):
+        return None
+    first = path.read_bytes().partition(b"\n")[0]
+    # The model is looked at first: of another one's log, nothing else would make sense.
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        found = json.loads(first)
+        _check_same({name: found[name] for name in known}, known, path)
+    log = read_search(folder)
+    if [trial.index for trial in log.trials] != list(range(len(log.trials))):
+        raise RecipeError(f"{path}: trials are missing", "take the file from a backup, or search anew, without --resume")
+    return log.header
+
+
+def _check_same(found: Mapping[str, object], wanted: Mapping[str, object], path: Path) -> None:
+    """Refuses to mix trials: whatever they depend on must be what it was."""
+    for name, now in wanted.items():
+        if name not in ("trials", "model") and found[name] != now:
+            raise RecipeError(
+                f"{path} is of another search: {name} was {found[name]!r}, and is {now!r} now",
+                "search anew, without --resume, or with the model and settings that it was begun with",
+            )
+
+
+def _drop_end(path: Path) -> None:
+    """Cuts off a last line that was not written out, and how an earlier run ended: its finalists are timed again."""
+    kept = 0
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        if json.loads(line)["kind"] in _ENDING:
+            break
+        kept += len(line) + 1
+    os.truncate(path, kept)

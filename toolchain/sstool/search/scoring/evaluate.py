@@ -1,0 +1,160 @@
+"""One candidate from skip set to score: its draft is opened and run over the calibration texts, the less promising over a part only.
+
+One that is run over all of them then decodes the first by the clock too, for a while, with verify and all that is around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import onnxruntime as ort
+
+from ssruntime.acceptance import make_acceptance
+from ssruntime.config import DecodeSettings
+from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.space import Bits, skip_of
+from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Timed, Trial
+from sstool.search.scoring.chains import DraftedText
+from sstool.search.scoring.objective import START, Exit, Objective, Score
+from sstool.search.scoring.timed_run import Task, run_task, warm_up
+from sstool.search.speed_model.costs import CostModel
+from sstool.search.texts.make import CachedText, CalibrationText
+
+logger = logging.getLogger(__name__)
+
+_PARTS: Final = ((0.125, 0.85), (0.4, 0.95))
+"""Parts of the texts, and the fraction of the best candidate's speed there below which one that has been run over so much stops."""
+_TIMED_TOKENS: Final = 48
+"""Tokens decoded by the clock, past an end of sequence too: of a candidate's run over 24 prompts' texts a twentieth, over 4 a fifth."""
+FIXED: Final = "fixed"
+CONFIDENCE: Final = "confidence"
+
+
+@dataclass(slots=True)
+class _Incumbent:
+    """The best candidate so far: its speed over each part of the texts and over all of them, and its exit."""
+
+    parts: tuple[float, ...] = (0.0,) * len(_PARTS)
+    whole: float = 0.0
+    exit: Exit = START
+
+
+class Evaluator:
+    """Runs candidates over texts, and remembers the best, which the others are held to."""
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        texts: Sequence[CachedText],
+        objective: Objective,
+        costs: CostModel,
+        settings: Callable[[CalibrationText], DecodeSettings],
+    ) -> None:
+        self._candidates = candidates
+        self._objective = objective
+        self._costs = costs
+        self._settings = settings
+        self._texts = texts
+        self._best = _Incumbent()
+        self._task = self._task_by_the_clock()
+
+    @property
+    def best_exit(self) -> Exit:
+        """The exit of the best candidate so far."""
+        return self._best.exit
+
+    def run(self, index: int, source: str, bits: Bits, *, suggest_seconds: float = 0.0, whole: bool = False) -> Trial:
+        """Runs a candidate; whatever goes wrong with it is part of the record.
+
+        Args:
+            index: the trial's number.
+            source: who proposed it.
+            bits: its skip set.
+            suggest_seconds: what proposing it took.
+            whole: run it over all texts, promising or not.
+        """
+        begun = time.perf_counter()
+        try:
+            trial = self._run(index, source, bits, whole=whole)
+        except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base, and no candidate may end the search
+            error = " ".join((str(err) or type(err).__name__).split())
+            trial = Trial(index=index, source=source, status=FAILED, skip=skip_of(bits), error=error)
+        return dataclasses.replace(trial, seconds=time.perf_counter() - begun, suggest_seconds=suggest_seconds)
+
+    def _run(self, index: int, source: str, bits: Bits, *, whole: bool) -> Trial:
+        skip = skip_of(bits)
+        draft = self._candidates.open(skip)
+        status, exit_, score, scale = self._score(bits, draft, whole=whole)
+        trial = Trial(
+            index=index,
+            source=source,
+            status=status,
+            skip=skip,
+            exit=CONFIDENCE if exit_.threshold > 0 else FIXED,
+            exit_threshold=exit_.threshold if exit_.threshold > 0 else None,
+            max_draft=exit_.max_draft,
+            max_alternatives=self._settings(self._texts[0].text).max_alternatives,
+            cost_ratio=self._cost_ratio(bits, score),
+            counts=dict(score.counts),
+            tokens_per_second=score.tokens_per_second * scale,
+            speedup=score.speedup * scale,
+        )
+        return dataclasses.replace(trial, timed=self._time(trial, draft)) if status == COMPLETED else trial
+
+    def _score(self, bits: Bits, draft: ort.InferenceSession, *, whole: bool) -> tuple[str, Exit, Score, float]:
+        """Returns how it ended, the exit, the score, and what its speed is to be multiplied by to compare with others' over all texts."""
+        drafted = []
+        for cached in self._texts:
+            cached.slot.use_draft(draft)
+            drafted.append(self._drafted(cached))
+        exit_, speeds = self._best.exit, []
+        for (part, hopeless), best in zip(_PARTS, self._best.parts, strict=True):
+            exit_, score = self._objective.tune(bits, drafted[: max(1, round(part * len(drafted)))], exit_)
+            speeds.append(score.tokens_per_second)
+            if not whole and speeds[-1] < hopeless * best:
+                return STOPPED, exit_, score, self._best.whole / best
+        exit_, score = self._objective.tune(bits, drafted, exit_)
+        if score.tokens_per_second > self._best.whole:
+            self._best = _Incumbent(tuple(speeds), score.tokens_per_second, exit_)
+        return COMPLETED, exit_, score, 1.0
+
+    def _drafted(self, cached: CachedText) -> DraftedText:
+        settings = self._settings(cached.text)
+        return DraftedText(
+            cached.slot,
+            cached.text,
+            make_acceptance(settings),
+            max_alternatives=settings.max_alternatives,
+            alternatives_end=self._candidates.backend.alternatives_end,
+        )
+
+    def _time(self, trial: Trial, draft: ort.InferenceSession) -> Timed | None:
+        """Returns a short run by the clock; None if that fails, as the trial's score stands without it."""
+        try:
+            # A slot of its own, so that no draft is kept open for it.
+            slot = self._candidates.backend.new_slot(len(self._task.ids) + _TIMED_TOKENS, draft)
+            warm_up(self._candidates, slot, self._task, trial, self._costs)
+            run = run_task(self._candidates, slot, self._task, trial, self._costs)
+        except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base
+            logger.warning("trial %d could not be timed: %s", trial.index, " ".join(str(err).split()))
+            return None
+        tokens = run.stats.emitted
+        return Timed(tokens=tokens, measured=tokens / run.stats.decode_s, modelled=tokens / run.modelled)
+
+    def _task_by_the_clock(self) -> Task:
+        text = self._texts[0].text
+        endless = dataclasses.replace(self._settings(text), max_new_tokens=_TIMED_TOKENS, eos_token_ids=frozenset())
+        return Task(kind=text.kind, prompt_id=text.prompt_id, index=0, ids=text.prompt, settings=endless)
+
+    def _cost_ratio(self, bits: Bits, score: Score) -> float:
+        """Returns what the mean of the drafts' steps takes, over a plain step."""
+        context = len(self._texts[0].text.prompt)
+        cost, counts = self._costs.draft(bits, context), score.counts.values()
+        steps, drafts = sum(c.proposed for c in counts), sum(c.reached[0] for c in counts if c.reached)
+        mean = cost.seconds(steps, drafts) / steps if steps else cost.first
+        return mean / self._costs.verify(context)[0]

@@ -1,0 +1,87 @@
+"""One prompt decoded once for real, plainly or with a candidate's draft and exit, and what the table of costs says of the same rounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Final
+
+from ssruntime.backends.ort.backend import OrtSlot
+from ssruntime.config import DecodeSettings
+from ssruntime.results import DecodeStats, Trace
+from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.space import bits_of
+from sstool.search.log.records import Trial
+from sstool.search.speed_model.costs import CostModel, DraftCost
+
+_WARM_UP_TOKENS: Final = 8
+"""Tokens to decode before a draft's first run by the clock: its buffers are bound on their first use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One prompt to decode once.
+
+    Attributes:
+        kind: of text.
+        prompt_id: the prompt's name.
+        index: the prompt's place; runs of one prompt stay together when intervals are drawn.
+        ids: its token ids.
+        settings: how to decode it plainly, with the number of new tokens.
+    """
+
+    kind: str
+    prompt_id: str
+    index: int
+    ids: tuple[int, ...]
+    settings: DecodeSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRun:
+    """What decoding a task gave.
+
+    Attributes:
+        stats: counts and measured seconds.
+        modelled: what the table says that the rounds take, in seconds.
+    """
+
+    stats: DecodeStats
+    modelled: float
+
+
+def run_task(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> TaskRun:
+    """Decodes a task.
+
+    Args:
+        candidates: whose engine decodes.
+        slot: with the trial's draft, and room for the task.
+        task: what to decode.
+        trial: a completed one, for its exit and its skip set; None for plain decoding.
+        costs: what the model of speed says.
+    """
+    settings, trace = task.settings, Trace()
+    if trial is not None:
+        assert trial.exit is not None
+        assert trial.max_draft is not None
+        threshold = settings.exit_threshold if trial.exit_threshold is None else trial.exit_threshold
+        settings = dataclasses.replace(
+            settings,
+            mode="speculative",
+            exit=trial.exit,
+            exit_threshold=threshold,
+            max_draft=trial.max_draft,
+            max_alternatives=settings.max_alternatives if trial.max_alternatives is None else trial.max_alternatives,
+        )
+    _, stats = candidates.engine.decode_on(slot, task.ids, settings, trace=trace)
+    context = len(task.ids) + task.settings.max_new_tokens // 2
+    verify = costs.verify(context)
+    draft = DraftCost(0.0, 0.0) if trial is None else costs.draft(bits_of(trial.skip, candidates.num_layers), context)
+    modelled = sum(draft.seconds(len(r.proposals)) + verify[len(r.proposals) + len(r.alternatives)] for r in trace.rounds)
+    return TaskRun(stats=stats, modelled=modelled)
+
+
+def warm_up(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> None:
+    """Decodes the beginning of a task, as in `run_task`."""
+    short = dataclasses.replace(task.settings, max_new_tokens=min(_WARM_UP_TOKENS, task.settings.max_new_tokens))
+    run_task(candidates, slot, dataclasses.replace(task, settings=short), trial, costs)

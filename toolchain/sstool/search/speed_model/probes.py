@@ -1,0 +1,36 @@
+"""The drafts that a latency table is fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ssruntime.artifact import SkipSet
+from sstool.search.drafts.space import Bits, bits_of
+
+
+def probe_sets(num_layers: int) -> list[Bits]:
+    """Returns the skip sets whose drafts the costs are fitted to: `ladder_sets`, and others that tell the kinds' costs apart."""
+    layers = range(num_layers)
+    # Of a single layer, either kind alone: with one of the other it would be the whole model.
+    one = layers[: min(1, num_layers - 1)]
+    one_sided = [_keeping(one, layers, num_layers), _keeping(layers, one, num_layers), _keeping(layers, layers[::2], num_layers)]
+    ladder = ladder_sets(num_layers)
+    return ladder + [bits for bits in dict.fromkeys(one_sided) if bits not in ladder and 0 < sum(bits) < len(bits)]
+
+
+def ladder_sets(num_layers: int) -> list[Bits]:
+    """Returns skip sets from one that keeps little to one that keeps nearly all, of either kind as much; none for a single layer."""
+    counts = dict.fromkeys(max(1, round(part * num_layers)) for part in (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4))
+    spread = [_keeping(_spread(count, 0, num_layers), _spread(count, 1, num_layers), num_layers) for count in counts if count < num_layers]
+    nearly_all = _keeping(range(num_layers), range(num_layers - 1), num_layers)
+    return [*spread, *([nearly_all] if num_layers > 1 else [])]
+
+
+def _spread(count: int, shift: int, num_layers: int) -> list[int]:
+    """Returns layers evenly apart, moved by half their distance for each `shift`, so that few layers keep both kinds."""
+    return [(2 * n + shift) * num_layers // (2 * count) for n in range(count)]
+
+
+def _keeping(attention: Sequence[int], mlp: Sequence[int], num_layers: int) -> Bits:
+    layers = range(num_layers)
+    return bits_of(SkipSet(attention=tuple(set(layers) - set(attention)), mlp=tuple(set(layers) - set(mlp))), num_layers)

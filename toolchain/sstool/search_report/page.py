@@ -1,0 +1,94 @@
+"""Writes `report.html`: one file that needs nothing else, asks the network for nothing, and obeys no text that comes from data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ssruntime.scratch import write_whole
+from sstool.search.log.read import SearchLog, read_search
+from sstool.search.log.records import REPORT
+from sstool.search_report import summary
+from sstool.search_report.sections import Section, sections
+from sstool.search_report.style import plain_text
+
+_TEMPLATE: Final = Path(__file__).with_name("page.html.jinja")
+_STYLE: Final = Path(__file__).with_name("page.css")
+_SCRIPT: Final = Path(__file__).with_name("page.js")
+
+
+def write_report(folder: Path) -> Path:
+    """Writes or replaces the report of the search in `folder`; an old report stays whole until the new one is in its place.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        RecipeError: if the folder holds no search, or a damaged one.
+        OSError: if the disk refuses.
+    """
+    content = render(read_search(folder))
+    path = folder / REPORT
+    write_whole(path, content)
+    return path
+
+
+def render(log: SearchLog) -> bytes:
+    """Returns the page, UTF-8."""
+    parts = sections(log)
+    plotly = _script(get_plotlyjs())
+    draw = _script(_SCRIPT.read_text(encoding="utf-8"))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_clean
+    )
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        policy=_policy(plotly, draw),
+        style=Markup(_STYLE.read_text(encoding="utf-8")),  # our own file
+        plotly=plotly,
+        draw=draw,
+        figures=_figures(parts),
+        model=log.header.model,
+        verdict=summary.verdict(log),
+        remark=summary.remark(log),
+        tiles=summary.tiles(log),
+        details=summary.details(log),
+        sections=parts,
+        rows=summary.best_rows(log),
+        failures=summary.failures(log),
+    )
+    return page.encode("utf-8")
+
+
+def _clean(value: object) -> object:
+    return plain_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _script(source: str) -> Markup:
+    """Returns JavaScript of our own, or plotly's, as the content of an element."""
+    # A browser reads every line break as a line feed, and hashes what it read.
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
+    assert "</script" not in source.lower()
+    assert "<!--" not in source
+    return Markup(source)  # never from data
+
+
+def _policy(*scripts: str) -> str:
+    """Returns a content security policy: nothing is fetched, and no script runs but these."""
+    digests = (base64.b64encode(hashlib.sha256(s.encode("utf-8")).digest()).decode("ascii") for s in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    # Plotly writes style rules of its own into the page; icons and downloads are data.
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+
+
+def _figures(parts: list[Section]) -> Markup:
+    """Returns the figures by the ids of their places, as JSON that no text in it can end."""
+    figures = {plot.id: json.loads(plot.figure.to_json()) for part in parts for plot in part.plots}
+    text = json.dumps(figures, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # escaped here

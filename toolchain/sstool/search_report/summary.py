@@ -1,0 +1,212 @@
+"""The top of the page and its table: what came of the search, in a few numbers and words."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+from sstool.search.log.read import SearchLog
+from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Trial
+from sstool.search_report import facts
+from sstool.search_report.sections import skip_text
+from sstool.search_report.style import TIMES, source_style
+
+NOTHING: Final = "\u2013"
+"""Stands in a table where there is no value."""
+_PARTS: Final = {
+    "texts": "calibration texts",
+    "latency": "latency table",
+    "influence": "influence of sublayers",
+    "dynamic_programme": "dynamic programme",
+    "candidates": "running candidates",
+    "ax": "Ax",
+    "finalists": "timing finalists",
+}
+"""Where the time went, in the order in which a search spends it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One number that stands out.
+
+    Attributes:
+        name: what it is.
+        value: with its unit.
+        note: what to know beside it; may be empty.
+    """
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table of trials, as text."""
+
+    trial: str
+    source: str
+    speedup: str
+    measured: str
+    cost_ratio: str
+    acceptance: str
+    per_round: str
+    exit: str
+    skips: str
+    chosen: bool
+
+
+def verdict(log: SearchLog) -> str:
+    """Returns what came of the search in a sentence."""
+    if log.result is None:
+        best = next(iter(facts.ranked(log)), None)
+        so_far = f"{len(log.trials)} of at most {log.header.trials} trials so far"
+        if best is None:
+            return f"The search has not ended: {so_far}{', none of them completed' if log.trials else ''}."
+        modelled = f"{facts.speedup_of(best):.2f}{TIMES}"
+        return f"The search has not ended: {so_far}, the best modelled at {modelled} plain decoding (trial {best.index})."
+    winner = facts.winner(log)
+    if winner is None:
+        return "Nothing beat plain decoding here, so the artifact decodes plainly."
+    if log.result.speedup is None:
+        modelled = f"{facts.speedup_of(winner):.2f}{TIMES}"
+        return f"Trial {winner.index} was chosen by modelled speed, {modelled} plain decoding; it was not timed for real."
+    measured = f"{log.result.speedup:.2f}{TIMES}"
+    return f"Drafting with trial {winner.index}'s skip set is {measured} as fast as plain decoding, measured on {log.header.cpu}."
+
+
+def tiles(log: SearchLog) -> list[Tile]:
+    """Returns the numbers to see first."""
+    trial = facts.shown(log)
+    found: list[Tile] = []
+    if trial is not None:
+        found.append(_speed_tile(log, trial))
+    gain = facts.gain(log)
+    if gain is not None:
+        found.append(Tile(name="gain over warm starts", value=f"{100 * gain:+.1f}\u00a0%", note="by modelled speed"))
+    if trial is not None:
+        rate = facts.acceptance_rate(trial, log.header.weights)
+        found.append(Tile(name="acceptance rate", value=_percent(rate), note="calibration texts"))
+        found.append(Tile(name="draft cost ratio", value=_number(trial.cost_ratio, 2), note="of a plain step"))
+    states = Counter(t.status for t in log.trials)
+    parts = ", ".join(f"{states[s]} {s}" for s in (COMPLETED, STOPPED, FAILED) if states[s])
+    found.append(Tile(name="trials", value=str(len(log.trials)), note=parts))
+    return found
+
+
+def details(log: SearchLog) -> list[tuple[str, str]]:
+    """Returns names and values of what was searched, with what, and what was chosen."""
+    header, trial = log.header, facts.shown(log)
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in header.weights.items())
+    rows = [
+        ("Model", f"{header.model} ({header.num_layers} layers)"),
+        ("Machine", f"{header.cpu}, {header.threads} {'thread' if header.threads == 1 else 'threads'}, ONNX Runtime {header.onnxruntime}"),
+        ("Budget", f"at most {header.trials} trials, {header.batch} suggested at a time, seed {header.seed}"),
+        ("Text weights", weights or "none"),
+        ("Plain decoding", plain_speed_text(log)),
+    ]
+    if trial is not None:
+        title = "Chosen" if facts.winner(log) is not None else ("Best so far" if log.result is None else "Best candidate")
+        rows.append((title, f"trial {trial.index} ({source_title(trial)}): {exit_text(trial)}"))
+        rows.append(("Skips", skip_text(trial)))
+    rows.append(("Time", time_text(log)))
+    return rows
+
+
+def remark(log: SearchLog) -> str:
+    """Returns what the search says of itself; empty where it says nothing."""
+    return "" if log.result is None else log.result.remark
+
+
+def best_rows(log: SearchLog) -> list[Row]:
+    """Returns the table of the best trials by modelled speed, the winner marked."""
+    winner = facts.winner(log)
+    best = facts.ranked(log)[: facts.NUM_BEST]
+    if winner is not None and winner not in best:
+        best = [*best, winner]
+    return [_row(log, trial, chosen=trial is winner) for trial in best]
+
+
+def failures(log: SearchLog) -> list[tuple[str, str]]:
+    """Returns each failed trial with why it failed."""
+    return [(f"Trial {t.index} ({source_title(t)})", t.error or "no reason was written down") for t in facts.failed(log)]
+
+
+def source_title(trial: Trial) -> str:
+    """Returns a trial's source in words, not escaped."""
+    known = source_style(trial.source)
+    return trial.source if known.symbol == "cross" else known.title
+
+
+def exit_text(trial: Trial) -> str:
+    """Returns a trial's tuned exit in words."""
+    if trial.exit is None:
+        return "no exit was tuned"
+    threshold = "" if trial.exit_threshold is None else f", threshold {trial.exit_threshold:g}"
+    return f"exit {trial.exit}{threshold}, at most {'?' if trial.max_draft is None else trial.max_draft} drafted a round"
+
+
+def plain_speed_text(log: SearchLog) -> str:
+    """Returns plain decoding's speed, as modelled and, where finalists were timed, as measured beside them."""
+    modelled = f"{log.header.plain:.1f} tokens/s, modelled"
+    measured = [f.plain for f in log.finalists]
+    return f"{modelled}; {statistics.median(measured):.1f} tokens/s, measured beside the finalists" if measured else modelled
+
+
+def time_text(log: SearchLog) -> str:
+    """Returns where the time went."""
+    if log.result is None:
+        candidates, suggesting = sum(t.seconds for t in log.trials), sum(t.suggest_seconds for t in log.trials)
+        return f"so far {_seconds(candidates)} in running candidates, {_seconds(suggesting)} in suggesting them"
+    spent = log.result.seconds
+    parts = [
+        f"{_PARTS.get(name, name)} {_seconds(spent[name])}" for name in (*_PARTS, *(n for n in spent if n not in _PARTS)) if name in spent
+    ]
+    parts = [p for p in parts if not p.startswith("total ")]
+    total = f"{_seconds(spent['total'])} in all" if "total" in spent else ""
+    return ": ".join(p for p in (total, ", ".join(parts)) if p) or "not written down"
+
+
+def _speed_tile(log: SearchLog, trial: Trial) -> Tile:
+    timed = facts.finalist_of(log, trial)
+    if timed is None:
+        return Tile(name="speed-up", value=f"{facts.speedup_of(trial):.2f}{TIMES}", note="modelled, not timed")
+    value = f"{timed.speedup:.2f}{TIMES}"
+    if timed.interval_95 is None:
+        return Tile(name="speed-up", value=value, note=f"measured, {timed.prompts} runs")
+    low, high = timed.interval_95
+    return Tile(name="speed-up", value=value, note=f"measured, 95\u00a0%: {low:.2f} to {high:.2f}")
+
+
+def _row(log: SearchLog, trial: Trial, *, chosen: bool) -> Row:
+    timed = facts.finalist_of(log, trial)
+    threshold = "" if trial.exit_threshold is None else f" {trial.exit_threshold:g}"
+    return Row(
+        trial=str(trial.index),
+        source=source_title(trial),
+        speedup=_number(trial.speedup, 3),
+        measured=_number(timed.speedup if timed is not None else None, 3),
+        cost_ratio=_number(trial.cost_ratio, 3),
+        acceptance=_percent(facts.acceptance_rate(trial, log.header.weights)),
+        per_round=_number(facts.tokens_per_round(trial, log.header.weights), 2),
+        exit=f"{trial.exit or NOTHING}{threshold}, {NOTHING if trial.max_draft is None else trial.max_draft}",
+        skips=f"{len(trial.skip.attention)} + {len(trial.skip.mlp)}",
+        chosen=chosen,
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.1f}\u00a0%"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"

@@ -1,0 +1,165 @@
+"""The gate: no artifact gets its name unless it computes its checkpoint's logits and its draft changes no token."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssruntime.artifact import Artifact, read_artifact
+from ssruntime.backends.ort import packing
+from ssruntime.config import GenerationConfig
+from ssruntime.engine import Engine, load
+from ssruntime.errors import UnsupportedModelError
+from sstool.artifact_files.assemble import assemble
+from sstool.available_memory import available_memory
+from sstool.checkpoint.describe import Checkpoint
+from sstool.checkpoint.hub import ResolvedModel
+from sstool.checkpoint.truncated import first_layers, layers_to_compare
+from sstool.skip_set import SkipSpec
+from sstool.validation.lossless import NO, compare, traced
+from sstool.validation.parity import ParityPlan, compare_with_reference, plan_parity, require_parity
+from sstool.validation.reference import reference_logits
+
+logger = logging.getLogger(__name__)
+
+_NEW_TOKENS: Final = 32
+_PROMPT_TOKENS: Final = 16
+_SEED: Final = 1
+_CONFIDENCE_TOLERANCE: Final = 1e-4
+
+
+def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Compares the verify engine with the checkpoint, and decoding with the draft with decoding without.
+
+    Of a model that transformers cannot hold in this machine's memory, the first layers are compared, two full patterns of them, by an
+    artifact of their own.
+
+    Args:
+        artifact: a finished artifact, not yet under its name.
+        checkpoint: what it was exported from.
+
+    Returns:
+        What the manifest keeps: the parity figures and the losslessness run.
+
+    Raises:
+        UnsupportedModelError: if either differs; what the run left in the packed-weights cache is removed.
+    """
+    max_context = artifact.manifest.max_context
+    num_layers = layers_to_compare(checkpoint, available_memory())
+    if num_layers == checkpoint.num_layers:
+        plan = plan_parity(checkpoint, max_context)
+        # The reference comes and goes before the engines open, so that two copies of the weights are never in memory together.
+        reference = reference_logits(checkpoint.folder, plan.ids, plan.positions)
+        with _opened(artifact) as engine:
+            parity = _require_parity(engine, plan, reference, checkpoint)
+            lossless = require_sound(engine, str(checkpoint.folder))
+    else:
+        logger.warning("only %d of %d layers fit in memory with transformers, and are compared", num_layers, checkpoint.num_layers)
+        parity = _truncated_parity(checkpoint, num_layers, max_context)
+        with _opened(artifact) as engine:
+            lossless = require_sound(engine, str(checkpoint.folder))
+    return {"parity": {**parity, "layers": num_layers, "of_layers": checkpoint.num_layers}, "lossless": lossless}
+
+
+@contextlib.contextmanager
+def _opened(artifact: Artifact) -> Iterator[Engine]:
+    """Opens an artifact; after an error nothing of it stays in the packed-weights cache."""
+    try:
+        with load(artifact.folder, max_context=artifact.manifest.max_context, max_sequences=1) as engine:
+            yield engine
+    except BaseException:
+        packing.discard(artifact)
+        raise
+
+
+def _truncated_parity(checkpoint: Checkpoint, num_layers: int, max_context: int) -> dict[str, Any]:
+    with first_layers(checkpoint, num_layers) as first, tempfile.TemporaryDirectory(prefix="sstool-") as name:
+        plan = plan_parity(first, max_context)
+        reference = reference_logits(first.folder, plan.ids, plan.positions)
+        assemble(
+            Path(name),
+            ResolvedModel(source=first.folder.name, folder=first.folder, revision=None),
+            first,
+            SkipSpec(attention=(1,), mlp=(1,)),
+            max_context,
+        )
+        artifact = read_artifact(Path(name))
+        try:
+            with _opened(artifact) as engine:
+                return _require_parity(engine, plan, reference, checkpoint)
+        finally:
+            packing.discard(artifact)
+
+
+def _require_parity(engine: Engine, plan: ParityPlan, reference: NDArray[np.float32], checkpoint: Checkpoint) -> dict[str, Any]:
+    report = compare_with_reference(engine.backend, plan, reference)
+    require_parity(report, str(checkpoint.folder))
+    return report.to_json()
+
+
+def require_sound(engine: Engine, what: str) -> dict[str, Any]:
+    """Holds both engines' outputs to their logits, and decoding with the draft to decoding without.
+
+    Args:
+        engine: with its draft.
+        what: what to call it in errors.
+
+    Returns:
+        What the manifest keeps of the losslessness run.
+
+    Raises:
+        UnsupportedModelError: if anything differs.
+    """
+    _require_outputs(engine, what)
+    return _require_lossless(engine, what)
+
+
+def _require_outputs(engine: Engine, what: str) -> None:
+    """Holds both engines' best tokens and their `confidence` to their own logits, which decoding seldom looks at."""
+    prompt = _random_prompt(engine)
+    slot = engine.backend.acquire(None)
+    try:
+        for name, forward in (("verify", slot.forward), ("draft", slot.draft_forward)):
+            output = forward(prompt, 0, range(len(prompt)))
+            logits = output.logits.astype(np.float64)
+            weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            best = weights.max(axis=-1) / weights.sum(axis=-1)
+            order = np.argsort(-output.logits, axis=-1, kind="stable")[:, : output.top_tokens.shape[1]]
+            same = (output.top_tokens == order).all() and (output.tokens == order[:, 0]).all()
+            same &= bool((output.top_logits == np.take_along_axis(output.logits, order, axis=-1)).all())
+            if not same or np.abs(output.confidence - best).max() > _CONFIDENCE_TOLERANCE:
+                raise UnsupportedModelError(
+                    f"{what}: the {name} graph's best tokens or confidence are not its logits'",
+                    "nothing was written; please report this",
+                )
+    finally:
+        engine.backend.release(slot)
+
+
+def _random_prompt(engine: Engine) -> list[int]:
+    room = engine.artifact.manifest.max_context
+    count = max(1, min(_PROMPT_TOKENS, room // 2))
+    return [int(i) for i in np.random.default_rng(_SEED).integers(0, engine.backend.vocab_size, count)]
+
+
+def _require_lossless(engine: Engine, what: str) -> dict[str, Any]:
+    prompt = _random_prompt(engine)
+    plain = GenerationConfig(mode="plain", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
+    speculative = GenerationConfig(mode="speculative", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
+    expected = engine.generate(prompt, plain)
+    completion, run = traced(engine, prompt, speculative)
+    verdict = compare(engine, speculative, plain=expected.token_ids, run=run).verdict
+    if verdict == NO:
+        raise UnsupportedModelError(
+            f"{what}: decoding with the draft gives other tokens than decoding without",
+            "nothing was written; please report this",
+        )
+    stats = completion.stats
+    return {"tokens": len(expected.token_ids), "identical": verdict, "proposed": stats.proposed, "accepted": stats.accepted}

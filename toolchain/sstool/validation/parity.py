@@ -1,0 +1,231 @@
+"""How far an artifact's engines are from the checkpoint they were made of, measured the way decoding runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssruntime.artifact import SkipSet
+from ssruntime.backends.base import Backend, Slot
+from ssruntime.errors import UnsupportedModelError
+from ssruntime.proposal import Alternative
+from sstool.checkpoint.describe import Checkpoint, describe
+from sstool.validation.reference import CHUNK, reference_logits
+
+MAX_RELATIVE_ERROR: Final = 1e-4
+"""Largest error of fp32 logits, as a fraction of the largest reference logit."""
+MAX_POSITIONS: Final = 256
+WIDTHS: Final = (1, 1, 1, 4, 4, 16, 16, 1, 4, 16)
+"""Widths of the passes after the prefill, each attending to all before it."""
+_MARGIN: Final = 64
+_BEYOND_WINDOWS: Final = 16
+_MAX_STRETCH: Final = 1024
+"""Tokens past which a run only to see scaled positions is too long."""
+_SEED: Final = 0
+_BESIDE_WIDTH: Final = 6
+_BESIDE_COMPARED: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """Our logits against the reference, over all compared positions.
+
+    Attributes:
+        max_relative: max |ours - reference| / max |reference|.
+        mean_relative: mean |ours - reference| / max |reference|.
+        min_cosine: smallest cosine between the two rows of logits at a position.
+        top1_agreement: fraction of positions with the same most probable token.
+        positions: positions compared.
+        sequence: tokens in the sequence.
+        worst: the kind of pass with the largest error: `prefill`, `alternatives`, `width 1`, `width 4` or `width 16`.
+        tolerance: what `max_relative` may be.
+    """
+
+    max_relative: float
+    mean_relative: float
+    min_cosine: float
+    top1_agreement: float
+    positions: int
+    sequence: int
+    worst: str
+    tolerance: float = MAX_RELATIVE_ERROR
+
+    @property
+    def passed(self) -> bool:
+        """Whether the largest error is within the tolerance."""
+        return self.max_relative <= self.tolerance
+
+    def to_json(self) -> dict[str, float | int | str | bool]:
+        """Returns the figures and the verdict."""
+        return {**dataclasses.asdict(self), "passed": self.passed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityPlan:
+    """A sequence and the passes it is run in: the prefill, then widths with past.
+
+    Attributes:
+        ids: the sequence.
+        prefill: length of the first pass.
+        widths: widths of the passes after it.
+        positions: the positions to compare, rising.
+        beside: where alternatives are tried, four positions from this one on; None where there is no room for them.
+    """
+
+    ids: tuple[int, ...]
+    prefill: int
+    widths: tuple[int, ...]
+    positions: tuple[int, ...]
+    beside: int | None
+
+
+def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
+    """Chooses what to run: past twice the widest window, and past the context before rope scaling where a thousand tokens reach it.
+
+    Args:
+        checkpoint: the model.
+        max_context: positions the engine has.
+    """
+    windows = {layer.window for layer in checkpoint.attention if layer.window is not None}
+    length = max(MAX_POSITIONS, *(2 * window + _BEYOND_WINDOWS for window in windows)) if windows else MAX_POSITIONS
+    if checkpoint.original_context < checkpoint.max_context and checkpoint.original_context + _MARGIN <= _MAX_STRETCH:
+        length = max(length, checkpoint.original_context + _MARGIN)
+    length = min(length, max_context)
+    widths: list[int] = []
+    for width in WIDTHS:
+        if sum(widths) + width < length:
+            widths.append(width)
+    prefill = length - sum(widths)
+    edges = {w + step for w in windows for step in (-1, 0, 1) if w + step < prefill}
+    beside = min(prefill, *windows) - _BESIDE_WIDTH if windows else prefill - _BESIDE_WIDTH
+    if beside > 0:
+        edges |= set(range(beside, beside + _BESIDE_COMPARED))
+    room = MAX_POSITIONS - sum(widths)
+    spread = range(prefill) if prefill <= room else np.linspace(0, prefill - 1, room - len(edges)).round().astype(int)
+    compared = sorted(edges | {int(p) for p in spread})
+    ids = np.random.default_rng(_SEED).integers(0, checkpoint.vocab_size, length)
+    return ParityPlan(
+        ids=tuple(int(i) for i in ids),
+        prefill=prefill,
+        widths=tuple(widths),
+        positions=(*compared, *range(prefill, length)),
+        beside=beside if beside > 0 else None,
+    )
+
+
+def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = None) -> ParityReport:
+    """Compares the verify engine, or the draft engine, with the checkpoint.
+
+    Args:
+        backend: the open engines of the artifact.
+        folder: the checkpoint it was exported from.
+        draft: the draft's skip set, to compare the draft engine with the checkpoint whose skipped sublayers give zero.
+
+    Raises:
+        CheckpointError: if the folder holds no sound checkpoint.
+        UnsupportedModelError: if transformers cannot run it, or its vocabulary is another than the engine's.
+    """
+    checkpoint = describe(folder)
+    if checkpoint.vocab_size != backend.vocab_size:
+        raise UnsupportedModelError(
+            f"{folder} has a vocabulary of {checkpoint.vocab_size}, the engine one of {backend.vocab_size}",
+            "name the model it was exported from",
+        )
+    plan = plan_parity(checkpoint, backend.max_context)
+    reference = reference_logits(folder, plan.ids, plan.positions, skip=draft)
+    return compare_with_reference(backend, plan, reference, draft=draft is not None)
+
+
+def compare_with_reference(backend: Backend, plan: ParityPlan, reference: NDArray[np.float32], *, draft: bool = False) -> ParityReport:
+    """Runs the plan through an engine and compares its logits with the reference's.
+
+    Args:
+        backend: the open engines.
+        plan: what to run.
+        reference: float32[len(plan.positions), vocab].
+        draft: run the draft engine instead of the verify engine.
+    """
+    slot = backend.acquire(None)
+    try:
+        rows = _run(slot, plan, draft=draft)
+    finally:
+        backend.release(slot)
+    place = {position: row for row, position in enumerate(plan.positions)}
+    wanted = reference[[place[row.position] for row in rows]]
+    return _report(np.stack([row.logits for row in rows]), wanted, [row.kind for row in rows], plan)
+
+
+def require_parity(report: ParityReport, what: str) -> None:
+    """Raises UnsupportedModelError with the figures if a report did not pass."""
+    if not report.passed:
+        raise UnsupportedModelError(
+            f"{what}: the exported graph is not the checkpoint's model: logits differ by {report.max_relative:.1e} of their scale"
+            f" ({report.worst}; mean {report.mean_relative:.1e}, cosine {report.min_cosine:.6f},"
+            f" same top token at {report.top1_agreement:.0%} of {report.positions} positions), allowed is {report.tolerance:.0e}",
+            "nothing was written; this model cannot be exported yet",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    position: int
+    kind: str
+    logits: NDArray[np.float32]
+
+
+def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
+    """Runs the prefill in large chunks and (for verify) in those that prompts run in, then every width; before all, alternatives."""
+    forward = slot.draft_forward if draft else slot.forward
+    prompt = plan.ids[: plan.prefill]
+    chosen = [p for p in plan.positions if p < plan.prefill]
+    rows = [] if draft or plan.beside is None else _run_beside(slot, plan.ids, plan.beside)
+    for begin in range(0, plan.prefill, CHUNK):
+        part = [p for p in chosen if begin <= p < begin + CHUNK]
+        output = forward(prompt[begin : begin + CHUNK], begin, [p - begin for p in part] or (0,))
+        rows += [_Row(p, "prefill", row.copy()) for p, row in zip(part, output.logits, strict=bool(part))]
+    if not draft:
+        rows.append(_Row(plan.prefill - 1, "prefill", slot.prefill(prompt).logits[-1].copy()))
+    start = plan.prefill
+    for width in plan.widths:
+        ids = plan.ids[start : start + width]
+        output = forward(ids, start, range(width)) if draft else slot.verify(ids, start)
+        rows += [_Row(start + i, f"width {width}", row.copy()) for i, row in enumerate(output.logits)]
+        start += width
+    return rows
+
+
+def _run_beside(slot: Slot, ids: Sequence[int], start: int) -> list[_Row]:
+    """Verifies a chain whose second token is wrong, with the right one among the alternatives, and goes on behind that one."""
+    slot.prefill(ids[:start])
+    before, token, right, after = ids[start : start + _BESIDE_COMPARED]
+    alternatives = [Alternative(0, after), Alternative(1, before), Alternative(1, right)]
+    output = slot.verify([before, token, after], start, alternatives)
+    rows = [output.logits[n].copy() for n in (0, 1, 5)]
+    slot.move(start + 5, start + 2)
+    rows.append(slot.verify([after], start + 3).logits[0].copy())
+    return [_Row(start + n, "alternatives", row) for n, row in enumerate(rows)]
+
+
+def _report(ours: NDArray[np.float32], reference: NDArray[np.float32], kinds: Sequence[str], plan: ParityPlan) -> ParityReport:
+    scale = float(np.abs(reference).max())
+    error = np.abs(ours - reference)
+    # An engine that gives NaN is as wrong as can be, not unmeasured.
+    error = np.where(np.isnan(error), np.inf, error)
+    rows = error.max(axis=1)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)
+    cosine = np.sum(ours * reference, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return ParityReport(
+        max_relative=float(rows.max()) / scale,
+        mean_relative=float(error.mean()) / scale,
+        min_cosine=float(np.nan_to_num(cosine, nan=-1.0).min()),
+        top1_agreement=float(np.mean(ours.argmax(axis=1) == reference.argmax(axis=1))),
+        positions=len(plan.positions),
+        sequence=len(plan.ids),
+        worst=kinds[int(rows.argmax())],
+    )
