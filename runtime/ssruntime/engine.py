@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Final, Self
 
 from ssruntime.acceptance import make_acceptance
-from ssruntime.artifact import Artifact, DraftEntry, TunedExit, check_digests, read_artifact
+from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, TunedExit, check_digests, read_artifact
 from ssruntime.backends.base import Backend, Slot
-from ssruntime.backends.threads import default_threads
+from ssruntime.checks import check_int
 from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, check_tuned, complete, read_generation_config
 from ssruntime.decode import Request, decode
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
-from ssruntime.machine import cpu_model
+from ssruntime.machine import cpu_model, default_threads
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.stopping import make_exit
@@ -24,7 +24,6 @@ from ssruntime.text.output import OutputText
 
 logger = logging.getLogger(__name__)
 
-GENERATION_CONFIG: Final = "generation_config.json"
 DEFAULT_MAX_CONTEXT: Final = 4096
 """Context a load makes room for unless told: a cache costs memory in proportion."""
 DEFAULT_MAX_SEQUENCES: Final = 4
@@ -61,9 +60,10 @@ def load(
     artifact = read_artifact(Path(path))
     if verify:
         check_digests(artifact)
-    context = _checked("max_context", max_context, artifact.manifest.max_context, min(artifact.manifest.max_context, DEFAULT_MAX_CONTEXT))
+    check_int("max_context", max_context, 1, artifact.manifest.max_context)
+    context = min(artifact.manifest.max_context, DEFAULT_MAX_CONTEXT) if max_context is None else max_context
     thread_count = checked_threads(threads)
-    _checked("max_sequences", max_sequences, None, DEFAULT_MAX_SEQUENCES)
+    check_int("max_sequences", max_sequences, 1)
     defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
     if defaults.ignored:
         logger.warning("%s asks for settings that are not implemented, and are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
@@ -265,15 +265,8 @@ def checked_threads(threads: int | None) -> int:
     Raises:
         ConfigError: if the number is out of its range.
     """
-    return _checked("threads", threads, MAX_THREADS, default_threads())
-
-
-def _checked(name: str, value: object, most: int | None, default: int) -> int:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
-        raise ConfigError(f"{name} is out of range: {value!r}", "1 or more" if most is None else f"1 to {most}")
-    return value
+    check_int("threads", threads, 1, MAX_THREADS)
+    return default_threads() if threads is None else threads
 
 
 def _check_tuned(entry: DraftEntry) -> None:

@@ -7,13 +7,14 @@ whoever comes next may remove every scratch folder it can lock, and none other.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from ssruntime.folder_lock import try_lock
 
 _SUFFIX: Final = ".sstool-tmp"
 
@@ -52,7 +53,7 @@ def sweep(parent: Path, name: str) -> None:
     """Removes the scratch folders of that name which no living process holds."""
     for folder in parent.glob(f".{_escape(name)}.*{_SUFFIX}"):
         try:
-            lock = _lock(folder)
+            lock = try_lock(folder)
         except OSError:
             continue
         remove_tree(folder)
@@ -114,7 +115,7 @@ def _make_locked(parent: Path, name: str) -> tuple[Path, int]:
         folder = parent / f".{name}.{secrets.token_hex(6)}{_SUFFIX}"
         folder.mkdir(mode=0o700)
         try:
-            lock = _lock(folder)
+            lock = try_lock(folder)
         except (BlockingIOError, FileNotFoundError):
             continue  # somebody's sweep came between the two calls and removes it
         if folder.exists() and os.fstat(lock).st_ino == folder.stat().st_ino:
@@ -126,16 +127,6 @@ def _make_writable(folder: Path) -> None:
     if not folder.is_symlink():  # whose mode would be that of what it leads to
         with contextlib.suppress(OSError):
             folder.chmod(0o700)
-
-
-def _lock(folder: Path) -> int:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
 
 
 def _escape(name: str) -> str:

@@ -14,7 +14,8 @@ import onnxruntime as ort
 import pytest
 
 from ssruntime import GenerationConfig, graph_io
-from ssruntime.backends.ort.backend import PREFILL_CHUNK, OrtBackend, OrtSlot
+from ssruntime.backends.ort.backend import OrtBackend
+from ssruntime.backends.ort.slot import PREFILL_CHUNK, OrtSlot
 from ssruntime.engine import load
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import random_script, write_artifact

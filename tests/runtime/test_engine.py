@@ -164,7 +164,9 @@ def test_what_is_wrong_is_said_before_the_first_chunk(lonely: Engine) -> None:
 )
 def test_load_settings_out_of_range(tmp_path: Path, setting: str, value: object) -> None:
     folder = write_artifact(tmp_path / "artifact", SCRIPT, max_context=64)
-    with pytest.raises(ConfigError, match=f"{setting} is out of range: {value!r}"):
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    said = f"{setting} is out of range: {value!r}" if is_number else f"{setting} must be a whole number, found {value!r}"
+    with pytest.raises(ConfigError, match=said):
         load(folder, **{setting: value})  # type: ignore[arg-type]
 
 

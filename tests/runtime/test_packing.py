@@ -245,7 +245,7 @@ def test_the_key_is_that_of_the_host_and_the_digests(artifact: Path, tmp_path: P
     assert packing._key(read_artifact(artifact)) == original
     assert packing._key(read_artifact(write_artifact(tmp_path / "other", random_script(6, vocab=24, history=True)))) != original
     keys = {original}
-    for target, value in {f"{packing.__name__}.ort.__version__": "9.9", f"{packing.__name__}._cpu_features": lambda: "abacus"}.items():
+    for target, value in {f"{packing.__name__}.ort.__version__": "9.9", f"{packing.__name__}.cpu_features": lambda: "abacus"}.items():
         with monkeypatch.context() as patch:
             patch.setattr(target, value)
             keys.add(packing._key(read_artifact(artifact)))

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ssruntime import cgroup
-from ssruntime.backends import threads
+from ssruntime import machine as facts
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is taken for the root of the file system, with eight hardware threads on four cores."""
-    for module in (threads, cgroup):
-        monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(facts, "Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     for cpu in range(8):
         write(tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{cpu % 4},{cpu % 4 + 4}\n")
@@ -31,21 +29,20 @@ def write(path: Path, text: str) -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_counts_cores_not_hardware_threads() -> None:
-    assert threads.default_threads() == 4
+    assert facts.default_threads() == 4
 
 
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(("allowed", "expected"), [({0}, 1), ({0, 4}, 1), ({0, 1}, 2), ({1, 4, 6, 7}, 4)])
 def test_honours_affinity(monkeypatch: pytest.MonkeyPatch, allowed: set[int], expected: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
-    assert threads.default_threads() == expected
+    assert facts.default_threads() == expected
 
 
 def test_without_topology_every_hardware_thread_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in (threads, cgroup):
-        monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(facts, "Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 9})
-    assert threads.default_threads() == 3
+    assert facts.default_threads() == 3
 
 
 @pytest.mark.parametrize(
@@ -67,7 +64,7 @@ def test_honours_cgroup_v2(machine: Path, own: str, limits: dict[str, str], expe
     write(machine / "proc/self/cgroup", own + "\n")
     for folder, text in limits.items():
         write(machine / "sys/fs/cgroup" / folder / "cpu.max", text + "\n")
-    assert threads.default_threads() == expected
+    assert facts.default_threads() == expected
 
 
 @pytest.mark.parametrize(
@@ -85,14 +82,12 @@ def test_honours_cgroup_v1(machine: Path, own: str, limits: dict[str, int], expe
     for folder, quota in limits.items():
         write(machine / "sys/fs/cgroup/cpu" / folder / "cpu.cfs_quota_us", f"{quota}\n")
         write(machine / "sys/fs/cgroup/cpu" / folder / "cpu.cfs_period_us", "100000\n")
-    assert threads.default_threads() == expected
+    assert facts.default_threads() == expected
 
 
 def test_the_real_affinity() -> None:
     one = min(os.sched_getaffinity(0))
-    program = (
-        f"import os; os.sched_setaffinity(0, {{{one}}}); from ssruntime.backends.threads import default_threads; print(default_threads())"
-    )
+    program = f"import os; os.sched_setaffinity(0, {{{one}}}); from ssruntime.machine import default_threads; print(default_threads())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
-    assert 1 <= threads.default_threads() <= len(os.sched_getaffinity(0))
+    assert 1 <= facts.default_threads() <= len(os.sched_getaffinity(0))

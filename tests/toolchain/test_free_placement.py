@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from ssruntime.artifact import SkipSet
-from ssruntime.backends.ort.backend import OrtSlot
+from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.proposal import Alternative

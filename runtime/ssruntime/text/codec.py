@@ -5,16 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from tokenizers import Tokenizer
 
+from ssruntime.artifact import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.errors import ArtifactError, PromptError
 from ssruntime.text.chat import ChatTemplate, read_special_tokens
-
-TOKENIZER: Final = "tokenizer.json"
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-CHAT_TEMPLATE: Final = "chat_template.jinja"
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, object]]
 """A text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""

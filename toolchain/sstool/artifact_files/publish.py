@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Final
 
 from ssruntime.artifact import DRAFT_GRAPH, MANIFEST, VERIFY_GRAPH, WEIGHTS
 from ssruntime.errors import ArtifactError
+from ssruntime.folder_lock import locked, try_lock
 from ssruntime.scratch import remove_tree, scratch_folder, sweep, sync, sync_tree
 
 _AT_FDCWD: Final = -100
@@ -81,9 +81,8 @@ def recover(out: Path) -> None:
             sweep(out.parent, out.name)
         return
     with contextlib.suppress(OSError):
-        lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
+        lock = try_lock(aside)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if out.exists():
                 remove_tree(aside)
             else:
@@ -148,9 +147,7 @@ def _rename(source: Path, target: Path, flag: int) -> bool:
 def _swap_aside(folder: Path, out: Path) -> None:
     """Replaces `out` in two steps; `recover` undoes the first if there was no second."""
     aside = out.parent / _ASIDE.format(name=out.name)
-    lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(out):
         out.rename(aside)
         try:
             folder.rename(out)
@@ -158,8 +155,6 @@ def _swap_aside(folder: Path, out: Path) -> None:
             aside.rename(out)
             raise
         remove_tree(aside)
-    finally:
-        os.close(lock)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -7,13 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from ssruntime.artifact import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.config import read_generation_config
 from ssruntime.errors import ArtifactError, CheckpointError
-from sstool.checkpoint.describe import TOKENIZER, Checkpoint, read_json
+from sstool.checkpoint.describe import Checkpoint, read_json
 
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-CHAT_TEMPLATE: Final = "chat_template.jinja"
-GENERATION_CONFIG: Final = "generation_config.json"
 _TOKEN_IDS: Final = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import asdict, dataclass
 
 import onnxruntime as ort
 
 from ssruntime.engine import Engine
-from ssruntime.machine import cpu_model
+from ssruntime.machine import cpu_model, logical_cpus, total_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +44,15 @@ class Environment:
 
 def describe(engine: Engine) -> Environment:
     """Returns what `engine` runs on."""
+    memory = total_memory()
     return Environment(
         cpu=cpu_model(),
         logical_cpus=logical_cpus(),
         threads=engine.backend.threads,
-        memory_gb=_memory_gb(),
+        memory_gb=None if memory is None else round(memory / 1e9, 1),
         onnxruntime=ort.__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         artifact=engine.artifact.folder.resolve().name,
         packing=engine.backend.packing,
     )
-
-
-def logical_cpus() -> int:
-    """Returns how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (ValueError, OSError, AttributeError):
-        return None

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ssruntime.checks import check_choice, check_int
 from ssruntime.config import MODES, DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
-from ssruntime.errors import ConfigError, PromptError, did_you_mean
+from ssruntime.errors import ConfigError, PromptError
 from ssruntime.sampling.noise import prompt_seed
 from sstool.bench.environment import describe
 from sstool.bench.report import BenchReport, PromptRow
@@ -43,12 +44,10 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         for mode in self.modes or ():
-            if mode not in MODES:
-                raise ConfigError(f"modes must be of {', '.join(MODES)}, found {mode!r}", did_you_mean(mode, MODES))
+            check_choice("mode", mode, MODES)
         if self.modes is not None and (not self.modes or len(set(self.modes)) < len(self.modes)):
             raise ConfigError(f"modes must name at least one mode, each once, found {self.modes!r}", f"known: {', '.join(MODES)}")
-        if self.repeat < 1:
-            raise ConfigError(f"repeat is out of range: {self.repeat}", "1 or more")
+        check_int("repeat", self.repeat, 1)
 
 
 def run_bench(

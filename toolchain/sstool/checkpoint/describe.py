@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
+from ssruntime.artifact import CHECKPOINT_CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.errors import CheckpointError, UnsupportedModelError
 from sstool.checkpoint.attention_pattern import LayerAttention, attention_pattern
 from sstool.checkpoint.quiet import quiet
@@ -35,8 +36,6 @@ SUPPORTED_FAMILIES: Final = frozenset(
     }
 )
 """Families whose graphs the tests hold to transformers; others may be right too, and nobody has shown it."""
-CONFIG: Final = "config.json"
-TOKENIZER: Final = "tokenizer.json"
 
 _HEAD_DIM_STEP: Final = 16
 _FP32_BYTES: Final = 4
@@ -169,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
+    path = folder / CHECKPOINT_CONFIG
     if not path.exists():
         if (folder / "manifest.json").exists():
             raise CheckpointError(f"{folder} is an artifact, not a checkpoint", "name the model folder it was exported from")
@@ -236,7 +235,7 @@ def _check_tokenizer(folder: Path) -> None:
         Tokenizer.from_file(str(path))
     except Exception as err:  # the library raises nothing narrower
         raise CheckpointError(f"{path} is not a tokenizer: {err}", _AGAIN) from err
-    if (folder / "tokenizer_config.json").exists():
-        read_json(folder / "tokenizer_config.json")
-    if (folder / "generation_config.json").exists():
-        read_json(folder / "generation_config.json")
+    if (folder / TOKENIZER_CONFIG).exists():
+        read_json(folder / TOKENIZER_CONFIG)
+    if (folder / GENERATION_CONFIG).exists():
+        read_json(folder / GENERATION_CONFIG)

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ssruntime.artifact import CHAT_TEMPLATE, CHECKPOINT_CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.errors import CheckpointError
 
 _WANTED: Final = (
-    "config.json",
-    "generation_config.json",
+    CHECKPOINT_CONFIG,
+    GENERATION_CONFIG,
     "*.safetensors",
     "*.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER,
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
 )
 _OWN_FOLDER_HINT: Final = "pass the folder of a checkpoint on disk: --model PATH"
 

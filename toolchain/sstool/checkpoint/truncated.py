@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from ssruntime.artifact import CHECKPOINT_CONFIG
 from sstool.checkpoint.attention_pattern import period
-from sstool.checkpoint.describe import CONFIG, Checkpoint, describe
+from sstool.checkpoint.describe import Checkpoint, describe
 from sstool.checkpoint.linked_folder import linked_folder
 
 _PATTERNS: Final = 2
@@ -37,8 +38,8 @@ def first_layers(checkpoint: Checkpoint, num_layers: int) -> Iterator[Checkpoint
     with linked_folder(checkpoint.folder, "first-layers") as folder:
         settings = {key: _cut(value, checkpoint.num_layers, num_layers) for key, value in checkpoint.settings.items()}
         settings[checkpoint.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = num_layers
-        (folder / CONFIG).unlink()  # a link to the whole model's, which must not be written through
-        (folder / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+        (folder / CHECKPOINT_CONFIG).unlink()  # a link to the whole model's, which must not be written through
+        (folder / CHECKPOINT_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
         yield describe(folder)
 
 

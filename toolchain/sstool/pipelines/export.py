@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from ssruntime.artifact import Artifact, SkipSet, read_artifact
-from ssruntime.errors import ConfigError, did_you_mean
+from ssruntime.checks import check_choice
+from ssruntime.errors import ConfigError
 from sstool.artifact_files.assemble import assemble, write_manifest
 from sstool.artifact_files.publish import staged_folder
 from sstool.checkpoint.describe import Checkpoint, check_weights, describe
@@ -83,8 +84,8 @@ def export_artifact(request: ExportRequest) -> Artifact:
         PromptError: if the calibration prompts of a search cannot be used.
     """
     say = request.progress or logger.info
-    _check_choice("target", request.target, TARGETS)
-    _check_choice("dtype", request.dtype, DTYPES)
+    check_choice("target", request.target, TARGETS)
+    check_choice("dtype", request.dtype, DTYPES)
     if request.search is not None:
         _check_search(request, request.search)
     with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
@@ -159,8 +160,3 @@ def _max_context(asked: int | None, checkpoint: Checkpoint) -> int:
     if not _MIN_CONTEXT <= asked <= checkpoint.max_context:
         raise ConfigError(f"max_context is out of range: {asked}", f"this model takes {_MIN_CONTEXT} to {checkpoint.max_context} positions")
     return asked
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"unknown {name} {value!r}", did_you_mean(value, known))

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import onnxruntime as ort
 
-from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS
+from ssruntime.artifact import DRAFT_GRAPH, VERIFY_GRAPH, WEIGHTS
 from ssruntime.errors import RecipeError
 from ssruntime.machine import cpu_model
 from ssruntime.scratch import write_whole
@@ -116,7 +116,7 @@ def _texts_key(candidates: Candidates, prompts: Sequence[PromptRecord], settings
     """Returns a digest of all that the texts depend on."""
     lengths = [tokens_of(settings, kind) for kind in KINDS]
     shaping = (settings.seed, settings.sampled_weight, settings.greedy_weight, *lengths)
-    files = {name: entry.sha256 for name, entry in candidates.engine.artifact.manifest.files.items() if name != "draft.onnx"}
+    files = {name: entry.sha256 for name, entry in candidates.engine.artifact.manifest.files.items() if name != DRAFT_GRAPH}
     parts = [
         files,
         [dataclasses.asdict(prompt) for prompt in prompts],

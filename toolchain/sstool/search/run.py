@@ -14,12 +14,10 @@ from typing import Any, Final, TypeVar
 import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, SkipSet
-from ssruntime.backends.threads import default_threads
 from ssruntime.config import DecodeSettings
 from ssruntime.engine import checked_threads, load
 from ssruntime.errors import ConfigError
-from ssruntime.machine import cpu_model
-from sstool.available_memory import available_memory
+from ssruntime.machine import available_memory, cpu_model, default_threads
 from sstool.prompts import PromptRecord, read_prompts
 from sstool.search.budget import Allotment, Means, allot, final_reserve, repeat_allotment
 from sstool.search.clock import Clock

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ssruntime.checks import check_float, check_int
 from ssruntime.config import GenerationConfig
 from ssruntime.errors import ConfigError
 
@@ -52,14 +53,13 @@ class SearchSettings:
     finalists: int = 4
 
     def __post_init__(self) -> None:
-        _check_count("trials", self.trials, 1, 10_000)
-        _check_count("batch", self.batch, 1, 64)
-        if self.sampled_tokens is not None:
-            _check_count("sampled_tokens", self.sampled_tokens, 8, 1024)
-        _check_count("greedy_tokens", self.greedy_tokens, 8, 1024)
-        _check_count("finalists", self.finalists, 1, 32)
-        _check_weight("sampled_weight", self.sampled_weight)
-        _check_weight("greedy_weight", self.greedy_weight)
+        check_int("trials", self.trials, 1, 10_000)
+        check_int("batch", self.batch, 1, 64)
+        check_int("sampled_tokens", self.sampled_tokens, 8, 1024)
+        check_int("greedy_tokens", self.greedy_tokens, 8, 1024)
+        check_int("finalists", self.finalists, 1, 32)
+        check_float("sampled_weight", self.sampled_weight, 0.0)
+        check_float("greedy_weight", self.greedy_weight, 0.0)
         if self.sampled_weight == 0 and self.greedy_weight == 0:
             raise ConfigError("sampled_weight and greedy_weight are both 0, so no text would count", "give one of them a weight above 0")
         # A sampled text is decoded as a user's would be, so its settings have the same ranges.
@@ -94,20 +94,6 @@ def parse_budget(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise ConfigError(f"budget is out of range: {_shorten(text)}", _BUDGET_HINT)
     return seconds
-
-
-def _check_count(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, found {value!r}", f"{low} or more, at most {high}")
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is out of range: {value}", f"{low} or more, at most {high}")
-
-
-def _check_weight(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name} must be a number, found {value!r}", "0 or more")
-    if not 0 <= value < math.inf:  # NaN is in no range
-        raise ConfigError(f"{name} is out of range: {value}", "0 or more, and finite")
 
 
 def _shorten(text: str) -> str:

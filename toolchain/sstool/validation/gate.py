@@ -17,8 +17,8 @@ from ssruntime.backends.ort import packing
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
+from ssruntime.machine import available_memory
 from sstool.artifact_files.assemble import assemble
-from sstool.available_memory import available_memory
 from sstool.checkpoint.describe import Checkpoint
 from sstool.checkpoint.hub import ResolvedModel
 from sstool.checkpoint.truncated import first_layers, layers_to_compare

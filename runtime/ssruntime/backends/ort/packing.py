@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
-import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +29,8 @@ import onnxruntime as ort
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Artifact, file_digest
 from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, replace_initializers
 from ssruntime.errors import ArtifactError
+from ssruntime.folder_lock import locked
+from ssruntime.machine import cpu_features
 from ssruntime.scratch import retire, scratch_folder, sync_tree
 
 logger = logging.getLogger(__name__)
@@ -140,20 +140,10 @@ def _key(artifact: Artifact) -> str:
         "verify": files[VERIFY_GRAPH].sha256,
         "weights": files[WEIGHTS].sha256,
         "onnxruntime": ort.__version__,
-        "cpu": _cpu_features(),
+        "cpu": cpu_features(),
         "level": str(OPTIMIZATION_LEVEL),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
-
-
-def _cpu_features() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    named = {k.strip(): v.strip() for k, _, v in (x.partition(":") for x in lines)}
-    flags = " ".join(sorted((named.get("flags") or named.get("Features") or "").split()))
-    return f"{platform.machine()} {named.get('model name', '')} {flags}"
 
 
 def _prepare_root(root: Path) -> None:
@@ -206,21 +196,11 @@ def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, option
         }
         (scratch / _ENTRY).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
         sync_tree(scratch)
-        with _exclusive(root):
+        # Held while publishing, so that no process takes a fresh entry for the damaged one that it came to replace.
+        with locked(root):
             if _read(folder, artifact, verify=verify) is None:  # else another process was first, and its entry is as good
                 _evict(folder)
                 scratch.rename(folder)
-
-
-@contextlib.contextmanager
-def _exclusive(root: Path) -> Iterator[None]:
-    """Holds the cache against other processes that publish, so that none takes a fresh entry for the damaged one it came to replace."""
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _pack(artifact: Artifact, scratch: Path, options: ort.SessionOptions) -> None:

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, SkipSet
-from ssruntime.backends.ort.backend import OrtBackend, OrtSlot
+from ssruntime.backends.ort.backend import OrtBackend
+from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.engine import Engine
 from sstool.graph.lower import lower_draft
 

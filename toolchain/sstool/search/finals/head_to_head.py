@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ssruntime.backends.ort.backend import OrtSlot
+from ssruntime.backends.ort.slot import OrtSlot
 from sstool.bench.summary import Sample
 from sstool.search.budget import LEAST_RUNS
 from sstool.search.drafts.builder import Candidates

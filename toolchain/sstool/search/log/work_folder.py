@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import math
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ssruntime.errors import ArtifactError, RecipeError
+from ssruntime.folder_lock import try_lock
 from ssruntime.scratch import remove_tree, sweep
 from sstool.artifact_files.publish import make_parents
 from sstool.search.log.read import SEARCH
@@ -117,16 +117,13 @@ def _lock(folder: Path) -> int:
     while True:
         try:
             folder.mkdir(exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            handle = try_lock(folder)
+        except BlockingIOError:
+            raise RecipeError(f"another process is searching in {folder}", "wait for it, or name another --out") from None
         except OSError as err:
             raise ArtifactError(
                 f"{folder} cannot be written: {err.strerror or err}", "name a folder that you may write with --out"
             ) from err
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            raise RecipeError(f"another process is searching in {folder}", "wait for it, or name another --out") from None
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(handle).st_ino == folder.stat().st_ino:
                 return handle

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ssruntime.acceptance import Acceptance
-from ssruntime.backends.ort.backend import OrtSlot
+from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.proposal import room_beside
 from sstool.search.texts.make import CalibrationText
 

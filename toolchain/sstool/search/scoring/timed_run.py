@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
-from ssruntime.backends.ort.backend import OrtSlot
+from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.config import DecodeSettings
 from ssruntime.results import DecodeStats, Trace
 from sstool.search.drafts.builder import Candidates

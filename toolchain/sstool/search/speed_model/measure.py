@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from ssruntime.acceptance import Acceptance, make_acceptance
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS
-from ssruntime.backends.ort.backend import OrtBackend, OrtSlot
+from ssruntime.backends.ort.backend import OrtBackend
+from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.config import DEFAULT_MAX_ALTERNATIVES
 from ssruntime.graph_io import MAX_VERIFY_WIDTH
 from ssruntime.machine import cpu_model

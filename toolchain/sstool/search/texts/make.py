@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ssruntime.backends.ort.backend import OrtSlot
+from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.config import DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.errors import PromptError

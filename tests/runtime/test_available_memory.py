@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssruntime import cgroup
-from sstool import available_memory as module
-from sstool.available_memory import available_memory
+from ssruntime import machine as facts
+from ssruntime.machine import available_memory
 
 MEMINFO = "MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable: 8000 kB\n"
 
@@ -16,8 +15,7 @@ MEMINFO = "MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable: 8000 kB\n"
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is taken for the root of the file system, of a machine with 8,000 kB left."""
-    for each in (cgroup, module):
-        monkeypatch.setattr(each, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(facts, "Path", lambda path: tmp_path / path.lstrip("/"))
     write(tmp_path / "proc/meminfo", MEMINFO)
     return tmp_path
 
@@ -61,8 +59,7 @@ def test_version_1(machine: Path) -> None:
 
 
 def test_nothing_is_known_where_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for each in (cgroup, module):
-        monkeypatch.setattr(each, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(facts, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert available_memory() is None
 
 

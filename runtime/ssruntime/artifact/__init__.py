@@ -1,0 +1,45 @@
+"""The artifact folder: file names, the manifest, and the checks that a load makes first."""
+
+from __future__ import annotations
+
+from ssruntime.artifact.file_names import (
+    CHAT_TEMPLATE,
+    CHECKPOINT_CONFIG,
+    DRAFT_GRAPH,
+    GENERATION_CONFIG,
+    MANIFEST,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    VERIFY_GRAPH,
+    WEIGHTS,
+)
+from ssruntime.artifact.manifest import SCHEMA_VERSION, DraftEntry, FileEntry, KvLayout, Manifest, ModelInfo, SkipSet, TunedExit, Tuning
+from ssruntime.artifact.read import Artifact, check_digests, file_digest, read_artifact
+
+__all__ = [  # noqa: RUF022 - grouped by meaning
+    # file names
+    "CHAT_TEMPLATE",
+    "CHECKPOINT_CONFIG",
+    "DRAFT_GRAPH",
+    "GENERATION_CONFIG",
+    "MANIFEST",
+    "TOKENIZER",
+    "TOKENIZER_CONFIG",
+    "VERIFY_GRAPH",
+    "WEIGHTS",
+    # manifest
+    "SkipSet",
+    "TunedExit",
+    "DraftEntry",
+    "Tuning",
+    "ModelInfo",
+    "KvLayout",
+    "FileEntry",
+    "Manifest",
+    "SCHEMA_VERSION",
+    # reading
+    "Artifact",
+    "check_digests",
+    "file_digest",
+    "read_artifact",
+]

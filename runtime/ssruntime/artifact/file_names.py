@@ -1,0 +1,16 @@
+"""Names of the files in an artifact, and of the checkpoint files that an artifact keeps."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MANIFEST: Final = "manifest.json"
+VERIFY_GRAPH: Final = "verify.onnx"
+DRAFT_GRAPH: Final = "draft.onnx"
+WEIGHTS: Final = "weights.bin"
+
+CHECKPOINT_CONFIG: Final = "config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
+TOKENIZER: Final = "tokenizer.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+CHAT_TEMPLATE: Final = "chat_template.jinja"

@@ -1,0 +1,140 @@
+"""One session's small inputs and outputs for one sequence, at fixed addresses, bound once for each query length."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ssruntime import graph_io
+from ssruntime.backends.base import StepOutput
+from ssruntime.backends.ort.kv_cache import SequenceCache, bind_input, bind_output
+from ssruntime.backends.ort.tree_mask import TreeMask
+from ssruntime.proposal import Alternative
+
+
+class EnginePort:
+    """One session's small inputs and outputs for one sequence, at fixed addresses, with a binding for each width."""
+
+    def __init__(self, session: ort.InferenceSession, cache: SequenceCache, max_width: int, vocab_size: int) -> None:
+        self.session = session
+        self._cache = cache
+        self._vocab_size = vocab_size
+        self._ids = np.zeros(max_width, dtype=np.int64)
+        self._positions = np.zeros(max_width, dtype=np.int64)
+        self._lengths = np.zeros(2, dtype=np.int32)
+        # Written through memoryviews: see `StepOutput` for what numpy would cost here.
+        self._ids_memory, self._positions_memory, self._lengths_memory = self._ids.data, self._positions.data, self._lengths.data
+        self._past_length = np.zeros(1, dtype=np.int64)
+        self._past_length_memory = self._past_length.data
+        self._takes_mask = any(v.name == graph_io.TREE_MASK for v in session.get_inputs())
+        self._index = np.arange(max_width, dtype=np.int64)
+        self._num_top = min(graph_io.MAX_TOP_TOKENS, vocab_size)
+        self._buffers = self._output_buffers(max_width)
+        self._bound: dict[int, _Bound] = {}
+        self._wide: ort.IOBinding | None = None
+
+    def run(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> tuple[StepOutput, float]:
+        """Runs one pass of a bound width; gives a row for each token and the seconds inside the run call."""
+        width = len(ids) + len(alternatives)
+        bound = self._bound.get(width)
+        if bound is None:
+            bound = self._bound[width] = self._bind_width(width)
+        for index, token in enumerate(ids):
+            self._ids_memory[index] = token
+            self._positions_memory[index] = start + index
+        self._set_length(start, width)
+        if not alternatives:
+            return bound.output, self._timed(bound.binding)
+        for index, (depth, token) in enumerate(alternatives, len(ids)):
+            self._ids_memory[index] = token
+            self._positions_memory[index] = start + 1 + depth
+        try:
+            bound.mask.hide(len(ids), alternatives)
+            return bound.output, self._timed(bound.binding)
+        finally:
+            # Whatever ended the pass, an interrupt too: a mark that stayed would hide true tokens from later passes of this width.
+            bound.mask.show(len(ids), alternatives)
+
+    def _timed(self, binding: ort.IOBinding) -> float:
+        begun = time.perf_counter()
+        self.session.run_with_iobinding(binding)
+        return time.perf_counter() - begun
+
+    def run_wide(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> tuple[StepOutput, float]:
+        """Runs one pass of any width through fresh buffers; gives the chosen positions and the seconds inside the run call."""
+        if self._wide is None:
+            self._wide = self._bind_cache()
+        binding, count = self._wide, len(positions)
+        tokens = np.asarray(ids, dtype=np.int64).reshape(1, -1)
+        index = np.asarray(positions, dtype=np.int64).reshape(1, -1)
+        output = self._output_buffers(count)
+        positions_of = np.arange(start, start + tokens.size, dtype=np.int64).reshape(1, -1)
+        mask = TreeMask(tokens.size) if self._takes_mask else None
+        self._set_length(start, tokens.size)
+        self._bind_small(binding, tokens, positions_of, index, mask, output)
+        return output, self._timed(binding)
+
+    def _set_length(self, start: int, width: int) -> None:
+        self._lengths_memory[0] = start + width - 1
+        self._lengths_memory[1] = start + width
+        self._past_length_memory[0] = start
+
+    def _bind_width(self, width: int) -> _Bound:
+        if width > len(self._ids):
+            raise ValueError(f"a pass of {width} positions is wider than the {len(self._ids)} this engine has buffers for")
+        bound = _Bound(self._bind_cache(), self._buffers.head(width), TreeMask(width))
+        ids, positions, index = (part[:width].reshape(1, -1) for part in (self._ids, self._positions, self._index))
+        self._bind_small(bound.binding, ids, positions, index, bound.mask, bound.output)
+        return bound
+
+    def _bind_cache(self) -> ort.IOBinding:
+        binding = self.session.io_binding()
+        self._cache.bind(binding, self.session)
+        bind_input(binding, graph_io.SEQLENS_K, self._lengths[:1])
+        bind_input(binding, graph_io.TOTAL_SEQUENCE_LENGTH, self._lengths[1:].reshape(()))
+        if self._takes_mask:
+            bind_input(binding, graph_io.PAST_LENGTH, self._past_length)
+        return binding
+
+    def _bind_small(
+        self,
+        binding: ort.IOBinding,
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        index: NDArray[np.int64],
+        mask: TreeMask | None,
+        output: StepOutput,
+    ) -> None:
+        bind_input(binding, graph_io.INPUT_IDS, ids)
+        bind_input(binding, graph_io.POSITION_IDS, positions)
+        if mask is not None and self._takes_mask:
+            bind_input(binding, graph_io.TREE_MASK, mask.values)
+        bind_input(binding, graph_io.LOGITS_INDEX, index)
+        bind_output(binding, graph_io.TOKEN, output.tokens.reshape(1, -1))
+        bind_output(binding, graph_io.CONFIDENCE, output.confidence.reshape(1, -1))
+        bind_output(binding, graph_io.TOP_TOKENS, output.top_tokens.reshape(1, -1, self._num_top))
+        bind_output(binding, graph_io.TOP_LOGITS, output.top_logits.reshape(1, -1, self._num_top))
+        bind_output(binding, graph_io.LOGITS, output.logits.reshape(1, -1, self._vocab_size))
+
+    def _output_buffers(self, count: int) -> StepOutput:
+        return StepOutput(
+            tokens=np.zeros(count, dtype=np.int64),
+            confidence=np.zeros(count, dtype=np.float32),
+            top_tokens=np.zeros((count, self._num_top), dtype=np.int64),
+            top_logits=np.zeros((count, self._num_top), dtype=np.float32),
+            logits=np.zeros((count, self._vocab_size), dtype=np.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """Everything of passes of one width, bound."""
+
+    binding: ort.IOBinding
+    output: StepOutput
+    mask: TreeMask

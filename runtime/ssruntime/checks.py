@@ -1,0 +1,66 @@
+"""Range checks for settings: a value outside its range is a `ConfigError` whose hint states the range."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection
+
+from ssruntime.errors import ConfigError, did_you_mean
+
+
+def check_choice(name: str, value: str | None, choices: Collection[str]) -> None:
+    """Accepts one of the choices, or None for a setting that is not given.
+
+    Raises:
+        ConfigError: for anything else; the hint names the closest choice.
+    """
+    if value is not None and value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, found {value!r}", did_you_mean(value, choices))
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Accepts a whole number from `low` to `high` inclusive, or None for a setting that is not given.
+
+    Raises:
+        ConfigError: for another type (a boolean included) or a number outside the range.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number, found {value!r}", _range_hint(low, high))
+    if value < low or (high is not None and value > high):
+        raise ConfigError(f"{name} is out of range: {value}", _range_hint(low, high))
+
+
+def check_float(name: str, value: object, low: float, high: float | None = None, *, above: bool = False) -> None:
+    """Accepts a finite number from `low` to `high` inclusive, or None for a setting that is not given.
+
+    Args:
+        name: of the setting.
+        value: to check.
+        low: least value.
+        high: greatest value; None for no limit but the largest finite number.
+        above: exclude `low` itself.
+
+    Raises:
+        ConfigError: for another type (a boolean included), NaN, infinity, or a number outside the range.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, found {value!r}", _range_hint(low, high))
+    top = sys.float_info.max if high is None else high
+    if not low <= value <= top or (above and value == low):  # NaN is in no range
+        hint = _range_hint(low, high, above=above)
+        is_infinite = isinstance(value, float) and not math.isfinite(value)
+        raise ConfigError(f"{name} is out of range: {value}", f"{hint}, and finite" if is_infinite else hint)
+
+
+def _range_hint(low: float, high: float | None, *, above: bool = False) -> str:
+    start = f"above {_number(low)}" if above else f"{_number(low)} or more"
+    return start if high is None else f"{start}, at most {_number(high)}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"  # whole numbers in full: a seed's limit has 19 digits

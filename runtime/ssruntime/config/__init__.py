@@ -1,0 +1,47 @@
+"""Decoding settings: what a caller may ask for, what the checkpoint says, and the two completed by defaults."""
+
+from __future__ import annotations
+
+from ssruntime.config.checkpoint_defaults import CheckpointDefaults, read_generation_config
+from ssruntime.config.complete import (
+    DEFAULT_EXIT,
+    DEFAULT_EXIT_THRESHOLD,
+    DEFAULT_MAX_ALTERNATIVES,
+    DEFAULT_MAX_DRAFT,
+    DEFAULT_MAX_NEW_TOKENS,
+    DecodeSettings,
+    complete,
+)
+from ssruntime.config.generation import (
+    EXITS,
+    MAX_ALTERNATIVES_LIMIT,
+    MAX_DRAFT_LIMIT,
+    MODES,
+    SAMPLINGS,
+    SEED_LIMIT,
+    GenerationConfig,
+    check_tuned,
+)
+
+__all__ = [  # noqa: RUF022 - grouped by meaning
+    # configurations
+    "GenerationConfig",
+    "CheckpointDefaults",
+    "DecodeSettings",
+    "complete",
+    "check_tuned",
+    "read_generation_config",
+    # choices and limits
+    "EXITS",
+    "MODES",
+    "SAMPLINGS",
+    "MAX_DRAFT_LIMIT",
+    "MAX_ALTERNATIVES_LIMIT",
+    "SEED_LIMIT",
+    # defaults
+    "DEFAULT_EXIT",
+    "DEFAULT_EXIT_THRESHOLD",
+    "DEFAULT_MAX_ALTERNATIVES",
+    "DEFAULT_MAX_DRAFT",
+    "DEFAULT_MAX_NEW_TOKENS",
+]

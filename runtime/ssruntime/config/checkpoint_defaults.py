@@ -1,0 +1,95 @@
+"""The settings of a checkpoint's `generation_config.json` that the runtime follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ssruntime.config.generation import GenerationConfig
+from ssruntime.errors import ArtifactError, ConfigError
+
+_FOLLOWED: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "max_new_tokens", "eos_token_id", "do_sample"})
+_HARMLESS: Final = frozenset({"bos_token_id", "pad_token_id", "transformers_version", "use_cache", "cache_implementation"})
+_NEUTRAL: Final[Mapping[str, object]] = {
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "diversity_penalty": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "max_length": 20,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointDefaults:
+    """The parts of a checkpoint's `generation_config.json` that the runtime follows."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    max_new_tokens: int | None = None
+    ignored: tuple[str, ...] = field(default=())
+    """Settings that are set to something that matters but that the runtime does not implement."""
+
+
+def read_generation_config(path: Path) -> CheckpointDefaults:
+    """Reads a checkpoint's `generation_config.json`; a missing file gives defaults.
+
+    Raises:
+        ArtifactError: if the file is not JSON or holds values that cannot be used.
+    """
+    if not path.exists():
+        return CheckpointDefaults()
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ArtifactError(f"{path} cannot be read: {err}", "restore the file from the checkpoint") from err
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path} does not hold a JSON object", "restore the file from the checkpoint")
+    try:
+        return _defaults_from(data)
+    except (ConfigError, TypeError, ValueError) as err:
+        raise ArtifactError(f"{path}: {getattr(err, 'message', err)}", "restore the file from the checkpoint") from err
+
+
+def _defaults_from(data: Mapping[str, object]) -> CheckpointDefaults:
+    followed = {k: data[k] for k in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens") if data.get(k) is not None}
+    checked = GenerationConfig.from_mapping(followed)
+    eos = data.get("eos_token_id")
+    named = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    ids = [i for i in named if isinstance(i, int) and not isinstance(i, bool)]
+    if len(ids) < len(named):
+        raise ConfigError(f"eos_token_id must be one id or a list of ids, found {eos!r}")
+    sampled = data.get("do_sample")
+    if sampled is not None and not isinstance(sampled, bool):
+        raise ConfigError(f"do_sample must be true or false, found {sampled!r}")
+    return CheckpointDefaults(
+        eos_token_ids=frozenset(ids),
+        do_sample=sampled,
+        temperature=checked.temperature,
+        top_k=checked.top_k,
+        top_p=checked.top_p,
+        min_p=checked.min_p,
+        max_new_tokens=checked.max_new_tokens,
+        ignored=tuple(sorted(k for k, v in data.items() if _is_ignored(k, v))),
+    )
+
+
+def _is_ignored(key: str, value: object) -> bool:
+    if key.startswith("_") or key in _FOLLOWED or key in _HARMLESS or value is None or value is False:
+        return False
+    return key not in _NEUTRAL or _NEUTRAL[key] != value
