@@ -6,14 +6,14 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ssruntime.errors import SelfSpecError
 from ssruntime.strict_reader import read_record
+from sstool.jsonl_log import JsonlLog, whole_lines
 from sstool.validation.lossless import Difference
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._outcomes: dict[str, Outcome] = {}
-        self._handle: IO[str] | None = None
+        self._log: JsonlLog | None = None
         if path is not None:
             self._open(path)
 
@@ -67,19 +67,18 @@ class Journal:
     def add(self, unit: str, outcome: Outcome) -> None:
         """Keeps a unit's outcome."""
         self._outcomes[unit] = outcome
-        if self._handle is not None:
+        if self._log is not None:
             try:
-                self._handle.write(_line(unit, outcome))
-                self._handle.flush()
+                self._log.append({"unit": unit, **asdict(outcome)})
             except OSError as err:
                 logger.warning("the check's progress is no longer kept: %s", err)
-                self._handle = None
+                self._log = None
 
     def close(self, *, done: bool) -> None:
         """Closes the file; removes it if the check is done."""
-        if self._handle is not None:
+        if self._log is not None:
             with contextlib.suppress(OSError):
-                self._handle.close()
+                self._log.close()
         if done and self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
@@ -87,36 +86,24 @@ class Journal:
     def _open(self, path: Path) -> None:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            damaged = self._read(path)
-            if damaged:
-                fresh = path.with_name(f"{path.name}.{os.getpid()}")
-                fresh.write_text("".join(_line(u, o) for u, o in self._outcomes.items()), encoding="utf-8")
-                fresh.replace(path)
-            self._handle = path.open("a", encoding="utf-8")
+            self._log = JsonlLog(path, kept=self._read(path))
         except OSError as err:
             logger.warning("the check's progress cannot be kept, so it could not be resumed: %s", err)
 
-    def _read(self, path: Path) -> bool:
-        """Reads what is there; returns whether some of it is damaged."""
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return False
-        damaged = bool(content) and not content.endswith(b"\n")
-        for line in content.splitlines():
+    def _read(self, path: Path) -> list[bytes]:
+        """Reads the outcomes that are there; returns the lines that are whole and sound."""
+        sound = []
+        for line in whole_lines(path.read_bytes()) if path.exists() else ():
             try:
                 data = json.loads(line)
                 unit = data.pop("unit")
                 self._outcomes[unit] = read_record(Outcome, data, where=str(path), error=SelfSpecError)
             except (ValueError, KeyError, AttributeError, TypeError, SelfSpecError):
-                damaged = True
-        return damaged
+                continue
+            sound.append(line)
+        return sound
 
 
 def journal_name(parts: Mapping[str, object]) -> str:
     """Returns the file name for a check that `parts` (JSON values) describe wholly."""
     return f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]}.jsonl"
-
-
-def _line(unit: str, outcome: Outcome) -> str:
-    return json.dumps({"unit": unit, **asdict(outcome)}) + "\n"

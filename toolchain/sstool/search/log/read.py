@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from ssruntime.artifact import MANIFEST
 from ssruntime.errors import RecipeError, did_you_mean
 from ssruntime.strict_reader import read_record
+from sstool.jsonl_log import whole_lines
 from sstool.search.log.records import (
     COMPLETED,
     FAILED,
@@ -111,7 +112,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     content = _bytes(path)
     if content is None:
         raise RecipeError(f"{path.parent} holds no search: {path.name} is missing", "name a folder that a search wrote")
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+    for number, line in enumerate(whole_lines(content), start=1):
         where = f"{path}, line {number}"
         yield where, _object(line, where)
 

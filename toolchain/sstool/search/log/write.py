@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from ssruntime.errors import RecipeError
+from sstool.jsonl_log import JsonlLog, whole_lines
 from sstool.search.log.read import SEARCH, SearchLog, read_search
 from sstool.search.log.records import TRIALS, Finalist, Header, Influence, Result, Trial
 
@@ -34,27 +35,26 @@ class SearchWriter:
         Raises:
             RecipeError: if the log that is there is damaged, or of another model or other settings.
         """
-        self._path = folder / TRIALS
+        path = folder / TRIALS
         self.earlier: SearchLog | None = None
-        if resume and self._path.exists() and self._path.read_bytes().count(b"\n"):
+        lines = whole_lines(path.read_bytes()) if resume and path.exists() else []
+        if lines:
             self.earlier = read_search(folder)
-            _check_same(dataclasses.asdict(self.earlier.header), dataclasses.asdict(header), self._path)
-            _drop_end(self._path)
-            self._handle: IO[str] = self._path.open("a", encoding="utf-8")
+            _check_same(dataclasses.asdict(self.earlier.header), dataclasses.asdict(header), path)
+            self._log = JsonlLog(path, kept=_before_the_end(lines))
         else:
-            self._handle = self._path.open("w", encoding="utf-8")
+            self._log = JsonlLog(path)
             self.write(header)
 
     def write(self, record: Header | Influence | Trial | Finalist | Result) -> None:
         """Appends a record. Raises OSError if the disk refuses."""
-        self._handle.write(json.dumps({"kind": _KIND_OF[type(record)], **dataclasses.asdict(record)}) + "\n")
-        self._handle.flush()
+        self._log.append({"kind": _KIND_OF[type(record)], **dataclasses.asdict(record)})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        self._handle.close()
+        self._log.close()
 
 
 def check_resumable(folder: Path, known: Mapping[str, object]) -> Header | None:
@@ -94,11 +94,6 @@ def _check_same(found: Mapping[str, object], wanted: Mapping[str, object], path:
             )
 
 
-def _drop_end(path: Path) -> None:
-    """Cuts off a last line that was not written out, and how an earlier run ended: its finalists are timed again."""
-    kept = 0
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        if json.loads(line)["kind"] in _ENDING:
-            break
-        kept += len(line) + 1
-    os.truncate(path, kept)
+def _before_the_end(lines: list[bytes]) -> list[bytes]:
+    """Returns the lines before the finalists and the result of an earlier run, whose finalists are timed again."""
+    return list(itertools.takewhile(lambda line: json.loads(line)["kind"] not in _ENDING, lines))
