@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ssruntime import Engine, GenerationConfig, load
 from ssruntime.artifact import SkipSet
-from sstool.checkpoint.describe import Checkpoint, describe
+from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify, plan_lowering
 from sstool.pipelines.export import ExportRequest, export_artifact
@@ -61,7 +61,7 @@ class Proof:
 
 def prove(model: Path, out: Path) -> Proof:
     """Exports a checkpoint of at least six layers and measures what a supported family promises."""
-    checkpoint = describe(model)
+    checkpoint = describe_checkpoint(model)
     skip = SkipSpec(attention=(1, 2, checkpoint.num_layers - 1), mlp=(0, 2, 3))
     artifact = export_artifact(ExportRequest(model=model, out=out, skip=skip))
     graph, reference = verify_graph(checkpoint), Reference(model)

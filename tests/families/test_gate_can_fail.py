@@ -14,7 +14,7 @@ import pytest
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import UnsupportedModelError
 from sstool.artifact_files import assemble
-from sstool.checkpoint.describe import describe
+from sstool.checkpoint.describe import describe_checkpoint
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
 from sstool.graph.sublayers import Sublayer, sublayer_of
 from sstool.pipelines.export import ExportRequest, export_artifact
@@ -29,7 +29,7 @@ PLAIN_TO_SEE: Final = 100 * MAX_RELATIVE_ERROR
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_sublayer_window_and_angle_shows_in_the_logits(family: str, family_model: MakeModel) -> None:
-    checkpoint = describe(family_model(family, 0))
+    checkpoint = describe_checkpoint(family_model(family, 0))
     whole = verify_graph(checkpoint)
     logits = run(whole)
     moved = {f"no {kind} {n}": run(lower_draft(whole, skip)) for kind, n, skip in single_sublayers(checkpoint.num_layers)}

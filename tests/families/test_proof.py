@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssruntime.artifact import SkipSet
-from sstool.checkpoint.describe import SUPPORTED_FAMILIES, describe
+from sstool.checkpoint.describe import SUPPORTED_FAMILIES, describe_checkpoint
 from sstool.validation.reference import Reference
 from tests.families.checkpoints import FAMILIES, make_checkpoint
 from tests.families.proof import TOLERANCE, draft_error, prove, verify_graph
@@ -24,7 +24,7 @@ MakeModel = Callable[[str, int], Path]
 @functools.cache
 def opened(model: Path) -> tuple[ir.Model, Reference]:
     """Returns a checkpoint's verify graph, and the checkpoint in transformers."""
-    return verify_graph(describe(model)), Reference(model)
+    return verify_graph(describe_checkpoint(model)), Reference(model)
 
 
 def test_every_supported_family_is_proven_and_no_other_claimed() -> None:

@@ -11,7 +11,7 @@ import pytest
 from ssruntime.errors import UnsupportedModelError
 from sstool.artifact_files import assemble
 from sstool.checkpoint.attention_pattern import LayerAttention, period
-from sstool.checkpoint.describe import describe
+from sstool.checkpoint.describe import describe_checkpoint
 from sstool.checkpoint.truncated import first_layers, layers_to_compare
 from sstool.graph.lower import LoweringPlan, lower_verify
 from sstool.pipelines.export import ExportRequest, export_artifact
@@ -22,7 +22,7 @@ MakeModel = Callable[[str, int], Path]
 
 
 def test_what_fits_is_compared_whole(family_model: MakeModel) -> None:
-    checkpoint = describe(family_model("gemma2", 0))
+    checkpoint = describe_checkpoint(family_model("gemma2", 0))
     assert layers_to_compare(checkpoint, None) == layers_to_compare(checkpoint, 2 * checkpoint.weight_bytes) == 8
     assert layers_to_compare(checkpoint, checkpoint.weight_bytes) == 4
 
@@ -35,7 +35,7 @@ def test_the_pattern_of_layers(pattern: str, expected: int) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_first_layers_are_a_checkpoint(family: str, family_model: MakeModel) -> None:
-    whole = describe(family_model(family, 0))
+    whole = describe_checkpoint(family_model(family, 0))
     with first_layers(whole, 4) as first:
         assert first.num_layers == 4
         assert first.attention == whole.attention[:4]

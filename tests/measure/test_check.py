@@ -12,7 +12,7 @@ import pytest
 from ssruntime import ArtifactError, CheckpointError, PromptError
 from ssruntime.artifact import MANIFEST, VERIFY_GRAPH, WEIGHTS
 from sstool.check import CheckOptions, CheckReport, LosslessnessReport, PromptFile, built_in_prompts, run_check
-from sstool.check.journal import Journal, Outcome
+from sstool.check.journal import CaseOutcome, Journal
 from sstool.check.plan import plan_check
 from sstool.prompts import PromptRecord
 from tests.measure.conftest import CONTEXT, Script, successor_table
@@ -191,7 +191,7 @@ def test_a_cache_that_cannot_be_written_only_costs_resuming(make_artifact: MakeA
 )
 def test_damaged_lines_of_a_journal_are_dropped(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "journal.jsonl"
-    outcome = Outcome(verdict="yes", tokens=4, near_ties=0, difference=None)
+    outcome = CaseOutcome(verdict="yes", tokens=4, near_ties=0, difference=None)
     first = Journal(path)
     first.add("a", outcome)
     first.close(done=False)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ssruntime import Engine, GenerationConfig, load
-from sstool.bench.environment import describe
+from sstool.bench.environment import describe_environment
 
 WIDTH = 768
 LAYERS = 4
@@ -124,7 +124,7 @@ def main() -> None:
     rounds = [measure_once(args.artifact, args.threads, args.max_new_tokens, args.runs) for _ in range(args.repeat)]
     medians = {name: statistics.median(figures[name] for figures, _ in rounds) for name in rounds[0][0]}
     with load(args.artifact, threads=args.threads, max_sequences=1) as engine:
-        environment = describe(engine).to_json()
+        environment = describe_environment(engine).to_json()
     result = {"environment": environment, "repeat": args.repeat, **medians, "host_outputs_identical": all(same for _, same in rounds)}
     sys.stdout.write(json.dumps(result) + "\n")
     alone = medians["host_ms_alone"]

@@ -24,7 +24,7 @@ from pathlib import Path
 import onnxruntime_genai as og
 
 from ssruntime import Engine, GenerationConfig, load
-from sstool.bench.environment import describe
+from sstool.bench.environment import describe_environment
 from sstool.prompts import read_prompts
 
 CONTEXT = 256
@@ -135,7 +135,7 @@ def main() -> None:
             theirs = genai_decoder(folder, threads=args.threads, num_tokens=args.max_new_tokens, end=end)
             decoders = {"sstool": ours, "onnxruntime-genai": theirs}
             speeds, same = measure(decoders, prompts, args.repeat)
-            environment = {**describe(engine).to_json(), "onnxruntime_genai": importlib.metadata.version("onnxruntime-genai")}
+            environment = {**describe_environment(engine).to_json(), "onnxruntime_genai": importlib.metadata.version("onnxruntime-genai")}
     ratios = [a / b for a, b in zip(speeds["sstool"], speeds["onnxruntime-genai"], strict=True)]
     result = {
         "environment": environment,

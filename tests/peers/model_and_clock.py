@@ -22,12 +22,11 @@ from typing import Final
 from scipy.stats import kendalltau
 
 from ssruntime import load
-from sstool.bench.environment import describe
-from sstool.search.drafts.builder import Candidates
+from sstool.bench.environment import describe_environment
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.finals.head_to_head import Entrant, run_contest
 from sstool.search.log.records import COMPLETED, Trial
 from sstool.search.scoring.timed_run import Task
-from sstool.search.texts.make import decode_settings
 from tests.peers.searched import Searched, random_sets, tell_decoding
 
 APART: Final = 1.03
@@ -63,7 +62,7 @@ def tasks(searched: Searched, count: int, repeats: int) -> list[Task]:
     kept = [texts[round(n * (len(texts) - 1) / (count - 1))] for n in range(min(count, len(texts)))]
     found = []
     for number, text in enumerate(kept):
-        plainly = decode_settings(searched.candidates.engine, searched.settings, text.kind, text.seed)
+        plainly = searched.builder.engine.settings(searched.settings.decoding(text.kind, text.seed))
         endless = dataclasses.replace(plainly, max_new_tokens=text.length, eos_token_ids=frozenset())
         found.append(Task(kind=text.kind, prompt_id=text.prompt_id, index=number, ids=text.prompt, settings=endless))
     return found * repeats
@@ -88,14 +87,14 @@ def main() -> None:
     """Chooses, decodes, prints."""
     given = options()
     with load(given.artifact, max_sequences=1, draft=False) as engine:
-        searched = Searched(Candidates(engine), given.artifact, measure=not given.known_table)
+        searched = Searched(DraftBuilder(engine), given.artifact, measure=not given.known_table)
         own = [t for t in searched.log.trials if t.status == COMPLETED]
-        random = list(searched.scored("random", list(random_sets(searched.candidates.num_layers, RANDOM)), whole=True))
-        trials = apart([*own, *random], given.candidates)
+        random = list(searched.scored("random", list(random_sets(searched.builder.num_layers, RANDOM)), whole=True))
+        trials = apart([*own, *random], given.builder)
         decoded = tasks(searched, given.texts, given.repeats)
-        plain, *drafts = run_contest(searched.candidates, trials, decoded, searched.costs, tell_decoding)
+        plain, *drafts = run_contest(searched.builder, trials, decoded, searched.costs, tell_decoding)
         rows = [row(entrant, plain, searched) for entrant in drafts]
-        environment = describe(engine).to_json()
+        environment = describe_environment(engine).to_json()
     tau = float(kendalltau([t.speedup for t in trials], [r["measured"] for r in rows]).statistic)
     worst = max(abs(float(str(r["modelled_over_measured"])) - 1) for r in rows)
     print(f"\n{'source':18} {'score':>7} {'c':>6} {'modelled':>9} {'measured':>9} {'model/clock':>12} {'x plain':>8}", file=sys.stderr)

@@ -26,19 +26,18 @@ from ssruntime import load
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
-from sstool.bench.environment import describe
+from sstool.bench.environment import describe_environment
 from sstool.bench.summary import ratio_interval
 from sstool.prompts import read_prompts
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, bits_of
 from sstool.search.finals.head_to_head import Entrant, run_contest
 from sstool.search.log.records import Trial
 from sstool.search.scoring.timed_run import Task
-from sstool.search.settings import SearchSettings
+from sstool.search.settings import KINDS, SAMPLED, SearchSettings
 from sstool.search.sources.dynamic_programme import cosine_front
 from sstool.search.sources.leave_one_out import cut, influence_order, measure_influence
 from sstool.search.sources.patterns import contiguous_block, every_other
-from sstool.search.texts.make import KINDS, SAMPLED, decode_settings
 from tests.peers.searched import Searched, random_sets, tell_decoding
 
 _A_FILE = 1000
@@ -64,7 +63,7 @@ def options() -> argparse.Namespace:
 
 def chosen(searched: Searched, example: Path | None) -> Iterator[Trial | None]:
     """Gives the best of every kind."""
-    num_layers = searched.candidates.num_layers
+    num_layers = searched.builder.num_layers
     yield searched.best("block", list(_blocks(num_layers)))
     yield searched.best("every-other", list(_patterns(num_layers)))
     yield searched.best("random", list(random_sets(num_layers, len(searched.log.trials))))
@@ -79,14 +78,14 @@ def chosen(searched: Searched, example: Path | None) -> Iterator[Trial | None]:
 def _cuts(searched: Searched) -> list[Bits]:
     influence = searched.log.influence
     if influence is None:
-        influence = measure_influence(searched.candidates, searched.texts, lambda _done, _total: None)
+        influence = measure_influence(searched.builder, searched.texts, lambda _done, _total: None)
     order = influence_order(influence)
     return [cut(order, part) for part in np.linspace(0.2, 0.9, 21)]
 
 
 def _front(searched: Searched) -> list[Bits]:
     text = searched.texts[0].text
-    front = cosine_front(searched.candidates, text, searched.costs.shares(len(text.prompt)), lambda _done, _total: None)
+    front = cosine_front(searched.builder, text, searched.costs.shares(len(text.prompt)), lambda _done, _total: None)
     return [point.bits for point in front]
 
 
@@ -109,20 +108,18 @@ def _patterns(num_layers: int) -> Iterator[Bits]:
             yield (*row, *row)
 
 
-def held_out(candidates: Candidates, settings: SearchSettings, given: argparse.Namespace) -> list[Task]:
+def held_out(builder: DraftBuilder, settings: SearchSettings, given: argparse.Namespace) -> list[Task]:
     """Returns the tasks: the first prompts of each file that fit, with every seed."""
     tasks = []
     for number, file in enumerate(given.prompts):
         for prompt in read_prompts(file)[: given.first]:
             try:
-                ids = tuple(candidates.engine.encode(prompt.prompt))
+                ids = tuple(builder.engine.encode(prompt.prompt))
             except PromptError as err:
                 print(f"{prompt.id} is left out: {err.message}", file=sys.stderr)
                 continue
             for seed in range(given.seeds):
-                plainly = decode_settings(
-                    candidates.engine, settings, KINDS[1] if given.greedy else SAMPLED, prompt_seed(seed, prompt.index)
-                )
+                plainly = builder.engine.settings(settings.decoding(KINDS[1] if given.greedy else SAMPLED, prompt_seed(seed, prompt.index)))
                 complete = dataclasses.replace(plainly, max_new_tokens=given.tokens)
                 tasks.append(Task(kind=SAMPLED, prompt_id=prompt.id, index=_A_FILE * number + prompt.index, ids=ids, settings=complete))
     return tasks
@@ -164,17 +161,22 @@ def main() -> None:
     """Chooses, decodes, prints."""
     given = options()
     with load(given.artifact, max_sequences=1, draft=False) as engine:
-        candidates = Candidates(engine)
-        searched = Searched(candidates, given.artifact)
+        builder = DraftBuilder(engine)
+        searched = Searched(builder, given.artifact)
         result = searched.log.result
         if result is None or result.trial is None:
             sys.exit("the artifact's search has no winner")
         trials = [next(t for t in searched.log.trials if t.index == result.trial)]
         trials = [dataclasses.replace(trials[0], source="searched"), *(t for t in chosen(searched, given.example) if t is not None)]
-        tasks = held_out(candidates, searched.settings, given)
-        plain, *drafts = run_contest(candidates, trials, tasks, searched.costs, tell_decoding)
+        tasks = held_out(builder, searched.settings, given)
+        plain, *drafts = run_contest(builder, trials, tasks, searched.costs, tell_decoding)
         rows = [row(entrant, plain, drafts[0]) for entrant in drafts]
-        report: dict[str, object] = {"environment": describe(engine).to_json(), "runs": len(tasks), "tokens": given.tokens, "rivals": rows}
+        report: dict[str, object] = {
+            "environment": describe_environment(engine).to_json(),
+            "runs": len(tasks),
+            "tokens": given.tokens,
+            "rivals": rows,
+        }
         print(f"\n{'':18} {'x plain':>8} {'95 %':>14} {'searched / this':>16} {'95 %':>14} {'model / clock':>14}", file=sys.stderr)
         for r in rows:
             print(

@@ -10,25 +10,25 @@ from pathlib import Path
 import numpy as np
 
 from sstool.prompts import read_prompts
-from sstool.search.budget import repeat_allotment
-from sstool.search.drafts.builder import Candidates
+from sstool.search.budget import repeat_plan
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, is_draft
-from sstool.search.explore import best_of
 from sstool.search.log.read import read_search
-from sstool.search.log.records import Trial
-from sstool.search.prepare import find_latency, prepare_latency, prepare_texts
+from sstool.search.log.records import Trial, best_of
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.scoring.objective import Objective
-from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
+from sstool.search.settings import DEFAULT_CALIBRATION, KINDS, SearchSettings
 from sstool.search.speed_model.costs import CostModel
-from sstool.search.texts.make import KINDS, calibration_digest, decode_settings, usable_prompts, weight_of
+from sstool.search.speed_model.stored import find_latency, prepare_latency
+from sstool.search.texts.make import calibration_digest, usable_prompts
+from sstool.search.texts.stored import prepare_texts
 
 
 class Searched:
     """What a search with the default calibration prompts knew.
 
     Attributes:
-        candidates: drafts of the artifact.
+        builder: drafts of the artifact.
         log: the search's records.
         settings: as the search's, as far as they shape a score.
         texts: the calibration texts.
@@ -36,9 +36,9 @@ class Searched:
         costs: of the latency table.
     """
 
-    def __init__(self, candidates: Candidates, artifact: Path, *, measure: bool = False) -> None:
+    def __init__(self, builder: DraftBuilder, artifact: Path, *, measure: bool = False) -> None:
         """Makes the texts anew, and takes the table from the artifact's `search` folder, or with `measure` measures one."""
-        self.candidates = candidates
+        self.builder = builder
         self.log = read_search(artifact / "search")
         self.settings = SearchSettings(
             seed=self.log.header.seed,
@@ -47,16 +47,16 @@ class Searched:
             sampled_tokens=self.log.header.sampled_tokens,
             greedy_tokens=self.log.header.greedy_tokens,
         )
-        usable = usable_prompts(candidates.engine, read_prompts(DEFAULT_CALIBRATION))
-        prompts = repeat_allotment(usable, self.log.header)
+        usable = usable_prompts(builder.engine, read_prompts(DEFAULT_CALIBRATION))
+        prompts = repeat_plan(usable, self.log.header)
         with tempfile.TemporaryDirectory() as name:
-            self.texts = prepare_texts(Path(name), candidates, prompts.search, self.settings, lambda _done, _total: None)
+            self.texts = prepare_texts(Path(name), builder, prompts.search, self.settings, lambda _done, _total: None)
             if calibration_digest([cached.text for cached in self.texts], prompts.final) != self.log.header.calibration_sha256:
                 sys.exit(f"{artifact} was searched with other calibration prompts than those that ship now: search it again")
-            known = None if measure else find_latency(candidates, [artifact / "search" / "latency.json"])
-            table = prepare_latency(Path(name), candidates, self.texts, self.settings, known=known)
+            known = None if measure else find_latency(builder, [artifact / "search" / "latency.json"])
+            table = prepare_latency(Path(name), builder, self.texts, self.settings, known=known)
         self.costs = CostModel(table)
-        weights = {kind: weight_of(self.settings, kind) for kind in KINDS}
+        weights = {kind: self.settings.weight_of(kind) for kind in KINDS}
         self.shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items() if weight > 0}
         self._objective = Objective(self.costs, weights)
 
@@ -71,11 +71,11 @@ class Searched:
     def scored(self, name: str, sets: Sequence[Bits], *, whole: bool = False) -> Iterator[Trial]:
         """Gives every set that is a draft with its score; with `whole`, the unpromising over all texts too."""
         evaluator = Evaluator(
-            self.candidates,
+            self.builder,
             self.texts,
             self._objective,
             self.costs,
-            lambda text: decode_settings(self.candidates.engine, self.settings, text.kind, text.seed),
+            lambda text: self.builder.engine.settings(self.settings.decoding(text.kind, text.seed)),
         )
         for number, bits in enumerate(dict.fromkeys(sets)):
             if is_draft(bits):

@@ -11,7 +11,7 @@ import pytest
 from ssruntime.engine import load
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.prompts import PromptRecord
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.settings import SearchSettings
 from sstool.search.texts.make import CachedText, make_texts
 from sstool.skip_set import SkipSpec
@@ -26,17 +26,17 @@ CODE = (
 
 
 @pytest.fixture(scope="session")
-def candidates(demo_artifact: Path) -> Iterator[Candidates]:
+def builder(demo_artifact: Path) -> Iterator[DraftBuilder]:
     """The demo artifact's verify engine, for drafts of any kind."""
     with load(demo_artifact, threads=1, max_context=1200, max_sequences=1, draft=False) as engine:
-        yield Candidates(engine)
+        yield DraftBuilder(engine)
 
 
 @pytest.fixture(scope="session")
-def texts(candidates: Candidates) -> list[CachedText]:
+def texts(builder: DraftBuilder) -> list[CachedText]:
     """Three sampled continuations and a greedy one."""
     prompts = [PromptRecord(id=str(n), prompt=prompt, index=n) for n, prompt in enumerate(CODE)]
-    return make_texts(candidates, prompts, SETTINGS, lambda _done, _total: None)
+    return make_texts(builder, prompts, SETTINGS, lambda _done, _total: None)
 
 
 @pytest.fixture(scope="session")

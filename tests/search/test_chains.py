@@ -10,40 +10,40 @@ import pytest
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import SkipSet
 from ssruntime.results import Trace
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.scoring.chains import DraftedText
-from sstool.search.texts.make import CachedText, decode_settings
+from sstool.search.texts.make import CachedText
 from tests.search.conftest import SETTINGS
 
 SKIP = SkipSet(attention=(1, 2, 3, 6, 12, 14, 15), mlp=(1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14))
 EXITS = [("fixed", 0.0, 1), ("fixed", 0.0, 4), ("confidence", 0.8, 6), ("confidence", 0.4, 12), ("confidence", 0.2, 15)]
 
 
-def drafted(candidates: Candidates, cached: CachedText, skip: SkipSet) -> DraftedText:
+def drafted(builder: DraftBuilder, cached: CachedText, skip: SkipSet) -> DraftedText:
     text = cached.text
-    cached.slot.use_draft(candidates.open(skip))
-    settings = decode_settings(candidates.engine, SETTINGS, text.kind, text.seed)
+    cached.slot.use_draft(builder.open(skip))
+    settings = builder.engine.settings(SETTINGS.decoding(text.kind, text.seed))
     end = len(text.prompt) + len(text.tokens)
     return DraftedText(cached.slot, text, make_acceptance(settings), max_alternatives=settings.max_alternatives, alternatives_end=end)
 
 
-def test_counting_finds_the_rounds_of_decoding(candidates: Candidates, texts: list[CachedText]) -> None:
+def test_counting_finds_the_rounds_of_decoding(builder: DraftBuilder, texts: list[CachedText]) -> None:
     num_rounds = num_saved = 0
     for cached in texts:
         text = cached.text
-        counting = drafted(candidates, cached, SKIP)
+        counting = drafted(builder, cached, SKIP)
         for exit_name, threshold, max_draft in EXITS:
             settings = dataclasses.replace(
-                decode_settings(candidates.engine, SETTINGS, text.kind, text.seed),
+                builder.engine.settings(SETTINGS.decoding(text.kind, text.seed)),
                 mode="speculative",
                 exit=exit_name,
                 exit_threshold=threshold,
                 max_draft=max_draft,
                 max_new_tokens=len(text.tokens),
             )
-            slot = candidates.backend.new_slot(len(text.prompt) + len(text.tokens), candidates.open(SKIP))
+            slot = builder.backend.new_slot(len(text.prompt) + len(text.tokens), builder.open(SKIP))
             trace = Trace()
-            tokens, stats = candidates.engine.decode_on(slot, text.prompt, settings, trace=trace)
+            tokens, stats = builder.engine.decode_on(slot, text.prompt, settings, trace=trace)
             assert tuple(tokens) == text.tokens
             count, rounds, accepted, alternatives = 1, [], 0, 0
             while count < len(text.tokens):
@@ -60,27 +60,27 @@ def test_counting_finds_the_rounds_of_decoding(candidates: Candidates, texts: li
     assert num_saved > 10
 
 
-def test_a_chain_that_ran_further_gives_the_same_counts(candidates: Candidates, texts: list[CachedText]) -> None:
-    plain, eager = (drafted(candidates, texts[0], SKIP) for _ in range(2))
+def test_a_chain_that_ran_further_gives_the_same_counts(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    plain, eager = (drafted(builder, texts[0], SKIP) for _ in range(2))
     for count in range(1, texts[0].text.length):
         for threshold, max_draft in ((0.7, 3), (0.3, 9), (0.5, 6)):
             assert plain.propose(count, threshold, max_draft) == eager.propose(count, threshold, max_draft, (0.2, 4))
 
 
-def test_drafting_leaves_the_cache_as_it_was(candidates: Candidates, texts: list[CachedText]) -> None:
+def test_drafting_leaves_the_cache_as_it_was(builder: DraftBuilder, texts: list[CachedText]) -> None:
     cached = texts[0]
     before = {name: buffer.copy() for name, buffer in cached.slot._cache._buffers.items()}
     assert any(buffer.any() for buffer in before.values())
-    counting = drafted(candidates, cached, SKIP)
+    counting = drafted(builder, cached, SKIP)
     for count in range(1, cached.text.length):
         counting.propose(count, 0.0, 8)
     for name, buffer in cached.slot._cache._buffers.items():
         np.testing.assert_array_equal(buffer, before[name])
 
 
-def test_a_slot_never_drafts_past_its_end(candidates: Candidates, texts: list[CachedText]) -> None:
+def test_a_slot_never_drafts_past_its_end(builder: DraftBuilder, texts: list[CachedText]) -> None:
     text = texts[0].text
-    counting = drafted(candidates, texts[0], SKIP)
+    counting = drafted(builder, texts[0], SKIP)
     for count in range(1, len(text.tokens)):
         proposed, accepted, _ = counting.propose(count, 0.0, 15)
         assert accepted <= proposed <= len(text.tokens) - count - 1

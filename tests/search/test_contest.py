@@ -9,7 +9,7 @@ import pytest
 from ssruntime.results import DecodeStats
 from sstool.bench.summary import Sample, weighted_interval
 from sstool.search.finals.head_to_head import Entrant
-from sstool.search.texts.make import GREEDY, SAMPLED
+from sstool.search.settings import GREEDY, SAMPLED
 
 
 def entrant(seconds: dict[str, list[float]]) -> Entrant:

@@ -9,7 +9,7 @@ import pytest
 
 from ssruntime.artifact import SkipSet
 from sstool.prompts import PromptRecord
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.finals.finalists import choose_finalists, time_finalists
 from sstool.search.log.records import COMPLETED, EARLIER, STOPPED, Finalist, Trial
 from sstool.search.speed_model.costs import CostModel
@@ -17,17 +17,17 @@ from tests.report import searches
 from tests.search.conftest import CODE, SETTINGS
 
 
-def timed(candidates: Candidates, runs_that_fit: int, **changes: Any) -> tuple[list[Finalist], list[tuple[int, int]]]:
+def timed(builder: DraftBuilder, runs_that_fit: int, **changes: Any) -> tuple[list[Finalist], list[tuple[int, int]]]:
     """Times one finalist on three prompts; returns it, and what was said of the runs."""
     prompts = [PromptRecord(id=str(n), prompt=prompt, index=n) for n, prompt in enumerate(CODE)]
     skip = SkipSet(attention=(2, 5), mlp=(3, 4, 9))
     trial = Trial(index=7, source="ax", status="completed", skip=skip, exit="confidence", exit_threshold=0.5, max_draft=4)
-    costs = CostModel(searches.latency(num_layers=candidates.num_layers))
+    costs = CostModel(searches.latency(num_layers=builder.num_layers))
     said: list[tuple[int, int]] = []
 
     settings = dataclasses.replace(SETTINGS, **changes)
     found = time_finalists(
-        candidates,
+        builder,
         [trial],
         prompts,
         settings,
@@ -38,8 +38,8 @@ def timed(candidates: Candidates, runs_that_fit: int, **changes: Any) -> tuple[l
     return found, said
 
 
-def test_few_prompts_are_sampled_more_than_once(candidates: Candidates) -> None:
-    found, said = timed(candidates, 100)
+def test_few_prompts_are_sampled_more_than_once(builder: DraftBuilder) -> None:
+    found, said = timed(builder, 100)
     # Each prompt four times sampled, and one of the three greedily too, once.
     assert said == [(n, 13) for n in range(13)]
     assert [(f.trial, f.prompts) for f in found] == [(7, 13)]
@@ -47,20 +47,20 @@ def test_few_prompts_are_sampled_more_than_once(candidates: Candidates) -> None:
 
 
 @pytest.mark.parametrize(("fit", "runs"), [(0, 3), (3, 3), (8, 8)])
-def test_they_stop_when_the_time_is_up(candidates: Candidates, fit: int, runs: int) -> None:
-    found, said = timed(candidates, fit)
+def test_they_stop_when_the_time_is_up(builder: DraftBuilder, fit: int, runs: int) -> None:
+    found, said = timed(builder, fit)
     assert len(said) == found[0].prompts == runs
 
 
-def test_one_kind_alone(candidates: Candidates) -> None:
-    _, greedy = timed(candidates, 100, sampled_weight=0.0)
+def test_one_kind_alone(builder: DraftBuilder) -> None:
+    _, greedy = timed(builder, 100, sampled_weight=0.0)
     assert len(greedy) == 3
-    _, sampled = timed(candidates, 100, greedy_weight=0.0)
+    _, sampled = timed(builder, 100, greedy_weight=0.0)
     assert len(sampled) == 12
 
 
-def test_the_last_seed_is_followed_by_the_first(candidates: Candidates) -> None:
-    found, _ = timed(candidates, 3, seed=2**63 - 1)
+def test_the_last_seed_is_followed_by_the_first(builder: DraftBuilder) -> None:
+    found, _ = timed(builder, 3, seed=2**63 - 1)
     assert found[0].prompts == 3
 
 

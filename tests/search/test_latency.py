@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssruntime.graph_io import MAX_VERIFY_WIDTH
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of, skip_of
 from sstool.search.log.records import FORMAT, LatencyRow, LatencyTable
 from sstool.search.speed_model.costs import CostModel, DraftCost
@@ -81,27 +81,27 @@ def test_probes_can_be_told_apart(num_layers: int) -> None:
         assert np.linalg.matrix_rank(design) == 3
 
 
-def test_sublayers_weigh_what_their_matrices_do(candidates: Candidates) -> None:
-    sizes = sublayer_bytes(candidates.verify, candidates.num_layers)
-    attention, mlp = sizes[: candidates.num_layers], sizes[candidates.num_layers :]
+def test_sublayers_weigh_what_their_matrices_do(builder: DraftBuilder) -> None:
+    sizes = sublayer_bytes(builder.verify, builder.num_layers)
+    attention, mlp = sizes[: builder.num_layers], sizes[builder.num_layers :]
     assert len(set(attention)) == len(set(mlp)) == 1
     assert mlp[0] >= 4 * 3 * 256 * 704
     assert attention[0] >= 4 * 2 * 256 * (256 + 128)
-    assert sizes.sum() < candidates.engine.artifact.manifest.model.weight_bytes
+    assert sizes.sum() < builder.engine.artifact.manifest.model.weight_bytes
 
 
-def test_a_measured_table_is_complete(candidates: Candidates, texts: list[CachedText]) -> None:
-    measured = measure_latency(candidates, [cached.text for cached in texts], SETTINGS)
+def test_a_measured_table_is_complete(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    measured = measure_latency(builder, [cached.text for cached in texts], SETTINGS)
     assert [r.context for r in measured.rows] == [96, 1024]
     for measured_row in measured.rows:
         assert len(measured_row.verify) == MAX_VERIFY_WIDTH
         assert list(measured_row.verify) == sorted(measured_row.verify)
         assert measured_row.verify[0] > 0
-        assert len(measured_row.attention) == len(measured_row.mlp) == candidates.num_layers
+        assert len(measured_row.attention) == len(measured_row.mlp) == builder.num_layers
         assert list(measured_row.sizes) == sorted(measured_row.sizes)
-        assert len(measured_row.sizes) == len(measured_row.first) == len(measured_row.later) == len(ladder_sets(candidates.num_layers))
+        assert len(measured_row.sizes) == len(measured_row.first) == len(measured_row.later) == len(ladder_sets(builder.num_layers))
         assert all(0 < part < 2 for part in (*measured_row.first, *measured_row.later))
-    costs, num_layers = CostModel(measured), candidates.num_layers
+    costs, num_layers = CostModel(measured), builder.num_layers
     little, much = (costs.draft(bits_of(skip_of(bits), num_layers), 96) for bits in (probe_sets(num_layers)[0], (1,) + (0,) * 31))
     assert 0 < little.first < much.first
     assert 0 < little.later < much.later

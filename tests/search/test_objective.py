@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ssruntime.artifact import SkipSet
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of
 from sstool.search.log.records import COMPLETED, FAILED, STOPPED, LatencyRow
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.scoring.objective import START, Objective, each_with
+from sstool.search.settings import GREEDY, SAMPLED
 from sstool.search.speed_model.costs import CostModel
-from sstool.search.texts.make import GREEDY, SAMPLED, CachedText, decode_settings
+from sstool.search.texts.make import CachedText
 from tests.search.conftest import SETTINGS
 from tests.search.test_chains import SKIP, drafted
 from tests.search.test_latency import table
@@ -33,11 +34,11 @@ def cheap(num_layers: int, part: float) -> CostModel:
     return CostModel(table(row))
 
 
-def test_a_score_is_what_the_counts_cost(candidates: Candidates, texts: list[CachedText]) -> None:
-    num_layers = candidates.num_layers
+def test_a_score_is_what_the_counts_cost(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    num_layers = builder.num_layers
     bits, costs = bits_of(SKIP, num_layers), cheap(num_layers, 1.0)
     sampled = [c for c in texts if c.text.kind == SAMPLED]
-    score = Objective(costs, WEIGHTS).score(bits, [drafted(candidates, c, SKIP) for c in sampled], START)
+    score = Objective(costs, WEIGHTS).score(bits, [drafted(builder, c, SKIP) for c in sampled], START)
     counts = score.counts[SAMPLED]
     assert counts.tokens == counts.accepted + counts.rounds
     assert counts.reached[0] == counts.rounds
@@ -53,34 +54,34 @@ def test_a_score_is_what_the_counts_cost(candidates: Candidates, texts: list[Cac
     assert score.speedup == pytest.approx(counts.tokens / seconds)
 
 
-def test_no_neighbour_beats_a_tuned_exit(candidates: Candidates, texts: list[CachedText]) -> None:
-    bits = bits_of(SKIP, candidates.num_layers)
-    objective = Objective(cheap(candidates.num_layers, 1.0), WEIGHTS)
-    counting = [drafted(candidates, cached, SKIP) for cached in texts]
+def test_no_neighbour_beats_a_tuned_exit(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    bits = bits_of(SKIP, builder.num_layers)
+    objective = Objective(cheap(builder.num_layers, 1.0), WEIGHTS)
+    counting = [drafted(builder, cached, SKIP) for cached in texts]
     exit_, score = objective.tune(bits, counting, START)
     for neighbour in exit_.neighbours():
         assert objective.score(bits, counting, neighbour).seconds_per_token >= score.seconds_per_token
 
 
-def test_weights_choose_the_text(candidates: Candidates, texts: list[CachedText]) -> None:
-    bits, costs = bits_of(SKIP, candidates.num_layers), cheap(candidates.num_layers, 1.0)
-    counting = [drafted(candidates, cached, SKIP) for cached in texts]
+def test_weights_choose_the_text(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    bits, costs = bits_of(SKIP, builder.num_layers), cheap(builder.num_layers, 1.0)
+    counting = [drafted(builder, cached, SKIP) for cached in texts]
     only = {kind: Objective(costs, {kind: 1.0}).score(bits, counting, START).seconds_per_token for kind in WEIGHTS}
     mixed = Objective(costs, {SAMPLED: 3.0, GREEDY: 1.0}).score(bits, counting, START).seconds_per_token
     assert mixed == pytest.approx(0.75 * only[SAMPLED] + 0.25 * only[GREEDY])
 
 
-def test_an_evaluator_stops_the_hopeless_and_survives_failures(candidates: Candidates, texts: list[CachedText]) -> None:
-    num_layers = candidates.num_layers
+def test_an_evaluator_stops_the_hopeless_and_survives_failures(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    num_layers = builder.num_layers
 
     def evaluator() -> Evaluator:
         costs = cheap(num_layers, 1.0)
         return Evaluator(
-            candidates,
+            builder,
             texts,
             Objective(costs, WEIGHTS),
             costs,
-            lambda text: decode_settings(candidates.engine, SETTINGS, text.kind, text.seed),
+            lambda text: builder.engine.settings(SETTINGS.decoding(text.kind, text.seed)),
         )
 
     first = evaluator()
@@ -105,23 +106,23 @@ def test_an_evaluator_stops_the_hopeless_and_survives_failures(candidates: Candi
     assert (again.counts, again.speedup, again.exit_threshold) == (good.counts, good.speedup, good.exit_threshold)
 
 
-def test_a_failure_by_the_clock_leaves_the_score(candidates: Candidates, texts: list[CachedText], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_by_the_clock_leaves_the_score(builder: DraftBuilder, texts: list[CachedText], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no room")
 
     monkeypatch.setattr("sstool.search.scoring.evaluate.run_task", broken)
-    costs = cheap(candidates.num_layers, 1.0)
-    settings = {text.text: decode_settings(candidates.engine, SETTINGS, text.text.kind, text.text.seed) for text in texts}
-    evaluator = Evaluator(candidates, texts, Objective(costs, WEIGHTS), costs, settings.__getitem__)
-    trial = evaluator.run(0, "recipe", bits_of(SKIP, candidates.num_layers))
+    costs = cheap(builder.num_layers, 1.0)
+    settings = {text.text: builder.engine.settings(SETTINGS.decoding(text.text.kind, text.text.seed)) for text in texts}
+    evaluator = Evaluator(builder, texts, Objective(costs, WEIGHTS), costs, settings.__getitem__)
+    trial = evaluator.run(0, "recipe", bits_of(SKIP, builder.num_layers))
     assert trial.status == COMPLETED
     assert trial.speedup is not None
     assert trial.timed is None
 
 
-def test_texts_at_a_time_change_no_count(candidates: Candidates, texts: list[CachedText]) -> None:
-    bits, costs = bits_of(SKIP, candidates.num_layers), cheap(candidates.num_layers, 1.0)
-    one_by_one = Objective(costs, WEIGHTS).tune(bits, [drafted(candidates, cached, SKIP) for cached in texts], START)
+def test_texts_at_a_time_change_no_count(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    bits, costs = bits_of(SKIP, builder.num_layers), cheap(builder.num_layers, 1.0)
+    one_by_one = Objective(costs, WEIGHTS).tune(bits, [drafted(builder, cached, SKIP) for cached in texts], START)
     with ThreadPoolExecutor(3) as pool:
-        together = Objective(costs, WEIGHTS, each_with(pool)).tune(bits, [drafted(candidates, cached, SKIP) for cached in texts], START)
+        together = Objective(costs, WEIGHTS, each_with(pool)).tune(bits, [drafted(builder, cached, SKIP) for cached in texts], START)
     assert together == one_by_one

@@ -16,7 +16,8 @@ from ssruntime.errors import ConfigError, PromptError, RecipeError
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.search.log.read import read_search
 from sstool.search.log.records import COMPLETED, FAILED, LATENCY, TRIALS, Trial
-from sstool.search.run import Outcome, Progress, SearchRequest, run_search
+from sstool.search.progress import Progress
+from sstool.search.run import SearchOutcome, SearchRequest, run_search
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec
 from tests.toolchain.tiny_llama import VOCAB, make_llama
@@ -30,7 +31,7 @@ def settings(calibration: Path, **changes: Any) -> SearchSettings:
     return SearchSettings(calibration=str(calibration), **{**given, **changes})
 
 
-def search(artifact: Path, work: Path, calibration: Path, *, latency: Path | None = None, **changes: Any) -> Outcome:
+def search(artifact: Path, work: Path, calibration: Path, *, latency: Path | None = None, **changes: Any) -> SearchOutcome:
     return run_search(
         SearchRequest(
             folder=artifact,
@@ -49,12 +50,12 @@ def told_of(trial: Trial) -> object:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_artifact: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def finished(tiny_artifact: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SearchOutcome]:
     work = tmp_path_factory.mktemp("work") / "tiny.search"
     return work, search(tiny_artifact, work, calibration)
 
 
-def test_a_search_writes_down_all_it_did(finished: tuple[Path, Outcome]) -> None:
+def test_a_search_writes_down_all_it_did(finished: tuple[Path, SearchOutcome]) -> None:
     work, outcome = finished
     log = read_search(work)
     assert log.result == outcome.result
@@ -80,7 +81,7 @@ def test_a_search_writes_down_all_it_did(finished: tuple[Path, Outcome]) -> None
 
 
 def test_the_same_seed_and_table_give_the_same_trials(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     work, _ = finished
     search(tiny_artifact, tmp_path / "again", calibration, latency=work / LATENCY)
@@ -89,13 +90,13 @@ def test_the_same_seed_and_table_give_the_same_trials(
     assert first.header == second.header
 
 
-def resumed(work: Path, artifact: Path, calibration: Path, **changes: Any) -> Outcome:
+def resumed(work: Path, artifact: Path, calibration: Path, **changes: Any) -> SearchOutcome:
     request = SearchRequest(folder=artifact, work=work, settings=settings(calibration, **changes), threads=1, resume=True)
     return run_search(request)
 
 
 def test_a_killed_search_goes_on_where_it_was(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     work, _ = finished
     before = read_search(work)
@@ -114,7 +115,7 @@ def test_a_killed_search_goes_on_where_it_was(
 
 
 def test_a_finished_search_can_be_given_more_trials(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     more = Path(shutil.copytree(finished[0], tmp_path / "more"))
     resumed(more, tiny_artifact, calibration, trials=WARM + 6)
@@ -131,7 +132,7 @@ def test_a_finished_search_can_be_given_more_trials(
     ],
 )
 def test_other_settings_are_not_mixed(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, changes: dict[str, Any], named: str
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
     copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     content = (copy / TRIALS).read_bytes()
@@ -140,7 +141,9 @@ def test_other_settings_are_not_mixed(
     assert (copy / TRIALS).read_bytes() == content
 
 
-def test_another_model_s_trials_are_refused(finished: tuple[Path, Outcome], demo_artifact: Path, calibration: Path, tmp_path: Path) -> None:
+def test_another_model_s_trials_are_refused(
+    finished: tuple[Path, SearchOutcome], demo_artifact: Path, calibration: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     before = {p.name: p.read_bytes() for p in copy.iterdir()}
     with pytest.raises(RecipeError, match="is of another search: num_layers was 3, and is 16 now"):
@@ -149,18 +152,18 @@ def test_another_model_s_trials_are_refused(finished: tuple[Path, Outcome], demo
 
 
 def test_a_candidate_that_fails_is_recorded_and_not_fatal(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sstool.search.drafts.builder import Candidates
+    from sstool.search.drafts.builder import DraftBuilder
 
-    opened = Candidates.open
+    opened = DraftBuilder.open
 
-    def failing(self: Candidates, skip: SkipSet) -> Any:
+    def failing(self: DraftBuilder, skip: SkipSet) -> Any:
         if len(skip.mlp) == 2:
             raise ConfigError("this one\nfails", "")
         return opened(self, skip)
 
-    monkeypatch.setattr(Candidates, "open", failing)
+    monkeypatch.setattr(DraftBuilder, "open", failing)
     search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
     trials = read_search(tmp_path / "work").trials
     # Ax goes on to others instead of suggesting what failed for ever.
@@ -211,7 +214,7 @@ def test_progress_names_the_parts_and_the_best(tiny_artifact: Path, calibration:
 
 
 def test_a_failure_inside_ax_keeps_what_was_found(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ax.api.client import Client
 
@@ -225,7 +228,7 @@ def test_a_failure_inside_ax_keeps_what_was_found(
 
 
 def test_a_full_disk_is_not_taken_for_a_failure_of_ax(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sstool.search.log.write import SearchWriter
 
@@ -250,7 +253,7 @@ def test_a_model_that_never_goes_on_is_refused(calibration: Path, tmp_path: Path
 
 @pytest.mark.parametrize("content", ["{", '{"key": 1, "texts": []}', "[" * 100_000])
 def test_damaged_texts_of_a_killed_search_are_made_anew(
-    content: str, finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+    content: str, finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     killed = Path(shutil.copytree(finished[0], tmp_path / "killed"))
     key = json.loads((killed / "texts.json").read_text())["key"]
@@ -260,7 +263,7 @@ def test_damaged_texts_of_a_killed_search_are_made_anew(
 
 
 def test_a_damaged_table_of_an_earlier_search_is_measured_anew(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = json.loads((finished[0] / LATENCY).read_text())
     table["rows"][0]["attention"].pop()
@@ -271,7 +274,7 @@ def test_a_damaged_table_of_an_earlier_search_is_measured_anew(
 
 
 def test_a_log_with_a_hole_is_not_gone_on_with(
-    finished: tuple[Path, Outcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
+    finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     holed = Path(shutil.copytree(finished[0], tmp_path / "holed"))
     lines = (holed / TRIALS).read_text(encoding="utf-8").splitlines(keepends=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ssruntime.engine import load
 from sstool.pipelines.export import ExportRequest, export_artifact
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of, is_draft, skip_of
 from sstool.search.log.records import Influence
 from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
@@ -44,9 +44,9 @@ def test_the_least_missed_goes_first() -> None:
     assert all(is_draft(bits) for bits in cuts(order))
 
 
-def test_influence_finds_what_the_model_misses(candidates: Candidates, texts: list[CachedText]) -> None:
+def test_influence_finds_what_the_model_misses(builder: DraftBuilder, texts: list[CachedText]) -> None:
     told: list[int] = []
-    influence = measure_influence(candidates, texts, lambda done, _total: told.append(done))
+    influence = measure_influence(builder, texts, lambda done, _total: told.append(done))
     assert told == list(range(32))
     values = np.array([*influence.attention, *influence.mlp])
     assert ((values >= 0) & (values <= 1 + 1e-6)).all()
@@ -63,13 +63,13 @@ def test_sublayers_alone_carry_the_stream_as_transformers_does(family: str, tmp_
     ids = np.random.default_rng(0).integers(3, 90, (1, 40))
     expected = hidden_states(model, ids)
     with load(artifact, threads=1, max_sequences=1, draft=False) as engine:
-        candidates = Candidates(engine)
-        stream = EmbeddingEngine(candidates).run(ids)
+        builder = DraftBuilder(engine)
+        stream = EmbeddingEngine(builder).run(ids)
         close(stream, expected[0])
-        for layer in range(candidates.num_layers - 1):
-            for place in (layer, candidates.num_layers + layer):
+        for layer in range(builder.num_layers - 1):
+            for place in (layer, builder.num_layers + layer):
                 # Two streams at once, as the programme runs them.
-                stream = SublayerEngine(candidates, place).run(np.concatenate([stream, 0.5 * stream]))[:1]
+                stream = SublayerEngine(builder, place).run(np.concatenate([stream, 0.5 * stream]))[:1]
             close(stream, expected[layer + 1])
 
 
@@ -88,10 +88,10 @@ def close(ours: NDArray[Any], reference: NDArray[Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_front_is_the_best_there_is_at_its_costs(candidates: Candidates, texts: list[CachedText]) -> None:
-    num_layers = candidates.num_layers
+def test_the_front_is_the_best_there_is_at_its_costs(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    num_layers = builder.num_layers
     shares = np.array([1.0] * num_layers + [2.0] * num_layers)
-    front = cosine_front(candidates, texts[0].text, shares, lambda _done, _total: None)
+    front = cosine_front(builder, texts[0].text, shares, lambda _done, _total: None)
     assert [p.cost for p in front] == sorted(p.cost for p in front)
     assert 5 < len(front) <= LEVELS + 1
     for point in front:
@@ -99,21 +99,21 @@ def test_the_front_is_the_best_there_is_at_its_costs(candidates: Candidates, tex
     assert front[-1].cosine > 0.98 > 0.8 > front[0].cosine
     # Its streams are those of its sets, sublayer by sublayer, and other sets of as many sublayers are farther off.
     for point in front[:: len(front) // 3]:
-        assert cosine_of(candidates, texts[0], point.bits) == pytest.approx(point.cosine, abs=1e-5)
+        assert cosine_of(builder, texts[0], point.bits) == pytest.approx(point.cosine, abs=1e-5)
     rng = np.random.default_rng(0)
     for point in front[len(front) // 3 :: len(front) // 3]:
         rivals = [tuple(int(b) for b in rng.permutation(point.bits)) for _ in range(3)]
-        assert point.cosine > max(cosine_of(candidates, texts[0], rival) for rival in rivals)
+        assert point.cosine > max(cosine_of(builder, texts[0], rival) for rival in rivals)
     assert set(front_sets(front)) <= {p.bits for p in front}
     assert front_sets([]) == []
 
 
-def cosine_of(candidates: Candidates, cached: CachedText, bits: tuple[int, ...]) -> float:
+def cosine_of(builder: DraftBuilder, cached: CachedText, bits: tuple[int, ...]) -> float:
     ids = np.array([(*cached.text.prompt, *cached.text.tokens)[-64:]])
-    full = stream = EmbeddingEngine(candidates).run(ids)
-    for layer in range(candidates.num_layers):
-        for place in (layer, candidates.num_layers + layer):
-            engine = SublayerEngine(candidates, place)
+    full = stream = EmbeddingEngine(builder).run(ids)
+    for layer in range(builder.num_layers):
+        for place in (layer, builder.num_layers + layer):
+            engine = SublayerEngine(builder, place)
             full = engine.run(full)
             stream = stream if bits[place] else engine.run(stream)
     norms = np.linalg.norm(stream, axis=-1) * np.linalg.norm(full, axis=-1)

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from sstool.checkpoint.describe import describe
+from sstool.checkpoint.describe import describe_checkpoint
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_verify, plan_lowering
 from sstool.pipelines.export import ExportRequest, export_artifact
@@ -47,7 +47,7 @@ def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def verify_graph(tiny_model: Path) -> ir.Model:
     """The tiny checkpoint's verify graph with a context of 64. Read only: clone it to change it."""
-    return lower_verify(build_decoder(tiny_model), plan_lowering(describe(tiny_model), CONTEXT))
+    return lower_verify(build_decoder(tiny_model), plan_lowering(describe_checkpoint(tiny_model), CONTEXT))
 
 
 @pytest.fixture(scope="session")

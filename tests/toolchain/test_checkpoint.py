@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from ssruntime.errors import CheckpointError, SelfSpecError, UnsupportedModelError
 from sstool.checkpoint.attention_pattern import EVERY_LAYER, rope_parameters
-from sstool.checkpoint.describe import check_weights, describe
+from sstool.checkpoint.describe import check_weights, describe_checkpoint
 from sstool.checkpoint.hub import resolve
 from sstool.checkpoint.safetensors_files import check_finite, read_tensors
 from tests.toolchain.tiny_llama import LAYERS, VOCAB, YARN, edit_json
@@ -37,7 +37,7 @@ def shard(folder: Path) -> None:
 
 
 def test_a_sound_checkpoint_is_described(tiny_model: Path) -> None:
-    found = describe(tiny_model)
+    found = describe_checkpoint(tiny_model)
     assert (found.model_type, found.architecture) == ("llama", "LlamaForCausalLM")
     assert (found.num_layers, found.hidden_size, found.num_heads, found.kv_heads, found.head_dim) == (LAYERS, 64, 4, 2, 16)
     assert (found.vocab_size, found.max_context, found.original_context) == (VOCAB, 256, 256)
@@ -47,22 +47,22 @@ def test_a_sound_checkpoint_is_described(tiny_model: Path) -> None:
 
 
 def test_sharded_weights_are_read(tiny_copy: Path) -> None:
-    whole = describe(tiny_copy)
+    whole = describe_checkpoint(tiny_copy)
     shard(tiny_copy)
-    assert describe(tiny_copy).num_parameters == whole.num_parameters
+    assert describe_checkpoint(tiny_copy).num_parameters == whole.num_parameters
 
 
 def test_older_configs_are_read(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "config.json", rope_parameters=None, head_dim=None, num_key_value_heads=None)
     edit_json(tiny_copy / "config.json", rope_scaling={"type": "linear", "factor": 2.0})
-    found = describe(tiny_copy)
+    found = describe_checkpoint(tiny_copy)
     assert rope_parameters(found.config)[EVERY_LAYER]["rope_type"] == "linear"
     assert (found.head_dim, found.kv_heads) == (16, 4)
 
 
 def test_the_context_before_scaling_is_known(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "config.json", rope_parameters=YARN)
-    assert describe(tiny_copy).original_context == 64
+    assert describe_checkpoint(tiny_copy).original_context == 64
 
 
 def cut(name: str, keep: float) -> Callable[[Path], None]:
@@ -166,7 +166,7 @@ def test_bad_checkpoints_are_refused(case: str, tiny_copy: Path) -> None:
     damage, error, message = BAD[case]
     damage(tiny_copy)
     with pytest.raises(error, match=message) as caught:
-        describe(tiny_copy)
+        describe_checkpoint(tiny_copy)
     assert caught.value.hint
     assert "\n" not in caught.value.message
 
@@ -177,7 +177,7 @@ def test_a_damaged_header_is_refused(tiny_copy: Path) -> None:
     data[8:12] = b"!!!!"
     path.write_bytes(bytes(data))
     with pytest.raises(CheckpointError, match="damaged header"):
-        describe(tiny_copy)
+        describe_checkpoint(tiny_copy)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad: float, tiny_copy: 
 
     rewrite_weights(tiny_copy, poison)
     with pytest.raises(CheckpointError, match=r"'model.layers.2.mlp.up_proj.weight'.* holds 1 numbers"):
-        check_weights(describe(tiny_copy))
+        check_weights(describe_checkpoint(tiny_copy))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

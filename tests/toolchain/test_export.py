@@ -23,7 +23,7 @@ from ssruntime.config import GenerationConfig, read_generation_config
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, CheckpointError, ConfigError, RecipeError, UnsupportedModelError
 from sstool.artifact_files import assemble
-from sstool.checkpoint.describe import describe
+from sstool.checkpoint.describe import describe_checkpoint
 from sstool.graph.lower import LoweringPlan, lower_verify
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec, default_skip_set
@@ -42,7 +42,7 @@ def test_the_artifact_says_what_it_is(tiny_artifact: Path, tiny_model: Path) -> 
     assert (manifest.target, manifest.dtype, manifest.max_context) == ("ort-cpu", "fp32", 256)
     assert (manifest.model.source, manifest.model.revision, manifest.model.family) == ("model", None, "llama")
     assert (manifest.model.num_layers, manifest.model.vocab_size) == (LAYERS, VOCAB)
-    assert manifest.model.num_parameters == describe(tiny_model).num_parameters
+    assert manifest.model.num_parameters == describe_checkpoint(tiny_model).num_parameters
     assert (manifest.kv.num_layers, manifest.kv.kv_heads, manifest.kv.head_dim) == (LAYERS, 2, 16)
     assert [d.skip for d in manifest.drafts] == [SKIP.skip()]
     assert manifest.gate["parity"]["passed"]
@@ -70,7 +70,7 @@ def test_every_shape_of_llama_has_parity(name: str, tmp_path: Path) -> None:
 
 
 def test_parity_covers_prefill_and_every_width_past_the_scaled_context(tmp_path: Path) -> None:
-    checkpoint = describe(make_llama(tmp_path / "model", **VARIANTS["yarn"], max_position_embeddings=4096))
+    checkpoint = describe_checkpoint(make_llama(tmp_path / "model", **VARIANTS["yarn"], max_position_embeddings=4096))
     stretched = dataclasses.replace(checkpoint, original_context=512)
     plan = plan_parity(stretched, 4096)
     assert len(plan.ids) == 512 + 64

@@ -15,7 +15,7 @@ from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.proposal import Alternative
 from sstool.artifact_files import assemble
-from sstool.checkpoint.describe import describe
+from sstool.checkpoint.describe import describe_checkpoint
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
 from sstool.graph.passes.tree_attention import FreePlacementPass
 from sstool.pipelines.export import ExportRequest, export_artifact
@@ -147,7 +147,7 @@ def test_the_gate_sees_alternatives_that_stand_or_look_elsewhere(defect: object,
 
 @pytest.mark.parametrize(("max_context", "beside"), [(256, True), (64, True), (8, False)])
 def test_the_plan_tries_alternatives_where_there_is_room(tmp_path: Path, max_context: int, beside: bool) -> None:
-    plan = plan_parity(describe(make_llama(tmp_path / "model")), max_context)
+    plan = plan_parity(describe_checkpoint(make_llama(tmp_path / "model")), max_context)
     assert (plan.beside is not None) == beside
     if plan.beside is not None:
         assert set(range(plan.beside, plan.beside + 4)) <= set(plan.positions)

@@ -13,7 +13,7 @@ import pytest
 
 from ssruntime.artifact import DRAFT_GRAPH, VERIFY_GRAPH, WEIGHTS, SkipSet
 from sstool.artifact_files.graph_files import EXTERNAL_FROM_BYTES
-from sstool.checkpoint.describe import describe
+from sstool.checkpoint.describe import describe_checkpoint
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_verify, plan_lowering
 from tests.toolchain.conftest import RunGraph, open_graph
@@ -65,7 +65,7 @@ def test_only_the_positions_asked_for_reach_the_head(verify_graph: ir.Model, run
 @pytest.mark.parametrize("name", ["gqa", "untied", "attention-bias", "yarn"])
 def test_onnx_runtime_finds_nothing_to_rewrite(name: str, tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", **VARIANTS[name])
-    verify = lower_verify(build_decoder(model), plan_lowering(describe(model), 64))
+    verify = lower_verify(build_decoder(model), plan_lowering(describe_checkpoint(model), 64))
     for graph in (verify, lower_draft(verify, SkipSet(attention=(1, 2), mlp=(0, 2)))):
         saved = tmp_path / "extended.onnx"
         open_graph(graph, level=ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, save_to=saved)
@@ -83,7 +83,7 @@ def test_a_tied_embedding_lies_in_the_weights_once(verify_graph: ir.Model) -> No
 
 
 def test_rotary_tables_end_with_the_context(verify_graph: ir.Model, tiny_model: Path, run_graph: RunGraph) -> None:
-    whole = lower_verify(build_decoder(tiny_model), plan_lowering(describe(tiny_model), 256))
+    whole = lower_verify(build_decoder(tiny_model), plan_lowering(describe_checkpoint(tiny_model), 256))
     rows = {
         name: value.const_value.shape[0]
         for name, value in verify_graph.graph.initializers.items()

@@ -42,7 +42,7 @@ class Environment:
         return asdict(self)
 
 
-def describe(engine: Engine) -> Environment:
+def describe_environment(engine: Engine) -> Environment:
     """Returns what `engine` runs on."""
     memory = total_memory()
     return Environment(

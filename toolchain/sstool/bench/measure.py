@@ -14,7 +14,7 @@ from ssruntime.config import MODES, DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.errors import ConfigError, PromptError
 from ssruntime.sampling.noise import prompt_seed
-from sstool.bench.environment import describe
+from sstool.bench.environment import describe_environment
 from sstool.bench.report import BenchReport, PromptRow
 from sstool.bench.summary import Sample, summarize
 from sstool.prompts import PromptRecord
@@ -89,7 +89,7 @@ def run_bench(
     if on_progress is not None:
         on_progress(total, total, "")
     return BenchReport(
-        environment=describe(engine),
+        environment=describe_environment(engine),
         settings=_settings_json(base, options.repeat),
         runs=tuple(summarize(mode, samples, refused=refused) for mode in modes),
         per_prompt=tuple(_row(s) for s in samples),

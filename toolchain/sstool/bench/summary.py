@@ -20,20 +20,26 @@ _BOOTSTRAP_SEED: Final = 20240915
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One prompt run once in one mode; `index` is the prompt's place in its file."""
+class TimedRun:
+    """One prompt decoded once; `index` is the prompt's place in its file."""
 
-    prompt_id: str
     index: int
-    repeat: int
-    mode: str
     stats: DecodeStats
-    identical: Verdict | None
 
     @property
     def tokens(self) -> int:
         """Tokens after the first."""
         return self.stats.emitted - self.stats.discarded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample(TimedRun):
+    """A timed run in one mode of a bench, compared with autoregressive decoding."""
+
+    prompt_id: str
+    repeat: int
+    mode: str
+    identical: Verdict | None
 
 
 def summarize(mode: str, samples: Sequence[Sample], *, refused: int) -> ModeReport:
@@ -78,7 +84,7 @@ def ratio_interval(plain: Sequence[Sample], other: Sequence[Sample]) -> tuple[fl
 
 
 def weighted_interval(
-    base: Mapping[str, Sequence[Sample]], other: Mapping[str, Sequence[Sample]], shares: Mapping[str, float]
+    base: Mapping[str, Sequence[TimedRun]], other: Mapping[str, Sequence[TimedRun]], shares: Mapping[str, float]
 ) -> tuple[float, float] | None:
     """Returns the 95 % interval of `other`'s speed over `base`'s where kinds of text count by shares of the time for a token.
 
@@ -104,7 +110,7 @@ def weighted_interval(
 
 
 def _paces(
-    samples: Mapping[str, Sequence[Sample]], indices: Sequence[int], drawn: NDArray[np.int64], shares: Mapping[str, float]
+    samples: Mapping[str, Sequence[TimedRun]], indices: Sequence[int], drawn: NDArray[np.int64], shares: Mapping[str, float]
 ) -> NDArray[np.float64]:
     """Returns seconds per token of every draw, float64[draws]; not finite where a kind has none."""
     paces = np.zeros(len(drawn))
@@ -115,7 +121,7 @@ def _paces(
     return paces
 
 
-def _totals(samples: Sequence[Sample], index: int) -> tuple[float, float]:
+def _totals(samples: Sequence[TimedRun], index: int) -> tuple[float, float]:
     own = [s for s in samples if s.index == index]
     return sum(s.tokens for s in own), sum(s.stats.decode_s for s in own)
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CaseOutcome:
     """One comparison's result.
 
     Attributes:
@@ -36,7 +36,7 @@ class Outcome:
     difference: dict[str, Any] | None
 
     @classmethod
-    def of(cls, verdict: str, tokens: int, differences: tuple[Difference, ...]) -> Outcome:
+    def of(cls, verdict: str, tokens: int, differences: tuple[Difference, ...]) -> CaseOutcome:
         """Returns the outcome of a comparison."""
         worst = [d for d in differences if d.verdict == "no"] or list(differences)
         return cls(
@@ -55,16 +55,16 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, CaseOutcome] = {}
         self._log: JsonlLog | None = None
         if path is not None:
             self._open(path)
 
-    def get(self, unit: str) -> Outcome | None:
+    def get(self, unit: str) -> CaseOutcome | None:
         """Returns a unit's outcome; None where it was not finished."""
         return self._outcomes.get(unit)
 
-    def add(self, unit: str, outcome: Outcome) -> None:
+    def add(self, unit: str, outcome: CaseOutcome) -> None:
         """Keeps a unit's outcome."""
         self._outcomes[unit] = outcome
         if self._log is not None:
@@ -97,7 +97,7 @@ class Journal:
             try:
                 data = json.loads(line)
                 unit = data.pop("unit")
-                self._outcomes[unit] = read_record(Outcome, data, where=str(path), error=SelfSpecError)
+                self._outcomes[unit] = read_record(CaseOutcome, data, where=str(path), error=SelfSpecError)
             except (ValueError, KeyError, AttributeError, TypeError, SelfSpecError):
                 continue
             sound.append(line)

@@ -14,7 +14,7 @@ from ssruntime.backends.ort.packing import cache_folder
 from ssruntime.engine import Engine
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
-from sstool.check.journal import Journal, Outcome, journal_name
+from sstool.check.journal import CaseOutcome, Journal, journal_name
 from sstool.check.plan import SEED, Case, Plan, Task, case_config
 from sstool.check.report import FirstDifference, LosslessnessReport
 from sstool.validation.lossless import compare, traced
@@ -57,7 +57,7 @@ class _Checker:
         self._on_progress = on_progress
         self._done = 0
         self._resumed = 0
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[CaseOutcome] = []
         self._refused: set[tuple[str, int]] = set()
         self._first: FirstDifference | None = None
 
@@ -108,14 +108,14 @@ class _Checker:
         case = Case(name="plain", sampling=task.sampling)
         return self._engine.generate(ids, case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="plain")).token_ids
 
-    def _compare(self, task: Task, case: Case, ids: Sequence[int], plain: Sequence[int]) -> Outcome:
+    def _compare(self, task: Task, case: Case, ids: Sequence[int], plain: Sequence[int]) -> CaseOutcome:
         seed = prompt_seed(SEED, task.prompt.index)
         config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="speculative")
         _, run = traced(self._engine, ids, config)
         comparison = compare(self._engine, config, plain=plain, run=run)
-        return Outcome.of(comparison.verdict, comparison.tokens, comparison.differences)
+        return CaseOutcome.of(comparison.verdict, comparison.tokens, comparison.differences)
 
-    def _count(self, task: Task, case: Case, outcome: Outcome) -> None:
+    def _count(self, task: Task, case: Case, outcome: CaseOutcome) -> None:
         self._outcomes.append(outcome)
         found = outcome.difference
         if found is not None and (self._first is None or (found["verdict"] == "no" and self._first.verdict != "no")):

@@ -10,7 +10,7 @@ from pathlib import Path
 from ssruntime.artifact import Artifact, check_digests, read_artifact
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
-from sstool.bench.environment import Environment, describe
+from sstool.bench.environment import Environment, describe_environment
 from sstool.check.losslessness import check_losslessness
 from sstool.check.memory import can_measure, measure_memory
 from sstool.check.plan import plan_check
@@ -114,14 +114,14 @@ def _check_losslessness(
     engine = load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1)
     try:
         if not engine.backend.has_draft:
-            return Section(status="skipped", reason="the artifact has no draft"), describe(engine)
+            return Section(status="skipped", reason="the artifact has no draft"), describe_environment(engine)
         report = check_losslessness(
             engine,
             plan_check(files, full=options.full),
             resumable=options.full,
             on_progress=lambda done, total, what: tell("losslessness", done, total, what),
         )
-        return report.section(), describe(engine)
+        return report.section(), describe_environment(engine)
     finally:
         engine.close()
 

@@ -96,7 +96,7 @@ class Checkpoint:
     weight_bytes: int
 
 
-def describe(folder: Path) -> Checkpoint:
+def describe_checkpoint(folder: Path) -> Checkpoint:
     """Reads and checks a checkpoint folder: its config, its tokenizer, and the headers of its weight files.
 
     Raises:

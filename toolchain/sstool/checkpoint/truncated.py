@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ssruntime.artifact import CHECKPOINT_CONFIG
 from sstool.checkpoint.attention_pattern import period
-from sstool.checkpoint.describe import Checkpoint, describe
+from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
 from sstool.checkpoint.linked_folder import linked_folder
 
 _PATTERNS: Final = 2
@@ -40,7 +40,7 @@ def first_layers(checkpoint: Checkpoint, num_layers: int) -> Iterator[Checkpoint
         settings[checkpoint.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = num_layers
         (folder / CHECKPOINT_CONFIG).unlink()  # a link to the whole model's, which must not be written through
         (folder / CHECKPOINT_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
-        yield describe(folder)
+        yield describe_checkpoint(folder)
 
 
 def _cut(value: Any, before: int, after: int) -> Any:

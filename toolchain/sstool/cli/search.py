@@ -11,7 +11,7 @@ from sstool.cli.options import debug_option
 from sstool.cli.search_options import SearchOptions, read_recipe_or_none, search_options
 
 if TYPE_CHECKING:
-    from sstool.search.run import Outcome
+    from sstool.search.run import SearchOutcome
 
 
 @click.command(name="search")
@@ -58,7 +58,7 @@ def command(model: str | None, artifact: Path | None, recipe: Path | None, out: 
     click.echo(_summary(outcome, out if out is not None else artifact, hint))
 
 
-def _summary(outcome: Outcome, where: Path | None, hint: str) -> str:
+def _summary(outcome: SearchOutcome, where: Path | None, hint: str) -> str:
     seconds = outcome.result.seconds
     spent = f"{outcome.num_trials} trials in {seconds['total']:.0f} s ({seconds.get('candidates', 0):.0f} s candidates"
     spent += f", {seconds.get('ax', 0):.0f} s Ax)"

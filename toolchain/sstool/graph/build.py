@@ -24,7 +24,7 @@ def build_decoder(folder: Path) -> ir.Model:
     is saved.
 
     Args:
-        folder: a checkpoint that `sstool.checkpoint.describe.describe` accepted.
+        folder: a checkpoint that `sstool.checkpoint.describe.describe_checkpoint` accepted.
 
     Returns:
         A model with inputs `input_ids`, `attention_mask` and `past_key_values.*`, outputs `logits` and `present.*`.

@@ -15,7 +15,7 @@ from ssruntime.checks import check_choice
 from ssruntime.errors import ConfigError
 from sstool.artifact_files.assemble import assemble, write_manifest
 from sstool.artifact_files.publish import staged_folder
-from sstool.checkpoint.describe import Checkpoint, check_weights, describe
+from sstool.checkpoint.describe import Checkpoint, check_weights, describe_checkpoint
 from sstool.checkpoint.hub import ResolvedModel, resolve
 from sstool.checkpoint.rope import check_scaling
 from sstool.search.settings import SearchSettings
@@ -91,7 +91,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
     with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
         say("reading the checkpoint")
         model = request.model if isinstance(request.model, ResolvedModel) else resolve(request.model, request.revision)
-        checkpoint = describe(model.folder)
+        checkpoint = describe_checkpoint(model.folder)
         max_context = _max_context(request.max_context, checkpoint)
         check_scaling(checkpoint.config, max_context)
         if request.check is not None:
@@ -122,9 +122,9 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
     """Searches a draft for an artifact that has no name yet, and puts it in; the search's own folder is held until it has one."""
     # Imported here: an export that searches nothing needs neither Ax nor plots.
     from sstool.pipelines.replace_draft import found, redraft
-    from sstool.search.log.read import SEARCH
-    from sstool.search.log.records import LATENCY
-    from sstool.search.log.work_folder import describe_progress, work_folder
+    from sstool.search.log.records import LATENCY, SEARCH_FOLDER
+    from sstool.search.log.work_folder import work_folder
+    from sstool.search.progress import describe_progress
     from sstool.search.run import SearchRequest, run_search
 
     say = request.progress or logger.info
@@ -135,7 +135,7 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
             work=work,
             settings=settings,
             starts=tuple(("recipe", skip) for skip in request.starts),
-            known_latency=(Path(request.out) / SEARCH / LATENCY,),
+            known_latency=(Path(request.out) / SEARCH_FOLDER / LATENCY,),
             threads=request.threads,
             resume=request.resume,
             progress=lambda progress: say(describe_progress(progress)),

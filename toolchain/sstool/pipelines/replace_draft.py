@@ -24,9 +24,8 @@ from ssruntime.engine import load
 from ssruntime.errors import RecipeError
 from sstool.artifact_files.assemble import write_manifest
 from sstool.graph.lower import lower_draft
-from sstool.search.log.read import SEARCH
-from sstool.search.log.records import LATENCY, TRIALS
-from sstool.search.run import Outcome
+from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
+from sstool.search.run import SearchOutcome
 from sstool.skip_set import SkipSpec
 from sstool.validation.gate import require_sound
 
@@ -51,7 +50,7 @@ def redraft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Ma
     path = folder / DRAFT_GRAPH
     path.unlink(missing_ok=True)  # where it is a link to another artifact's, that one stays as it is
     ir.save(lower_draft(ir.load(folder / VERIFY_GRAPH), spec.skip()), path)
-    _copy_records(search, folder / SEARCH)
+    _copy_records(search, folder / SEARCH_FOLDER)
     manifest = dataclasses.replace(
         artifact.manifest,
         drafts=(spec.draft_entry(artifact.manifest.dtype),),
@@ -66,7 +65,7 @@ def redraft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Ma
     return manifest
 
 
-def found(outcome: Outcome) -> tuple[SkipSpec, Tuning]:
+def found(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:
     """Returns what a search found, as an artifact keeps it: the winner, or the one that came closest to plain decoding.
 
     Raises:
@@ -102,7 +101,7 @@ def clone_files(artifact: Artifact, folder: Path) -> None:
             _link_or_copy(source, target)
         elif not source.is_dir():
             shutil.copy2(source, target, follow_symlinks=False)
-        elif source.name != SEARCH:
+        elif source.name != SEARCH_FOLDER:
             shutil.copytree(source, target, symlinks=True)
 
 

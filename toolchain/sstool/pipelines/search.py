@@ -15,15 +15,15 @@ from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.errors import ArtifactError, RecipeError
 from ssruntime.scratch import write_whole
 from sstool.artifact_files.publish import recover, staged_folder
-from sstool.checkpoint.describe import describe
+from sstool.checkpoint.describe import describe_checkpoint
 from sstool.checkpoint.hub import ResolvedModel, resolve
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.pipelines.recipe import Recipe, check_recipe_depth
 from sstool.pipelines.replace_draft import clone_files, found, redraft
-from sstool.search.log.read import SEARCH
-from sstool.search.log.records import EARLIER, LATENCY, REPORT, SKIP_SET, TRIALS
-from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, describe_progress, work_folder
-from sstool.search.run import Outcome, SearchRequest, check_search, run_search
+from sstool.search.log.records import EARLIER, LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TRIALS
+from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, work_folder
+from sstool.search.progress import describe_progress
+from sstool.search.run import SearchOutcome, SearchRequest, check_search, run_search
 from sstool.search.settings import SearchSettings
 from sstool.search_report.page import write_report
 from sstool.skip_set import SkipSpec
@@ -58,7 +58,7 @@ class SearchTarget:
     progress: Callable[[str], None]
 
 
-def search_for(target: SearchTarget) -> Outcome:
+def search_for(target: SearchTarget) -> SearchOutcome:
     """Searches and publishes.
 
     Raises:
@@ -95,12 +95,12 @@ def _check_model(target: SearchTarget) -> ResolvedModel | None:
     else:
         assert target.model is not None
         model = resolve(target.model, target.recipe.revision if target.recipe.model == target.model else None)
-        num_layers = describe(model.folder).num_layers
+        num_layers = describe_checkpoint(model.folder).num_layers
     check_recipe_depth(target.recipe, num_layers, where=target.recipe_name)
     return model
 
 
-def _search(target: SearchTarget, model: ResolvedModel | None, work: Path) -> tuple[Outcome, Artifact]:
+def _search(target: SearchTarget, model: ResolvedModel | None, work: Path) -> tuple[SearchOutcome, Artifact]:
     artifact = _artifact(target, model, work)
     outcome = run_search(
         SearchRequest(
@@ -157,7 +157,7 @@ def _checkpoint_json(model: ResolvedModel, recipe: Recipe) -> bytes:
 
 
 def _known_latency(target: SearchTarget, artifact: Artifact) -> tuple[Path, ...]:
-    places = [artifact.folder / SEARCH / LATENCY]
+    places = [artifact.folder / SEARCH_FOLDER / LATENCY]
     return tuple(places if target.out is None else [*places, target.out / LATENCY])
 
 
@@ -170,7 +170,7 @@ def _starts(target: SearchTarget, artifact: Artifact) -> Iterator[tuple[str, Ski
             yield EARLIER, draft.skip
 
 
-def _write_results(folder: Path, work: Path, outcome: Outcome) -> None:
+def _write_results(folder: Path, work: Path, outcome: SearchOutcome) -> None:
     spec, _ = found(outcome)
     for name in (TRIALS, LATENCY):
         shutil.copyfile(work / name, folder / name)
@@ -182,7 +182,7 @@ def _skip_set_json(spec: SkipSpec) -> str:
     return json.dumps({key: value for key, value in dataclasses.asdict(spec).items() if value is not None}) + "\n"
 
 
-def _renew(folder: Path, artifact: Artifact, outcome: Outcome, work: Path) -> None:
+def _renew(folder: Path, artifact: Artifact, outcome: SearchOutcome, work: Path) -> None:
     clone_files(artifact, folder)
     spec, tuning = found(outcome)
     redraft(folder, spec, search=work, tuning=tuning)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from sstool.search.clock import Clock
 from sstool.search.drafts.space import Bits, bits_of, is_draft
-from sstool.search.log.records import AX, COMPLETED, SUGGESTED, Trial
+from sstool.search.log.records import AX, COMPLETED, SUGGESTED, Trial, best_of
 from sstool.search.log.write import SearchWriter
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.settings import SearchSettings
@@ -60,7 +60,7 @@ class Explorer:
     def best(self, *, warm: bool = False) -> Trial | None:
         """Returns the completed trial with the best modelled speed; with `warm`, of the warm starts."""
         completed = [t for t in self.trials if t.status == COMPLETED and not (warm and t.source in SUGGESTED)]
-        return max(completed, key=_speed, default=None)
+        return next(iter(best_of(completed, 1)), None)
 
     def is_over(self) -> bool:
         """Whether there is no room, or no time, for another trial."""
@@ -117,12 +117,3 @@ class Explorer:
         best = self.best()
         self._on_trial(len(self.trials), self._limits.trials, None if best is None else best.speedup)
         return trial
-
-
-def best_of(trials: Sequence[Trial], count: int) -> list[Trial]:
-    """Returns the completed trials with the best modelled speeds, best first."""
-    return sorted((t for t in trials if t.status == COMPLETED), key=_speed, reverse=True)[:count]
-
-
-def _speed(trial: Trial) -> float:
-    return trial.tokens_per_second or 0.0

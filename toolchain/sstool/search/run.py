@@ -3,81 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
-import onnxruntime as ort
-
-from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, SkipSet
+from ssruntime.artifact import SkipSet
 from ssruntime.config import DecodeSettings
 from ssruntime.engine import checked_threads, load
 from ssruntime.errors import ConfigError
-from ssruntime.machine import available_memory, cpu_model, default_threads
+from ssruntime.machine import available_memory, default_threads
 from sstool.prompts import PromptRecord, read_prompts
-from sstool.search.budget import Allotment, Means, allot, final_reserve, repeat_allotment
+from sstool.search.budget import CalibrationPlan, Resources, plan_calibration, repeat_plan
 from sstool.search.clock import Clock
-from sstool.search.drafts.builder import Candidates
-from sstool.search.drafts.space import Bits, bits_of
-from sstool.search.explore import Explorer, Limits, best_of
+from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.explore import Explorer, Limits
 from sstool.search.finals.conclude import conclude
 from sstool.search.finals.finalists import choose_finalists, time_finalists
-from sstool.search.log.records import FORMAT, LATENCY, Finalist, Header, LatencyTable, Result, Trial
+from sstool.search.finals.runs import final_reserve
+from sstool.search.log.identity import search_identity
+from sstool.search.log.records import LATENCY, Finalist, Header, LatencyTable, Result, Trial
 from sstool.search.log.write import SearchWriter, check_resumable
-from sstool.search.prepare import find_latency, latency_digest, prepare_latency, prepare_texts
+from sstool.search.progress import Progress
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.scoring.objective import Objective, each_with
-from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
-from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
-from sstool.search.sources.leave_one_out import cut, cuts, influence_order, measure_influence
-from sstool.search.sources.patterns import default_start, every_other, middle_blocks
+from sstool.search.settings import DEFAULT_CALIBRATION, GREEDY, KINDS, SAMPLED, SearchSettings
+from sstool.search.sources.warm_starts import WarmStarts
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.speed_model.measure import time_step
-from sstool.search.texts.make import (
-    GREEDY,
-    KINDS,
-    SAMPLED,
-    CachedText,
-    CalibrationText,
-    calibration_digest,
-    decode_settings,
-    tokens_of,
-    usable_prompts,
-    weight_of,
-)
-
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-_WARM_SHARE: Final = 0.12
-"""Of the budget: what one kind of warm start may cost to find."""
-_REFINED: Final = 0.05
-"""How far from the best cut two more are tried, as a part of the sublayers."""
-_INFLUENCE_PASSES: Final = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a search is.
-
-    Attributes:
-        part: what is being done.
-        done: how much of that.
-        total: of how much.
-        best: modelled speed-up of the best candidate so far.
-        seconds_left: of the budget; infinite where there is none.
-    """
-
-    part: str
-    done: int
-    total: int
-    best: float | None
-    seconds_left: float
+from sstool.search.speed_model.stored import find_latency, latency_digest, prepare_latency
+from sstool.search.texts.make import CachedText, CalibrationText, calibration_digest, usable_prompts
+from sstool.search.texts.stored import prepare_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +64,7 @@ class SearchRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class SearchOutcome:
     """What came of a search.
 
     Attributes:
@@ -126,7 +84,7 @@ class Outcome:
     num_trials: int
 
 
-def run_search(request: SearchRequest) -> Outcome:
+def run_search(request: SearchRequest) -> SearchOutcome:
     """Searches, and leaves `trials.jsonl` and `latency.json` in the work folder.
 
     Raises:
@@ -139,7 +97,7 @@ def run_search(request: SearchRequest) -> Outcome:
     request.work.mkdir(parents=True, exist_ok=True)
     prompts = read_calibration(request.settings)
     with load(request.folder, threads=request.threads, max_context=None, max_sequences=1, draft=False) as engine:
-        return _Search(request, clock, Candidates(engine), prompts).run()
+        return _Search(request, clock, DraftBuilder(engine), prompts).run()
 
 
 def check_search(settings: SearchSettings, threads: int | None) -> None:
@@ -167,24 +125,24 @@ def read_calibration(settings: SearchSettings) -> list[PromptRecord]:
 class _Search:
     """One search under way: what its parts share."""
 
-    def __init__(self, request: SearchRequest, clock: Clock, candidates: Candidates, prompts: Sequence[PromptRecord]) -> None:
-        self._request, self._clock, self._candidates = request, clock, candidates
+    def __init__(self, request: SearchRequest, clock: Clock, builder: DraftBuilder, prompts: Sequence[PromptRecord]) -> None:
+        self._request, self._clock, self._builder = request, clock, builder
         self._settings = request.settings
-        self._num_layers = candidates.num_layers
-        self._usable = usable_prompts(candidates.engine, prompts)
+        self._num_layers = builder.num_layers
+        self._usable = usable_prompts(builder.engine, prompts)
         self._best: float | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> SearchOutcome:
         """Goes through the parts in their order."""
         header = check_resumable(self._request.work, self._identity()) if self._request.resume else None
-        known = find_latency(self._candidates, [self._request.work / LATENCY, *self._request.known_latency])
-        self._prompts = self._allot(header, known)
+        known = find_latency(self._builder, [self._request.work / LATENCY, *self._request.known_latency])
+        self._prompts = self._plan(header, known)
         if self._settings.sampled_tokens is None:
             self._settings = dataclasses.replace(self._settings, sampled_tokens=self._prompts.sampled_tokens)
         with self._clock.part("texts"):
             texts = prepare_texts(
                 self._request.work,
-                self._candidates,
+                self._builder,
                 self._prompts.search,
                 self._settings,
                 self._teller("writing calibration texts"),
@@ -192,29 +150,29 @@ class _Search:
             )
         with self._clock.part("latency"):
             self._tell("measuring the engines", 0, 1)
-            table = prepare_latency(self._request.work, self._candidates, texts, self._settings, known=known)
+            table = prepare_latency(self._request.work, self._builder, texts, self._settings, known=known)
         with ThreadPoolExecutor(self._workers()) as pool:
             return self._search(texts, table, pool)
 
-    def _allot(self, header: Header | None, known: LatencyTable | None) -> Allotment:
+    def _plan(self, header: Header | None, known: LatencyTable | None) -> CalibrationPlan:
         """Returns the prompts to use: those of the run that is gone on with, or what can be afforded."""
         if header is not None:
-            return repeat_allotment(self._usable, header)
-        engine = self._candidates.engine
+            return repeat_plan(self._usable, header)
+        engine = self._builder.engine
         ids = [engine.encode(prompt.prompt) for prompt in self._usable]
-        step = time_step(self._candidates, ids[0]) if known is None else known.rows[0].verify[0]
-        means = Means(
+        step = time_step(self._builder, ids[0]) if known is None else known.rows[0].verify[0]
+        resources = Resources(
             step=step,
             budget=self._settings.budget_seconds,
             memory=available_memory(),
             position_bytes=engine.artifact.manifest.kv.bytes_per_token(),
             spent=self._clock.elapsed(),
         )
-        return allot(self._usable, [len(one) for one in ids], self._settings, means)
+        return plan_calibration(self._usable, [len(one) for one in ids], self._settings, resources)
 
-    def _search(self, texts: Sequence[CachedText], table: LatencyTable, pool: ThreadPoolExecutor) -> Outcome:
+    def _search(self, texts: Sequence[CachedText], table: LatencyTable, pool: ThreadPoolExecutor) -> SearchOutcome:
         costs = CostModel(table)
-        objective = Objective(costs, {kind: weight_of(self._settings, kind) for kind in KINDS}, each_with(pool))
+        objective = Objective(costs, {kind: self._settings.weight_of(kind) for kind in KINDS}, each_with(pool))
         plain = objective.plain_seconds_per_token([cached.text for cached in texts])
         header = self._header(texts, table, 1 / plain)
         reserve = 5 + final_reserve(len(self._prompts.final), self._settings, plain, self._settings.budget_seconds)
@@ -225,10 +183,11 @@ class _Search:
                 f"give at least {math.ceil((self._clock.elapsed() + reserve) * 1.5)}s",
             )
         with SearchWriter(self._request.work, header, resume=self._request.resume) as writer:
-            evaluator = Evaluator(self._candidates, texts, objective, costs, self._decode_settings)
+            evaluator = Evaluator(self._builder, texts, objective, costs, self._decode_settings)
             limits = Limits(trials=self._settings.trials, reserve=reserve)
             explorer = Explorer(evaluator, writer, self._clock, limits, self._num_layers, self._on_trial)
-            self._warm_up(explorer, writer, texts, costs)
+            warm_starts = WarmStarts(builder=self._builder, texts=texts, costs=costs, clock=self._clock, writer=writer, tell=self._teller)
+            warm_starts.run(explorer, self._request.starts)
             explorer.follow_ax(self._settings)
             return self._finish(explorer, writer, header, costs)
 
@@ -237,45 +196,9 @@ class _Search:
 
         Every text has a cache and noise of its own, so the counts are the same for any number.
         """
-        return max(1, default_threads() - self._candidates.backend.threads + 1)
+        return max(1, default_threads() - self._builder.backend.threads + 1)
 
-    def _warm_up(self, explorer: Explorer, writer: SearchWriter, texts: Sequence[CachedText], costs: CostModel) -> None:
-        """Tries everything that there is a reason for."""
-        num_layers = self._num_layers
-        for source, skip in self._request.starts:
-            explorer.consider(source, [bits_of(skip, num_layers)])
-        explorer.consider("every-other", [default_start(num_layers), *every_other(num_layers)])
-        explorer.consider("block", middle_blocks(num_layers))
-        verify = costs.verify(len(texts[0].text.prompt))[-1]
-        if self._clock.affords(LEVELS * 4 * verify, _WARM_SHARE) and not explorer.is_over():
-            explorer.consider("dynamic-programme", self._front(texts, costs))
-        if self._clock.affords(2 * num_layers * _INFLUENCE_PASSES * verify, _WARM_SHARE) and not explorer.is_over():
-            self._leave_one_out(explorer, writer, texts)
-
-    def _front(self, texts: Sequence[CachedText], costs: CostModel) -> list[Bits]:
-        text = texts[0].text
-        with self._clock.part("dynamic_programme"):
-            shares, tell = costs.shares(len(text.prompt)), self._teller("following hidden states")
-            front = _optional("points of the dynamic programme", lambda: cosine_front(self._candidates, text, shares, tell))
-        return [] if front is None else front_sets(front)
-
-    def _leave_one_out(self, explorer: Explorer, writer: SearchWriter, texts: Sequence[CachedText]) -> None:
-        influence = None if writer.earlier is None else writer.earlier.influence
-        if influence is None:
-            with self._clock.part("influence"):
-                tell = self._teller("leaving out sublayers one by one")
-                influence = _optional("the leave-one-out order", lambda: measure_influence(self._candidates, texts, tell))
-            if influence is not None:
-                writer.write(influence)
-        if influence is None:
-            return
-        order = influence_order(influence)
-        best = best_of(explorer.consider("leave-one-out", cuts(order)), 1)
-        if best:
-            part = len((*best[0].skip.attention, *best[0].skip.mlp)) / len(order)
-            explorer.consider("leave-one-out", [cut(order, part - _REFINED), cut(order, part + _REFINED)])
-
-    def _finish(self, explorer: Explorer, writer: SearchWriter, header: Header, costs: CostModel) -> Outcome:
+    def _finish(self, explorer: Explorer, writer: SearchWriter, header: Header, costs: CostModel) -> SearchOutcome:
         if not explorer.trials:
             raise ConfigError(f"the budget of {self._settings.budget} ended before the first trial did", "give a larger --budget")
         warm = explorer.best(warm=True)
@@ -285,7 +208,7 @@ class _Search:
             with self._clock.part("finalists"):
                 tell = self._teller("timing the best for real")
                 finalists = time_finalists(
-                    self._candidates, chosen, self._prompts.final, self._settings, costs, lambda took: self._clock.left() > took, tell
+                    self._builder, chosen, self._prompts.final, self._settings, costs, lambda took: self._clock.left() > took, tell
                 )
         for finalist in finalists:
             writer.write(finalist)
@@ -294,7 +217,7 @@ class _Search:
         trials = {trial.index: trial for trial in explorer.trials}
         fastest = max(finalists, key=lambda f: f.speedup, default=None)
         closest = None if fastest is None else trials[fastest.trial]
-        return Outcome(
+        return SearchOutcome(
             header=header,
             result=result,
             winner=None if result.trial is None else trials[result.trial],
@@ -304,37 +227,24 @@ class _Search:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """Returns the header's fields that are known before any work is done."""
-        manifest = self._candidates.engine.artifact.manifest
-        return {
-            "format": FORMAT,
-            "num_layers": self._num_layers,
-            "verify_sha256": manifest.files[VERIFY_GRAPH].sha256,
-            "weights_sha256": manifest.files[WEIGHTS].sha256,
-            "seed": self._settings.seed,
-            "batch": self._settings.batch,
-            "weights": {kind: weight_of(self._settings, kind) for kind in KINDS},
-            "cpu": cpu_model(),
-            "threads": self._candidates.backend.threads,
-            "onnxruntime": ort.__version__,
-        }
+        return search_identity(self._builder.engine.artifact.manifest, self._settings, self._builder.backend.threads)
 
     def _header(self, texts: Sequence[CachedText], table: LatencyTable, plain: float) -> Header:
         return Header(
             **self._identity(),
-            model=self._candidates.engine.artifact.manifest.model.source,
+            model=self._builder.engine.artifact.manifest.model.source,
             calibration_sha256=calibration_digest([c.text for c in texts], self._prompts.final),
             search_prompts=len(self._prompts.search),
             final_prompts=len(self._prompts.final),
-            sampled_tokens=tokens_of(self._settings, SAMPLED),
-            greedy_tokens=tokens_of(self._settings, GREEDY),
+            sampled_tokens=self._settings.tokens_of(SAMPLED),
+            greedy_tokens=self._settings.tokens_of(GREEDY),
             latency_sha256=latency_digest(table),
             trials=self._settings.trials,
             plain=plain,
         )
 
     def _decode_settings(self, text: CalibrationText) -> DecodeSettings:
-        return decode_settings(self._candidates.engine, self._settings, text.kind, text.seed)
+        return self._builder.engine.settings(self._settings.decoding(text.kind, text.seed))
 
     def _on_trial(self, done: int, total: int, best: float | None) -> None:
         self._best = best
@@ -347,12 +257,3 @@ class _Search:
         if self._request.progress is not None:
             left = self._clock.left()
             self._request.progress(Progress(part=part, done=done, total=total, best=self._best, seconds_left=left))
-
-
-def _optional(name: str, find: Callable[[], T]) -> T | None:
-    """Some warm starts cannot be found for some models; the search goes on without them."""
-    try:
-        return find()
-    except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base
-        logger.warning("the search goes on without %s: %s", name, " ".join(str(err).split()))
-        return None

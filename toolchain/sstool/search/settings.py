@@ -15,6 +15,15 @@ from ssruntime.errors import ConfigError
 DEFAULT_CALIBRATION: Final = Path(__file__).with_name("calibration.jsonl")
 """The prompts of a search that is given none: 64 of many kinds, so ordered that either half, or any part of one, is of many kinds too."""
 
+SAMPLED: Final = "sampled"
+GREEDY: Final = "greedy"
+KINDS: Final = (SAMPLED, GREEDY)
+"""The kinds of calibration text."""
+FEWEST_TOKENS: Final = 32
+"""Tokens of a sampled continuation where the budget affords no more."""
+GREEDY_EVERY: Final = 3
+"""Of so many prompts one is also continued greedily: greedy text repeats itself, so fewer prompts tell as much."""
+
 _BUDGET_HINT: Final = "write a time above 0 such as 90s, 10m or 1.5h; a number alone is seconds"
 _BUDGET: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([smh]?)")
 _SECONDS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -73,6 +82,33 @@ class SearchSettings:
     def budget_seconds(self) -> float:
         """The budget in seconds; infinite where only `trials` ends the search."""
         return math.inf if self.budget is None else parse_budget(self.budget)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of text that count in a candidate's score."""
+        return self.kinds
+
+    def weight_of(self, kind: str) -> float:
+        """Returns how much a kind of text counts in a candidate's score."""
+        return self.greedy_weight if kind == GREEDY else self.sampled_weight
+
+    def tokens_of(self, kind: str) -> int:
+        """Returns how many tokens of a continuation count; `FEWEST_TOKENS` where `sampled_tokens` is not decided yet."""
+        if kind == GREEDY:
+            return self.greedy_tokens
+        return FEWEST_TOKENS if self.sampled_tokens is None else self.sampled_tokens
+
+    def texts_per_prompt(self) -> list[tuple[float, int]]:
+        """Returns, for sampled and greedy text, how many texts a prompt has on average and how many of their tokens count."""
+        sampled = 1.0 if self.sampled_weight else 0.0
+        greedy = (1 / GREEDY_EVERY if sampled else 1.0) if self.greedy_weight else 0.0
+        return [(sampled, self.tokens_of(SAMPLED)), (greedy, self.tokens_of(GREEDY))]
+
+    def decoding(self, kind: str, seed: int) -> GenerationConfig:
+        """Returns how a kind of text is decoded, autoregressively, with this seed."""
+        if kind == GREEDY:
+            return GenerationConfig(mode="plain", temperature=0.0, seed=seed)
+        return GenerationConfig(mode="plain", temperature=self.temperature, top_p=self.top_p, sampling="coupled", seed=seed)
 
 
 def parse_budget(text: str) -> float:

@@ -15,7 +15,7 @@ from ssruntime.artifact import SkipSet
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.proposal import Alternative
-from sstool.checkpoint.describe import Checkpoint, describe
+from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
 from sstool.validation.reference import CHUNK, reference_logits
 
 MAX_RELATIVE_ERROR: Final = 1e-4
@@ -131,7 +131,7 @@ def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = No
         CheckpointError: if the folder holds no sound checkpoint.
         UnsupportedModelError: if transformers cannot run it, or its vocabulary is another than the engine's.
     """
-    checkpoint = describe(folder)
+    checkpoint = describe_checkpoint(folder)
     if checkpoint.vocab_size != backend.vocab_size:
         raise UnsupportedModelError(
             f"{folder} has a vocabulary of {checkpoint.vocab_size}, the engine one of {backend.vocab_size}",

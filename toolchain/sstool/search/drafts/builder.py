@@ -14,7 +14,7 @@ from ssruntime.engine import Engine
 from sstool.graph.lower import lower_draft
 
 
-class Candidates:
+class DraftBuilder:
     """The open verify engine of one artifact, and drafts of it.
 
     Attributes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sstool.search.explore import best_of
-from sstool.search.log.records import SUGGESTED, Finalist, Result, Trial
+from sstool.search.log.records import SUGGESTED, Finalist, Result, Trial, best_of
 
 WORTH_MENTIONING: Final = 0.01
 """A gain below this is none."""

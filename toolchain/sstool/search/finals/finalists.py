@@ -10,15 +10,13 @@ from ssruntime.config import SEED_LIMIT
 from ssruntime.sampling.noise import prompt_seed
 from sstool.bench.summary import weighted_interval
 from sstool.prompts import PromptRecord
-from sstool.search.budget import FINAL_TOKENS, sampled_repeats
-from sstool.search.drafts.builder import Candidates
-from sstool.search.explore import best_of
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.finals.head_to_head import Entrant, run_contest
-from sstool.search.log.records import COMPLETED, EARLIER, Finalist, Trial
+from sstool.search.finals.runs import FINAL_TOKENS, sampled_repeats
+from sstool.search.log.records import COMPLETED, EARLIER, Finalist, Trial, best_of
 from sstool.search.scoring.timed_run import Task
-from sstool.search.settings import SearchSettings
+from sstool.search.settings import GREEDY_EVERY, SAMPLED, SearchSettings
 from sstool.search.speed_model.costs import CostModel
-from sstool.search.texts.make import GREEDY_EVERY, KINDS, SAMPLED, decode_settings, weight_of
 
 _NEAR: Final = 0.9
 """Of the best modelled speed: what is slower than that is slower by the clock too."""
@@ -49,7 +47,7 @@ def _is_near(trial: Trial, best: Trial) -> bool:
 
 
 def time_finalists(
-    candidates: Candidates,
+    builder: DraftBuilder,
     trials: Sequence[Trial],
     prompts: Sequence[PromptRecord],
     settings: SearchSettings,
@@ -62,7 +60,7 @@ def time_finalists(
     The best of many candidates lie closer together than a few prompts can tell, so as many prompts are decoded as there is time for.
 
     Args:
-        candidates: opens the drafts.
+        builder: opens the drafts.
         trials: the finalists.
         prompts: to decode; each is sampled, and every third decoded greedily too.
         settings: how to sample, and the kinds' weights.
@@ -70,23 +68,23 @@ def time_finalists(
         affords: tells whether there is time for another run, given the seconds that the last one took.
         on_run: told how many runs are done, of how many.
     """
-    tasks = _tasks(candidates, prompts, settings)
-    plain, *drafts = run_contest(candidates, trials, tasks, costs, on_run, affords)
+    tasks = _tasks(builder, prompts, settings)
+    plain, *drafts = run_contest(builder, trials, tasks, costs, on_run, affords)
     return [_finalist(draft, plain, settings) for draft in drafts]
 
 
-def _tasks(candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[Task]:
+def _tasks(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[Task]:
     """Returns what to decode, the kinds mixed from the beginning on."""
-    kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
+    kinds = settings.kinds
     repeats = sampled_repeats(len(prompts)) if SAMPLED in kinds else 1
-    encoded = [(prompt, tuple(candidates.engine.encode(prompt.prompt))) for prompt in prompts]
+    encoded = [(prompt, tuple(builder.engine.encode(prompt.prompt))) for prompt in prompts]
     tasks = []
     for repeat in range(repeats):
         seed = (settings.seed + 1 + repeat) % SEED_LIMIT  # not the noise that the search has seen
         for number, (prompt, ids) in enumerate(encoded):
             for kind in kinds:
                 if _is_run(kind, number, repeat, len(kinds)):
-                    plainly = decode_settings(candidates.engine, settings, kind, prompt_seed(seed, prompt.index))
+                    plainly = builder.engine.settings(settings.decoding(kind, prompt_seed(seed, prompt.index)))
                     endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
                     tasks.append(Task(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
     return tasks
@@ -98,7 +96,7 @@ def _is_run(kind: str, number: int, repeat: int, num_kinds: int) -> bool:
 
 
 def _finalist(draft: Entrant, plain: Entrant, settings: SearchSettings) -> Finalist:
-    weights = {kind: weight_of(settings, kind) for kind in draft.samples}
+    weights = {kind: settings.weight_of(kind) for kind in draft.samples}
     shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
     runs = draft.every()
     measured, base = 1 / draft.seconds_per_token(shares), 1 / plain.seconds_per_token(shares)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ssruntime.backends.ort.slot import OrtSlot
-from sstool.bench.summary import Sample
-from sstool.search.budget import LEAST_RUNS
-from sstool.search.drafts.builder import Candidates
+from sstool.bench.summary import TimedRun
+from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.finals.runs import LEAST_RUNS
 from sstool.search.log.records import Trial
 from sstool.search.scoring.timed_run import Task, run_task, warm_up
 from sstool.search.speed_model.costs import CostModel
@@ -33,10 +33,10 @@ class Entrant:
 
     trial: Trial | None
     slot: OrtSlot
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: dict[str, list[TimedRun]] = field(default_factory=dict)
     modelled: dict[str, float] = field(default_factory=dict)
 
-    def every(self) -> list[Sample]:
+    def every(self) -> list[TimedRun]:
         """Returns all runs."""
         return [sample for samples in self.samples.values() for sample in samples]
 
@@ -53,7 +53,7 @@ class Entrant:
 
 
 def run_contest(
-    candidates: Candidates,
+    builder: DraftBuilder,
     trials: Sequence[Trial],
     tasks: Sequence[Task],
     costs: CostModel,
@@ -63,7 +63,7 @@ def run_contest(
     """Has plain decoding and every draft decode every task, or as many of the first as there is time for.
 
     Args:
-        candidates: opens the drafts.
+        builder: opens the drafts.
         trials: the drafts, each with its exit.
         tasks: what to decode.
         costs: what the model of speed says of the same runs.
@@ -74,10 +74,10 @@ def run_contest(
         Plain decoding first, then one a trial.
     """
     context = max(len(task.ids) + task.settings.max_new_tokens for task in tasks)
-    entrants = [Entrant(None, candidates.backend.new_slot(context))]
-    entrants += [Entrant(trial, candidates.backend.new_slot(context, candidates.open(trial.skip))) for trial in trials]
+    entrants = [Entrant(None, builder.backend.new_slot(context))]
+    entrants += [Entrant(trial, builder.backend.new_slot(context, builder.open(trial.skip))) for trial in trials]
     for entrant in entrants:
-        warm_up(candidates, entrant.slot, tasks[0], entrant.trial, costs)
+        warm_up(builder, entrant.slot, tasks[0], entrant.trial, costs)
     took = 0.0
     for turn, task in enumerate(tasks):
         if turn >= LEAST_RUNS and not affords(took):
@@ -88,8 +88,8 @@ def run_contest(
         first = turn % len(entrants)
         order = entrants[first:] + entrants[:first]
         for entrant in order if turn % 2 == 0 else order[::-1]:
-            run = run_task(candidates, entrant.slot, task, entrant.trial, costs)
-            sample = Sample(prompt_id=task.prompt_id, index=task.index, repeat=0, mode="", stats=run.stats, identical=None)
+            run = run_task(builder, entrant.slot, task, entrant.trial, costs)
+            sample = TimedRun(index=task.index, stats=run.stats)
             entrant.samples.setdefault(task.kind, []).append(sample)
             entrant.modelled[task.kind] = entrant.modelled.get(task.kind, 0.0) + run.modelled
         took = time.perf_counter() - begun

@@ -18,7 +18,9 @@ from sstool.search.log.records import (
     COMPLETED,
     FAILED,
     FORMAT,
+    HEADER_KIND,
     LATENCY,
+    SEARCH_FOLDER,
     STOPPED,
     TRIALS,
     Finalist,
@@ -32,9 +34,7 @@ from sstool.skip_set import check_skip_spec
 
 T = TypeVar("T")
 
-SEARCH: Final = "search"
-"""Where an artifact keeps its search, and the kind of a log's first line."""
-_KINDS: Final = {SEARCH: Header, "influence": Influence, "trial": Trial, "finalist": Finalist, "result": Result}
+_KINDS: Final = {HEADER_KIND: Header, "influence": Influence, "trial": Trial, "finalist": Finalist, "result": Result}
 _DAMAGED: Final = "the file is damaged or was not written by sstool: take it from a backup, or search again"
 _NEWER: Final = "read it with the version of sstool that wrote it"
 
@@ -66,7 +66,7 @@ def find_search(folder: Path) -> Path:
     Raises:
         RecipeError: if neither holds one.
     """
-    inner = folder / SEARCH
+    inner = folder / SEARCH_FOLDER
     for candidate in (folder, inner):
         if (candidate / TRIALS).is_file():
             return candidate
@@ -192,7 +192,7 @@ def _read(cls: type[T], data: dict[str, Any], where: str) -> T:
 
 def _check_place(where: str, cls: type[Any], found: dict[type[Any], list[Any]]) -> None:
     if (cls is Header) == bool(found[Header]):
-        _refuse(f"{where}: the first line, and no other, is of kind {SEARCH!r}")
+        _refuse(f"{where}: the first line, and no other, is of kind {HEADER_KIND!r}")
     if found[Result]:
         _refuse(f"{where}: a line after the result")
     if cls is Influence and found[Influence]:

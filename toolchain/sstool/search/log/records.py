@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from ssruntime.artifact import SkipSet
 from sstool.skip_set import SkipSpec
 
+SEARCH_FOLDER: Final = "search"
+"""Where an artifact keeps its search."""
 TRIALS: Final = "trials.jsonl"
 LATENCY: Final = "latency.json"
 SKIP_SET: Final = "skip_set.json"
 REPORT: Final = "report.html"
 TEXTS: Final = "texts.json"
 FORMAT: Final = 2
+HEADER_KIND: Final = "search"
+"""The `kind` of a log's first line."""
 
 COMPLETED: Final = "completed"
 STOPPED: Final = "stopped"
@@ -226,7 +231,7 @@ class Result:
         gain: modelled speed of the best trial / that of the best warm start - 1.
         remark: what is to be said of it in a sentence.
         seconds: where the time went, since the search was begun or resumed: `texts`, `latency`, `influence`, `dynamic_programme`,
-            `candidates`, `ax`, `finalists`, `total`.
+            `builder`, `ax`, `finalists`, `total`.
     """
 
     trial: int | None
@@ -286,3 +291,9 @@ class LatencyTable:
     onnxruntime: str
     rows: tuple[LatencyRow, ...]
     fit_error: float
+
+
+def best_of(trials: Sequence[Trial], count: int) -> list[Trial]:
+    """Returns the completed trials with the highest modelled speeds, best first, at most `count` of them."""
+    completed = (trial for trial in trials if trial.status == COMPLETED)
+    return sorted(completed, key=lambda trial: trial.tokens_per_second or 0.0, reverse=True)[:count]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ssruntime.errors import ArtifactError, RecipeError
 from ssruntime.folder_lock import try_lock
 from ssruntime.scratch import remove_tree, sweep
 from sstool.artifact_files.publish import make_parents
-from sstool.search.log.read import SEARCH
-from sstool.search.log.records import LATENCY, REPORT, SKIP_SET, TEXTS, TRIALS
-
-if TYPE_CHECKING:
-    from sstool.search.run import Progress
+from sstool.jsonl_log import whole_lines
+from sstool.search.log.records import LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TEXTS, TRIALS
 
 logger = logging.getLogger(__name__)
 
@@ -101,17 +97,6 @@ def _check_content(out: Path, *, resume: bool, force: bool) -> None:
         raise RecipeError(f"{folder} holds an interrupted search of {trials} trials", "go on with --resume, or begin anew with --force")
 
 
-def describe_progress(progress: Progress) -> str:
-    """Returns a search's progress as one line."""
-    parts = [f"{progress.part} {progress.done} of {progress.total}" if progress.total > 1 else progress.part]
-    if progress.best is not None:
-        parts.append(f"best so far {progress.best:.2f} x plain")
-    if math.isfinite(progress.seconds_left):
-        left = max(0, round(progress.seconds_left))
-        parts.append(f"{left // 60}:{left % 60:02d} left")
-    return ", ".join(parts)
-
-
 def _lock(folder: Path) -> int:
     """Makes the folder if it is not there, and returns an open, locked handle of it."""
     while True:
@@ -150,15 +135,25 @@ def _clear(folder: Path) -> None:
 
 
 def _num_trials(path: Path) -> int:
+    """Returns how many trials a log holds; 0 for none, or where its lines are damaged, which a resumed search then says."""
     try:
-        return len(re.findall(rb'"kind": ?"trial"', path.read_bytes()))
+        lines = whole_lines(path.read_bytes())
     except FileNotFoundError:
         return 0
     except OSError as err:
         raise ArtifactError(f"{path} cannot be read: {err.strerror}", "make it readable, or name another --out") from err
+    return sum(_kind_of(line) == "trial" for line in lines)
+
+
+def _kind_of(line: bytes) -> object:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return data.get("kind") if isinstance(data, dict) else None
 
 
 def _is_published(trials: Path, out: Path) -> bool:
     """Whether a log is that of the result in `out`: a kill came between the result's getting its name and the folder's removal."""
     own = trials.read_bytes()
-    return any(place.is_file() and place.read_bytes() == own for place in (out / TRIALS, out / SEARCH / TRIALS))
+    return any(place.is_file() and place.read_bytes() == own for place in (out / TRIALS, out / SEARCH_FOLDER / TRIALS))

@@ -13,10 +13,10 @@ from typing import Self
 
 from ssruntime.errors import RecipeError
 from sstool.jsonl_log import JsonlLog, whole_lines
-from sstool.search.log.read import SEARCH, SearchLog, read_search
-from sstool.search.log.records import TRIALS, Finalist, Header, Influence, Result, Trial
+from sstool.search.log.read import SearchLog, read_search
+from sstool.search.log.records import HEADER_KIND, TRIALS, Finalist, Header, Influence, Result, Trial
 
-_KIND_OF = {Header: SEARCH, Influence: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
+_KIND_OF = {Header: HEADER_KIND, Influence: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
 
 _ENDING = frozenset({_KIND_OF[Finalist], _KIND_OF[Result]})
 

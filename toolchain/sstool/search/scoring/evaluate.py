@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from ssruntime.acceptance import make_acceptance
 from ssruntime.config import DecodeSettings
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, skip_of
 from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Timed, Trial
 from sstool.search.scoring.chains import DraftedText
@@ -49,13 +49,13 @@ class Evaluator:
 
     def __init__(
         self,
-        candidates: Candidates,
+        builder: DraftBuilder,
         texts: Sequence[CachedText],
         objective: Objective,
         costs: CostModel,
         settings: Callable[[CalibrationText], DecodeSettings],
     ) -> None:
-        self._candidates = candidates
+        self._builder = builder
         self._objective = objective
         self._costs = costs
         self._settings = settings
@@ -88,7 +88,7 @@ class Evaluator:
 
     def _run(self, index: int, source: str, bits: Bits, *, whole: bool) -> Trial:
         skip = skip_of(bits)
-        draft = self._candidates.open(skip)
+        draft = self._builder.open(skip)
         status, exit_, score, scale = self._score(bits, draft, whole=whole)
         trial = Trial(
             index=index,
@@ -130,16 +130,16 @@ class Evaluator:
             cached.text,
             make_acceptance(settings),
             max_alternatives=settings.max_alternatives,
-            alternatives_end=self._candidates.backend.alternatives_end,
+            alternatives_end=self._builder.backend.alternatives_end,
         )
 
     def _time(self, trial: Trial, draft: ort.InferenceSession) -> Timed | None:
         """Returns a short run by the clock; None if that fails, as the trial's score stands without it."""
         try:
             # A slot of its own, so that no draft is kept open for it.
-            slot = self._candidates.backend.new_slot(len(self._task.ids) + _TIMED_TOKENS, draft)
-            warm_up(self._candidates, slot, self._task, trial, self._costs)
-            run = run_task(self._candidates, slot, self._task, trial, self._costs)
+            slot = self._builder.backend.new_slot(len(self._task.ids) + _TIMED_TOKENS, draft)
+            warm_up(self._builder, slot, self._task, trial, self._costs)
+            run = run_task(self._builder, slot, self._task, trial, self._costs)
         except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base
             logger.warning("trial %d could not be timed: %s", trial.index, " ".join(str(err).split()))
             return None

@@ -9,7 +9,7 @@ from typing import Final
 from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.config import DecodeSettings
 from ssruntime.results import DecodeStats, Trace
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of
 from sstool.search.log.records import Trial
 from sstool.search.speed_model.costs import CostModel, DraftCost
@@ -50,11 +50,11 @@ class TaskRun:
     modelled: float
 
 
-def run_task(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> TaskRun:
+def run_task(builder: DraftBuilder, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> TaskRun:
     """Decodes a task.
 
     Args:
-        candidates: whose engine decodes.
+        builder: whose engine decodes.
         slot: with the trial's draft, and room for the task.
         task: what to decode.
         trial: a completed one, for its exit and its skip set; None for plain decoding.
@@ -73,15 +73,15 @@ def run_task(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | N
             max_draft=trial.max_draft,
             max_alternatives=settings.max_alternatives if trial.max_alternatives is None else trial.max_alternatives,
         )
-    _, stats = candidates.engine.decode_on(slot, task.ids, settings, trace=trace)
+    _, stats = builder.engine.decode_on(slot, task.ids, settings, trace=trace)
     context = len(task.ids) + task.settings.max_new_tokens // 2
     verify = costs.verify(context)
-    draft = DraftCost(0.0, 0.0) if trial is None else costs.draft(bits_of(trial.skip, candidates.num_layers), context)
+    draft = DraftCost(0.0, 0.0) if trial is None else costs.draft(bits_of(trial.skip, builder.num_layers), context)
     modelled = sum(draft.seconds(len(r.proposals)) + verify[len(r.proposals) + len(r.alternatives)] for r in trace.rounds)
     return TaskRun(stats=stats, modelled=modelled)
 
 
-def warm_up(candidates: Candidates, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> None:
+def warm_up(builder: DraftBuilder, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> None:
     """Decodes the beginning of a task, as in `run_task`."""
     short = dataclasses.replace(task.settings, max_new_tokens=min(_WARM_UP_TOKENS, task.settings.max_new_tokens))
-    run_task(candidates, slot, dataclasses.replace(task, settings=short), trial, costs)
+    run_task(builder, slot, dataclasses.replace(task, settings=short), trial, costs)

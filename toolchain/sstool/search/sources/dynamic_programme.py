@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, is_draft
 from sstool.search.sources.sublayer_engines import EmbeddingEngine, SublayerEngine
 from sstool.search.texts.make import CalibrationText
@@ -42,12 +42,12 @@ class FrontPoint:
 
 
 def cosine_front(
-    candidates: Candidates, text: CalibrationText, shares: NDArray[np.float64], on_sublayer: Callable[[int, int], None]
+    builder: DraftBuilder, text: CalibrationText, shares: NDArray[np.float64], on_sublayer: Callable[[int, int], None]
 ) -> list[FrontPoint]:
     """Runs the programme over one text, prompt and continuation.
 
     Args:
-        candidates: of the artifact.
+        builder: of the artifact.
         text: the model's own.
         shares: float64[2 * num_layers], seconds that each sublayer adds to a draft step, in the order of `space.Bits`.
         on_sublayer: told how many are done, of how many.
@@ -58,16 +58,16 @@ def cosine_front(
     Raises:
         UnsupportedModelError: if a sublayer cannot be run alone.
     """
-    num_layers = candidates.num_layers
+    num_layers = builder.num_layers
     ids = np.array([(*text.prompt, *text.tokens)[-_POSITIONS:]], dtype=np.int64)
-    full = EmbeddingEngine(candidates).run(ids)
+    full = EmbeddingEngine(builder).run(ids)
     # Row for row: a set's skipped places, its cost, its stream. At first there is one, which skips nothing of nothing.
     skipped: list[tuple[int, ...]] = [()]
     costs, streams = np.zeros(1), full.copy()
     unit = float(shares.sum()) / LEVELS
     for done, place in enumerate(_in_order(num_layers)):
         on_sublayer(done, 2 * num_layers)
-        engine = SublayerEngine(candidates, place)
+        engine = SublayerEngine(builder, place)
         through = engine.run(np.concatenate([full, streams]))
         full, kept = through[:1], through[1:]
         all_skipped = [*skipped, *((*places, place) for places in skipped)]
@@ -108,5 +108,5 @@ def _cosines(streams: NDArray[np.float32], full: NDArray[np.float32]) -> NDArray
     """Returns the mean over positions of the cosine of each stream float32[B, S, hidden] with the full model's [1, S, hidden]."""
     products = np.einsum("bsh,osh->bs", streams, full, dtype=np.float64)
     norms = np.linalg.norm(streams, axis=-1) * np.linalg.norm(full, axis=-1)
-    means: NDArray[np.float64] = (products / np.maximum(norms, 1e-20)).mean(axis=-1)
-    return means
+    resources: NDArray[np.float64] = (products / np.maximum(norms, 1e-20)).mean(axis=-1)
+    return resources

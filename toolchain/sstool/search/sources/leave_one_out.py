@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ssruntime.backends.base import StepOutput
 from ssruntime.graph_io import MAX_VERIFY_WIDTH
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, is_draft, skip_of
 from sstool.search.log.records import Influence
 from sstool.search.texts.make import CachedText, CalibrationText
@@ -22,7 +22,7 @@ _TOKENS: Final = 112
 """Tokens that the overlap is measured on."""
 
 
-def measure_influence(candidates: Candidates, texts: Sequence[CachedText], on_sublayer: Callable[[int, int], None]) -> Influence:
+def measure_influence(builder: DraftBuilder, texts: Sequence[CachedText], on_sublayer: Callable[[int, int], None]) -> Influence:
     """Runs a draft without each sublayer over some text, and compares what it expects next with what the model does.
 
     A draft pass of many positions gives the first tokens of as many drafts, but for what it attends to: of the positions in the
@@ -31,18 +31,18 @@ def measure_influence(candidates: Candidates, texts: Sequence[CachedText], on_su
     far less text than counting picks that do.
 
     Args:
-        candidates: builds the drafts.
+        builder: builds the drafts.
         texts: the model's own; the first of them are used.
         on_sublayer: told how many are done, of how many.
     """
     begun = time.perf_counter()
     chosen = _first_tokens(texts)
     own = [[_probabilities(cached.slot.forward(*span)) for span in _spans(cached.text)] for cached in chosen]
-    total = 2 * candidates.num_layers
+    total = 2 * builder.num_layers
     agreement = []
     for place in range(total):
         on_sublayer(place, total)
-        draft = candidates.open(skip_of([int(n == place) for n in range(total)]))
+        draft = builder.open(skip_of([int(n == place) for n in range(total)]))
         overlaps: list[float] = []
         for cached, expected in zip(chosen, own, strict=True):
             cached.slot.use_draft(draft)
@@ -52,8 +52,8 @@ def measure_influence(candidates: Candidates, texts: Sequence[CachedText], on_su
                 overlaps += [float(v) for v in np.minimum(target, drafted).sum(axis=1)]
         agreement.append(float(np.mean(overlaps)))
     return Influence(
-        attention=tuple(agreement[: candidates.num_layers]),
-        mlp=tuple(agreement[candidates.num_layers :]),
+        attention=tuple(agreement[: builder.num_layers]),
+        mlp=tuple(agreement[builder.num_layers :]),
         seconds=time.perf_counter() - begun,
     )
 

@@ -14,7 +14,7 @@ from ssruntime.errors import UnsupportedModelError
 from sstool.graph.lower import lower_draft
 from sstool.graph.passes.elide import norm_alone
 from sstool.graph.sublayers import Sublayer, branch_of, is_fused_join, is_join
-from sstool.search.drafts.builder import Candidates, serialize
+from sstool.search.drafts.builder import DraftBuilder, serialize
 from sstool.search.drafts.space import skip_of
 
 _STREAM: Final = "stream"
@@ -27,14 +27,14 @@ _BIAS_AT: Final = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalizatio
 class SublayerEngine:
     """One sublayer with its residual connection: `stream + branch(stream)`."""
 
-    def __init__(self, candidates: Candidates, place: int) -> None:
+    def __init__(self, builder: DraftBuilder, place: int) -> None:
         """Builds and opens it.
 
         Args:
-            candidates: of the artifact.
+            builder: of the artifact.
             place: of the sublayer, as in `space.Bits`.
         """
-        self._session = candidates.backend.open_graph(serialize(_alone(candidates, place)), "a sublayer")
+        self._session = builder.backend.open_graph(serialize(_alone(builder, place)), "a sublayer")
         self._pasts = [v for v in self._session.get_inputs() if v.name.startswith(graph_io.PAST_PREFIX)]
         self._names = {v.name for v in self._session.get_inputs()}
 
@@ -56,13 +56,13 @@ class SublayerEngine:
 class EmbeddingEngine:
     """The stream before the first sublayer."""
 
-    def __init__(self, candidates: Candidates) -> None:
-        graph = _copy_with_one(candidates, 0)
+    def __init__(self, builder: DraftBuilder) -> None:
+        graph = _copy_with_one(builder, 0)
         join = _only_join(graph)
         _, stream = _sides(join, Sublayer(0, "attention"))
         graph.graph.outputs.clear()
         _finish(graph, stream, [])
-        self._session = candidates.backend.open_graph(serialize(graph), "the embedding")
+        self._session = builder.backend.open_graph(serialize(graph), "the embedding")
         self._names = {v.name for v in self._session.get_inputs()}
 
     def run(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -78,11 +78,11 @@ class EmbeddingEngine:
         return np.asarray(result, dtype=np.float32)
 
 
-def _alone(candidates: Candidates, place: int) -> ir.Model:
+def _alone(builder: DraftBuilder, place: int) -> ir.Model:
     """Returns the graph of one sublayer between the stream before it and the stream behind it."""
-    num_layers = candidates.num_layers
+    num_layers = builder.num_layers
     sublayer = Sublayer(place, "attention") if place < num_layers else Sublayer(place - num_layers, "mlp")
-    model = _copy_with_one(candidates, place)
+    model = _copy_with_one(builder, place)
     join = _only_join(model)
     branch, residual = _sides(join, sublayer)
     stream = ir.Value(name=_STREAM, shape=_SHAPE, type=ir.TensorType(ir.DataType.FLOAT))
@@ -102,10 +102,10 @@ def _alone(candidates: Candidates, place: int) -> ir.Model:
     return model
 
 
-def _copy_with_one(candidates: Candidates, place: int) -> ir.Model:
+def _copy_with_one(builder: DraftBuilder, place: int) -> ir.Model:
     """Returns the model with one sublayer left."""
-    bits = [int(n != place) for n in range(2 * candidates.num_layers)]
-    return lower_draft(candidates.verify, skip_of(bits))
+    bits = [int(n != place) for n in range(2 * builder.num_layers)]
+    return lower_draft(builder.verify, skip_of(bits))
 
 
 def _only_join(model: ir.Model) -> ir.Node:

@@ -29,13 +29,13 @@ from ssruntime.proposal import Proposal
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.stopping import FixedExit
 from sstool.graph.sublayers import Sublayer, sublayer_of
-from sstool.search.drafts.builder import Candidates
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import skip_of
 from sstool.search.log.records import FORMAT, LatencyTable
-from sstool.search.settings import SearchSettings
+from sstool.search.settings import SAMPLED, SearchSettings
 from sstool.search.speed_model.fit import Sample, fit
 from sstool.search.speed_model.probes import probe_sets
-from sstool.search.texts.make import SAMPLED, CalibrationText, decode_settings
+from sstool.search.texts.make import CalibrationText
 
 CONTEXTS: Final = (96, 1024)
 """Positions before the measured steps, as far as the context goes: within a prompt's usual length, and far beyond it."""
@@ -61,23 +61,23 @@ class _Round:
     verify: float
 
 
-def measure_latency(candidates: Candidates, texts: Sequence[CalibrationText], settings: SearchSettings) -> LatencyTable:
+def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], settings: SearchSettings) -> LatencyTable:
     """Measures the table.
 
     Args:
-        candidates: builds the probe drafts.
+        builder: builds the probe drafts.
         texts: what to decode while measuring.
         settings: how to sample.
     """
-    engine, num_layers = candidates.engine, candidates.num_layers
+    engine, num_layers = builder.engine, builder.num_layers
     probes = probe_sets(num_layers)
-    sessions = [candidates.open(skip_of(bits)) for bits in probes]
-    weights = sublayer_bytes(candidates.verify, num_layers)
-    complete = dataclasses.replace(decode_settings(engine, settings, SAMPLED, settings.seed), max_draft=MAX_VERIFY_WIDTH - 1)
+    sessions = [builder.open(skip_of(bits)) for bits in probes]
+    weights = sublayer_bytes(builder.verify, num_layers)
+    complete = dataclasses.replace(engine.settings(settings.decoding(SAMPLED, settings.seed)), max_draft=MAX_VERIFY_WIDTH - 1)
     patience = min(_SECONDS, settings.budget_seconds * _BUDGET_SHARE)
     rows, errors = [], []
     for context in _contexts(engine.backend.max_context):
-        slot, token = _prefilled(candidates.backend, texts, context)
+        slot, token = _prefilled(builder.backend, texts, context)
         sample = _measure(_Stand(slot, make_acceptance(complete), token, context), sessions, patience)
         row, error = fit(context, sample, probes, weights)
         rows.append(row)
@@ -94,15 +94,15 @@ def measure_latency(candidates: Candidates, texts: Sequence[CalibrationText], se
     )
 
 
-def time_step(candidates: Candidates, ids: Sequence[int]) -> float:
+def time_step(builder: DraftBuilder, ids: Sequence[int]) -> float:
     """Returns the seconds of a plain step, roughly and at once.
 
     Args:
-        candidates: of the artifact.
+        builder: of the artifact.
         ids: tokens to stand behind, at least one.
     """
     begin = ids[:_QUICK_STEPS]
-    slot = candidates.backend.new_slot(len(begin) + 1)
+    slot = builder.backend.new_slot(len(begin) + 1)
     slot.prefill(begin)
     times = []
     for _ in range(_QUICK_STEPS):

@@ -12,30 +12,21 @@ from dataclasses import dataclass
 from typing import Final
 
 from ssruntime.backends.ort.slot import OrtSlot
-from ssruntime.config import DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
 from sstool.prompts import PromptRecord
-from sstool.search.drafts.builder import Candidates
-from sstool.search.settings import SearchSettings
+from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.settings import GREEDY, GREEDY_EVERY, SearchSettings
 
 logger = logging.getLogger(__name__)
 
-SAMPLED: Final = "sampled"
-GREEDY: Final = "greedy"
-KINDS: Final = (SAMPLED, GREEDY)
-
 TAIL: Final = 8
 """Tokens past the ones that count, so that the draft of the last round has something to agree with."""
-FEWEST_TOKENS: Final = 32
-"""Tokens of a sampled continuation where no more can be afforded."""
 _LEAST: Final = 8
 """Tokens that must fit behind a prompt for it to be of use."""
 _LEAST_TOKENS: Final = 2
 """Tokens of a continuation that has a round: the first is prefill's."""
-GREEDY_EVERY: Final = 3
-"""Greedy text repeats itself, so fewer prompts tell as much."""
 _MOST_FINAL: Final = 64
 """Prompts kept at most for the finalists, who must win on text that nothing was tuned on. Else it is half: the finalists lie so close
 together that with a quarter of 32 prompts the winner was as often one of the slower ones."""
@@ -103,12 +94,12 @@ def usable_prompts(engine: Engine, prompts: Sequence[PromptRecord]) -> list[Prom
 
 
 def make_texts(
-    candidates: Candidates, prompts: Sequence[PromptRecord], settings: SearchSettings, on_text: Callable[[int, int], None]
+    builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings, on_text: Callable[[int, int], None]
 ) -> list[CachedText]:
     """Continues prompts, plainly: each sampled, and every third greedily too; the kinds are mixed, so that any first part has both.
 
     Args:
-        candidates: whose engine continues them.
+        builder: whose engine continues them.
         prompts: usable ones.
         settings: how to sample, and how long.
         on_text: told how many are done, of how many.
@@ -116,12 +107,12 @@ def make_texts(
     Raises:
         PromptError: if the model ends every continuation at its first token, where there is nothing to draft.
     """
-    kinds = [kind for kind in KINDS if weight_of(settings, kind) > 0]
+    kinds = settings.kinds
     wanted = [(kind, p) for n, p in enumerate(prompts) for kind in kinds if n % GREEDY_EVERY == 0 or kind != GREEDY or len(kinds) == 1]
     texts: list[CachedText] = []
     for number, (kind, prompt) in enumerate(wanted):
         on_text(number, len(wanted))
-        made = _continue(candidates, prompt, kind, settings)
+        made = _continue(builder, prompt, kind, settings)
         if made.text.length >= _LEAST_TOKENS:
             texts.append(made)
     if not texts:
@@ -129,28 +120,9 @@ def make_texts(
     return texts
 
 
-def cache_texts(candidates: Candidates, texts: Sequence[CalibrationText]) -> list[CachedText]:
+def cache_texts(builder: DraftBuilder, texts: Sequence[CalibrationText]) -> list[CachedText]:
     """Gives texts that were made earlier their caches."""
-    return [CachedText(text, candidates.filled_slot((*text.prompt, *text.tokens))) for text in texts]
-
-
-def weight_of(settings: SearchSettings, kind: str) -> float:
-    """Returns how much a kind of text counts."""
-    return settings.greedy_weight if kind == GREEDY else settings.sampled_weight
-
-
-def tokens_of(settings: SearchSettings, kind: str) -> int:
-    """Returns how many tokens of a continuation count; the fewest by default, where nothing says how many can be afforded."""
-    if kind == GREEDY:
-        return settings.greedy_tokens
-    return FEWEST_TOKENS if settings.sampled_tokens is None else settings.sampled_tokens
-
-
-def decode_settings(engine: Engine, settings: SearchSettings, kind: str, seed: int) -> DecodeSettings:
-    """Returns how a kind of text is decoded, plainly."""
-    greedy = GenerationConfig(mode="plain", temperature=0.0, seed=seed)
-    sampled = GenerationConfig(mode="plain", temperature=settings.temperature, top_p=settings.top_p, sampling="coupled", seed=seed)
-    return engine.settings(greedy if kind == GREEDY else sampled)
+    return [CachedText(text, builder.filled_slot((*text.prompt, *text.tokens))) for text in texts]
 
 
 def calibration_digest(texts: Sequence[CalibrationText], final: Sequence[PromptRecord]) -> str:
@@ -159,14 +131,14 @@ def calibration_digest(texts: Sequence[CalibrationText], final: Sequence[PromptR
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _continue(candidates: Candidates, prompt: PromptRecord, kind: str, settings: SearchSettings) -> CachedText:
-    engine = candidates.engine
+def _continue(builder: DraftBuilder, prompt: PromptRecord, kind: str, settings: SearchSettings) -> CachedText:
+    engine = builder.engine
     ids = engine.encode(prompt.prompt)
-    wanted = tokens_of(settings, kind)
+    wanted = settings.tokens_of(kind)
     seed = prompt_seed(settings.seed, prompt.index)
-    complete = dataclasses.replace(decode_settings(engine, settings, kind, seed), max_new_tokens=wanted + TAIL)
+    complete = dataclasses.replace(engine.settings(settings.decoding(kind, seed)), max_new_tokens=wanted + TAIL)
     # The slot is the text's own, and holds the cache of all but its last token when it has been decoded.
-    slot = candidates.backend.new_slot(len(ids) + wanted + TAIL)
+    slot = builder.backend.new_slot(len(ids) + wanted + TAIL)
     tokens, _ = engine.decode_on(slot, ids, complete)
     text = CalibrationText(
         kind=kind, prompt_id=prompt.id, seed=seed, prompt=tuple(ids), tokens=tuple(tokens), length=min(wanted, len(tokens))

@@ -9,12 +9,13 @@ import pytest
 
 from ssruntime.errors import ConfigError
 from sstool.prompts import PromptRecord
-from sstool.search.budget import Means, allot, final_reserve, repeat_allotment
+from sstool.search.budget import Resources, plan_calibration, repeat_plan
+from sstool.search.finals.runs import final_reserve
 from sstool.search.settings import SearchSettings
 from tests.report import searches
 
 SETTINGS = SearchSettings()
-PLENTY = Means(step=0.01, budget=600, memory=10**10, position_bytes=100_000)
+PLENTY = Resources(step=0.01, budget=600, memory=10**10, position_bytes=100_000)
 
 
 def prompts(count: int) -> list[PromptRecord]:
@@ -22,7 +23,7 @@ def prompts(count: int) -> list[PromptRecord]:
 
 
 def test_a_small_model_is_searched_with_all_prompts(caplog: pytest.LogCaptureFixture) -> None:
-    found = allot(prompts(32), [12] * 32, SETTINGS, PLENTY)
+    found = plan_calibration(prompts(32), [12] * 32, SETTINGS, PLENTY)
     assert (len(found.search), len(found.final)) == (16, 16)
     assert not {p.id for p in found.search} & {p.id for p in found.final}
     assert not caplog.messages
@@ -34,25 +35,25 @@ def test_a_small_model_is_searched_with_all_prompts(caplog: pytest.LogCaptureFix
 )
 def test_what_is_too_dear_is_left_out_evenly(changes: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
     given = dataclasses.replace(SETTINGS, calibration="ours.jsonl")
-    found = allot(prompts(32), [12] * 32, given, dataclasses.replace(PLENTY, **changes))
+    found = plan_calibration(prompts(32), [12] * 32, given, dataclasses.replace(PLENTY, **changes))
     assert 4 <= len(found.search) < 16
     assert found.final
     assert int(found.search[-1].id) > 20
     assert len({p.id for p in found.search}) == len(found.search)
     assert f"calibrating with {len(found.search)} of 16 prompts" in caplog.text
     counts = {"search_prompts": len(found.search), "final_prompts": len(found.final), "sampled_tokens": found.sampled_tokens}
-    assert repeat_allotment(prompts(32), dataclasses.replace(searches.header(), **counts)) == found
+    assert repeat_plan(prompts(32), dataclasses.replace(searches.header(), **counts)) == found
 
 
 @pytest.mark.parametrize(("step", "told"), [(0.012, False), (0.08, True)])
 def test_too_few_of_our_own_prompts_are_said_too(step: float, told: bool, caplog: pytest.LogCaptureFixture) -> None:
-    found = allot(prompts(64), [60] * 64, SETTINGS, dataclasses.replace(PLENTY, step=step))
+    found = plan_calibration(prompts(64), [60] * 64, SETTINGS, dataclasses.replace(PLENTY, step=step))
     assert len(found.search) < 32
     assert ("calibrating with" in caplog.text) is told
 
 
 def test_a_large_file_of_long_prompts_stays_within_memory() -> None:
-    found = allot(prompts(1000), [500] * 1000, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf))
+    found = plan_calibration(prompts(1000), [500] * 1000, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf))
     positions = sum(500 + found.sampled_tokens + 8 for _ in found.search)
     assert 10 < len(found.search) < 500
     assert positions * PLENTY.position_bytes <= 10**10 / 2
@@ -64,28 +65,28 @@ def test_a_large_file_of_long_prompts_stays_within_memory() -> None:
     [({}, 32), ({"step": 0.0015}, 80), ({"step": 0.0015, "budget": 3600}, 96), ({"budget": math.inf}, 96), ({"step": 0.1}, 32)],
 )
 def test_texts_are_as_long_as_can_be_afforded(changes: dict[str, float], tokens: int) -> None:
-    means = dataclasses.replace(PLENTY, **changes)
-    assert allot(prompts(64), [12] * 64, SETTINGS, means).sampled_tokens == tokens
-    assert allot(prompts(64), [12] * 64, dataclasses.replace(SETTINGS, sampled_tokens=48), means).sampled_tokens == 48
+    resources = dataclasses.replace(PLENTY, **changes)
+    assert plan_calibration(prompts(64), [12] * 64, SETTINGS, resources).sampled_tokens == tokens
+    assert plan_calibration(prompts(64), [12] * 64, dataclasses.replace(SETTINGS, sampled_tokens=48), resources).sampled_tokens == 48
 
 
 def test_longer_texts_are_no_reason_for_fewer_prompts() -> None:
     scarce = dataclasses.replace(PLENTY, step=0.0001, memory=16 * 2 * 100_000 * 80)
-    found = allot(prompts(32), [12] * 32, SETTINGS, scarce)
+    found = plan_calibration(prompts(32), [12] * 32, SETTINGS, scarce)
     assert len(found.search) == 16
     assert 32 <= found.sampled_tokens < 96
 
 
 def test_unknown_memory_and_no_budget_take_everything() -> None:
-    found = allot(prompts(400), [50] * 400, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf, memory=None))
+    found = plan_calibration(prompts(400), [50] * 400, SETTINGS, dataclasses.replace(PLENTY, budget=math.inf, memory=None))
     assert (len(found.search), len(found.final)) == (343, 57)
 
 
 def test_a_budget_for_nothing_says_what_would_do() -> None:
     with pytest.raises(ConfigError, match="too small for one trial: at 300 ms a step") as caught:
-        allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=60))
+        plan_calibration(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=60))
     seconds = int(caught.value.hint.split()[-1].rstrip("s"))
-    allot(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=seconds))
+    plan_calibration(prompts(32), [12] * 32, SETTINGS, dataclasses.replace(PLENTY, step=0.3, budget=seconds))
 
 
 def test_the_finalists_keep_a_share_of_the_budget() -> None:
@@ -98,6 +99,6 @@ def test_the_finalists_keep_a_share_of_the_budget() -> None:
 
 
 def test_a_search_of_thousands_of_trials_gets_as_much_text() -> None:
-    many = allot(prompts(64), [12] * 64, dataclasses.replace(SETTINGS, trials=5000), PLENTY)
-    assert many == allot(prompts(64), [12] * 64, SETTINGS, PLENTY)
+    many = plan_calibration(prompts(64), [12] * 64, dataclasses.replace(SETTINGS, trials=5000), PLENTY)
+    assert many == plan_calibration(prompts(64), [12] * 64, SETTINGS, PLENTY)
     assert len(many.search) >= 24

@@ -1,0 +1,34 @@
+"""What makes two searches the same, so that one can go on with the other's trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnxruntime as ort
+
+from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Manifest
+from ssruntime.machine import cpu_model
+from sstool.search.log.records import FORMAT
+from sstool.search.settings import KINDS, SearchSettings
+
+
+def search_identity(manifest: Manifest, settings: SearchSettings, threads: int) -> dict[str, Any]:
+    """Returns the fields of a log's header that are known before any work is done.
+
+    Args:
+        manifest: of the artifact.
+        settings: of the search.
+        threads: of an engine.
+    """
+    return {
+        "format": FORMAT,
+        "num_layers": manifest.model.num_layers,
+        "verify_sha256": manifest.files[VERIFY_GRAPH].sha256,
+        "weights_sha256": manifest.files[WEIGHTS].sha256,
+        "seed": settings.seed,
+        "batch": settings.batch,
+        "weights": {kind: settings.weight_of(kind) for kind in KINDS},
+        "cpu": cpu_model(),
+        "threads": threads,
+        "onnxruntime": ort.__version__,
+    }

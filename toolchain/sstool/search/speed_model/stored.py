@@ -1,0 +1,70 @@
+"""The latency table kept beside a search, and found again for a later one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS
+from ssruntime.errors import RecipeError
+from ssruntime.machine import cpu_model
+from ssruntime.scratch import write_whole
+from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.log.read import read_latency
+from sstool.search.log.records import FORMAT, LATENCY, LatencyTable
+from sstool.search.settings import SearchSettings
+from sstool.search.speed_model.measure import latency_json, measure_latency
+from sstool.search.texts.make import CachedText
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_latency(
+    folder: Path, builder: DraftBuilder, texts: Sequence[CachedText], settings: SearchSettings, *, known: LatencyTable | None
+) -> LatencyTable:
+    """Returns the table that is known, or measures one; it is in the folder then.
+
+    Args:
+        folder: the search's.
+        builder: of the artifact.
+        texts: to decode while measuring.
+        settings: how to sample.
+        known: what `find_latency` found.
+    """
+    table = known or measure_latency(builder, [cached.text for cached in texts], settings)
+    content = latency_json(table)
+    if not (folder / LATENCY).exists() or (folder / LATENCY).read_bytes() != content:
+        write_whole(folder / LATENCY, content)
+    return table
+
+
+def find_latency(builder: DraftBuilder, places: Sequence[Path]) -> LatencyTable | None:
+    """Returns the first table that is of these weights, threads and machine; None if there is none."""
+    tables = (_read_latency(path, builder.num_layers) for path in places)
+    return next((table for table in tables if table is not None and _is_ours(table, builder)), None)
+
+
+def latency_digest(table: LatencyTable) -> str:
+    """Returns a digest of the table's content."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(table), sort_keys=True).encode()).hexdigest()
+
+
+def _read_latency(path: Path, num_layers: int) -> LatencyTable | None:
+    try:
+        return read_latency(path, num_layers)
+    except RecipeError as err:
+        logger.warning("the latency table %s cannot be used, and is measured anew: %s", path, err)
+        return None
+
+
+def _is_ours(table: LatencyTable, builder: DraftBuilder) -> bool:
+    files = builder.engine.artifact.manifest.files
+    engines = (files[WEIGHTS].sha256, files[VERIFY_GRAPH].sha256)
+    found = (table.format, table.weights_sha256, table.verify_sha256, table.cpu, table.threads, table.onnxruntime)
+    return found == (FORMAT, *engines, cpu_model(), builder.backend.threads, ort.__version__) and bool(table.rows)

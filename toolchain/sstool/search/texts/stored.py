@@ -1,0 +1,99 @@
+"""Calibration texts kept in the folder of a search, so that a resumed search does not make them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from ssruntime.artifact import DRAFT_GRAPH
+from ssruntime.errors import RecipeError
+from ssruntime.scratch import write_whole
+from ssruntime.strict_reader import read_record
+from sstool.prompts import PromptRecord
+from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.log.records import TEXTS, TRIALS
+from sstool.search.settings import KINDS, SearchSettings
+from sstool.search.texts.make import CachedText, CalibrationText, cache_texts, make_texts
+
+logger = logging.getLogger(__name__)
+
+OTHER: Final = "other"
+
+
+def prepare_texts(
+    folder: Path,
+    builder: DraftBuilder,
+    prompts: Sequence[PromptRecord],
+    settings: SearchSettings,
+    on_text: Callable[[int, int], None],
+    *,
+    is_begun: bool = False,
+) -> list[CachedText]:
+    """Returns the texts that an interrupted search left in its folder, if they are what this one would make, or makes them.
+
+    Args:
+        folder: the search's.
+        builder: of the artifact.
+        prompts: to continue.
+        settings: how.
+        on_text: told how many are done, of how many.
+        is_begun: whether trials were made with the texts that are there.
+
+    Raises:
+        RecipeError: if trials were made with other texts.
+    """
+    key = _texts_key(builder, prompts, settings)
+    saved = _read_texts(folder / TEXTS, key, builder)
+    if isinstance(saved, list):
+        return cache_texts(builder, saved)
+    if saved is OTHER and is_begun:
+        raise RecipeError(
+            f"{folder / TRIALS} is of another search: its calibration texts are others",
+            "search anew, without --resume, or with the prompts and settings that it was begun with",
+        )
+    texts = make_texts(builder, prompts, settings, on_text)
+    data = {"key": key, "texts": [dataclasses.asdict(cached.text) for cached in texts]}
+    write_whole(folder / TEXTS, (json.dumps(data) + "\n").encode())
+    return texts
+
+
+def _texts_key(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings) -> str:
+    """Returns a digest of all that the texts depend on."""
+    lengths = [settings.tokens_of(kind) for kind in KINDS]
+    shaping = (settings.seed, settings.sampled_weight, settings.greedy_weight, *lengths)
+    files = {name: entry.sha256 for name, entry in builder.engine.artifact.manifest.files.items() if name != DRAFT_GRAPH}
+    parts = [
+        files,
+        [dataclasses.asdict(prompt) for prompt in prompts],
+        [*shaping, settings.temperature, settings.top_p],
+        builder.backend.max_context,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read_texts(path: Path, key: str, builder: DraftBuilder) -> list[CalibrationText] | Literal["other"] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["key"] != key:
+            return OTHER
+        texts = [read_record(CalibrationText, item, where=str(path), error=RecipeError) for item in data["texts"]]
+        if not texts or not all(_is_sound(text, builder) for text in texts):
+            raise RecipeError(f"{path}: these are no texts of this model")
+        return texts
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RecipeError) as err:
+        logger.warning("the texts of the interrupted search cannot be used, and are made anew: %s", err)
+        return None
+
+
+def _is_sound(text: CalibrationText, builder: DraftBuilder) -> bool:
+    ids = (*text.prompt, *text.tokens)
+    backend = builder.backend
+    has_rounds = bool(text.prompt) and 2 <= text.length <= len(text.tokens)
+    return has_rounds and len(ids) <= backend.max_context and min(ids) >= 0 and max(ids) < backend.vocab_size
