@@ -53,7 +53,7 @@ def decode(request: Request) -> Iterator[list[int]]:
         request.trace.prompt_ids = list(prompt_ids)
 
     begun = time.perf_counter()
-    token = request.acceptance.first(slot.prefill(prompt_ids), len(prompt_ids))
+    token = request.acceptance.sample(slot.prefill(prompt_ids), len(prompt_ids))
     stats.prefill_s = time.perf_counter() - begun
 
     slot.engine_seconds = 0.0
@@ -80,17 +80,17 @@ def _step(request: Request, token: int, *, start: int, remaining: int) -> list[i
     """Decodes one plain step or one round; the cache holds `[0, start)` and `token` stands at `start`."""
     slot, proposer, stats = request.slot, request.proposer, request.stats
     if proposer is None:
-        emitted = [request.acceptance.first(slot.verify((token,), start), start + 1)]
+        emitted = [request.acceptance.sample(slot.verify((token,), start), start + 1)]
         if request.trace is not None:
             request.trace.rounds.append(Round(start))
         return emitted
     # The last token of a full round is verify's own, so drafting up to `remaining` would waste one.
     proposal = proposer.propose(token, start, min(request.settings.max_draft, remaining - 1))
     output = slot.verify((token, *proposal.tokens), start, proposal.alternatives)
-    emitted, alternative = request.acceptance.judge(output, proposal, start + 1)
+    emitted, alternative = request.acceptance.accept(output, proposal, start + 1)
     if alternative is not None:
         # It stood behind the chain; its keys and values go where its token stands: before the last one, whose are not computed yet.
-        slot.move(start + 1 + len(proposal.tokens) + alternative, start + len(emitted) - 1)
+        slot.copy_kv(start + 1 + len(proposal.tokens) + alternative, start + len(emitted) - 1)
         stats.alternatives_accepted += 1
     proposed, accepted = len(proposal.tokens), len(emitted) - 1
     # Exit policies are about the chain: an alternative that stood says that the chain was wrong there.

@@ -9,16 +9,16 @@ from types import TracebackType
 from typing import Final, Self
 
 from ssruntime.acceptance import make_acceptance
-from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, TunedExit, check_digests, read_artifact
+from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, StoppingRule, check_digests, read_artifact
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.checks import check_int
-from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, check_tuned, complete, read_generation_config
+from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, check_stopping_rule, complete, read_generation_config
 from ssruntime.decode import Request, decode
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
 from ssruntime.machine import cpu_model, default_threads
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
-from ssruntime.stopping import make_exit
+from ssruntime.stopping import make_stopping_policy
 from ssruntime.text.codec import Prompt, PromptCodec
 from ssruntime.text.output import OutputText
 
@@ -70,7 +70,7 @@ def load(
     codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
     entry = artifact.manifest.drafts[0] if draft and artifact.manifest.drafts else None
     if entry is not None:
-        _check_tuned(entry)
+        _check_stopping_rule(entry)
         _tell_of_other_machine(artifact)
 
     # Imported here so that reading an artifact needs no ONNX Runtime.
@@ -101,7 +101,7 @@ class Engine:
         self.backend = backend
         self.defaults = defaults
         self._codec = codec
-        self._tuned: TunedExit | None = None if draft is None else draft.tuned
+        self._tuned: StoppingRule | None = None if draft is None else draft.tuned
         self._prefers_plain = draft is not None and draft.mode == "plain"
         self._is_closed = False
 
@@ -227,7 +227,7 @@ class Engine:
         acceptance = make_acceptance(settings)
         proposer = None
         if settings.mode == "speculative":
-            proposer = SkipProposer(slot, acceptance, make_exit(settings), max_alternatives=settings.max_alternatives)
+            proposer = SkipProposer(slot, acceptance, make_stopping_policy(settings), max_alternatives=settings.max_alternatives)
         return Request(
             slot=slot,
             prompt_ids=ids,
@@ -269,8 +269,8 @@ def checked_threads(threads: int | None) -> int:
     return default_threads() if threads is None else threads
 
 
-def _check_tuned(entry: DraftEntry) -> None:
+def _check_stopping_rule(entry: DraftEntry) -> None:
     try:
-        check_tuned(entry.tuned, entry.mode)
+        check_stopping_rule(entry.tuned, entry.mode)
     except ConfigError as err:
         raise ArtifactError(f"manifest.json: draft {entry.name!r}: {err.message}", "export the model again") from err

@@ -46,7 +46,7 @@ PRESENT_PREFIX: Final = "present."
 MAX_TOP_TOKENS: Final = 64
 """Most tokens that `top_tokens` names: more than nearly every nucleus holds, and few enough to be found as fast as the best one."""
 
-MAX_VERIFY_WIDTH: Final = 16
+MAX_QUERY_LENGTH: Final = 16
 """Most tokens one verify pass takes: the last committed one, up to 15 drafted ones, and alternatives as far as there is room."""
 
 HIDDEN: Final = -1e9

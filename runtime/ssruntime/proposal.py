@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ssruntime.graph_io import MAX_VERIFY_WIDTH
+from ssruntime.graph_io import MAX_QUERY_LENGTH
 
 ALTERNATIVE_GAP: Final = 2.0
 """Most, in nats, that an alternative's decision score may lie below that of the draft's own token.
@@ -51,4 +51,4 @@ def room_beside(num_tokens: int, start: int, end: int) -> int:
         start: position of that token.
         end: position from which on the cache takes none (see `Slot.alternatives_end`).
     """
-    return max(0, min(MAX_VERIFY_WIDTH, end - start) - 1 - num_tokens)
+    return max(0, min(MAX_QUERY_LENGTH, end - start) - 1 - num_tokens)

@@ -36,7 +36,7 @@ def test_every_sublayer_window_and_angle_shows_in_the_logits(family: str, family
     for n, layer in enumerate(checkpoint.attention):
         if layer.window is not None:
             moved[f"no window {n}"] = run(with_attribute(whole, n, "local_window_size", -1))
-        if layer.rotary is not None:
+        if layer.rope is not None:
             moved[f"no rotary {n}"] = run(with_attribute(whole, n, "do_rotary", 0))
     errors = {name: relative_error(other, logits) for name, other in moved.items()}
     assert min(errors.values()) > PLAIN_TO_SEE, min(errors.items(), key=lambda item: item[1])
@@ -67,14 +67,14 @@ def one_window_too_wide(plan: LoweringPlan) -> LoweringPlan:
 
 
 def turn_every_layer(plan: LoweringPlan) -> LoweringPlan:
-    return dataclasses.replace(plan, attention=tuple(dataclasses.replace(a, rotary="every layer") for a in plan.attention))
+    return dataclasses.replace(plan, attention=tuple(dataclasses.replace(a, rope="every layer") for a in plan.attention))
 
 
 def wrong_base(plan: LoweringPlan) -> LoweringPlan:
-    (name,) = plan.rotary
-    pairs = plan.rotary[name][0].shape[1]
-    angles = np.arange(plan.rotary[name][0].shape[0])[:, None] / 600.0 ** (np.arange(pairs) / pairs)
-    return dataclasses.replace(plan, rotary={name: (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))})
+    (name,) = plan.rope
+    pairs = plan.rope[name][0].shape[1]
+    angles = np.arange(plan.rope[name][0].shape[0])[:, None] / 600.0 ** (np.arange(pairs) / pairs)
+    return dataclasses.replace(plan, rope={name: (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))})
 
 
 def no_embedding_scale(plan: LoweringPlan) -> LoweringPlan:

@@ -24,9 +24,9 @@ from scipy.stats import kendalltau
 from ssruntime import load
 from sstool.bench.environment import describe_environment
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.finals.head_to_head import Entrant, run_contest
+from sstool.search.finals.head_to_head import TimedDraft, time_head_to_head
 from sstool.search.log.records import COMPLETED, Trial
-from sstool.search.scoring.timed_run import Task
+from sstool.search.scoring.timed_run import DecodeJob
 from tests.peers.searched import Searched, random_sets, tell_decoding
 
 APART: Final = 1.03
@@ -56,7 +56,7 @@ def apart(trials: Sequence[Trial], count: int) -> list[Trial]:
     return chosen
 
 
-def tasks(searched: Searched, count: int, repeats: int) -> list[Task]:
+def jobs(searched: Searched, count: int, repeats: int) -> list[DecodeJob]:
     """Returns the calibration texts as tasks, with the noise that made them."""
     texts = [cached.text for cached in searched.texts]
     kept = [texts[round(n * (len(texts) - 1) / (count - 1))] for n in range(min(count, len(texts)))]
@@ -64,18 +64,18 @@ def tasks(searched: Searched, count: int, repeats: int) -> list[Task]:
     for number, text in enumerate(kept):
         plainly = searched.builder.engine.settings(searched.settings.decoding(text.kind, text.seed))
         endless = dataclasses.replace(plainly, max_new_tokens=text.length, eos_token_ids=frozenset())
-        found.append(Task(kind=text.kind, prompt_id=text.prompt_id, index=number, ids=text.prompt, settings=endless))
+        found.append(DecodeJob(kind=text.kind, prompt_id=text.prompt_id, index=number, ids=text.prompt, settings=endless))
     return found * repeats
 
 
-def row(entrant: Entrant, plain: Entrant, searched: Searched) -> dict[str, object]:
+def row(draft: TimedDraft, plain: TimedDraft, searched: Searched) -> dict[str, object]:
     """Returns one candidate's figures."""
-    assert entrant.trial is not None
-    modelled, measured = 1 / entrant.modelled_per_token(searched.shares), 1 / entrant.seconds_per_token(searched.shares)
+    assert draft.trial is not None
+    modelled, measured = 1 / draft.modelled_per_token(searched.shares), 1 / draft.seconds_per_token(searched.shares)
     return {
-        "source": entrant.trial.source,
-        "cost_ratio": entrant.trial.cost_ratio,
-        "score": entrant.trial.speedup,
+        "source": draft.trial.source,
+        "cost_ratio": draft.trial.cost_ratio,
+        "score": draft.trial.speedup,
         "modelled": modelled,
         "measured": measured,
         "modelled_over_measured": modelled / measured,
@@ -91,9 +91,9 @@ def main() -> None:
         own = [t for t in searched.log.trials if t.status == COMPLETED]
         random = list(searched.scored("random", list(random_sets(searched.builder.num_layers, RANDOM)), whole=True))
         trials = apart([*own, *random], given.builder)
-        decoded = tasks(searched, given.texts, given.repeats)
-        plain, *drafts = run_contest(searched.builder, trials, decoded, searched.costs, tell_decoding)
-        rows = [row(entrant, plain, searched) for entrant in drafts]
+        decoded = jobs(searched, given.texts, given.repeats)
+        plain, *drafts = time_head_to_head(searched.builder, trials, decoded, searched.costs, tell_decoding)
+        rows = [row(draft, plain, searched) for draft in drafts]
         environment = describe_environment(engine).to_json()
     tau = float(kendalltau([t.speedup for t in trials], [r["measured"] for r in rows]).statistic)
     worst = max(abs(float(str(r["modelled_over_measured"])) - 1) for r in rows)

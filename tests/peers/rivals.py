@@ -31,12 +31,12 @@ from sstool.bench.summary import ratio_interval
 from sstool.prompts import read_prompts
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, bits_of
-from sstool.search.finals.head_to_head import Entrant, run_contest
+from sstool.search.finals.head_to_head import TimedDraft, time_head_to_head
 from sstool.search.log.records import Trial
-from sstool.search.scoring.timed_run import Task
+from sstool.search.scoring.timed_run import DecodeJob
 from sstool.search.settings import KINDS, SAMPLED, SearchSettings
 from sstool.search.sources.dynamic_programme import cosine_front
-from sstool.search.sources.leave_one_out import cut, influence_order, measure_influence
+from sstool.search.sources.leave_one_out import cut, measure_sensitivity, sensitivity_order
 from sstool.search.sources.patterns import contiguous_block, every_other
 from tests.peers.searched import Searched, random_sets, tell_decoding
 
@@ -78,8 +78,8 @@ def chosen(searched: Searched, example: Path | None) -> Iterator[Trial | None]:
 def _cuts(searched: Searched) -> list[Bits]:
     influence = searched.log.influence
     if influence is None:
-        influence = measure_influence(searched.builder, searched.texts, lambda _done, _total: None)
-    order = influence_order(influence)
+        influence = measure_sensitivity(searched.builder, searched.texts, lambda _done, _total: None)
+    order = sensitivity_order(influence)
     return [cut(order, part) for part in np.linspace(0.2, 0.9, 21)]
 
 
@@ -108,9 +108,9 @@ def _patterns(num_layers: int) -> Iterator[Bits]:
             yield (*row, *row)
 
 
-def held_out(builder: DraftBuilder, settings: SearchSettings, given: argparse.Namespace) -> list[Task]:
+def held_out(builder: DraftBuilder, settings: SearchSettings, given: argparse.Namespace) -> list[DecodeJob]:
     """Returns the tasks: the first prompts of each file that fit, with every seed."""
-    tasks = []
+    jobs = []
     for number, file in enumerate(given.prompts):
         for prompt in read_prompts(file)[: given.first]:
             try:
@@ -121,39 +121,39 @@ def held_out(builder: DraftBuilder, settings: SearchSettings, given: argparse.Na
             for seed in range(given.seeds):
                 plainly = builder.engine.settings(settings.decoding(KINDS[1] if given.greedy else SAMPLED, prompt_seed(seed, prompt.index)))
                 complete = dataclasses.replace(plainly, max_new_tokens=given.tokens)
-                tasks.append(Task(kind=SAMPLED, prompt_id=prompt.id, index=_A_FILE * number + prompt.index, ids=ids, settings=complete))
-    return tasks
+                jobs.append(DecodeJob(kind=SAMPLED, prompt_id=prompt.id, index=_A_FILE * number + prompt.index, ids=ids, settings=complete))
+    return jobs
 
 
-def without_first(entrant: Entrant, count: int) -> Entrant:
+def without_first(draft: TimedDraft, count: int) -> TimedDraft:
     """Returns an entrant's runs of all but the first prompts of each file."""
-    samples = {kind: [s for s in runs if s.index % _A_FILE >= count] for kind, runs in entrant.samples.items()}
-    return dataclasses.replace(entrant, samples=samples)
+    samples = {kind: [s for s in runs if s.index % _A_FILE >= count] for kind, runs in draft.samples.items()}
+    return dataclasses.replace(draft, samples=samples)
 
 
-def row(entrant: Entrant, plain: Entrant, winner: Entrant) -> dict[str, object]:
+def row(draft: TimedDraft, plain: TimedDraft, winner: TimedDraft) -> dict[str, object]:
     """Returns one entrant's figures."""
     shares = {SAMPLED: 1.0}
-    assert entrant.trial is not None
-    speed, base = 1 / entrant.seconds_per_token(shares), 1 / plain.seconds_per_token(shares)
+    assert draft.trial is not None
+    speed, base = 1 / draft.seconds_per_token(shares), 1 / plain.seconds_per_token(shares)
     return {
-        "name": entrant.trial.source,
-        "skipped": len(entrant.trial.skip.attention) + len(entrant.trial.skip.mlp),
-        "cost_ratio": entrant.trial.cost_ratio,
+        "name": draft.trial.source,
+        "skipped": len(draft.trial.skip.attention) + len(draft.trial.skip.mlp),
+        "cost_ratio": draft.trial.cost_ratio,
         "tokens_per_second": speed,
         "ratio_to_plain": speed / base,
-        "ratio_to_plain_95": ratio_interval(plain.every(), entrant.every()),
-        **lead(winner, entrant),
-        "modelled_over_measured": entrant.seconds_per_token(shares) / entrant.modelled_per_token(shares),
+        "ratio_to_plain_95": ratio_interval(plain.every(), draft.every()),
+        **lead(winner, draft),
+        "modelled_over_measured": draft.seconds_per_token(shares) / draft.modelled_per_token(shares),
     }
 
 
-def lead(winner: Entrant, entrant: Entrant) -> dict[str, object]:
+def lead(winner: TimedDraft, draft: TimedDraft) -> dict[str, object]:
     """Returns the winner's speed over an entrant's."""
     shares = {SAMPLED: 1.0}
     return {
-        "winner_over_this": entrant.seconds_per_token(shares) / winner.seconds_per_token(shares),
-        "winner_over_this_95": ratio_interval(entrant.every(), winner.every()),
+        "winner_over_this": draft.seconds_per_token(shares) / winner.seconds_per_token(shares),
+        "winner_over_this_95": ratio_interval(draft.every(), winner.every()),
     }
 
 
@@ -168,12 +168,12 @@ def main() -> None:
             sys.exit("the artifact's search has no winner")
         trials = [next(t for t in searched.log.trials if t.index == result.trial)]
         trials = [dataclasses.replace(trials[0], source="searched"), *(t for t in chosen(searched, given.example) if t is not None)]
-        tasks = held_out(builder, searched.settings, given)
-        plain, *drafts = run_contest(builder, trials, tasks, searched.costs, tell_decoding)
-        rows = [row(entrant, plain, drafts[0]) for entrant in drafts]
+        jobs = held_out(builder, searched.settings, given)
+        plain, *drafts = time_head_to_head(builder, trials, jobs, searched.costs, tell_decoding)
+        rows = [row(draft, plain, drafts[0]) for draft in drafts]
         report: dict[str, object] = {
             "environment": describe_environment(engine).to_json(),
-            "runs": len(tasks),
+            "runs": len(jobs),
             "tokens": given.tokens,
             "rivals": rows,
         }

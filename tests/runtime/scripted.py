@@ -34,7 +34,7 @@ from ssruntime.artifact import (
     Manifest,
     ModelInfo,
     SkipSet,
-    TunedExit,
+    StoppingRule,
 )
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
@@ -114,7 +114,7 @@ def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings
     ids = list(prompt)
     while True:
         logits = script.target(ids)[None]
-        ids.append(acceptance.first(step_of(logits), len(ids)))
+        ids.append(acceptance.sample(step_of(logits), len(ids)))
         count = len(ids) - len(prompt)
         if ids[-1] in settings.eos_token_ids:
             return ids[len(prompt) :], "eos"
@@ -144,7 +144,7 @@ def write_artifact(
     tokenizer: Tokenizer | None = None,
     generation: Mapping[str, object] | None = None,
     max_context: int = 64,
-    tuned: TunedExit | None = None,
+    tuned: StoppingRule | None = None,
     window: int | None = None,
     chat_template: str | None = None,
     tokenizer_config: Mapping[str, object] | None = None,
@@ -176,7 +176,7 @@ def write_artifact(
         (folder / "chat_template.jinja").write_text(chat_template)
     if tokenizer_config is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_config)))
-    entry = DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype="fp32", skip=SkipSet(attention=(1,)), tuned=tuned or TunedExit())
+    entry = DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype="fp32", skip=SkipSet(attention=(1,)), tuned=tuned or StoppingRule())
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         model=ModelInfo(

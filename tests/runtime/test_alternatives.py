@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ssruntime import GenerationConfig, Trace
-from ssruntime.acceptance import CoupledAcceptance, GreedyAcceptance, Judgement, RejectionAcceptance
-from ssruntime.acceptance.coupled import coupled_pick, coupled_ranking
+from ssruntime.acceptance import CoupledAcceptance, GreedyAcceptance, RejectionAcceptance, RoundResult
+from ssruntime.acceptance.coupled import coupled_ranking, coupled_sample
 from ssruntime.acceptance.equality import accept_equal
-from ssruntime.artifact import TunedExit
+from ssruntime.artifact import StoppingRule
 from ssruntime.backends.ort.tree_mask import TreeMask
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.engine import Engine
-from ssruntime.graph_io import HIDDEN, MAX_VERIFY_WIDTH
+from ssruntime.graph_io import HIDDEN, MAX_QUERY_LENGTH
 from ssruntime.proposal import ALTERNATIVE_GAP, Alternative, Proposal, room_beside
 from ssruntime.sampling.filters import filtered
 from ssruntime.sampling.noise import CoupledNoise, gumbel
@@ -49,7 +49,7 @@ def second_guess() -> Script:
 @given(st.integers(0, 2**32), st.integers(2, 200), st.floats(0.1, 5), st.integers(0, 3))
 def test_greedy_proposes_the_best_token_and_those_near_it(seed: int, vocab: int, scale: float, most: int) -> None:
     logits = (scale * np.random.default_rng(seed).standard_normal((1, vocab))).astype(np.float32)
-    proposed = GreedyAcceptance().propose(step_of(logits), 0, most)
+    proposed = GreedyAcceptance().sample_draft(step_of(logits), 0, most)
     order = np.argsort(-logits[0], kind="stable")[: most + 1]
     assert proposed == [int(t) for t in order if logits[0, order[0]] - logits[0, t] <= ALTERNATIVE_GAP]
 
@@ -79,18 +79,18 @@ def test_coupled_ranks_by_score_and_noise(seed: int, vocab: int, scale: float, m
     if nearest < 1e-4:
         return
     assert coupled_ranking(logits, 7, how, CoupledNoise(seed), most) == expected
-    proposed = CoupledAcceptance(how).propose(step_of(logits[None]), 7, most)
-    assert proposed[0] == expected[0] == coupled_pick(logits, 7, how, CoupledNoise(seed))
+    proposed = CoupledAcceptance(how).sample_draft(step_of(logits[None]), 7, most)
+    assert proposed[0] == expected[0] == coupled_sample(logits, 7, how, CoupledNoise(seed))
     # The shortlist knows of no cut that lies beyond it, so it may name a token or two that the filters drop: a proposal may be anything.
     assert [t for t in proposed if t in expected] == expected[: len(proposed)] or "top_p" in filters
 
 
 def test_no_alternatives_unless_asked_and_none_with_rejection_sampling() -> None:
     flat = step_of(np.zeros((1, VOCAB), dtype=np.float32))
-    assert len(GreedyAcceptance().propose(flat, 0, 0)) == 1
-    assert len(GreedyAcceptance().propose(flat, 0, 3)) == 4
-    assert len(CoupledAcceptance(settings_of(top_k=5)).propose(flat, 0, 0)) == 1
-    assert len(RejectionAcceptance(settings_of()).propose(flat, 0, 3)) == 1
+    assert len(GreedyAcceptance().sample_draft(flat, 0, 0)) == 1
+    assert len(GreedyAcceptance().sample_draft(flat, 0, 3)) == 4
+    assert len(CoupledAcceptance(settings_of(top_k=5)).sample_draft(flat, 0, 0)) == 1
+    assert len(RejectionAcceptance(settings_of()).sample_draft(flat, 0, 3)) == 1
 
 
 # What stands
@@ -127,8 +127,8 @@ def test_what_stands_is_what_the_target_picks_after_each_prefix(chain: list[int]
 def test_an_alternative_that_stands_gives_one_token_more() -> None:
     rows = [5, 9, 9, 6]  # the target's picks: after the committed token, behind two wrong tokens, behind the alternative
     proposal = Proposal([4, 4], [Alternative(0, 5)])
-    assert accept_equal(proposal, lambda row, _: rows[row]) == Judgement([5, 6], 0)
-    assert accept_equal(Proposal([4, 4]), lambda row, _: rows[row]) == Judgement([5], None)
+    assert accept_equal(proposal, lambda row, _: rows[row]) == RoundResult([5, 6], 0)
+    assert accept_equal(Proposal([4, 4]), lambda row, _: rows[row]) == RoundResult([5], None)
 
 
 # Decoding with them
@@ -170,7 +170,7 @@ def test_any_number_of_alternatives_gives_the_same_text(
     assert (completion.token_ids, completion.finish_reason) == plain_tokens(script, prompt, engine.settings(config), 64)
     for step in trace.rounds:
         width = 1 + len(step.proposals) + len(step.alternatives)
-        assert width <= MAX_VERIFY_WIDTH
+        assert width <= MAX_QUERY_LENGTH
         assert step.start + width <= 64
         assert list(step.alternatives) == sorted(step.alternatives, key=lambda a: a.depth)
 
@@ -192,7 +192,7 @@ def test_none_stand_where_a_window_would_reach(open_script: OpenScript) -> None:
 
 
 def test_a_tuned_number_is_followed_and_a_given_one_beats_it(open_script: OpenScript) -> None:
-    with open_script(second_guess(), tuned=TunedExit(max_alternatives=0)) as engine:
+    with open_script(second_guess(), tuned=StoppingRule(max_alternatives=0)) as engine:
         assert engine.settings().max_alternatives == 0
         assert engine.settings(GenerationConfig(max_alternatives=3)).max_alternatives == 3
         assert engine.generate([1], GenerationConfig(temperature=0.0, max_new_tokens=10)).stats.alternatives == 0

@@ -110,7 +110,7 @@ def test_the_last_position_can_be_used(slot: OrtSlot) -> None:
     np.testing.assert_array_equal(slot.forward(ids[-1:], CONTEXT - 1, (0,)).logits[0], SCRIPT.target(ids))
 
 
-@pytest.mark.parametrize("width", range(1, graph_io.MAX_VERIFY_WIDTH + 1))
+@pytest.mark.parametrize("width", range(1, graph_io.MAX_QUERY_LENGTH + 1))
 def test_every_width_gives_every_position(slot: OrtSlot, width: int) -> None:
     ids = [(7 * i) % SCRIPT.vocab for i in range(4 + width)]
     slot.prefill(ids[:4])
@@ -127,8 +127,8 @@ def test_every_width_gives_every_position(slot: OrtSlot, width: int) -> None:
 
 def test_a_pass_wider_than_verify_takes_is_refused(slot: OrtSlot) -> None:
     with pytest.raises(ValueError, match="17 positions is wider than the 16"):
-        slot.verify([1] * (graph_io.MAX_VERIFY_WIDTH + 1), 0)
-    assert slot.verify([1] * graph_io.MAX_VERIFY_WIDTH, 0).tokens.shape == (graph_io.MAX_VERIFY_WIDTH,)
+        slot.verify([1] * (graph_io.MAX_QUERY_LENGTH + 1), 0)
+    assert slot.verify([1] * graph_io.MAX_QUERY_LENGTH, 0).tokens.shape == (graph_io.MAX_QUERY_LENGTH,)
 
 
 def test_chosen_positions_come_in_the_order_asked(slot: OrtSlot) -> None:

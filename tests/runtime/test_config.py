@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssruntime import ArtifactError, ConfigError, GenerationConfig
-from ssruntime.artifact import TunedExit
+from ssruntime.artifact import StoppingRule
 from ssruntime.config import CheckpointDefaults, complete, read_generation_config
 from ssruntime.errors import SelfSpecError, did_you_mean
 from ssruntime.strict_reader import read_record
@@ -96,8 +96,8 @@ def test_none_leaves_open() -> None:
 
 
 def test_defaults() -> None:
-    done = complete(GenerationConfig(), CheckpointDefaults(), TunedExit())
-    assert dataclasses.replace(done, seed=0) == complete(GenerationConfig(seed=0), CheckpointDefaults(), TunedExit())
+    done = complete(GenerationConfig(), CheckpointDefaults(), StoppingRule())
+    assert dataclasses.replace(done, seed=0) == complete(GenerationConfig(seed=0), CheckpointDefaults(), StoppingRule())
     assert (done.max_new_tokens, done.mode, done.exit, done.exit_threshold, done.max_draft) == (128, "speculative", "adaptive", 0.6, 12)
     assert (done.temperature, done.top_k, done.top_p, done.min_p, done.sampling) == (0.0, 0, 1.0, 0.0, "coupled")
     assert done.is_greedy

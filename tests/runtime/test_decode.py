@@ -188,7 +188,7 @@ def test_trace_replays(engines: dict[str, Engine], how: dict[str, object], leave
             if step.alternative is not None:
                 behind = 1 + len(step.proposals) + step.alternative
                 tokens.append(picks[behind])
-                slot.move(step.start + behind, step.start + 1 + accepted)
+                slot.copy_kv(step.start + behind, step.start + 1 + accepted)
     finally:
         engine.backend.release(slot)
     assert tokens[: len(completion.token_ids)] == completion.token_ids

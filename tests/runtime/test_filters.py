@@ -187,7 +187,7 @@ def test_the_certain_pick_is_the_pick(logits: NDArray[np.float32], how: dict[str
     chosen = dataclasses.replace(settings_of(**how), seed=seed)
     assume(len(logits) < 2 or np.diff(np.sort(logits))[-1] > CUT)
     step = step_of(logits[None])
-    known = CoupledAcceptance(chosen).first(step, 3)
+    known = CoupledAcceptance(chosen).sample(step, 3)
     step.confidence[0] = 1e-9  # of which nothing follows
-    unknown = CoupledAcceptance(chosen).first(step, 3)
+    unknown = CoupledAcceptance(chosen).sample(step, 3)
     assert known == unknown

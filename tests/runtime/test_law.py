@@ -203,8 +203,8 @@ def test_the_class_follows_the_pure_functions() -> None:
     for numbers in itertools.product(grid, repeat=5):
         acceptance = RejectionAcceptance(config)
         acceptance._random = Dice(numbers)  # type: ignore[assignment]
-        proposals = [token for row in draft for token in acceptance.propose(step_of(row[None]), 0, 2)]
-        emitted = acceptance.judge(step_of(target), Proposal(proposals), 0).emitted
+        proposals = [token for row in draft for token in acceptance.sample_draft(step_of(row[None]), 0, 2)]
+        emitted = acceptance.accept(step_of(target), Proposal(proposals), 0).emitted
         dice = list(numbers)
         assert proposals == [draw(distribution(row), dice.pop(0)) for row in draft]
         expected: list[int] = []
@@ -271,9 +271,9 @@ def test_coupled_judging_is_plain_sampling_for_any_draft(seed: int, max_draft: i
     config = settings_of(GenerationConfig(seed=seed, temperature=temperature, top_p=top_p))
     random = np.random.default_rng(seed)
     rows = (2 * random.standard_normal((max_draft + 1, 7))).astype(np.float32)
-    plain = [CoupledAcceptance(config).first(step_of(row[None]), 40 + i) for i, row in enumerate(rows)]
+    plain = [CoupledAcceptance(config).sample(step_of(row[None]), 40 + i) for i, row in enumerate(rows)]
     for proposals in (random.integers(0, 7, max_draft).tolist(), plain[:max_draft]):
-        emitted = CoupledAcceptance(config).judge(step_of(rows), Proposal(proposals), 40).emitted
+        emitted = CoupledAcceptance(config).accept(step_of(rows), Proposal(proposals), 40).emitted
         assert emitted == plain[: len(emitted)]
     assert len(emitted) == max_draft + 1
 
@@ -285,14 +285,16 @@ def test_coupled_marginal_law(position: int) -> None:
     base = settings_of(GenerationConfig(temperature=0.9, seed=0))
     expected = probabilities(filtered(logits, base)[1])
     count = 4000
-    picks = Counter(CoupledAcceptance(dataclasses.replace(base, seed=seed)).first(step_of(logits[None]), position) for seed in range(count))
+    picks = Counter(
+        CoupledAcceptance(dataclasses.replace(base, seed=seed)).sample(step_of(logits[None]), position) for seed in range(count)
+    )
     assert chi_square([picks[t] for t in range(6)], count * expected) < 40
 
 
 def test_coupled_picks_at_neighbouring_positions_are_independent() -> None:
     logits = np.zeros((1, 3), dtype=np.float32)
     acceptance = CoupledAcceptance(settings_of(GenerationConfig(temperature=1.0, seed=9)))
-    picks = [acceptance.first(step_of(logits), p) for p in range(9001)]
+    picks = [acceptance.sample(step_of(logits), p) for p in range(9001)]
     pairs = Counter(itertools.pairwise(picks))
     assert chi_square([pairs[a, b] for a in range(3) for b in range(3)], np.full(9, 1000.0)) < 60
 

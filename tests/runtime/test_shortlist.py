@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ssruntime import GenerationConfig
-from ssruntime.acceptance.coupled import coupled_pick
+from ssruntime.acceptance.coupled import coupled_sample
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.sampling.noise import CoupledNoise
 from ssruntime.sampling.shortlist import Pick, Shortlist
@@ -46,7 +46,7 @@ def test_a_sure_pick_is_the_pick(logits: NDArray[np.float32], how: dict[str, flo
         return
     pick = shortlisted(logits, chosen, position)
     if pick.is_sure:
-        assert pick.token == coupled_pick(logits, position, chosen, CoupledNoise(seed))
+        assert pick.token == coupled_sample(logits, position, chosen, CoupledNoise(seed))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sstool.prompts import PromptRecord
 from sstool.search.budget import Resources, plan_calibration, repeat_plan
 from sstool.search.finals.runs import final_reserve
 from sstool.search.settings import SearchSettings
-from tests.report import searches
+from tests.search_report import searches
 
 SETTINGS = SearchSettings()
 PLENTY = Resources(step=0.01, budget=600, memory=10**10, position_bytes=100_000)

@@ -13,8 +13,8 @@ from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.finals.finalists import choose_finalists, time_finalists
 from sstool.search.log.records import COMPLETED, EARLIER, STOPPED, Finalist, Trial
 from sstool.search.speed_model.costs import CostModel
-from tests.report import searches
 from tests.search.conftest import CODE, SETTINGS
+from tests.search_report import searches
 
 
 def timed(builder: DraftBuilder, runs_that_fit: int, **changes: Any) -> tuple[list[Finalist], list[tuple[int, int]]]:

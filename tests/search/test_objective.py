@@ -16,8 +16,8 @@ from sstool.search.settings import GREEDY, SAMPLED
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CachedText
 from tests.search.conftest import SETTINGS
-from tests.search.test_chains import SKIP, drafted
-from tests.search.test_latency import table
+from tests.search.test_draft_sequences import SKIP, drafted
+from tests.search.test_speed_model import table
 
 WEIGHTS = {SAMPLED: 0.75, GREEDY: 0.25}
 

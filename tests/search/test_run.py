@@ -65,7 +65,7 @@ def test_a_search_writes_down_all_it_did(finished: tuple[Path, SearchOutcome]) -
     assert sources[-4:].count("ax") >= 1
     assert {"every-other", "block"} <= set(sources)
     assert len({t.skip for t in log.trials}) == len(log.trials)
-    assert log.influence is not None
+    assert log.sensitivity is not None
     assert log.latency is not None
     assert all(t.seconds > 0 for t in log.trials)
     assert all((t.timed is not None) == (t.status == COMPLETED) for t in log.trials)
@@ -111,7 +111,7 @@ def test_a_killed_search_goes_on_where_it_was(
     assert after.trials[:-3] == before.trials[:-3]
     assert len(after.trials) == len(before.trials)
     assert after.result is not None
-    assert after.influence == before.influence
+    assert after.sensitivity == before.sensitivity
 
 
 def test_a_finished_search_can_be_given_more_trials(

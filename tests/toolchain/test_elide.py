@@ -14,7 +14,7 @@ from ssruntime.artifact import SkipSet
 from ssruntime.errors import UnsupportedModelError
 from sstool.graph.lower import lower_draft
 from sstool.graph.passes.elide import ElidePass, sublayers_of
-from sstool.graph.sublayers import Sublayer, branch_of, is_join, sublayer_of, sublayer_of_path
+from sstool.graph.sublayers import Sublayer, branch_of, is_residual_add, sublayer_of, sublayer_of_path
 from sstool.validation.reference import reference_logits
 from tests.toolchain.conftest import RunGraph
 from tests.toolchain.tiny_llama import LAYERS, VOCAB
@@ -165,7 +165,7 @@ def test_parallel_attention_and_mlp(skip: SkipSet, expected: float) -> None:
 
 
 def test_the_residual_stream_is_no_branch(verify_graph: ir.Model) -> None:
-    joins = [node for node in verify_graph.graph if is_join(node)]
+    joins = [node for node in verify_graph.graph if is_residual_add(node)]
     assert len(joins) == 2 * LAYERS
     for join in joins:
         branches = [branch_of(value) for value in join.inputs[:2]]

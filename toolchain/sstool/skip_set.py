@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet, TunedExit
-from ssruntime.config import check_tuned
+from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet, StoppingRule
+from ssruntime.config import check_stopping_rule
 from ssruntime.errors import ConfigError, RecipeError
 from ssruntime.strict_reader import read_record
 
@@ -41,9 +41,9 @@ class SkipSpec:
         """Returns the sublayers, in rising order."""
         return SkipSet(attention=tuple(sorted(self.attention)), mlp=tuple(sorted(self.mlp)))
 
-    def tuned(self) -> TunedExit:
+    def tuned(self) -> StoppingRule:
         """Returns the exit it was tuned for."""
-        return TunedExit(
+        return StoppingRule(
             exit=self.exit, exit_threshold=self.exit_threshold, max_draft=self.max_draft, max_alternatives=self.max_alternatives
         )
 
@@ -105,7 +105,7 @@ def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set")
     if skipped == 2 * num_layers:
         raise RecipeError(f"{where}: all {skipped} sublayers are skipped, so nothing is left to draft with", "leave some sublayers in")
     try:
-        check_tuned(spec.tuned(), spec.mode)
+        check_stopping_rule(spec.tuned(), spec.mode)
     except ConfigError as err:
         raise RecipeError(f"{where}: {err.message}", err.hint) from err
 

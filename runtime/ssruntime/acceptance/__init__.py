@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ssruntime.acceptance.base import Acceptance, Judgement
+from ssruntime.acceptance.base import Acceptance, RoundResult
 from ssruntime.acceptance.coupled import CoupledAcceptance
 from ssruntime.acceptance.greedy import GreedyAcceptance
 from ssruntime.acceptance.rejection import RejectionAcceptance
 from ssruntime.config import DecodeSettings
 
-__all__ = ["Acceptance", "CoupledAcceptance", "GreedyAcceptance", "Judgement", "RejectionAcceptance", "make_acceptance"]
+__all__ = ["Acceptance", "CoupledAcceptance", "GreedyAcceptance", "RejectionAcceptance", "RoundResult", "make_acceptance"]
 
 
 def make_acceptance(settings: DecodeSettings) -> Acceptance:

@@ -8,7 +8,7 @@ from ssruntime.backends.base import StepOutput
 from ssruntime.proposal import Proposal
 
 
-class Judgement(NamedTuple):
+class RoundResult(NamedTuple):
     """What a verify pass gave.
 
     Attributes:
@@ -26,13 +26,13 @@ class Acceptance(Protocol):
     `position` is the absolute position, in the sequence, of the token that the first row of an output decides.
     """
 
-    def first(self, output: StepOutput, position: int) -> int:
+    def sample(self, output: StepOutput, position: int) -> int:
         """Returns plain decoding's token from the first row of a verify pass."""
 
-    def propose(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
         """Returns the draft's token from a draft pass, and after it up to so many alternatives, better ones first."""
 
-    def judge(self, output: StepOutput, proposal: Proposal, position: int) -> Judgement:
+    def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns what of a proposal stands, and the token after it.
 
         Args:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ssruntime.acceptance.base import Judgement
+from ssruntime.acceptance.base import RoundResult
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
@@ -30,11 +30,11 @@ class CoupledAcceptance:
         self._certain_from = certain_from(settings)
         self._shortlist = Shortlist(settings, self._noise) if Shortlist.helps(settings) else None
 
-    def first(self, output: StepOutput, position: int) -> int:
+    def sample(self, output: StepOutput, position: int) -> int:
         """Returns the target's pick for the first row."""
-        return self._pick(output, 0, position)
+        return self._sample(output, 0, position)
 
-    def propose(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
         """Returns the draft's pick, with the noise that the target will see, and the tokens that come next and near.
 
         The shortlist's do, sure or not: a proposal may be anything, and these seldom differ from the whole row's.
@@ -45,11 +45,11 @@ class CoupledAcceptance:
             return self._shortlist.rank(*output.top(0), output.probability(0), position, max_alternatives)
         return coupled_ranking(output.logits[0], position, self._settings, self._noise, max_alternatives)
 
-    def judge(self, output: StepOutput, proposal: Proposal, position: int) -> Judgement:
+    def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the tokens that equal the target's pick, then the target's next one."""
-        return accept_equal(proposal, lambda row, offset: self._pick(output, row, position + offset))
+        return accept_equal(proposal, lambda row, offset: self._sample(output, row, position + offset))
 
-    def _pick(self, output: StepOutput, row: int, position: int) -> int:
+    def _sample(self, output: StepOutput, row: int, position: int) -> int:
         confidence = output.probability(row)
         if confidence >= self._certain_from:
             return output.token(row)
@@ -57,10 +57,10 @@ class CoupledAcceptance:
             token, is_sure = self._shortlist.pick(*output.top(row), confidence, position)
             if is_sure:
                 return token
-        return coupled_pick(output.logits[row], position, self._settings, self._noise)
+        return coupled_sample(output.logits[row], position, self._settings, self._noise)
 
 
-def coupled_pick(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise) -> int:
+def coupled_sample(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise) -> int:
     """Returns the token that coupled sampling takes from a row of logits float32[vocab], which decides an absolute position."""
     ids, weights = filtered(logits, settings)
     if len(ids) == 1:
@@ -71,7 +71,7 @@ def coupled_pick(logits: NDArray[np.float32], position: int, settings: FilterSet
 def coupled_ranking(
     logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise, max_alternatives: int
 ) -> list[int]:
-    """Returns the token that `coupled_pick` takes, and up to so many of the next ones whose scores are within `ALTERNATIVE_GAP` of its."""
+    """Returns the token that `coupled_sample` takes, and up to so many next ones with scores within `ALTERNATIVE_GAP` of its."""
     ids, weights = filtered(logits, settings)
     keys = noise.log_uniform(position, ids) / weights
     count = min(max_alternatives + 1, len(keys))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ssruntime.acceptance.base import Judgement
+from ssruntime.acceptance.base import RoundResult
 from ssruntime.proposal import Proposal
 
 
-def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int]) -> Judgement:
+def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int]) -> RoundResult:
     """Returns the leading tokens that the target also picks, followed by its token after them.
 
     Where the target picks an alternative instead of the chain's token, that one stands, and its own row gives the token after it.
@@ -27,7 +27,7 @@ def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int]) ->
             for index, (depth, alternative) in enumerate(proposal.alternatives):
                 if depth == row and alternative == token:
                     emitted.append(target_token(len(tokens) + 1 + index, row + 1))
-                    return Judgement(emitted, index)
-            return Judgement(emitted)
+                    return RoundResult(emitted, index)
+            return RoundResult(emitted)
     emitted.append(target_token(len(tokens), len(tokens)))
-    return Judgement(emitted)
+    return RoundResult(emitted)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssruntime.acceptance.base import Judgement
+from ssruntime.acceptance.base import RoundResult
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
 from ssruntime.proposal import Proposal
@@ -71,12 +71,12 @@ class RejectionAcceptance:
         self._random = np.random.Generator(np.random.Philox(key=np.array([settings.seed, _KEY_DOMAIN], dtype=np.uint64)))
         self._drafted: list[Distribution] = []
 
-    def first(self, output: StepOutput, position: int) -> int:
+    def sample(self, output: StepOutput, position: int) -> int:
         """Returns a draw from the first row's distribution."""
         return draw(self._distribution(output.logits[0]), self._random.random())
 
-    def propose(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
-        """Returns a draw from the draft's distribution, which is kept for `judge`.
+    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+        """Returns a draw from the draft's distribution, which is kept for `accept`.
 
         No alternatives: a token that was not drawn from `draft_probs` would need a residual of its own to leave the law as it is.
         """
@@ -84,16 +84,16 @@ class RejectionAcceptance:
         self._drafted.append(draft_probs)
         return [draw(draft_probs, self._random.random())]
 
-    def judge(self, output: StepOutput, proposal: Proposal, position: int) -> Judgement:
+    def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the tokens up to the first rejection, then a draw from the residual there, or from the target after all."""
         drafted, self._drafted = self._drafted, []
         tokens = proposal.tokens
         for row, (token, draft_probs) in enumerate(zip(tokens, drafted, strict=True)):
             target_probs = self._distribution(output.logits[row])
             if self._random.random() >= accept_probability(token, target_probs, draft_probs):
-                return Judgement([*tokens[:row], draw(residual(target_probs, draft_probs), self._random.random())])
+                return RoundResult([*tokens[:row], draw(residual(target_probs, draft_probs), self._random.random())])
         bonus = draw(self._distribution(output.logits[len(tokens)]), self._random.random())
-        return Judgement([*tokens, bonus])
+        return RoundResult([*tokens, bonus])
 
     def _distribution(self, logits: NDArray[np.float32]) -> Distribution:
         ids, weights = filtered(logits, self._settings)

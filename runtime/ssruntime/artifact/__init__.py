@@ -13,7 +13,7 @@ from ssruntime.artifact.file_names import (
     VERIFY_GRAPH,
     WEIGHTS,
 )
-from ssruntime.artifact.manifest import SCHEMA_VERSION, DraftEntry, FileEntry, KvLayout, Manifest, ModelInfo, SkipSet, TunedExit, Tuning
+from ssruntime.artifact.manifest import SCHEMA_VERSION, DraftEntry, FileEntry, KvLayout, Manifest, ModelInfo, SkipSet, StoppingRule, Tuning
 from ssruntime.artifact.read import Artifact, check_digests, file_digest, read_artifact
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
@@ -29,7 +29,7 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "WEIGHTS",
     # manifest
     "SkipSet",
-    "TunedExit",
+    "StoppingRule",
     "DraftEntry",
     "Tuning",
     "ModelInfo",

@@ -19,7 +19,7 @@ class SkipSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TunedExit:
+class StoppingRule:
     """How long a draft goes on, as tuned for its skip set; what is None falls to the runtime's defaults."""
 
     exit: str | None = None
@@ -45,7 +45,7 @@ class DraftEntry:
     graph: str
     dtype: str
     skip: SkipSet
-    tuned: TunedExit = TunedExit()
+    tuned: StoppingRule = StoppingRule()
     mode: str = "speculative"
 
 

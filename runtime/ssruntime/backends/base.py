@@ -94,7 +94,7 @@ class Slot(Protocol):
         """Runs `ids` in one pass of the verify engine, of any width; gives the positions named (0-based within `ids`)."""
 
     def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
-        """Runs up to `MAX_VERIFY_WIDTH` tokens in one pass of the verify engine; gives a row for each.
+        """Runs up to `MAX_QUERY_LENGTH` tokens in one pass of the verify engine; gives a row for each.
 
         Args:
             ids: the chain, from position `start` on.
@@ -103,7 +103,7 @@ class Slot(Protocol):
                 that. In the cache they lie behind the chain, in their order, and their rows come after its rows. Not at `start` 0.
         """
 
-    def move(self, source: int, target: int) -> None:
+    def copy_kv(self, source: int, target: int) -> None:
         """Gives position `target` of the cache the keys and values of `source`, as where an alternative stands for good."""
 
     def draft(self, token: int, position: int) -> StepOutput:

@@ -20,7 +20,7 @@ from ssruntime.config.generation import (
     SAMPLINGS,
     SEED_LIMIT,
     GenerationConfig,
-    check_tuned,
+    check_stopping_rule,
 )
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
@@ -29,7 +29,7 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "CheckpointDefaults",
     "DecodeSettings",
     "complete",
-    "check_tuned",
+    "check_stopping_rule",
     "read_generation_config",
     # choices and limits
     "EXITS",

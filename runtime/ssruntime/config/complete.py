@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from ssruntime.artifact import TunedExit
+from ssruntime.artifact import StoppingRule
 from ssruntime.config.checkpoint_defaults import CheckpointDefaults
 from ssruntime.config.generation import GenerationConfig
 from ssruntime.errors import ConfigError
@@ -46,7 +46,7 @@ class DecodeSettings:
 
 
 def complete(
-    config: GenerationConfig, defaults: CheckpointDefaults, tuned: TunedExit | None, *, prefers_plain: bool = False
+    config: GenerationConfig, defaults: CheckpointDefaults, tuned: StoppingRule | None, *, prefers_plain: bool = False
 ) -> DecodeSettings:
     """Fills what `config` leaves open: the artifact's tuned exit, then the checkpoint's settings, then sstool's own defaults.
 
@@ -62,7 +62,7 @@ def complete(
     if config.mode == "speculative" and tuned is None:
         raise ConfigError("mode 'speculative' needs a draft, and this artifact has none", "use mode 'plain', or export with a skip set")
     has_draft = tuned is not None
-    tuned = tuned or TunedExit()
+    tuned = tuned or StoppingRule()
     exit_name = config.exit or tuned.exit or DEFAULT_EXIT
     threshold = config.exit_threshold
     if threshold is not None and exit_name == "fixed":

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ssruntime.artifact import TunedExit
+from ssruntime.artifact import StoppingRule
 from ssruntime.checks import check_choice, check_float, check_int
 from ssruntime.errors import ConfigError
-from ssruntime.graph_io import MAX_VERIFY_WIDTH
+from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.strict_reader import read_record
 
 MODES: Final = ("plain", "speculative")
 EXITS: Final = ("fixed", "confidence", "adaptive")
 SAMPLINGS: Final = ("coupled", "rejection")
-MAX_DRAFT_LIMIT: Final = MAX_VERIFY_WIDTH - 1
+MAX_DRAFT_LIMIT: Final = MAX_QUERY_LENGTH - 1
 MAX_ALTERNATIVES_LIMIT: Final = 3
 SEED_LIMIT: Final = 2**63
 
@@ -90,7 +90,7 @@ class GenerationConfig:
         return read_record(cls, data, where="generation config", error=ConfigError)
 
 
-def check_tuned(tuned: TunedExit, mode: str | None) -> None:
+def check_stopping_rule(tuned: StoppingRule, mode: str | None) -> None:
     """Checks an exit that a file says a draft was tuned for. Raises ConfigError if a value is out of its range."""
     GenerationConfig(
         exit=tuned.exit,

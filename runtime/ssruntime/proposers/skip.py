@@ -8,13 +8,13 @@ from __future__ import annotations
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.base import Slot
 from ssruntime.proposal import Alternative, Proposal, room_beside
-from ssruntime.stopping import ExitPolicy
+from ssruntime.stopping import StoppingPolicy
 
 
 class SkipProposer:
     """Drafts with the draft engine of one slot; the alternatives are the other tokens that the same steps found nearly as good."""
 
-    def __init__(self, slot: Slot, acceptance: Acceptance, exit_policy: ExitPolicy, *, max_alternatives: int) -> None:
+    def __init__(self, slot: Slot, acceptance: Acceptance, exit_policy: StoppingPolicy, *, max_alternatives: int) -> None:
         self._slot = slot
         self._acceptance = acceptance
         self._exit = exit_policy
@@ -27,7 +27,7 @@ class SkipProposer:
         max_alternatives = self._max_alternatives if room_beside(1, start, self._slot.alternatives_end) else 0
         for depth in range(limit):
             output = self._slot.draft(token, start + depth)
-            token, *others = self._acceptance.propose(output, start + depth + 1, max_alternatives)
+            token, *others = self._acceptance.sample_draft(output, start + depth + 1, max_alternatives)
             tokens.append(token)
             alternatives.extend(Alternative(depth, other) for other in others)
             if self._exit.should_stop(output.probability(0)):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from ssruntime.config import DecodeSettings
-from ssruntime.stopping.adaptive import AdaptiveExit
-from ssruntime.stopping.base import ExitPolicy
-from ssruntime.stopping.confidence import ConfidenceExit
-from ssruntime.stopping.fixed import FixedExit
+from ssruntime.stopping.adaptive import AdaptiveStopping
+from ssruntime.stopping.base import StoppingPolicy
+from ssruntime.stopping.confidence import ConfidenceStopping
+from ssruntime.stopping.fixed import FixedStopping
 
-__all__ = ["AdaptiveExit", "ConfidenceExit", "ExitPolicy", "FixedExit", "make_exit"]
+__all__ = ["AdaptiveStopping", "ConfidenceStopping", "FixedStopping", "StoppingPolicy", "make_stopping_policy"]
 
 
-def make_exit(settings: DecodeSettings) -> ExitPolicy:
+def make_stopping_policy(settings: DecodeSettings) -> StoppingPolicy:
     """Returns a fresh policy for one request."""
     if settings.exit == "fixed":
-        return FixedExit()
+        return FixedStopping()
     if settings.exit == "confidence":
-        return ConfidenceExit(settings.exit_threshold)
-    return AdaptiveExit(settings.exit_threshold, max_draft=settings.max_draft)
+        return ConfidenceStopping(settings.exit_threshold)
+    return AdaptiveStopping(settings.exit_threshold, max_draft=settings.max_draft)

@@ -22,7 +22,7 @@ TARGET_ACCEPTANCE: Final = 0.9
 """alpha: below it the threshold rises, so drafts get shorter."""
 
 
-class AdaptiveExit:
+class AdaptiveStopping:
     """Stops below a threshold that rises while acceptance is poor and falls while it is good."""
 
     def __init__(self, threshold: float, *, max_draft: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class ExitPolicy(Protocol):
+class StoppingPolicy(Protocol):
     """Decides after each drafted token whether drafting goes on."""
 
     def should_stop(self, confidence: float) -> bool:

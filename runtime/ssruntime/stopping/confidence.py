@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class ConfidenceExit:
+class ConfidenceStopping:
     """Stops below a fixed confidence."""
 
     def __init__(self, threshold: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class FixedExit:
+class FixedStopping:
     """Never stops a draft early."""
 
     def should_stop(self, confidence: float) -> bool:

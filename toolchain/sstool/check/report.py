@@ -16,7 +16,7 @@ TOKENS_PER_NEAR_TIE: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class CheckSection:
     """The outcome of one part of a check.
 
     Attributes:
@@ -91,10 +91,10 @@ class LosslessnessReport:
             return "no prompt could be run"
         return None
 
-    def section(self) -> Section:
+    def section(self) -> CheckSection:
         """Returns the report as a section."""
         details = {**asdict(self), "near_ties_per_10k": self.near_ties_per_10k}
-        return Section(status="failed" if self.reason else "passed", reason=self.reason, details=details)
+        return CheckSection(status="failed" if self.reason else "passed", reason=self.reason, details=details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +112,13 @@ class CheckReport:
 
     environment: Environment | None
     full: bool
-    digests: Section
-    parity: Section
-    losslessness: Section
-    memory: Section
+    digests: CheckSection
+    parity: CheckSection
+    losslessness: CheckSection
+    memory: CheckSection
 
     @property
-    def sections(self) -> dict[str, Section]:
+    def sections(self) -> dict[str, CheckSection]:
         """The parts by name, in the order of the report."""
         return {"digests": self.digests, "parity": self.parity, "losslessness": self.losslessness, "memory": self.memory}
 

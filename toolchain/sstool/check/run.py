@@ -15,7 +15,7 @@ from sstool.check.losslessness import check_losslessness
 from sstool.check.memory import can_measure, measure_memory
 from sstool.check.plan import plan_check
 from sstool.check.prompts import PromptFile, built_in_prompts
-from sstool.check.report import CheckReport, Section, Status
+from sstool.check.report import CheckReport, CheckSection, Status
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the part's name, steps done, steps in all, and what comes next."""
@@ -69,7 +69,7 @@ def run_check(
     checkpoint = _find_checkpoint(options)
     digests = _check_digests(artifact, tell)
     if digests.status == "failed":
-        skipped = Section(status="skipped", reason="a file's content is not what was exported")
+        skipped = CheckSection(status="skipped", reason="a file's content is not what was exported")
         return CheckReport(environment=None, full=options.full, digests=digests, parity=skipped, losslessness=skipped, memory=skipped)
     # Memory first: this process must not hold the engines that it is measured against. The longest part comes last.
     memory = _check_memory(artifact, options, tell)
@@ -89,32 +89,32 @@ def _ignore(part: str, done: int, total: int, what: str) -> None:
     """Tells nobody."""
 
 
-def _check_digests(artifact: Artifact, tell: Progress) -> Section:
+def _check_digests(artifact: Artifact, tell: Progress) -> CheckSection:
     names = list(artifact.manifest.files)
     try:
         check_digests(artifact, lambda name: tell("digests", names.index(name), len(names), name))
     except ArtifactError as err:
-        return Section(status="failed", reason=err.message, details={"files": len(names)})
-    return Section(status="passed", details={"files": len(names)})
+        return CheckSection(status="failed", reason=err.message, details={"files": len(names)})
+    return CheckSection(status="passed", details={"files": len(names)})
 
 
-def _check_memory(artifact: Artifact, options: CheckOptions, tell: Progress) -> Section:
+def _check_memory(artifact: Artifact, options: CheckOptions, tell: Progress) -> CheckSection:
     if not can_measure():
-        return Section(status="not measured", reason="memory is measured on Linux only")
+        return CheckSection(status="not measured", reason="memory is measured on Linux only")
     tell("memory", 0, 1, "in fresh processes")
     report = measure_memory(artifact.folder, threads=options.threads, max_context=options.max_context)
     status: Status = "reported" if not report.judged else "passed" if report.ok else "failed"
     reason = None if report.ok else "a draft or a second process takes more than its bar"
-    return Section(status=status, reason=reason, details=asdict(report))
+    return CheckSection(status=status, reason=reason, details=asdict(report))
 
 
 def _check_losslessness(
     artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress
-) -> tuple[Section, Environment]:
+) -> tuple[CheckSection, Environment]:
     engine = load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1)
     try:
         if not engine.backend.has_draft:
-            return Section(status="skipped", reason="the artifact has no draft"), describe_environment(engine)
+            return CheckSection(status="skipped", reason="the artifact has no draft"), describe_environment(engine)
         report = check_losslessness(
             engine,
             plan_check(files, full=options.full),
@@ -144,9 +144,9 @@ def _need_toolchain() -> None:
         )
 
 
-def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *, threads: int | None) -> Section:
+def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *, threads: int | None) -> CheckSection:
     if checkpoint is None:
-        return Section(status="skipped", reason="no checkpoint was named (--model)")
+        return CheckSection(status="skipped", reason="no checkpoint was named (--model)")
     tell("parity", 0, 1, "against transformers")
     # Imported here: nothing else of a check needs torch.
     from sstool.validation.parity import measure_parity
@@ -158,4 +158,4 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
         engine.close()
     reason = None if report.passed else f"logits differ by {report.max_relative:.1e} of their scale, allowed is {report.tolerance:.0e}"
     details = {key: value for key, value in report.to_json().items() if key != "passed"}
-    return Section(status="passed" if report.passed else "failed", reason=reason, details=details)
+    return CheckSection(status="passed" if report.passed else "failed", reason=reason, details=details)

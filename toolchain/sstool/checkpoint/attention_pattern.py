@@ -13,7 +13,7 @@ FULL: Final = "full_attention"
 EVERY_LAYER: Final = "every layer"
 """The name of the rotary embedding where a model has one for all of its layers."""
 
-_ROTARY_INSIDE_WINDOWS_ONLY: Final = frozenset({"exaone4"})
+_ROPE_INSIDE_WINDOWS_ONLY: Final = frozenset({"exaone4"})
 """Families whose layers without a window turn nothing, which is in their code and not in their config."""
 
 
@@ -23,11 +23,11 @@ class LayerAttention:
 
     Attributes:
         window: positions a token sees, itself included; None for all before it.
-        rotary: which of the model's rotary embeddings turns queries and keys: `EVERY_LAYER`, or a kind of layer; None for none.
+        rope: which of the model's rotary embeddings turns queries and keys: `EVERY_LAYER`, or a kind of layer; None for none.
     """
 
     window: int | None
-    rotary: str | None
+    rope: str | None
 
 
 def attention_pattern(config: Any) -> tuple[LayerAttention, ...]:
@@ -40,7 +40,7 @@ def attention_pattern(config: Any) -> tuple[LayerAttention, ...]:
         UnsupportedModelError: if a layer is of a kind that is neither full nor sliding-window attention.
     """
     windows = _windows(config)
-    return tuple(LayerAttention(window, _rotary(config, layer, window)) for layer, window in enumerate(windows))
+    return tuple(LayerAttention(window, _rope(config, layer, window)) for layer, window in enumerate(windows))
 
 
 def period(pattern: tuple[LayerAttention, ...]) -> int:
@@ -77,11 +77,11 @@ def _windows(config: Any) -> list[int | None]:
     return [window if kind == SLIDING else None for kind in kinds]
 
 
-def _rotary(config: Any, layer: int, window: int | None) -> str | None:
+def _rope(config: Any, layer: int, window: int | None) -> str | None:
     names = rope_parameters(config)
     if not names:
         return None
-    if config.model_type in _ROTARY_INSIDE_WINDOWS_ONLY and config.sliding_window is not None and window is None:
+    if config.model_type in _ROPE_INSIDE_WINDOWS_ONLY and config.sliding_window is not None and window is None:
         return None
     turns = getattr(config, "no_rope_layers", None)  # 1 for a layer with rotary embedding, in spite of its name
     if turns is not None and not turns[layer]:

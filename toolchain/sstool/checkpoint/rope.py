@@ -45,7 +45,7 @@ def original_context(config: Any) -> int:
     return min(contexts, default=int(config.max_position_embeddings))
 
 
-def rotary_tables(config: Any, max_context: int) -> dict[str, Table]:
+def rope_tables(config: Any, max_context: int) -> dict[str, Table]:
     """Returns the table of each of the model's rotary embeddings, by its name in the attention pattern.
 
     Args:

@@ -11,20 +11,20 @@ from onnx_ir.passes import common
 from ssruntime.artifact import SkipSet
 from sstool.checkpoint.attention_pattern import LayerAttention
 from sstool.checkpoint.describe import Checkpoint
-from sstool.checkpoint.rope import Table, rotary_tables
+from sstool.checkpoint.rope import Table, rope_tables
 from sstool.graph.passes.drop_functions import DropFunctionsPass
 from sstool.graph.passes.elide import ElidePass
 from sstool.graph.passes.embedding_scale import EmbeddingScalePass
 from sstool.graph.passes.fold_constants import FoldConstantsPass
-from sstool.graph.passes.fuse_residual_norms import RejoinNormsPass
+from sstool.graph.passes.fuse_residual_norms import FuseResidualNormsPass
 from sstool.graph.passes.fuse_silu import FuseSiluPass
-from sstool.graph.passes.logits_to_keep import ChosenPositionsPass
-from sstool.graph.passes.rename_kv_cache import RenameCachePass
-from sstool.graph.passes.sequence_lengths import DirectLengthsPass
+from sstool.graph.passes.logits_to_keep import LogitsToKeepPass
+from sstool.graph.passes.rename_kv_cache import RenameKvCachePass
+from sstool.graph.passes.sequence_lengths import SequenceLengthsPass
 from sstool.graph.passes.tie_head import TieHeadPass
-from sstool.graph.passes.top_k_outputs import TokenOutputsPass
-from sstool.graph.passes.tree_attention import ChainOnlyPass, FreePlacementPass
-from sstool.graph.passes.windows_and_rope import AttentionLayoutPass
+from sstool.graph.passes.top_k_outputs import TopKOutputsPass
+from sstool.graph.passes.tree_attention import CausalOnlyPass, TreeAttentionPass
+from sstool.graph.passes.windows_and_rope import WindowsAndRopePass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class LoweringPlan:
     Attributes:
         hidden_size: width of the residual stream.
         attention: each layer's.
-        rotary: the table of each rotary embedding that they name, with as many rows as the context has positions.
+        rope: the table of each rotary embedding that they name, with as many rows as the context has positions.
     """
 
     hidden_size: int
     attention: tuple[LayerAttention, ...]
-    rotary: Mapping[str, Table]
+    rope: Mapping[str, Table]
 
 
 def plan_lowering(checkpoint: Checkpoint, max_context: int) -> LoweringPlan:
@@ -47,7 +47,7 @@ def plan_lowering(checkpoint: Checkpoint, max_context: int) -> LoweringPlan:
     return LoweringPlan(
         hidden_size=checkpoint.hidden_size,
         attention=checkpoint.attention,
-        rotary=rotary_tables(checkpoint.config, max_context),
+        rope=rope_tables(checkpoint.config, max_context),
     )
 
 
@@ -60,14 +60,14 @@ def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
     passes = ir.passes.Sequential(
         FoldConstantsPass(),
         EmbeddingScalePass(plan.hidden_size),
-        DirectLengthsPass(),
-        RenameCachePass(),
-        AttentionLayoutPass(plan.attention, plan.rotary),
-        FreePlacementPass(),
+        SequenceLengthsPass(),
+        RenameKvCachePass(),
+        WindowsAndRopePass(plan.attention, plan.rope),
+        TreeAttentionPass(),
         TieHeadPass(),
         FuseSiluPass(),
-        ChosenPositionsPass(),
-        TokenOutputsPass(),
+        LogitsToKeepPass(),
+        TopKOutputsPass(),
         DropFunctionsPass(),
         common.NameFixPass(),
     )
@@ -82,6 +82,6 @@ def lower_draft(verify: ir.Model, skip: SkipSet) -> ir.Model:
     Raises:
         UnsupportedModelError: if a sublayer cannot be taken out.
     """
-    draft = ChainOnlyPass()(RejoinNormsPass()(ElidePass(skip)(verify.clone()))).model
+    draft = CausalOnlyPass()(FuseResidualNormsPass()(ElidePass(skip)(verify.clone()))).model
     draft.graph.name = "draft"
     return draft

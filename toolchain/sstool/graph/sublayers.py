@@ -20,7 +20,7 @@ Kind = Literal["attention", "mlp"]
 _SCOPES: Final = "pkg.onnxscript.name_scopes"
 _LAYER: Final = re.compile(r"(?:layers|h|blocks)\.(\d+)")
 _MLP_NAMES: Final = frozenset({"mlp", "feed_forward", "ffn", "block_sparse_moe"})
-NORM_OF_JOIN: Final = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
+NORM_OF_FUSED_ADD: Final = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
 """The fused joins, and the norm that each ends with."""
 SUM_OUTPUT: Final = 3
 """Output of a fused join that is the sum; output 0 is its norm."""
@@ -57,18 +57,18 @@ def sublayer_of(node: ir.Node) -> Sublayer | None:
     return _sublayer_of_scopes(node.metadata_props.get(_SCOPES, "[]"))
 
 
-def is_join(node: ir.Node) -> bool:
+def is_residual_add(node: ir.Node) -> bool:
     """Whether a node adds two computed values outside every sublayer, as a residual connection does."""
-    if node.op_type not in NORM_OF_JOIN and node.op_type != "Add":
+    if node.op_type not in NORM_OF_FUSED_ADD and node.op_type != "Add":
         return False
     if len(node.inputs) < 2 or sublayer_of(node) is not None:
         return False
     return all(v is not None and v.const_value is None for v in node.inputs[:2])
 
 
-def is_fused_join(node: ir.Node) -> bool:
+def is_fused_residual_add(node: ir.Node) -> bool:
     """Whether a join also normalizes: output 0 is the norm of the sum, output 3 the sum."""
-    return node.op_type in NORM_OF_JOIN
+    return node.op_type in NORM_OF_FUSED_ADD
 
 
 def branch_of(value: ir.Value | None) -> Sublayer | None:
@@ -77,7 +77,7 @@ def branch_of(value: ir.Value | None) -> Sublayer | None:
     if node is None:
         return None
     found = sublayer_of(node)
-    if found is not None or is_join(node):
+    if found is not None or is_residual_add(node):
         return found
     feeds = [v for v in node.inputs if v is not None and v.const_value is None]
     branches = {branch_of(v) for v in feeds}

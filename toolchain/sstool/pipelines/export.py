@@ -121,7 +121,7 @@ def _check_search(request: ExportRequest, settings: SearchSettings) -> None:
 def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings, until_published: contextlib.ExitStack) -> None:
     """Searches a draft for an artifact that has no name yet, and puts it in; the search's own folder is held until it has one."""
     # Imported here: an export that searches nothing needs neither Ax nor plots.
-    from sstool.pipelines.replace_draft import found, redraft
+    from sstool.pipelines.replace_draft import draft_of, replace_draft
     from sstool.search.log.records import LATENCY, SEARCH_FOLDER
     from sstool.search.log.work_folder import work_folder
     from sstool.search.progress import describe_progress
@@ -141,9 +141,9 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
             progress=lambda progress: say(describe_progress(progress)),
         )
     )
-    spec, tuning = found(outcome)
+    spec, tuning = draft_of(outcome)
     say("proving the draft that was found")
-    redraft(folder, spec, search=work, tuning=tuning)
+    replace_draft(folder, spec, search=work, tuning=tuning)
 
 
 def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:

@@ -30,7 +30,7 @@ from sstool.skip_set import SkipSpec
 from sstool.validation.gate import require_sound
 
 
-def redraft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Manifest:
+def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Manifest:
     """Replaces the draft of an artifact that nobody reads yet, and proves the new one.
 
     Args:
@@ -65,7 +65,7 @@ def redraft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Ma
     return manifest
 
 
-def found(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:
+def draft_of(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:
     """Returns what a search found, as an artifact keeps it: the winner, or the one that came closest to plain decoding.
 
     Raises:

@@ -19,7 +19,7 @@ from sstool.checkpoint.describe import describe_checkpoint
 from sstool.checkpoint.hub import ResolvedModel, resolve
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.pipelines.recipe import Recipe, check_recipe_depth
-from sstool.pipelines.replace_draft import clone_files, found, redraft
+from sstool.pipelines.replace_draft import clone_files, draft_of, replace_draft
 from sstool.search.log.records import EARLIER, LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TRIALS
 from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, work_folder
 from sstool.search.progress import describe_progress
@@ -171,7 +171,7 @@ def _starts(target: SearchTarget, artifact: Artifact) -> Iterator[tuple[str, Ski
 
 
 def _write_results(folder: Path, work: Path, outcome: SearchOutcome) -> None:
-    spec, _ = found(outcome)
+    spec, _ = draft_of(outcome)
     for name in (TRIALS, LATENCY):
         shutil.copyfile(work / name, folder / name)
     (folder / SKIP_SET).write_text(_skip_set_json(spec), encoding="utf-8")
@@ -184,5 +184,5 @@ def _skip_set_json(spec: SkipSpec) -> str:
 
 def _renew(folder: Path, artifact: Artifact, outcome: SearchOutcome, work: Path) -> None:
     clone_files(artifact, folder)
-    spec, tuning = found(outcome)
-    redraft(folder, spec, search=work, tuning=tuning)
+    spec, tuning = draft_of(outcome)
+    replace_draft(folder, spec, search=work, tuning=tuning)

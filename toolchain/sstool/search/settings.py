@@ -86,7 +86,7 @@ class SearchSettings:
     @property
     def kinds(self) -> list[str]:
         """The kinds of text that count in a candidate's score."""
-        return self.kinds
+        return [kind for kind in KINDS if self.weight_of(kind) > 0]
 
     def weight_of(self, kind: str) -> float:
         """Returns how much a kind of text counts in a candidate's score."""

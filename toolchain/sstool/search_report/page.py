@@ -16,7 +16,7 @@ from ssruntime.scratch import write_whole
 from sstool.search.log.read import SearchLog, read_search
 from sstool.search.log.records import REPORT
 from sstool.search_report import summary
-from sstool.search_report.sections import Section, sections
+from sstool.search_report.sections import PageSection, sections
 from sstool.search_report.style import plain_text
 
 _TEMPLATE: Final = Path(__file__).with_name("page.html.jinja")
@@ -87,7 +87,7 @@ def _policy(*scripts: str) -> str:
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 
 
-def _figures(parts: list[Section]) -> Markup:
+def _figures(parts: list[PageSection]) -> Markup:
     """Returns the figures by the ids of their places, as JSON that no text in it can end."""
     figures = {plot.id: json.loads(plot.figure.to_json()) for part in parts for plot in part.plots}
     text = json.dumps(figures, separators=(",", ":"), allow_nan=False)

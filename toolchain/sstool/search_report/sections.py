@@ -11,7 +11,7 @@ from sstool.search.log.read import SearchLog
 from sstool.search.log.records import STOPPED, Trial
 from sstool.search_report import facts
 from sstool.search_report.key import Entry, key_of
-from sstool.search_report.sublayer_plots import frequency_figure, influence_figure, strip_figure
+from sstool.search_report.sublayer_plots import frequency_figure, sensitivity_figure, strip_figure
 from sstool.search_report.timing_plots import draft_cost_figure, finalists_figure, position_figure, step_figure, verify_figure
 from sstool.search_report.trial_plots import clock_figure, iso_row, progress_figure, trade_figure
 
@@ -39,7 +39,7 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class PageSection:
     """One part of the page.
 
     Attributes:
@@ -57,15 +57,15 @@ class Section:
     plots: tuple[Plot, ...] = ()
 
 
-def sections(log: SearchLog) -> list[Section]:
+def sections(log: SearchLog) -> list[PageSection]:
     """Returns all sections in the order of the page."""
     return [_progress(log), _final(log), _strip(log), _trade(log), _sublayers(log), _positions(log), _latency(log), _clock(log)]
 
 
-def _progress(log: SearchLog) -> Section:
+def _progress(log: SearchLog) -> PageSection:
     section_id, heading = "progress", "Best so far"
     if not log.trials:
-        return Section(id=section_id, heading=heading, missing=("No trial has ended yet.",))
+        return PageSection(id=section_id, heading=heading, missing=("No trial has ended yet.",))
     curve = facts.best_so_far(log)
     says = f"{_count(len(log.trials), 'trial')}"
     says += (
@@ -85,16 +85,16 @@ def _progress(log: SearchLog) -> Section:
             else ""
         ),
     )
-    return Section(
+    return PageSection(
         id=section_id, heading=heading, missing=() if curve else ("No trial has completed, so there is no best one.",), plots=(plot,)
     )
 
 
-def _trade(log: SearchLog) -> Section:
+def _trade(log: SearchLog) -> PageSection:
     section_id, heading = "trade", "Cheap drafts against accepted drafts"
     figure = trade_figure(log)
     if figure is None:
-        return Section(
+        return PageSection(
             id=section_id, heading=heading, missing=("No trial has both a cost ratio and an acceptance rate, so there is nothing to draw.",)
         )
     row = iso_row(log)
@@ -111,15 +111,15 @@ def _trade(log: SearchLog) -> Section:
     absent = [t for t in log.trials if facts.acceptance_rate(t, log.header.weights) is None or t.cost_ratio is None]
     text = (f"{_count(len(absent), 'trial')} drafted nothing that could be counted and cannot be placed here.",) if absent else ()
     plot = Plot(id="plot-trade", says="Every trial by its draft's cost ratio and its acceptance rate.", figure=figure, caption=caption)
-    return Section(id=section_id, heading=heading, text=text, missing=missing, plots=(plot,))
+    return PageSection(id=section_id, heading=heading, text=text, missing=missing, plots=(plot,))
 
 
-def _strip(log: SearchLog) -> Section:
+def _strip(log: SearchLog) -> PageSection:
     section_id = "skip-set"
     heading = "The chosen skip set" if facts.winner(log) is not None else "The best skip set" + (" so far" if log.result is None else "")
     trial = facts.shown(log)
     if trial is None:
-        return Section(id=section_id, heading=heading, missing=("No trial has completed, so there is no skip set to show.",))
+        return PageSection(id=section_id, heading=heading, missing=("No trial has completed, so there is no skip set to show.",))
     num_layers = log.header.num_layers
     skipped = len(trial.skip.attention) + len(trial.skip.mlp)
     text = f"Trial {trial.index} leaves out {skipped} of {2 * num_layers} sublayers: {skip_text(trial)}."
@@ -130,20 +130,20 @@ def _strip(log: SearchLog) -> Section:
         figure=strip_figure(trial, num_layers),
         caption="Coloured cells are left out of the draft; pale ones are kept.",
     )
-    return Section(id=section_id, heading=heading, text=(text,), missing=_not_chosen(log), plots=(plot,))
+    return PageSection(id=section_id, heading=heading, text=(text,), missing=_not_chosen(log), plots=(plot,))
 
 
-def _sublayers(log: SearchLog) -> Section:
+def _sublayers(log: SearchLog) -> PageSection:
     missing: list[str] = []
     plots: list[Plot] = []
-    if log.influence is None:
+    if log.sensitivity is None:
         missing.append("The influence of single sublayers was not measured" + (" yet." if log.result is None else "."))
     else:
         plots.append(
             Plot(
                 id="plot-influence",
                 says="How much of what the model expects next is lost when one sublayer is left out, by layer, for attention and MLPs.",
-                figure=influence_figure(log.influence),
+                figure=sensitivity_figure(log.sensitivity),
                 caption="With one sublayer alone left out: the part of the next token's probability that moves elsewhere, which is how "
                 "often even the luckiest draft token would be wrong. High bars are sublayers that a draft needs; where a bar goes beyond "
                 "the scale, its value is written on it.",
@@ -163,14 +163,14 @@ def _sublayers(log: SearchLog) -> Section:
                 else "Only one trial has completed: it skips what is at 100 %.",
             )
         )
-    return Section(id="sublayers", heading="Which sublayers matter", missing=tuple(missing), plots=tuple(plots))
+    return PageSection(id="sublayers", heading="Which sublayers matter", missing=tuple(missing), plots=tuple(plots))
 
 
-def _latency(log: SearchLog) -> Section:
+def _latency(log: SearchLog) -> PageSection:
     section_id, heading = "latency", "What a step costs"
     table = log.latency
     if table is None:
-        return Section(id=section_id, heading=heading, missing=("There is no latency table beside this search.",))
+        return PageSection(id=section_id, heading=heading, missing=("There is no latency table beside this search.",))
     text = (
         f"Measured once on {table.cpu} with {_count(table.threads, 'thread')} and ONNX Runtime {table.onnxruntime}; every modelled speed "
         "comes from this table. "
@@ -199,14 +199,14 @@ def _latency(log: SearchLog) -> Section:
         caption="A verify pass reads all the weights. So a draft's first step after one finds little of its own in the processor's caches, "
         "and a small draft's later steps find more.",
     )
-    return Section(id=section_id, heading=heading, text=(text,), plots=(verify, parts, steps))
+    return PageSection(id=section_id, heading=heading, text=(text,), plots=(verify, parts, steps))
 
 
-def _clock(log: SearchLog) -> Section:
+def _clock(log: SearchLog) -> PageSection:
     section_id, heading = "clock", "The model of speed against the clock"
     figure = clock_figure(log)
     if figure is None:
-        return Section(id=section_id, heading=heading, missing=("No trial was timed.",))
+        return PageSection(id=section_id, heading=heading, missing=("No trial was timed.",))
     error = facts.median_clock_error(log)
     plot = Plot(
         id="plot-clock",
@@ -216,16 +216,16 @@ def _clock(log: SearchLog) -> Section:
         f"speed that theirs is divided by; half of them are within {100 * error:.1f}\u00a0% of it. So short a run tells less than a "
         "finalist's; trials that drift away from 1 one after the other say that the machine changed its pace while the search ran.",
     )
-    return Section(id=section_id, heading=heading, plots=(plot,))
+    return PageSection(id=section_id, heading=heading, plots=(plot,))
 
 
-def _positions(log: SearchLog) -> Section:
+def _positions(log: SearchLog) -> PageSection:
     section_id, heading = "positions", "Acceptance by place in the draft"
     trial = facts.shown(log)
     figure = position_figure(trial.counts) if trial is not None else None
     if trial is None or figure is None:
         why = "No trial has completed" if trial is None else f"Trial {trial.index} drafted nothing"
-        return Section(id=section_id, heading=heading, missing=(f"{why}, so there is nothing to count.",))
+        return PageSection(id=section_id, heading=heading, missing=(f"{why}, so there is nothing to count.",))
     plot = Plot(
         id="plot-positions",
         says=f"Part of trial {trial.index}'s drafts that are accepted up to each place, by kind of text.",
@@ -234,14 +234,14 @@ def _positions(log: SearchLog) -> Section:
         "all accepted up to here, the last of them perhaps as an alternative. "
         "Bars are 95\u00a0% intervals (Wilson). A draft only gets long where it was sure of itself, so the line may rise.",
     )
-    return Section(id=section_id, heading=heading, missing=_not_chosen(log), plots=(plot,))
+    return PageSection(id=section_id, heading=heading, missing=_not_chosen(log), plots=(plot,))
 
 
-def _final(log: SearchLog) -> Section:
+def _final(log: SearchLog) -> PageSection:
     section_id, heading = "final", "Plain against speculative, timed"
     if not log.finalists:
         why = "No finalist was timed for real" + (": the search has not ended yet." if log.result is None else ".")
-        return Section(id=section_id, heading=heading, missing=(why,))
+        return PageSection(id=section_id, heading=heading, missing=(why,))
     chosen = facts.winner(log)
     missing: tuple[str, ...] = ()
     if log.result is not None and chosen is None:
@@ -256,7 +256,7 @@ def _final(log: SearchLog) -> Section:
         "the 95\u00a0% interval of the speed-up (paired bootstrap over prompts). The hatched bar is what the model of costs said of the "
         "same text.",
     )
-    return Section(id=section_id, heading=heading, missing=missing, plots=(plot,))
+    return PageSection(id=section_id, heading=heading, missing=missing, plots=(plot,))
 
 
 def skip_text(trial: Trial) -> str:

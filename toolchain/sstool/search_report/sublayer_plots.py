@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import plotly.graph_objects as go
 
-from sstool.search.log.records import Influence, Trial
+from sstool.search.log.records import Sensitivity, Trial
 from sstool.search_report import facts
 from sstool.search_report.style import BLUE, GRID, INK, ORANGE, PALE, new_figure
 
@@ -47,9 +47,9 @@ def strip_figure(trial: Trial, num_layers: int) -> go.Figure:
     return figure
 
 
-def influence_figure(influence: Influence) -> go.Figure:
+def sensitivity_figure(sensitivity: Sensitivity) -> go.Figure:
     """Draws the part of the next token's probability that moves elsewhere with one sublayer left out: how much the model misses it."""
-    lost = [[100 * (1 - a) for a in kind] for kind in (influence.attention, influence.mlp)]
+    lost = [[100 * (1 - a) for a in kind] for kind in (sensitivity.attention, sensitivity.mlp)]
     return _pair_figure(*lost, top=_scale_end([*lost[0], *lost[1]]), hover="%{y:.1f} % of what comes next is lost")
 
 

@@ -194,7 +194,7 @@ def _replay_rounds(backend: Backend, sequence: Sequence[int], trace: Trace, inde
         for one in rounds:
             output = slot.verify([sequence[one.start], *one.proposals], one.start, one.alternatives)
             if one is not rounds[-1] and one.alternative is not None:
-                slot.move(one.start + 1 + len(one.proposals) + one.alternative, one.start + 1 + one.alternatives[one.alternative].depth)
+                slot.copy_kv(one.start + 1 + len(one.proposals) + one.alternative, one.start + 1 + one.alternatives[one.alternative].depth)
         return Row(logits=output.logits[_deciding_row(rounds[-1], position)].copy(), position=position)
     finally:
         backend.release(slot)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ssruntime.acceptance.coupled import coupled_pick
+from ssruntime.acceptance.coupled import coupled_sample
 from ssruntime.config import DecodeSettings
 from ssruntime.sampling.filters import filtered
 from ssruntime.sampling.noise import CoupledNoise, gumbel
@@ -55,7 +55,7 @@ def decide(row: Row, settings: DecodeSettings) -> int:
     """Returns the token that plain decoding takes from a row."""
     if settings.is_greedy:
         return int(row.logits.argmax())
-    return coupled_pick(row.logits, row.position, settings, CoupledNoise(settings.seed))
+    return coupled_sample(row.logits, row.position, settings, CoupledNoise(settings.seed))
 
 
 def standing(row: Row, settings: DecodeSettings, token: int) -> Standing:

@@ -207,7 +207,7 @@ def _run_beside(slot: Slot, ids: Sequence[int], start: int) -> list[_Row]:
     alternatives = [Alternative(0, after), Alternative(1, before), Alternative(1, right)]
     output = slot.verify([before, token, after], start, alternatives)
     rows = [output.logits[n].copy() for n in (0, 1, 5)]
-    slot.move(start + 5, start + 2)
+    slot.copy_kv(start + 5, start + 2)
     rows.append(slot.verify([after], start + 3).logits[0].copy())
     return [_Row(start + n, "alternatives", row) for n, row in enumerate(rows)]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssruntime import graph_io
 from ssruntime.backends.base import StepOutput
-from ssruntime.backends.ort.kv_cache import SequenceCache, bind_input, bind_output
+from ssruntime.backends.ort.kv_cache import KvCache, bind_input, bind_output
 from ssruntime.backends.ort.tree_mask import TreeMask
 from ssruntime.proposal import Alternative
 
@@ -20,21 +20,21 @@ from ssruntime.proposal import Alternative
 class EnginePort:
     """One session's small inputs and outputs for one sequence, at fixed addresses, with a binding for each width."""
 
-    def __init__(self, session: ort.InferenceSession, cache: SequenceCache, max_width: int, vocab_size: int) -> None:
+    def __init__(self, session: ort.InferenceSession, cache: KvCache, max_query_length: int, vocab_size: int) -> None:
         self.session = session
         self._cache = cache
         self._vocab_size = vocab_size
-        self._ids = np.zeros(max_width, dtype=np.int64)
-        self._positions = np.zeros(max_width, dtype=np.int64)
+        self._ids = np.zeros(max_query_length, dtype=np.int64)
+        self._positions = np.zeros(max_query_length, dtype=np.int64)
         self._lengths = np.zeros(2, dtype=np.int32)
         # Written through memoryviews: see `StepOutput` for what numpy would cost here.
         self._ids_memory, self._positions_memory, self._lengths_memory = self._ids.data, self._positions.data, self._lengths.data
         self._past_length = np.zeros(1, dtype=np.int64)
         self._past_length_memory = self._past_length.data
         self._takes_mask = any(v.name == graph_io.TREE_MASK for v in session.get_inputs())
-        self._index = np.arange(max_width, dtype=np.int64)
+        self._index = np.arange(max_query_length, dtype=np.int64)
         self._num_top = min(graph_io.MAX_TOP_TOKENS, vocab_size)
-        self._buffers = self._output_buffers(max_width)
+        self._buffers = self._output_buffers(max_query_length)
         self._bound: dict[int, _Bound] = {}
         self._wide: ort.IOBinding | None = None
 
@@ -43,7 +43,7 @@ class EnginePort:
         width = len(ids) + len(alternatives)
         bound = self._bound.get(width)
         if bound is None:
-            bound = self._bound[width] = self._bind_width(width)
+            bound = self._bound[width] = self._bind_query_length(width)
         for index, token in enumerate(ids):
             self._ids_memory[index] = token
             self._positions_memory[index] = start + index
@@ -65,7 +65,7 @@ class EnginePort:
         self.session.run_with_iobinding(binding)
         return time.perf_counter() - begun
 
-    def run_wide(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> tuple[StepOutput, float]:
+    def run_any_length(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> tuple[StepOutput, float]:
         """Runs one pass of any width through fresh buffers; gives the chosen positions and the seconds inside the run call."""
         if self._wide is None:
             self._wide = self._bind_cache()
@@ -84,7 +84,7 @@ class EnginePort:
         self._lengths_memory[1] = start + width
         self._past_length_memory[0] = start
 
-    def _bind_width(self, width: int) -> _Bound:
+    def _bind_query_length(self, width: int) -> _Bound:
         if width > len(self._ids):
             raise ValueError(f"a pass of {width} positions is wider than the {len(self._ids)} this engine has buffers for")
         bound = _Bound(self._bind_cache(), self._buffers.head(width), TreeMask(width))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ssruntime import graph_io
 
 
-class SequenceCache:
+class KvCache:
     """Buffers `float32[1, kv_heads, max_context, head_dim]`, one for each layer and kind that the verify session has."""
 
     def __init__(self, session: ort.InferenceSession, max_context: int) -> None:
@@ -31,7 +31,7 @@ class SequenceCache:
         is_uniform = first is not None and all(shape == first for shape in shapes.values())
         self._together = [block.reshape(len(shapes), *first)] if first is not None and is_uniform else list(self._buffers.values())
 
-    def move(self, source: int, target: int) -> None:
+    def copy_kv(self, source: int, target: int) -> None:
         """Copies what every layer has for one position to another."""
         for buffers in self._together:
             buffers[..., target, :] = buffers[..., source, :]

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from ssruntime import graph_io
 from ssruntime.backends.base import StepOutput
 from ssruntime.backends.ort.engine_port import EnginePort
-from ssruntime.backends.ort.kv_cache import SequenceCache
+from ssruntime.backends.ort.kv_cache import KvCache
 from ssruntime.proposal import Alternative
 
 PREFILL_CHUNK: Final = 256
@@ -33,8 +33,8 @@ class OrtSlot:
         self.max_context = max_context
         self.alternatives_end = alternatives_end
         self.engine_seconds = 0.0
-        self._cache = SequenceCache(verify, max_context)
-        self._verify = EnginePort(verify, self._cache, graph_io.MAX_VERIFY_WIDTH, vocab_size)
+        self._cache = KvCache(verify, max_context)
+        self._verify = EnginePort(verify, self._cache, graph_io.MAX_QUERY_LENGTH, vocab_size)
         self._vocab_size = vocab_size
         self._draft: EnginePort | None = None
         if draft is not None:
@@ -58,15 +58,15 @@ class OrtSlot:
 
     def forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         """Runs `ids` in one pass of the verify engine, of any width; gives the positions named."""
-        return self._timed_wide(self._verify, ids, start, positions)
+        return self._run_any_length(self._verify, ids, start, positions)
 
     def draft_forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         """As `forward`, through the draft engine."""
         assert self._draft is not None, "this slot was made without a draft"
-        return self._timed_wide(self._draft, ids, start, positions)
+        return self._run_any_length(self._draft, ids, start, positions)
 
     def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
-        """Runs up to `MAX_VERIFY_WIDTH` tokens in one pass of the verify engine; gives a row for each (see `backends.base.Slot`)."""
+        """Runs up to `MAX_QUERY_LENGTH` tokens in one pass of the verify engine; gives a row for each (see `backends.base.Slot`)."""
         self._check_room(start, len(ids) + len(alternatives))
         if alternatives and start == 0:
             # The kernels count the positions of a first pass themselves, and would turn an alternative by another place's angles.
@@ -75,9 +75,9 @@ class OrtSlot:
         self.engine_seconds += seconds
         return output
 
-    def move(self, source: int, target: int) -> None:
+    def copy_kv(self, source: int, target: int) -> None:
         """Gives position `target` of the cache the keys and values of `source`."""
-        self._cache.move(source, target)
+        self._cache.copy_kv(source, target)
 
     def draft(self, token: int, position: int) -> StepOutput:
         """Runs one token through the draft engine."""
@@ -87,9 +87,9 @@ class OrtSlot:
         self.engine_seconds += seconds
         return output
 
-    def _timed_wide(self, port: EnginePort, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
+    def _run_any_length(self, port: EnginePort, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         self._check_room(start, len(ids))
-        output, seconds = port.run_wide(ids, start, positions)
+        output, seconds = port.run_any_length(ids, start, positions)
         self.engine_seconds += seconds
         return output
 

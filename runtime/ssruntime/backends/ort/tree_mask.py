@@ -20,21 +20,21 @@ class TreeMask:
         self.values: NDArray[np.float32] = np.zeros((1, 1, width, width), dtype=np.float32)
         self._memory = cast("memoryview[float]", self.values.reshape(-1).data)
 
-    def hide(self, num_chain: int, alternatives: Sequence[Alternative]) -> None:
+    def hide(self, num_trunk: int, alternatives: Sequence[Alternative]) -> None:
         """Hides from each alternative what lies between the chain before it and itself.
 
         Args:
-            num_chain: tokens of the pass before the alternatives.
+            num_trunk: tokens of the pass before the alternatives.
             alternatives: those of the pass.
         """
-        self._mark(num_chain, alternatives, graph_io.HIDDEN)
+        self._mark(num_trunk, alternatives, graph_io.HIDDEN)
 
-    def show(self, num_chain: int, alternatives: Sequence[Alternative]) -> None:
+    def show(self, num_trunk: int, alternatives: Sequence[Alternative]) -> None:
         """Undoes `hide`."""
-        self._mark(num_chain, alternatives, 0.0)
+        self._mark(num_trunk, alternatives, 0.0)
 
-    def _mark(self, num_chain: int, alternatives: Sequence[Alternative], value: float) -> None:
+    def _mark(self, num_trunk: int, alternatives: Sequence[Alternative], value: float) -> None:
         memory, width = self._memory, self._width
-        for row, (depth, _) in enumerate(alternatives, num_chain):
+        for row, (depth, _) in enumerate(alternatives, num_trunk):
             for column in range(1 + depth, row):
                 memory[row * width + column] = value

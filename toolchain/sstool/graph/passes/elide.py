@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 from ssruntime import graph_io
 from ssruntime.artifact import SkipSet
 from ssruntime.errors import UnsupportedModelError
-from sstool.graph.sublayers import NORM_OF_JOIN, SUM_OUTPUT, Sublayer, branch_of, is_fused_join, is_join, sublayer_of
+from sstool.graph.sublayers import NORM_OF_FUSED_ADD, SUM_OUTPUT, Sublayer, branch_of, is_fused_residual_add, is_residual_add, sublayer_of
 
 
 class ElidePass(ir.passes.InPlacePass):
@@ -34,8 +34,8 @@ class ElidePass(ir.passes.InPlacePass):
         done: set[Sublayer] = set()
         # In topological order, so that a join sees the joins before it already elided.
         for node in list(graph):
-            if is_join(node):
-                done |= _elide_join(graph, node, self._skip)
+            if is_residual_add(node):
+                done |= _elide_residual_add(graph, node, self._skip)
         if done != self._skip:
             lost = min(self._skip - done)
             raise UnsupportedModelError(
@@ -53,7 +53,7 @@ def sublayers_of(skip: SkipSet) -> frozenset[Sublayer]:
     return frozenset([*(Sublayer(n, "attention") for n in skip.attention), *(Sublayer(n, "mlp") for n in skip.mlp)])
 
 
-def _elide_join(graph: ir.Graph, node: ir.Node, skip: AbstractSet[Sublayer]) -> set[Sublayer]:
+def _elide_residual_add(graph: ir.Graph, node: ir.Node, skip: AbstractSet[Sublayer]) -> set[Sublayer]:
     """Replaces one join by its residual if one of its two sides is a skipped branch; gives what was elided."""
     for branch, residual in ((1, 0), (0, 1)):
         found = branch_of(node.inputs[branch])
@@ -61,7 +61,7 @@ def _elide_join(graph: ir.Graph, node: ir.Node, skip: AbstractSet[Sublayer]) -> 
             continue
         stream = node.inputs[residual]
         assert stream is not None  # is_join saw both
-        if not is_fused_join(node):
+        if not is_fused_residual_add(node):
             ir.convenience.replace_all_uses_with(node.outputs[0], stream)
             return {found}
         if len(node.outputs) > SUM_OUTPUT:
@@ -79,7 +79,7 @@ def norm_alone(join: ir.Node, stream: ir.Value) -> ir.Node:
     num_weights = 1 if join.op_type == "SkipSimplifiedLayerNormalization" else 2
     weights = [v for v in join.inputs[2 : 2 + num_weights] if v is not None]
     norm = ir.node(
-        NORM_OF_JOIN[join.op_type],
+        NORM_OF_FUSED_ADD[join.op_type],
         [stream, *weights],
         attributes={"epsilon": join.attributes["epsilon"].as_float(), "axis": -1},
         name=f"{join.name}.alone",

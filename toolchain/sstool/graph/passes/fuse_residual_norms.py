@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from sstool.graph.sublayers import NORM_OF_JOIN, SUM_OUTPUT, is_fused_join
+from sstool.graph.sublayers import NORM_OF_FUSED_ADD, SUM_OUTPUT, is_fused_residual_add
 
 
-class RejoinNormsPass(ir.passes.InPlacePass):
+class FuseResidualNormsPass(ir.passes.InPlacePass):
     """Fuses a norm with the join whose sum it takes, if the join's own norm serves nobody any more.
 
     In a small model each kernel costs some microseconds whatever it computes, and a draft that skips the sublayer behind a join would
@@ -41,13 +41,13 @@ class RejoinNormsPass(ir.passes.InPlacePass):
 
 def _norm_to_take(graph: ir.Graph, join: ir.Node) -> ir.Node | None:
     """Returns the norm that a join can take over; None where there is none, or the join's own is used."""
-    if not is_fused_join(join) or len(join.outputs) <= SUM_OUTPUT:
+    if not is_fused_residual_add(join) or len(join.outputs) <= SUM_OUTPUT:
         return None
     if join.outputs[0].uses() or join.outputs[0] in graph.outputs:
         return None
     for use in join.outputs[SUM_OUTPUT].uses():
         norm = use.node
-        same = norm.op_type == NORM_OF_JOIN[join.op_type] and use.idx == 0 and norm.outputs[0] not in graph.outputs
+        same = norm.op_type == NORM_OF_FUSED_ADD[join.op_type] and use.idx == 0 and norm.outputs[0] not in graph.outputs
         fits = 2 + sum(weight is not None for weight in _weights(norm)) <= len(join.inputs)
         if same and fits and _is_over_last_axis(norm) and _epsilon(norm) == _epsilon(join):
             return norm

@@ -9,7 +9,7 @@ from ssruntime.errors import UnsupportedModelError
 from sstool.graph.passes.constants import last_axis
 
 
-class ChosenPositionsPass(ir.passes.InPlacePass):
+class LogitsToKeepPass(ir.passes.InPlacePass):
     """Gathers the head's input at `logits_index` before the matrix product that gives `logits`.
 
     The gather comes after the final norm, whose cost for all positions is nothing beside the layers'; before it, the fused

@@ -15,7 +15,7 @@ _PRESENT: Final = re.compile(r"present\.(\d+)\.(key|value)")
 _CONTEXT_AXIS: Final = 2
 
 
-class RenameCachePass(ir.passes.InPlacePass):
+class RenameKvCachePass(ir.passes.InPlacePass):
     """Names the caches `past.{layer}.key|value` and `present.{layer}.key|value`.
 
     Requires: caches `past_key_values.{layer}.key|value` and `present.{layer}.key|value` of shape [batch, kv_heads, length, head_dim].

@@ -15,7 +15,7 @@ _SEQLENS_INPUT: Final = 5
 _TOTAL_INPUT: Final = 6
 
 
-class DirectLengthsPass(ir.passes.InPlacePass):
+class SequenceLengthsPass(ir.passes.InPlacePass):
     """Feeds `seqlens_k` and `total_sequence_length` to every GroupQueryAttention, and removes the mask.
 
     Requires: attention is GroupQueryAttention, and the mask serves nothing else.

@@ -9,7 +9,7 @@ from ssruntime.errors import UnsupportedModelError
 from sstool.graph.passes.constants import int64_constant
 
 
-class TokenOutputsPass(ir.passes.InPlacePass):
+class TopKOutputsPass(ir.passes.InPlacePass):
     """Adds the best tokens of `logits` (`token`, `top_tokens`, `top_logits`) and the best one's softmax probability (`confidence`).
 
     The best of thousands of logits are found in the graph because that costs what finding the one best does, and because Python would

@@ -16,7 +16,7 @@ _POSITIONS_INPUT: Final = 9
 _BIAS_INPUT: Final = 10
 
 
-class FreePlacementPass(ir.passes.InPlacePass):
+class TreeAttentionPass(ir.passes.InPlacePass):
     """Feeds positions and a tree mask to every GroupQueryAttention.
 
     Requires: attention is GroupQueryAttention without a bias of its own; an input `position_ids`, if there is one, looks positions up.
@@ -43,10 +43,10 @@ class FreePlacementPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-class ChainOnlyPass(ir.passes.InPlacePass):
+class CausalOnlyPass(ir.passes.InPlacePass):
     """Takes the tree mask away again: a draft is a chain, in which every token sees all before it.
 
-    Requires: a graph as `FreePlacementPass` leaves it, or a part of one.
+    Requires: a graph as `TreeAttentionPass` leaves it, or a part of one.
     Ensures: no inputs `tree_mask` and `past_length`.
     Edits in place.
     """

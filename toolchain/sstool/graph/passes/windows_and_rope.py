@@ -17,7 +17,7 @@ _TABLE_INPUTS: Final = (7, 8)
 _NO_WINDOW: Final = -1
 
 
-class AttentionLayoutPass(ir.passes.InPlacePass):
+class WindowsAndRopePass(ir.passes.InPlacePass):
     """Sets the window, the use of rotary embedding and the tables of angles of every GroupQueryAttention, layer by layer.
 
     The graph that comes in may have the same for every layer, whatever the model's layers have.
@@ -46,17 +46,17 @@ class AttentionLayoutPass(ir.passes.InPlacePass):
                 )
             layer = self._layers[sublayer.layer]
             node.attributes.add(ir.AttrInt64("local_window_size", layer.window or _NO_WINDOW))
-            if layer.rotary is None:
-                _leave_unturned(node)
+            if layer.rope is None:
+                _disable_rope(node)
             else:
-                _turn(node, tables[layer.rotary])
+                _apply_rope(node, tables[layer.rope])
         _drop_unused(graph)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _turn(node: ir.Node, tables: tuple[ir.Value, ir.Value]) -> None:
+def _apply_rope(node: ir.Node, tables: tuple[ir.Value, ir.Value]) -> None:
     before = [node.inputs[i] if len(node.inputs) > i else None for i in _TABLE_INPUTS]
-    if not _turns(node) or any(v is None or v.shape is None for v in before):
+    if not _applies_rope(node) or any(v is None or v.shape is None for v in before):
         raise UnsupportedModelError(
             f"attention {node.name!r} has no rotary embedding, and its layer should", "this model cannot be exported yet"
         )
@@ -70,15 +70,15 @@ def _turn(node: ir.Node, tables: tuple[ir.Value, ir.Value]) -> None:
         node.replace_input_with(index, new)
 
 
-def _leave_unturned(node: ir.Node) -> None:
-    if _turns(node):
+def _disable_rope(node: ir.Node) -> None:
+    if _applies_rope(node):
         node.attributes.add(ir.AttrInt64("do_rotary", 0))
     for index in _TABLE_INPUTS:
         if index < len(node.inputs):
             node.replace_input_with(index, None)
 
 
-def _turns(node: ir.Node) -> bool:
+def _applies_rope(node: ir.Node) -> bool:
     return "do_rotary" in node.attributes and node.attributes["do_rotary"].as_int() == 1
 
 

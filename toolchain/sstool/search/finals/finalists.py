@@ -11,10 +11,10 @@ from ssruntime.sampling.noise import prompt_seed
 from sstool.bench.summary import weighted_interval
 from sstool.prompts import PromptRecord
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.finals.head_to_head import Entrant, run_contest
+from sstool.search.finals.head_to_head import TimedDraft, time_head_to_head
 from sstool.search.finals.runs import FINAL_TOKENS, sampled_repeats
 from sstool.search.log.records import COMPLETED, EARLIER, Finalist, Trial, best_of
-from sstool.search.scoring.timed_run import Task
+from sstool.search.scoring.timed_run import DecodeJob
 from sstool.search.settings import GREEDY_EVERY, SAMPLED, SearchSettings
 from sstool.search.speed_model.costs import CostModel
 
@@ -68,17 +68,17 @@ def time_finalists(
         affords: tells whether there is time for another run, given the seconds that the last one took.
         on_run: told how many runs are done, of how many.
     """
-    tasks = _tasks(builder, prompts, settings)
-    plain, *drafts = run_contest(builder, trials, tasks, costs, on_run, affords)
+    jobs = _jobs(builder, prompts, settings)
+    plain, *drafts = time_head_to_head(builder, trials, jobs, costs, on_run, affords)
     return [_finalist(draft, plain, settings) for draft in drafts]
 
 
-def _tasks(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[Task]:
+def _jobs(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[DecodeJob]:
     """Returns what to decode, the kinds mixed from the beginning on."""
     kinds = settings.kinds
     repeats = sampled_repeats(len(prompts)) if SAMPLED in kinds else 1
     encoded = [(prompt, tuple(builder.engine.encode(prompt.prompt))) for prompt in prompts]
-    tasks = []
+    jobs = []
     for repeat in range(repeats):
         seed = (settings.seed + 1 + repeat) % SEED_LIMIT  # not the noise that the search has seen
         for number, (prompt, ids) in enumerate(encoded):
@@ -86,8 +86,8 @@ def _tasks(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: Sea
                 if _is_run(kind, number, repeat, len(kinds)):
                     plainly = builder.engine.settings(settings.decoding(kind, prompt_seed(seed, prompt.index)))
                     endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
-                    tasks.append(Task(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
-    return tasks
+                    jobs.append(DecodeJob(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
+    return jobs
 
 
 def _is_run(kind: str, number: int, repeat: int, num_kinds: int) -> bool:
@@ -95,7 +95,7 @@ def _is_run(kind: str, number: int, repeat: int, num_kinds: int) -> bool:
     return kind == SAMPLED or (repeat == 0 and (number % GREEDY_EVERY == 0 or num_kinds == 1))
 
 
-def _finalist(draft: Entrant, plain: Entrant, settings: SearchSettings) -> Finalist:
+def _finalist(draft: TimedDraft, plain: TimedDraft, settings: SearchSettings) -> Finalist:
     weights = {kind: settings.weight_of(kind) for kind in draft.samples}
     shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
     runs = draft.every()

@@ -11,7 +11,7 @@ from sstool.bench.summary import TimedRun
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.finals.runs import LEAST_RUNS
 from sstool.search.log.records import Trial
-from sstool.search.scoring.timed_run import Task, run_task, warm_up
+from sstool.search.scoring.timed_run import DecodeJob, run_job, warm_up
 from sstool.search.speed_model.costs import CostModel
 
 
@@ -21,7 +21,7 @@ def always(_seconds: float) -> bool:
 
 
 @dataclass(slots=True)
-class Entrant:
+class TimedDraft:
     """One draft, or plain decoding, and what it did.
 
     Attributes:
@@ -52,45 +52,45 @@ class Entrant:
         return max(1, sum(s.tokens for s in self.samples[kind]))
 
 
-def run_contest(
+def time_head_to_head(
     builder: DraftBuilder,
     trials: Sequence[Trial],
-    tasks: Sequence[Task],
+    jobs: Sequence[DecodeJob],
     costs: CostModel,
-    on_task: Callable[[int, int], None],
+    on_job: Callable[[int, int], None],
     affords: Callable[[float], bool] = always,
-) -> list[Entrant]:
+) -> list[TimedDraft]:
     """Has plain decoding and every draft decode every task, or as many of the first as there is time for.
 
     Args:
         builder: opens the drafts.
         trials: the drafts, each with its exit.
-        tasks: what to decode.
+        jobs: what to decode.
         costs: what the model of speed says of the same runs.
-        on_task: told how many tasks are done, of how many.
+        on_job: told how many tasks are done, of how many.
         affords: tells whether there is time for another task, given the seconds that the last one took all.
 
     Returns:
         Plain decoding first, then one a trial.
     """
-    context = max(len(task.ids) + task.settings.max_new_tokens for task in tasks)
-    entrants = [Entrant(None, builder.backend.new_slot(context))]
-    entrants += [Entrant(trial, builder.backend.new_slot(context, builder.open(trial.skip))) for trial in trials]
-    for entrant in entrants:
-        warm_up(builder, entrant.slot, tasks[0], entrant.trial, costs)
+    context = max(len(job.ids) + job.settings.max_new_tokens for job in jobs)
+    drafts = [TimedDraft(None, builder.backend.new_slot(context))]
+    drafts += [TimedDraft(trial, builder.backend.new_slot(context, builder.open(trial.skip))) for trial in trials]
+    for draft in drafts:
+        warm_up(builder, draft.slot, jobs[0], draft.trial, costs)
     took = 0.0
-    for turn, task in enumerate(tasks):
+    for turn, job in enumerate(jobs):
         if turn >= LEAST_RUNS and not affords(took):
             break
-        on_task(turn, len(tasks))
+        on_job(turn, len(jobs))
         begun = time.perf_counter()
         # Whoever begins changes with every prompt, and the direction too: what drifts drifts for all.
-        first = turn % len(entrants)
-        order = entrants[first:] + entrants[:first]
-        for entrant in order if turn % 2 == 0 else order[::-1]:
-            run = run_task(builder, entrant.slot, task, entrant.trial, costs)
-            sample = TimedRun(index=task.index, stats=run.stats)
-            entrant.samples.setdefault(task.kind, []).append(sample)
-            entrant.modelled[task.kind] = entrant.modelled.get(task.kind, 0.0) + run.modelled
+        first = turn % len(drafts)
+        order = drafts[first:] + drafts[:first]
+        for draft in order if turn % 2 == 0 else order[::-1]:
+            run = run_job(builder, draft.slot, job, draft.trial, costs)
+            sample = TimedRun(index=job.index, stats=run.stats)
+            draft.samples.setdefault(job.kind, []).append(sample)
+            draft.modelled[job.kind] = draft.modelled.get(job.kind, 0.0) + run.modelled
         took = time.perf_counter() - begun
-    return entrants
+    return drafts

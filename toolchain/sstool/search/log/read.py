@@ -25,16 +25,16 @@ from sstool.search.log.records import (
     TRIALS,
     Finalist,
     Header,
-    Influence,
     LatencyTable,
     Result,
+    Sensitivity,
     Trial,
 )
 from sstool.skip_set import check_skip_spec
 
 T = TypeVar("T")
 
-_KINDS: Final = {HEADER_KIND: Header, "influence": Influence, "trial": Trial, "finalist": Finalist, "result": Result}
+_KINDS: Final = {HEADER_KIND: Header, "influence": Sensitivity, "trial": Trial, "finalist": Finalist, "result": Result}
 _DAMAGED: Final = "the file is damaged or was not written by sstool: take it from a backup, or search again"
 _NEWER: Final = "read it with the version of sstool that wrote it"
 
@@ -45,7 +45,7 @@ class SearchLog:
 
     Attributes:
         header: what was searched.
-        influence: of single sublayers; None if it was not measured (yet).
+        sensitivity: of single sublayers; None if it was not measured (yet).
         trials: by index, rising.
         finalists: in the order in which they were written.
         result: None while the search has not ended.
@@ -53,7 +53,7 @@ class SearchLog:
     """
 
     header: Header
-    influence: Influence | None
+    sensitivity: Sensitivity | None
     trials: tuple[Trial, ...]
     finalists: tuple[Finalist, ...]
     result: Result | None
@@ -99,7 +99,7 @@ def read_search(folder: Path) -> SearchLog:
     [header] = found[Header]
     return SearchLog(
         header=header,
-        influence=next(iter(found[Influence]), None),
+        sensitivity=next(iter(found[Sensitivity]), None),
         trials=tuple(sorted(found[Trial], key=lambda t: t.index)),
         finalists=tuple(found[Finalist]),
         result=next(iter(found[Result]), None),
@@ -195,7 +195,7 @@ def _check_place(where: str, cls: type[Any], found: dict[type[Any], list[Any]]) 
         _refuse(f"{where}: the first line, and no other, is of kind {HEADER_KIND!r}")
     if found[Result]:
         _refuse(f"{where}: a line after the result")
-    if cls is Influence and found[Influence]:
+    if cls is Sensitivity and found[Sensitivity]:
         _refuse(f"{where}: a second line of kind 'influence'")
 
 
@@ -207,7 +207,7 @@ def _check(record: object, found: dict[type[Any], list[Any]], where: str) -> Non
         return
     num_layers = found[Header][0].num_layers
     known = {t.index for t in found[Trial]}
-    if isinstance(record, Influence):
+    if isinstance(record, Sensitivity):
         if {len(record.attention), len(record.mlp)} != {num_layers}:
             _refuse(f"{where}: expected {num_layers} layers, found {len(record.attention)} and {len(record.mlp)}")
     elif isinstance(record, Trial):

@@ -103,8 +103,8 @@ class Header:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Influence:
-    """How much the model misses each sublayer alone (`kind` is `influence`).
+class Sensitivity:
+    """How much the model misses each sublayer alone (`kind` is `sensitivity`).
 
     Attributes:
         attention: by layer, with that attention left out, the mean overlap of the draft's distribution of the next token with the
@@ -230,7 +230,7 @@ class Result:
         best_warm_start: index of the warm start with the best modelled speed.
         gain: modelled speed of the best trial / that of the best warm start - 1.
         remark: what is to be said of it in a sentence.
-        seconds: where the time went, since the search was begun or resumed: `texts`, `latency`, `influence`, `dynamic_programme`,
+        seconds: where the time went, since the search was begun or resumed: `texts`, `latency`, `sensitivity`, `dynamic_programme`,
             `builder`, `ax`, `finalists`, `total`.
     """
 

@@ -14,9 +14,9 @@ from typing import Self
 from ssruntime.errors import RecipeError
 from sstool.jsonl_log import JsonlLog, whole_lines
 from sstool.search.log.read import SearchLog, read_search
-from sstool.search.log.records import HEADER_KIND, TRIALS, Finalist, Header, Influence, Result, Trial
+from sstool.search.log.records import HEADER_KIND, TRIALS, Finalist, Header, Result, Sensitivity, Trial
 
-_KIND_OF = {Header: HEADER_KIND, Influence: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
+_KIND_OF = {Header: HEADER_KIND, Sensitivity: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
 
 _ENDING = frozenset({_KIND_OF[Finalist], _KIND_OF[Result]})
 
@@ -46,7 +46,7 @@ class SearchWriter:
             self._log = JsonlLog(path)
             self.write(header)
 
-    def write(self, record: Header | Influence | Trial | Finalist | Result) -> None:
+    def write(self, record: Header | Sensitivity | Trial | Finalist | Result) -> None:
         """Appends a record. Raises OSError if the disk refuses."""
         self._log.append({"kind": _KIND_OF[type(record)], **dataclasses.asdict(record)})
 

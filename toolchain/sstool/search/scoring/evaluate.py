@@ -19,9 +19,9 @@ from ssruntime.config import DecodeSettings
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, skip_of
 from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Timed, Trial
-from sstool.search.scoring.chains import DraftedText
+from sstool.search.scoring.draft_sequences import DraftedText
 from sstool.search.scoring.objective import START, Exit, Objective, Score
-from sstool.search.scoring.timed_run import Task, run_task, warm_up
+from sstool.search.scoring.timed_run import DecodeJob, run_job, warm_up
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CachedText, CalibrationText
 
@@ -61,7 +61,7 @@ class Evaluator:
         self._settings = settings
         self._texts = texts
         self._best = _Incumbent()
-        self._task = self._task_by_the_clock()
+        self._job = self._task_by_the_clock()
 
     @property
     def best_exit(self) -> Exit:
@@ -137,19 +137,19 @@ class Evaluator:
         """Returns a short run by the clock; None if that fails, as the trial's score stands without it."""
         try:
             # A slot of its own, so that no draft is kept open for it.
-            slot = self._builder.backend.new_slot(len(self._task.ids) + _TIMED_TOKENS, draft)
-            warm_up(self._builder, slot, self._task, trial, self._costs)
-            run = run_task(self._builder, slot, self._task, trial, self._costs)
+            slot = self._builder.backend.new_slot(len(self._job.ids) + _TIMED_TOKENS, draft)
+            warm_up(self._builder, slot, self._job, trial, self._costs)
+            run = run_job(self._builder, slot, self._job, trial, self._costs)
         except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base
             logger.warning("trial %d could not be timed: %s", trial.index, " ".join(str(err).split()))
             return None
         tokens = run.stats.emitted
         return Timed(tokens=tokens, measured=tokens / run.stats.decode_s, modelled=tokens / run.modelled)
 
-    def _task_by_the_clock(self) -> Task:
+    def _task_by_the_clock(self) -> DecodeJob:
         text = self._texts[0].text
         endless = dataclasses.replace(self._settings(text), max_new_tokens=_TIMED_TOKENS, eos_token_ids=frozenset())
-        return Task(kind=text.kind, prompt_id=text.prompt_id, index=0, ids=text.prompt, settings=endless)
+        return DecodeJob(kind=text.kind, prompt_id=text.prompt_id, index=0, ids=text.prompt, settings=endless)
 
     def _cost_ratio(self, bits: Bits, score: Score) -> float:
         """Returns what the mean of the drafts' steps takes, over a plain step."""

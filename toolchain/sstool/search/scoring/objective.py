@@ -12,7 +12,7 @@ from typing import Final
 
 from sstool.search.drafts.space import Bits
 from sstool.search.log.records import Counts
-from sstool.search.scoring.chains import DraftedText
+from sstool.search.scoring.draft_sequences import DraftedText
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CalibrationText
 

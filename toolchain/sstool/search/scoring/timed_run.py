@@ -19,7 +19,7 @@ _WARM_UP_TOKENS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
+class DecodeJob:
     """One prompt to decode once.
 
     Attributes:
@@ -38,7 +38,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TaskRun:
+class JobRun:
     """What decoding a task gave.
 
     Attributes:
@@ -50,17 +50,17 @@ class TaskRun:
     modelled: float
 
 
-def run_task(builder: DraftBuilder, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> TaskRun:
+def run_job(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial | None, costs: CostModel) -> JobRun:
     """Decodes a task.
 
     Args:
         builder: whose engine decodes.
         slot: with the trial's draft, and room for the task.
-        task: what to decode.
+        job: what to decode.
         trial: a completed one, for its exit and its skip set; None for plain decoding.
         costs: what the model of speed says.
     """
-    settings, trace = task.settings, Trace()
+    settings, trace = job.settings, Trace()
     if trial is not None:
         assert trial.exit is not None
         assert trial.max_draft is not None
@@ -73,15 +73,15 @@ def run_task(builder: DraftBuilder, slot: OrtSlot, task: Task, trial: Trial | No
             max_draft=trial.max_draft,
             max_alternatives=settings.max_alternatives if trial.max_alternatives is None else trial.max_alternatives,
         )
-    _, stats = builder.engine.decode_on(slot, task.ids, settings, trace=trace)
-    context = len(task.ids) + task.settings.max_new_tokens // 2
+    _, stats = builder.engine.decode_on(slot, job.ids, settings, trace=trace)
+    context = len(job.ids) + job.settings.max_new_tokens // 2
     verify = costs.verify(context)
     draft = DraftCost(0.0, 0.0) if trial is None else costs.draft(bits_of(trial.skip, builder.num_layers), context)
     modelled = sum(draft.seconds(len(r.proposals)) + verify[len(r.proposals) + len(r.alternatives)] for r in trace.rounds)
-    return TaskRun(stats=stats, modelled=modelled)
+    return JobRun(stats=stats, modelled=modelled)
 
 
-def warm_up(builder: DraftBuilder, slot: OrtSlot, task: Task, trial: Trial | None, costs: CostModel) -> None:
-    """Decodes the beginning of a task, as in `run_task`."""
-    short = dataclasses.replace(task.settings, max_new_tokens=min(_WARM_UP_TOKENS, task.settings.max_new_tokens))
-    run_task(builder, slot, dataclasses.replace(task, settings=short), trial, costs)
+def warm_up(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial | None, costs: CostModel) -> None:
+    """Decodes the beginning of a task, as in `run_job`."""
+    short = dataclasses.replace(job.settings, max_new_tokens=min(_WARM_UP_TOKENS, job.settings.max_new_tokens))
+    run_job(builder, slot, dataclasses.replace(job, settings=short), trial, costs)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssruntime.backends.base import StepOutput
-from ssruntime.graph_io import MAX_VERIFY_WIDTH
+from ssruntime.graph_io import MAX_QUERY_LENGTH
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, is_draft, skip_of
-from sstool.search.log.records import Influence
+from sstool.search.log.records import Sensitivity
 from sstool.search.texts.make import CachedText, CalibrationText
 
 CUTS: Final = (0.4, 0.55, 0.7, 0.8)
@@ -22,7 +22,7 @@ _TOKENS: Final = 112
 """Tokens that the overlap is measured on."""
 
 
-def measure_influence(builder: DraftBuilder, texts: Sequence[CachedText], on_sublayer: Callable[[int, int], None]) -> Influence:
+def measure_sensitivity(builder: DraftBuilder, texts: Sequence[CachedText], on_sublayer: Callable[[int, int], None]) -> Sensitivity:
     """Runs a draft without each sublayer over some text, and compares what it expects next with what the model does.
 
     A draft pass of many positions gives the first tokens of as many drafts, but for what it attends to: of the positions in the
@@ -51,16 +51,16 @@ def measure_influence(builder: DraftBuilder, texts: Sequence[CachedText], on_sub
                     drafted = _probabilities(cached.slot.draft_forward(given, start, positions))
                 overlaps += [float(v) for v in np.minimum(target, drafted).sum(axis=1)]
         agreement.append(float(np.mean(overlaps)))
-    return Influence(
+    return Sensitivity(
         attention=tuple(agreement[: builder.num_layers]),
         mlp=tuple(agreement[builder.num_layers :]),
         seconds=time.perf_counter() - begun,
     )
 
 
-def influence_order(influence: Influence) -> list[int]:
+def sensitivity_order(sensitivity: Sensitivity) -> list[int]:
     """Returns the places of all sublayers, the least missed first."""
-    return [int(n) for n in np.argsort(-np.array([*influence.attention, *influence.mlp]), kind="stable")]
+    return [int(n) for n in np.argsort(-np.array([*sensitivity.attention, *sensitivity.mlp]), kind="stable")]
 
 
 def cut(order: Sequence[int], part: float) -> Bits:
@@ -87,8 +87,8 @@ def _first_tokens(texts: Sequence[CachedText]) -> list[CachedText]:
 def _spans(text: CalibrationText) -> list[tuple[tuple[int, ...], int, range]]:
     """Returns the passes over a continuation: tokens, where the first of them stands, and which of them are looked at."""
     spans = []
-    for first in range(0, text.length, MAX_VERIFY_WIDTH):
-        given = text.tokens[first : min(first + MAX_VERIFY_WIDTH, text.length)]
+    for first in range(0, text.length, MAX_QUERY_LENGTH):
+        given = text.tokens[first : min(first + MAX_QUERY_LENGTH, text.length)]
         spans.append((given, len(text.prompt) + first, range(len(given))))
     return spans
 

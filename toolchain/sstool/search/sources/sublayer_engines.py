@@ -13,7 +13,7 @@ from ssruntime import graph_io
 from ssruntime.errors import UnsupportedModelError
 from sstool.graph.lower import lower_draft
 from sstool.graph.passes.elide import norm_alone
-from sstool.graph.sublayers import Sublayer, branch_of, is_fused_join, is_join
+from sstool.graph.sublayers import Sublayer, branch_of, is_fused_residual_add, is_residual_add
 from sstool.search.drafts.builder import DraftBuilder, serialize
 from sstool.search.drafts.space import skip_of
 
@@ -87,7 +87,7 @@ def _alone(builder: DraftBuilder, place: int) -> ir.Model:
     branch, residual = _sides(join, sublayer)
     stream = ir.Value(name=_STREAM, shape=_SHAPE, type=ir.TensorType(ir.DataType.FLOAT))
     source = residual.producer()
-    if source is not None and is_fused_join(source):
+    if source is not None and is_fused_residual_add(source):
         # The embeddings' own sum (token and position), fused with the first norm: that norm is of the stream from here on.
         norm = norm_alone(source, stream)
         model.graph.insert_after(source, norm)
@@ -109,7 +109,7 @@ def _copy_with_one(builder: DraftBuilder, place: int) -> ir.Model:
 
 
 def _only_join(model: ir.Model) -> ir.Node:
-    joins = [node for node in model.graph if is_join(node) and any(branch_of(v) for v in node.inputs[:2])]
+    joins = [node for node in model.graph if is_residual_add(node) and any(branch_of(v) for v in node.inputs[:2])]
     if len(joins) != 1:
         raise UnsupportedModelError(f"a sublayer alone joins the residual {len(joins)} times", "this model's sublayers cannot be parted")
     return joins[0]
@@ -117,7 +117,7 @@ def _only_join(model: ir.Model) -> ir.Node:
 
 def _sides(join: ir.Node, sublayer: Sublayer) -> tuple[ir.Value, ir.Value]:
     """Returns a join's branch and its residual."""
-    assert is_fused_join(join) or join.op_type == "Add"
+    assert is_fused_residual_add(join) or join.op_type == "Add"
     first, second = join.inputs[:2]
     assert first is not None
     assert second is not None

@@ -14,7 +14,7 @@ from sstool.search.drafts.space import Bits, bits_of
 from sstool.search.log.records import Trial, best_of
 from sstool.search.log.write import SearchWriter
 from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
-from sstool.search.sources.leave_one_out import cut, cuts, influence_order, measure_influence
+from sstool.search.sources.leave_one_out import cut, cuts, measure_sensitivity, sensitivity_order
 from sstool.search.sources.patterns import default_start, every_other, middle_blocks
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CachedText
@@ -85,16 +85,16 @@ class WarmStarts:
         return [] if front is None else front_sets(front)
 
     def _leave_one_out(self, trials: Trials) -> None:
-        influence = None if self.writer.earlier is None else self.writer.earlier.influence
-        if influence is None:
+        sensitivity = None if self.writer.earlier is None else self.writer.earlier.sensitivity
+        if sensitivity is None:
             with self.clock.part("influence"):
                 tell = self.tell("leaving out sublayers one by one")
-                influence = _optional("the leave-one-out order", lambda: measure_influence(self.builder, self.texts, tell))
-            if influence is not None:
-                self.writer.write(influence)
-        if influence is None:
+                sensitivity = _optional("the leave-one-out order", lambda: measure_sensitivity(self.builder, self.texts, tell))
+            if sensitivity is not None:
+                self.writer.write(sensitivity)
+        if sensitivity is None:
             return
-        order = influence_order(influence)
+        order = sensitivity_order(sensitivity)
         best = best_of(trials.consider("leave-one-out", cuts(order)), 1)
         if best:
             part = len((*best[0].skip.attention, *best[0].skip.mlp)) / len(order)

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ssruntime.graph_io import MAX_VERIFY_WIDTH
+from ssruntime.graph_io import MAX_QUERY_LENGTH
 from sstool.search.drafts.space import Bits
 from sstool.search.log.records import LatencyRow
 from sstool.search.speed_model.probes import ladder_sets
@@ -26,7 +26,7 @@ _MOST_STALLED: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CostSample:
     """Seconds of what was measured at one context length.
 
     Attributes:
@@ -53,7 +53,7 @@ class Sample:
         return max(1.0, counted / sum(len(group) * median for median, group in groups))
 
 
-def fit(context: int, sample: Sample, probes: Sequence[Bits], weights: NDArray[np.float64]) -> tuple[LatencyRow, float]:
+def fit(context: int, sample: CostSample, probes: Sequence[Bits], weights: NDArray[np.float64]) -> tuple[LatencyRow, float]:
     """Fits the costs of one context length.
 
     Args:
@@ -120,7 +120,7 @@ def _relative_least_squares(design: NDArray[np.float64], seconds: NDArray[np.flo
 
 def _verify_by_width(plain: float, measured: dict[int, float]) -> tuple[float, ...]:
     """Returns seconds by width, 1 first; a wider pass is never taken to be cheaper than a narrower one."""
-    widths = np.arange(1, MAX_VERIFY_WIDTH + 1)
+    widths = np.arange(1, MAX_QUERY_LENGTH + 1)
     known = sorted(measured)
     values = np.interp(widths, [1, *known], [plain, *(measured[w] for w in known)])
     return tuple(float(v) for v in np.maximum.accumulate(values))

@@ -23,17 +23,17 @@ from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS
 from ssruntime.backends.ort.backend import OrtBackend
 from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.config import DEFAULT_MAX_ALTERNATIVES
-from ssruntime.graph_io import MAX_VERIFY_WIDTH
+from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.machine import cpu_model
 from ssruntime.proposal import Proposal
 from ssruntime.proposers.skip import SkipProposer
-from ssruntime.stopping import FixedExit
+from ssruntime.stopping import FixedStopping
 from sstool.graph.sublayers import Sublayer, sublayer_of
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import skip_of
 from sstool.search.log.records import FORMAT, LatencyTable
 from sstool.search.settings import SAMPLED, SearchSettings
-from sstool.search.speed_model.fit import Sample, fit
+from sstool.search.speed_model.fit import CostSample, fit
 from sstool.search.speed_model.probes import probe_sets
 from sstool.search.texts.make import CalibrationText
 
@@ -73,7 +73,7 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
     probes = probe_sets(num_layers)
     sessions = [builder.open(skip_of(bits)) for bits in probes]
     weights = sublayer_bytes(builder.verify, num_layers)
-    complete = dataclasses.replace(engine.settings(settings.decoding(SAMPLED, settings.seed)), max_draft=MAX_VERIFY_WIDTH - 1)
+    complete = dataclasses.replace(engine.settings(settings.decoding(SAMPLED, settings.seed)), max_draft=MAX_QUERY_LENGTH - 1)
     patience = min(_SECONDS, settings.budget_seconds * _BUDGET_SHARE)
     rows, errors = [], []
     for context in _contexts(engine.backend.max_context):
@@ -134,7 +134,7 @@ def sublayer_bytes(verify: ir.Model, num_layers: int) -> NDArray[np.float64]:
 
 
 def _contexts(max_context: int) -> list[int]:
-    room = max_context - 2 * MAX_VERIFY_WIDTH
+    room = max_context - 2 * MAX_QUERY_LENGTH
     return sorted({max(1, min(context, room)) for context in CONTEXTS})
 
 
@@ -150,17 +150,17 @@ class _Stand:
 
 def _prefilled(backend: OrtBackend, texts: Sequence[CalibrationText], context: int) -> tuple[OrtSlot, int]:
     """Returns a slot that holds `context` positions of calibration text, with room for a round behind them, and the next token."""
-    slot = backend.new_slot(context + 2 * MAX_VERIFY_WIDTH)
+    slot = backend.new_slot(context + 2 * MAX_QUERY_LENGTH)
     tokens = [token for text in texts for token in (*text.prompt, *text.tokens)]
     tokens *= -(-(context + 1) // len(tokens))
     slot.prefill(tokens[:context])
     return slot, tokens[context]
 
 
-def _measure(stand: _Stand, sessions: Sequence[ort.InferenceSession], patience: float) -> Sample:
+def _measure(stand: _Stand, sessions: Sequence[ort.InferenceSession], patience: float) -> CostSample:
     room = stand.slot.max_context - stand.context
     widths = [w for w in _WIDTHS if w <= room]
-    sample = Sample([], {w: [] for w in widths}, [[] for _ in sessions], [[] for _ in sessions])
+    sample = CostSample([], {w: [] for w in widths}, [[] for _ in sessions], [[] for _ in sessions])
     least, most = _TURNS
     _turn(stand, sessions, widths, 0)  # opens and binds everything, and does not count
     begun = time.perf_counter()
@@ -183,7 +183,7 @@ def _turn(
     plain = []
     for _ in range(_PLAIN_STEPS):
         begun = time.perf_counter()
-        stand.acceptance.first(stand.slot.verify((stand.token,), stand.context), stand.context + 1)
+        stand.acceptance.sample(stand.slot.verify((stand.token,), stand.context), stand.context + 1)
         plain.append(time.perf_counter() - begun)
     rounds = []
     for number in range(max(len(widths), len(sessions))):
@@ -196,7 +196,7 @@ def _round(stand: _Stand, session: ort.InferenceSession, width: int) -> _Round:
     """Runs one round as decoding does."""
     slot, token, context = stand.slot, stand.token, stand.context
     slot.use_draft(session)
-    proposer = SkipProposer(slot, stand.acceptance, FixedExit(), max_alternatives=DEFAULT_MAX_ALTERNATIVES)
+    proposer = SkipProposer(slot, stand.acceptance, FixedStopping(), max_alternatives=DEFAULT_MAX_ALTERNATIVES)
     proposer.propose(token, context, 1)  # binds the draft's buffers
     slot.verify((token,), context)
     begun = time.perf_counter()
@@ -206,7 +206,7 @@ def _round(stand: _Stand, session: ort.InferenceSession, width: int) -> _Round:
     # 20 to 30 us of Python for a mask, and for moving what stood, are left out.
     chain = Proposal([*tokens, *proposer.propose(tokens[0], context + 1, width - 2).tokens])
     drafted = time.perf_counter()
-    stand.acceptance.judge(slot.verify((token, *chain.tokens), context), chain, context + 1)
+    stand.acceptance.accept(slot.verify((token, *chain.tokens), context), chain, context + 1)
     verify = time.perf_counter() - drafted
     return _Round(first - begun, (drafted - first) / (width - 2) if width > 2 else None, verify)
 

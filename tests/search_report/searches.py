@@ -20,18 +20,18 @@ from sstool.search.log.records import (
     Counts,
     Finalist,
     Header,
-    Influence,
     LatencyRow,
     LatencyTable,
     Result,
+    Sensitivity,
     Timed,
     Trial,
 )
 
-KINDS: Final = {Header: "search", Influence: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
+KINDS: Final = {Header: "search", Sensitivity: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
 WARM: Final = ("recipe", "leave-one-out", "leave-one-out", "block", "block", "every-other", "dynamic-programme", "dynamic-programme")
 
-Record = Header | Influence | Trial | Finalist | Result
+Record = Header | Sensitivity | Trial | Finalist | Result
 
 
 def line(record: Record) -> str:
@@ -103,14 +103,14 @@ def latency(*, num_layers: int = 24) -> LatencyTable:
     )
 
 
-def influence(*, num_layers: int = 24, seed: int = 1) -> Influence:
+def sensitivity(*, num_layers: int = 24, seed: int = 1) -> Sensitivity:
     """Returns influences: the first layers matter most, MLPs less than attention."""
     rng = random.Random(seed)
 
     def agreement(layer: int, scale: float) -> float:
         return max(0.0, 1 - scale * rng.uniform(0.3, 1.0) * (9 if layer == 0 else 1 + 1 / (1 + layer)))
 
-    return Influence(
+    return Sensitivity(
         attention=tuple(agreement(i, 0.1) for i in range(num_layers)),
         mlp=tuple(agreement(i, 0.05) for i in range(num_layers)),
         seconds=21.5,
@@ -241,4 +241,4 @@ def finished(*, num_layers: int = 24, count: int = 80, model: str = "models/some
     tried = trials(count=count, num_layers=num_layers)
     timed = finalists(tried, slow=slow)
     first = header(num_layers=num_layers, trials=count, model=model)
-    return [first, influence(num_layers=num_layers), *tried, *timed, result(tried, timed)]
+    return [first, sensitivity(num_layers=num_layers), *tried, *timed, result(tried, timed)]

@@ -11,7 +11,7 @@ from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import SkipSet
 from ssruntime.results import Trace
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.scoring.chains import DraftedText
+from sstool.search.scoring.draft_sequences import DraftedText
 from sstool.search.texts.make import CachedText
 from tests.search.conftest import SETTINGS
 

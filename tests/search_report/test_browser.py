@@ -10,9 +10,9 @@ import pytest
 
 from sstool.search.log.records import FAILED
 from sstool.search_report import write_report
-from tests.report import searches
-from tests.report.browser import Browser, Page, find_browser, running_browser
-from tests.report.test_page import ALL_PLOTS, HOSTILE, hostile_search
+from tests.search_report import searches
+from tests.search_report.browser import Browser, Page, find_browser, running_browser
+from tests.search_report.test_page import ALL_PLOTS, HOSTILE, hostile_search
 
 pytestmark = pytest.mark.slow
 

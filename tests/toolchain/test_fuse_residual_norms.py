@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from sstool.graph.passes.fuse_residual_norms import RejoinNormsPass
+from sstool.graph.passes.fuse_residual_norms import FuseResidualNormsPass
 
 WIDTH = 8
 EPSILON = 1e-5
@@ -66,7 +66,7 @@ def test_the_join_computes_the_norm_it_took(join: str, norm: str) -> None:
         join_weights += [None] * (2 - len(own)) + [weight("bias", 3)]
     model = graph(join_weights, [[weight("scale", 4), *([weight("shift", 5)] if "bias" in norm else [])]])
     before = run(model)
-    changed = RejoinNormsPass()(model).modified
+    changed = FuseResidualNormsPass()(model).modified
     # A join without a place for the norm's bias leaves it alone.
     assert changed is not (join == "scale" and norm == "scale and bias")
     assert count(model, "LayerNormalization") == (0 if changed else 1)
@@ -77,7 +77,7 @@ def test_the_join_computes_the_norm_it_took(join: str, norm: str) -> None:
 def test_of_two_norms_one_is_taken() -> None:
     model = graph([weight("gamma", 1), weight("beta", 2)], [[weight("a", 3), weight("b", 4)], [weight("c", 5), weight("d", 6)]])
     before = run(model)
-    assert RejoinNormsPass()(model).modified
+    assert FuseResidualNormsPass()(model).modified
     assert count(model, "LayerNormalization") == 1
     for was, now in zip(before, run(model), strict=True):
         np.testing.assert_allclose(now, was, rtol=1e-5, atol=1e-6)
@@ -86,5 +86,5 @@ def test_of_two_norms_one_is_taken() -> None:
 @pytest.mark.parametrize("unsuited", [{"epsilon": 1e-6}, {"uses_own": True}])
 def test_what_does_not_suit_stays(unsuited: dict[str, float | bool]) -> None:
     model = graph([weight("gamma", 1), weight("beta", 2)], [[weight("a", 3), weight("b", 4)]], **unsuited)  # type: ignore[arg-type]
-    assert not RejoinNormsPass()(model).modified
+    assert not FuseResidualNormsPass()(model).modified
     assert count(model, "LayerNormalization") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cli.conftest import Command
-from tests.report import searches
+from tests.search_report import searches
 
 
 def test_the_report_of_an_artifact_is_in_its_search(sstool: Command, tmp_path: Path) -> None:

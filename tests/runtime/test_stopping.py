@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssruntime import GenerationConfig, Trace
-from ssruntime.artifact import TunedExit
-from ssruntime.stopping import AdaptiveExit, ConfidenceExit, FixedExit, make_exit
+from ssruntime.artifact import StoppingRule
+from ssruntime.stopping import AdaptiveStopping, ConfidenceStopping, FixedStopping, make_stopping_policy
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, phrase_table
 
 
 def test_adaptive_by_hand() -> None:
     """The paper's rule with beta1 0.5, beta2 0.9, step 0.01, target 0.9, computed by hand."""
-    exit_policy = AdaptiveExit(0.6, max_draft=4)
+    exit_policy = AdaptiveStopping(0.6, max_draft=4)
     # rate 1/2: m = 0.5 (the first rate itself) < 0.9, so t' = 0.61 and t = 0.9 * 0.6 + 0.1 * 0.61
     exit_policy.observe(2, 1)
     assert exit_policy.threshold == pytest.approx(0.601, abs=1e-12)
@@ -50,7 +50,7 @@ def test_adaptive_by_hand() -> None:
     rounds=st.lists(st.integers(0, 15).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=60),
 )
 def test_adaptive_follows_the_formula_and_stays_in_range(start: float, max_draft: int, rounds: list[tuple[int, int]]) -> None:
-    exit_policy = AdaptiveExit(start, max_draft=max_draft)
+    exit_policy = AdaptiveStopping(start, max_draft=max_draft)
     smoothed: float | None = None
     threshold = start
     for proposed, accepted in rounds:
@@ -65,7 +65,7 @@ def test_adaptive_follows_the_formula_and_stays_in_range(start: float, max_draft
 
 
 def test_adaptive_is_clamped() -> None:
-    high, low = AdaptiveExit(0.9995, max_draft=4), AdaptiveExit(0.0005, max_draft=4)
+    high, low = AdaptiveStopping(0.9995, max_draft=4), AdaptiveStopping(0.0005, max_draft=4)
     for _ in range(5):
         high.observe(4, 0)
         low.observe(3, 3)
@@ -73,7 +73,7 @@ def test_adaptive_is_clamped() -> None:
 
 
 def test_fixed_and_confidence() -> None:
-    fixed, confidence = FixedExit(), ConfidenceExit(0.5)
+    fixed, confidence = FixedStopping(), ConfidenceStopping(0.5)
     for policy in (fixed, confidence):
         policy.observe(3, 0)
     assert not fixed.should_stop(0.0)
@@ -151,14 +151,14 @@ def test_exit_state_is_the_requests_own(open_script: OpenScript) -> None:
 
 
 def test_the_tuned_exit_is_used_and_a_flag_beats_it(open_script: OpenScript) -> None:
-    with open_script(_tables(), tuned=TunedExit(exit="confidence", exit_threshold=0.25, max_draft=3)) as engine:
+    with open_script(_tables(), tuned=StoppingRule(exit="confidence", exit_threshold=0.25, max_draft=3)) as engine:
         tuned = engine.settings()
         assert (tuned.exit, tuned.exit_threshold, tuned.max_draft) == ("confidence", 0.25, 3)
         chosen = engine.settings(GenerationConfig(exit="adaptive", max_draft=7))
         # A threshold tuned for one policy means nothing to another.
         assert (chosen.exit, chosen.exit_threshold, chosen.max_draft) == ("adaptive", 0.6, 7)
-        assert isinstance(make_exit(tuned), ConfidenceExit)
-        assert isinstance(make_exit(chosen), AdaptiveExit)
+        assert isinstance(make_stopping_policy(tuned), ConfidenceStopping)
+        assert isinstance(make_stopping_policy(chosen), AdaptiveStopping)
         assert engine.settings(GenerationConfig(exit_threshold=0.5)).exit_threshold == 0.5
     with open_script(_tables()) as engine:
         defaults = engine.settings()

@@ -16,9 +16,9 @@ from typing import Any, Final
 import pytest
 
 from ssruntime.errors import RecipeError
-from sstool.search.log.records import FAILED, REPORT, TRIALS, Header, Influence, Result, Trial
+from sstool.search.log.records import FAILED, REPORT, TRIALS, Header, Result, Sensitivity, Trial
 from sstool.search_report import write_report
-from tests.report import searches
+from tests.search_report import searches
 
 VOID: Final = {"meta", "link", "br", "path"}
 ALL_PLOTS: Final = [
@@ -109,10 +109,10 @@ def test_figures_hold_the_numbers_of_the_log(tmp_path: Path) -> None:
     assert sorted(points) == [(t.index, t.speedup) for t in trials if t.speedup is not None]
     [lost] = [t for t in figures["plot-progress"]["data"] if t["name"] == "failed"]
     assert lost["x"] == [t.index for t in trials if t.status == FAILED]
-    influence = searches.influence()
+    sensitivity = searches.sensitivity()
     attention, mlp = figures["plot-influence"]["data"]
-    assert attention["y"] == [100 * (1 - a) for a in influence.attention]
-    assert mlp["y"] == [100 * (1 - a) for a in influence.mlp]
+    assert attention["y"] == [100 * (1 - a) for a in sensitivity.attention]
+    assert mlp["y"] == [100 * (1 - a) for a in sensitivity.mlp]
     result = records[-1]
     assert isinstance(result, Result)
     winner = next(t for t in trials if t.index == result.trial)
@@ -231,9 +231,9 @@ def test_axes_have_titles_with_units(tmp_path: Path) -> None:
 
 def test_a_bar_that_is_far_above_all_others_does_not_flatten_them(tmp_path: Path) -> None:
     usual = tuple(0.95 - 0.001 * layer for layer in range(24))
-    far = Influence(attention=usual, mlp=(0.03, *usual[1:]), seconds=1.0)
-    for influence, texts in ((far, ["97"]), (Influence(attention=usual, mlp=usual, seconds=1.0), [])):
-        layout = report(tmp_path, searches.header(), influence).figures["plot-influence"]["layout"]
+    far = Sensitivity(attention=usual, mlp=(0.03, *usual[1:]), seconds=1.0)
+    for sensitivity, texts in ((far, ["97"]), (Sensitivity(attention=usual, mlp=usual, seconds=1.0), [])):
+        layout = report(tmp_path, searches.header(), sensitivity).figures["plot-influence"]["layout"]
         assert [a["text"] for a in layout.get("annotations", [])] == texts
         assert 7.3 < layout["yaxis"]["range"][1] < 20
         assert layout["yaxis"]["range"] == layout["yaxis2"]["range"]
@@ -246,7 +246,7 @@ def hostile_search() -> list[searches.Record]:
     timed = searches.finalists(tried)
     first = dataclasses.replace(searches.header(model=HOSTILE, trials=20), cpu=HOSTILE, onnxruntime=HOSTILE, weights={HOSTILE: 1.0})
     last = dataclasses.replace(searches.result(tried, timed), remark=HOSTILE, seconds={HOSTILE: 1.0, "total": 2.0})
-    return [first, searches.influence(), *tried, *timed, last]
+    return [first, searches.sensitivity(), *tried, *timed, last]
 
 
 def test_text_from_data_is_text(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from ssruntime.errors import RecipeError
 from sstool.search.log.read import find_search, read_search
 from sstool.search.log.records import LATENCY, TRIALS, Finalist, Result, Trial
-from tests.report import searches
+from tests.search_report import searches
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -40,20 +40,20 @@ def refusal(folder: Path) -> RecipeError:
 def test_a_finished_search_is_read_as_it_was_written(tmp_path: Path) -> None:
     records, table = searches.finished(), searches.latency()
     log = read_search(searches.write_search(tmp_path, records, table))
-    assert [log.header, log.influence, *log.trials, *log.finalists, log.result] == records
+    assert [log.header, log.sensitivity, *log.trials, *log.finalists, log.result] == records
     assert log.latency == table
 
 
 def test_an_unfinished_search_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     records = searches.finished()
     log = read_search(searches.write_search(tmp_path, records[:9]))
-    assert [log.header, log.influence, *log.trials] == records[:9]
+    assert [log.header, log.sensitivity, *log.trials] == records[:9]
     assert (log.finalists, log.result, log.latency) == ((), None, None)
 
 
 def test_a_search_that_has_only_begun_is_read(tmp_path: Path) -> None:
     log = read_search(searches.write_search(tmp_path, [searches.header()]))
-    assert (log.influence, log.trials) == (None, ())
+    assert (log.sensitivity, log.trials) == (None, ())
 
 
 def test_trials_come_in_the_order_of_their_indices(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Drafted(NamedTuple):
 
 
 @dataclass(slots=True)
-class Chain:
+class DraftSequence:
     """Tokens drafted from one position.
 
     Attributes:
@@ -96,7 +96,7 @@ class DraftedText:
         self._alternatives_end = alternatives_end
         self._slot = slot
         self._acceptance = acceptance
-        self._chains: dict[int, Chain] = {}
+        self._chains: dict[int, DraftSequence] = {}
 
     def position(self, count: int) -> int:
         """Returns where the last of `count` committed tokens stands."""
@@ -119,16 +119,16 @@ class DraftedText:
             assert proposed is not None
         return chain.outcome(proposed, self.position(count), self._alternatives_end)
 
-    def _run(self, count: int, threshold: float, max_draft: int) -> Chain:
+    def _run(self, count: int, threshold: float, max_draft: int) -> DraftSequence:
         tokens, start = self.text.tokens, self.position(count)
         # As in decoding: the last token of a text is verify's own.
         room = len(tokens) - count - 1
-        limit, chain = min(max_draft, room), Chain()
+        limit, chain = min(max_draft, room), DraftSequence()
         token, agrees = tokens[count - 1], True
         with self._slot.preserved(start, start + limit):
             for step in range(limit):
                 output = self._slot.draft(token, start + step)
-                token, *others = self._acceptance.propose(output, start + step + 1, self._max_alternatives)
+                token, *others = self._acceptance.sample_draft(output, start + step + 1, self._max_alternatives)
                 chain.confidences.append(output.probability(0))
                 chain.alternatives.append(len(others))
                 known = tokens[count + step]

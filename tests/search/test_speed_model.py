@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ssruntime.graph_io import MAX_VERIFY_WIDTH
+from ssruntime.graph_io import MAX_QUERY_LENGTH
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of, skip_of
 from sstool.search.log.records import FORMAT, LatencyRow, LatencyTable
 from sstool.search.speed_model.costs import CostModel, DraftCost
-from sstool.search.speed_model.fit import Sample, fit
+from sstool.search.speed_model.fit import CostSample, fit
 from sstool.search.speed_model.measure import measure_latency, sublayer_bytes
 from sstool.search.speed_model.probes import ladder_sets, probe_sets
 from sstool.search.texts.make import CachedText
@@ -24,7 +24,7 @@ def table(*rows: LatencyRow) -> LatencyTable:
 
 
 def row(context: int, scale: float) -> LatencyRow:
-    verify = tuple(scale * (1 + 0.1 * n) for n in range(MAX_VERIFY_WIDTH))
+    verify = tuple(scale * (1 + 0.1 * n) for n in range(MAX_QUERY_LENGTH))
     return LatencyRow(
         context=context,
         verify=verify,
@@ -94,7 +94,7 @@ def test_a_measured_table_is_complete(builder: DraftBuilder, texts: list[CachedT
     measured = measure_latency(builder, [cached.text for cached in texts], SETTINGS)
     assert [r.context for r in measured.rows] == [96, 1024]
     for measured_row in measured.rows:
-        assert len(measured_row.verify) == MAX_VERIFY_WIDTH
+        assert len(measured_row.verify) == MAX_QUERY_LENGTH
         assert list(measured_row.verify) == sorted(measured_row.verify)
         assert measured_row.verify[0] > 0
         assert len(measured_row.attention) == len(measured_row.mlp) == builder.num_layers
@@ -116,7 +116,7 @@ def test_a_table_is_fitted_to_what_was_measured() -> None:
     first, later = sizes, 0.7 * sizes
     later[3] *= 1.5
     plain = 6.0
-    sample = Sample([plain] * 9 + [plain + 2.0], {2: [6.5] * 10, 16: [10.0] * 10}, [[s] * 5 for s in first], [[s] * 5 for s in later])
+    sample = CostSample([plain] * 9 + [plain + 2.0], {2: [6.5] * 10, 16: [10.0] * 10}, [[s] * 5 for s in first], [[s] * 5 for s in later])
     row, error = fit(96, sample, probes, weights)
     stalls = sample.stalls()
     total = 60.0 + 65 + 100 + 5 * (first.sum() + later.sum())

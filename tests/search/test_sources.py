@@ -13,9 +13,9 @@ from ssruntime.engine import load
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of, is_draft, skip_of
-from sstool.search.log.records import Influence
+from sstool.search.log.records import Sensitivity
 from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
-from sstool.search.sources.leave_one_out import cut, cuts, influence_order, measure_influence
+from sstool.search.sources.leave_one_out import cut, cuts, measure_sensitivity, sensitivity_order
 from sstool.search.sources.patterns import contiguous_block, default_start, every_other, middle_blocks
 from sstool.search.sources.sublayer_engines import EmbeddingEngine, SublayerEngine
 from sstool.search.texts.make import CachedText
@@ -37,8 +37,8 @@ def test_a_block_is_whole_layers() -> None:
 
 
 def test_the_least_missed_goes_first() -> None:
-    influence = Influence(attention=(0.2, 0.9, 1.0), mlp=(0.5, 0.95, 0.99), seconds=0.0)
-    order = influence_order(influence)
+    sensitivity = Sensitivity(attention=(0.2, 0.9, 1.0), mlp=(0.5, 0.95, 0.99), seconds=0.0)
+    order = sensitivity_order(sensitivity)
     assert order == [2, 5, 4, 1, 3, 0]
     assert cut(order, 0.5) == (0, 0, 1, 0, 1, 1)
     assert all(is_draft(bits) for bits in cuts(order))
@@ -46,12 +46,12 @@ def test_the_least_missed_goes_first() -> None:
 
 def test_influence_finds_what_the_model_misses(builder: DraftBuilder, texts: list[CachedText]) -> None:
     told: list[int] = []
-    influence = measure_influence(builder, texts, lambda done, _total: told.append(done))
+    sensitivity = measure_sensitivity(builder, texts, lambda done, _total: told.append(done))
     assert told == list(range(32))
-    values = np.array([*influence.attention, *influence.mlp])
+    values = np.array([*sensitivity.attention, *sensitivity.mlp])
     assert ((values >= 0) & (values <= 1 + 1e-6)).all()
     # Without its first MLP the demo model is lost; most others it hardly misses.
-    assert influence.mlp[0] == values.min() < 0.5
+    assert sensitivity.mlp[0] == values.min() < 0.5
     assert np.median(values) > 0.7
 
 

@@ -8,14 +8,14 @@ import pytest
 
 from ssruntime.results import DecodeStats
 from sstool.bench.summary import Sample, weighted_interval
-from sstool.search.finals.head_to_head import Entrant
+from sstool.search.finals.head_to_head import TimedDraft
 from sstool.search.settings import GREEDY, SAMPLED
 
 
-def entrant(seconds: dict[str, list[float]]) -> Entrant:
+def timed_draft(seconds: dict[str, list[float]]) -> TimedDraft:
     """A draft that took these seconds for 10 tokens of each prompt, by kind; None-like 0 for a prompt that has no such run."""
     samples = {kind: [sample(place, each) for place, each in enumerate(times) if each] for kind, times in seconds.items()}
-    return Entrant(None, cast("Any", None), samples)
+    return TimedDraft(None, cast("Any", None), samples)
 
 
 def sample(place: int, seconds: float) -> Sample:
@@ -24,8 +24,8 @@ def sample(place: int, seconds: float) -> Sample:
 
 
 def test_the_shares_decide() -> None:
-    plain = entrant({SAMPLED: [2.0] * 6, GREEDY: [2.0, 0, 2.0, 0, 2.0, 0]})
-    draft = entrant({SAMPLED: [1.0] * 6, GREEDY: [4.0, 0, 4.0, 0, 4.0, 0]})
+    plain = timed_draft({SAMPLED: [2.0] * 6, GREEDY: [2.0, 0, 2.0, 0, 2.0, 0]})
+    draft = timed_draft({SAMPLED: [1.0] * 6, GREEDY: [4.0, 0, 4.0, 0, 4.0, 0]})
     for share, expected in ((1.0, 2.0), (0.0, 0.5), (0.75, 2 / 1.75)):
         shares = {kind: part for kind, part in ((SAMPLED, share), (GREEDY, 1 - share)) if part}
         speedup = plain.seconds_per_token(shares) / draft.seconds_per_token(shares)
@@ -36,8 +36,8 @@ def test_the_shares_decide() -> None:
 
 
 def test_prompts_that_differ_widen_it() -> None:
-    plain = entrant({SAMPLED: [2.0] * 8})
-    draft = entrant({SAMPLED: [1.0, 2.0] * 4})
+    plain = timed_draft({SAMPLED: [2.0] * 8})
+    draft = timed_draft({SAMPLED: [1.0, 2.0] * 4})
     interval = weighted_interval(plain.samples, draft.samples, {SAMPLED: 1.0})
     assert interval is not None
     low, high = interval
@@ -45,4 +45,4 @@ def test_prompts_that_differ_widen_it() -> None:
 
 
 def test_one_prompt_has_none() -> None:
-    assert weighted_interval(entrant({SAMPLED: [2.0]}).samples, entrant({SAMPLED: [1.0]}).samples, {SAMPLED: 1.0}) is None
+    assert weighted_interval(timed_draft({SAMPLED: [2.0]}).samples, timed_draft({SAMPLED: [1.0]}).samples, {SAMPLED: 1.0}) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssruntime.artifact import SkipSet, TunedExit
+from ssruntime.artifact import SkipSet, StoppingRule
 from ssruntime.errors import RecipeError
 from sstool.pipelines.recipe import Recipe, read_recipe
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set, parse_layers, read_skip_file
@@ -31,7 +31,7 @@ def test_a_file_holds_a_skip_set_and_its_exit(tmp_path: Path) -> None:
     path.write_text(json.dumps({"attention": [5, 3], "mlp": [4], "exit": "confidence", "exit_threshold": 0.7, "max_draft": 6}))
     spec = read_skip_file(path)
     assert spec.skip() == SkipSet(attention=(3, 5), mlp=(4,))
-    assert spec.draft_entry("fp32").tuned == TunedExit(exit="confidence", exit_threshold=0.7, max_draft=6)
+    assert spec.draft_entry("fp32").tuned == StoppingRule(exit="confidence", exit_threshold=0.7, max_draft=6)
 
 
 @pytest.mark.parametrize(

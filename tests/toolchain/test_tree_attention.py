@@ -17,7 +17,7 @@ from ssruntime.proposal import Alternative
 from sstool.artifact_files import assemble
 from sstool.checkpoint.describe import describe_checkpoint
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
-from sstool.graph.passes.tree_attention import FreePlacementPass
+from sstool.graph.passes.tree_attention import TreeAttentionPass
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec
 from sstool.validation.parity import plan_parity
@@ -59,7 +59,7 @@ def test_text_goes_on_behind_an_alternative_as_if_it_had_been_drafted(engine: En
         slot.prefill(IDS[:20])
         wrong = [(t + 1) % VOCAB for t in IDS[21:24]]
         slot.verify([IDS[20], *wrong], 20, [Alternative(1, wrong[0]), Alternative(0, IDS[21])])
-        slot.move(25, 21)
+        slot.copy_kv(25, 21)
         found = slot.verify(IDS[22:24], 22).logits
         np.testing.assert_allclose(found, expected[1:], atol=1e-5 * float(np.abs(expected).max()))
     finally:
@@ -115,7 +115,7 @@ def test_a_draft_takes_positions_and_no_mask(verify_graph: ir.Model) -> None:
 
 def test_an_attention_that_has_a_bias_of_its_own_is_refused(verify_graph: ir.Model) -> None:
     with pytest.raises(UnsupportedModelError, match="bias of its own"):
-        FreePlacementPass()(verify_graph.clone())
+        TreeAttentionPass()(verify_graph.clone())
 
 
 def ignore_mask(model: ir.Model) -> None:

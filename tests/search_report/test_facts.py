@@ -15,13 +15,13 @@ from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Counts, Result
 from sstool.search_report import facts
 from sstool.search_report.sections import layer_ranges
 from sstool.search_report.timing_plots import wilson_interval
-from tests.report import searches
+from tests.search_report import searches
 
 
 def log_of(*records: searches.Record) -> SearchLog:
     trials = tuple(r for r in records if isinstance(r, Trial))
     result = next((r for r in records if isinstance(r, Result)), None)
-    return SearchLog(header=searches.header(), influence=None, trials=trials, finalists=(), result=result, latency=None)
+    return SearchLog(header=searches.header(), sensitivity=None, trials=trials, finalists=(), result=result, latency=None)
 
 
 def tried(index: int, speedup: float | None, *, source: str = "ax", status: str = COMPLETED) -> Trial:
