@@ -1,4 +1,4 @@
-"""What tests share: the demo artifact, exported once a session, models that may be absent, and a home of their own."""
+"""Fixtures for all tests: the exported demo artifact, models that may be absent, an isolated home folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARED = REPOSITORY.parent / "shared"
 
 @pytest.fixture(scope="session", autouse=True)
 def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Gives the session, and the processes it starts, a home and caches of their own, and no way to a model hub."""
+    """Gives the session and its subprocesses an isolated home and caches, without access to a model hub."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
@@ -24,7 +24,7 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("SSTOOL_CACHE_DIR", str(home / "sstool-cache"))
         patch.setenv("HF_HOME", str(home / "hf"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        # Processes that tests start run this source too, installed or not.
+        # Subprocesses import the packages of this checkout too, whether or not they are installed.
         patch.setenv("PYTHONPATH", os.pathsep.join(str(REPOSITORY / root) for root in ("runtime", "toolchain")))
         patch.delenv("SSTOOL_CACHE_MAX_GB", raising=False)
         yield home
@@ -32,13 +32,13 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
-    """The demo model's checkpoint folder. Read only: copy it to change it."""
+    """The demo model's checkpoint folder. Read-only: copy it to change it."""
     return DEMO_MODEL
 
 
 @pytest.fixture(scope="session")
 def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model, exported as its recipe says. Read only: `demo_copy` is there to be damaged."""
+    """The demo model, exported with its recipe. Read-only: a test that changes it takes `demo_copy`."""
     from sstool.pipelines.export import ExportRequest, export_artifact
     from sstool.pipelines.recipe import read_recipe
 
@@ -49,7 +49,7 @@ def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def demo_copy(demo_artifact: Path, tmp_path: Path) -> Path:
-    """A copy of the demo artifact, for one test to change."""
+    """A copy of the demo artifact that one test may change."""
     copy = tmp_path / "demo-copy"
     shutil.copytree(demo_artifact, copy)
     return copy
@@ -57,7 +57,7 @@ def demo_copy(demo_artifact: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_model() -> Callable[[str], Path]:
-    """Finds a model that is not in the repository, by name; skips the test where it is absent."""
+    """A function that finds a model outside the repository by name, and skips the test if it is absent."""
 
     def find(name: str) -> Path:
         folder = SHARED / "models" / name
@@ -70,7 +70,7 @@ def shared_model() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def shared_prompts() -> Callable[[str], Path]:
-    """Finds a file of evaluation prompts that is not in the repository, by name; skips the test where it is absent."""
+    """A function that finds evaluation prompts outside the repository by name, or skips the test."""
 
     def find(name: str) -> Path:
         path = SHARED / "eval" / f"{name}.jsonl"

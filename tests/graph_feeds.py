@@ -1,4 +1,4 @@
-"""The inputs of one pass of a graph of the contract from position 0, with an empty cache."""
+"""The inputs for one pass of an exported graph from position 0, with an empty KV cache."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 def first_pass(
     session: ort.InferenceSession, ids: Sequence[int], context: int, chosen: Sequence[int] | None = None
 ) -> dict[str, NDArray[np.generic]]:
-    """Returns what a session needs to run `ids` as a chain.
+    """Returns the feeds with which a session runs `ids` as one causal sequence, without alternatives.
 
     Args:
-        session: of a verify or a draft graph.
-        ids: the sequence.
-        context: positions of the cache.
-        chosen: the positions that reach the head; all unless given.
+        session: session of a verify or a draft graph.
+        ids: token ids of the sequence.
+        context: capacity of the KV cache, in positions.
+        chosen: positions whose logits are computed; all by default.
     """
     length = len(ids)
     feeds: dict[str, NDArray[np.generic]] = {

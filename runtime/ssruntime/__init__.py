@@ -1,4 +1,4 @@
-"""Self-speculative decoding: load an artifact that sstool exported, and generate the very text plain decoding gives, sooner.
+"""Self-speculative decoding of artifacts that sstool exported, with the output of autoregressive decoding.
 
 import ssruntime
 
@@ -26,8 +26,8 @@ from ssruntime.errors import (
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.text.codec import Prompt
 
-# ONNX Runtime's own builds record what they run and report it to their maker, from the import on, unless this is set. Whoever wants
-# that sets it to nothing before the import.
+# Official builds of ONNX Runtime send usage data to their vendor from their import on, unless this variable
+# is set. To allow that, set the variable to an empty string before importing ssruntime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [  # noqa: RUF022 - grouped by meaning

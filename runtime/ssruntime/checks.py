@@ -37,11 +37,11 @@ def check_float(name: str, value: object, low: float, high: float | None = None,
     """Accepts a finite number from `low` to `high` inclusive, or None for a setting that is not given.
 
     Args:
-        name: of the setting.
-        value: to check.
-        low: least value.
-        high: greatest value; None for no limit but the largest finite number.
-        above: exclude `low` itself.
+        name: the setting's name, for error messages.
+        value: the setting's value.
+        low: least allowed value.
+        high: greatest allowed value; None allows every finite number.
+        above: whether `low` itself is excluded.
 
     Raises:
         ConfigError: for another type (a boolean included), NaN, infinity, or a number outside the range.
@@ -63,4 +63,5 @@ def _range_hint(low: float, high: float | None, *, above: bool = False) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:g}"  # whole numbers in full: a seed's limit has 19 digits
+    # Whole numbers in full: the limit of a seed has 19 digits.
+    return str(int(value)) if value == int(value) else f"{value:g}"

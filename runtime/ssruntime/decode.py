@@ -1,7 +1,8 @@
-"""The one decode loop: prefill, then rounds of propose, verify, accept, until the text ends.
+"""The decode loop: prefill, then rounds of propose, verify and accept, until the text ends.
 
-Plain decoding is the same loop without a proposer. Lossless means: the acceptance rule alone decides what is emitted, from
-verify's outputs, so a proposer can change how soon the text comes and never what it says.
+Autoregressive decoding (mode `plain`) is the same loop without a proposer. Decoding is lossless because only
+the acceptance rule decides which tokens are emitted, and it decides from the outputs of verify passes. A
+proposer changes the speed, not the text (with rejection sampling: not the distribution of texts).
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from ssruntime.results import DecodeStats, Round, Trace
 
 
 class TextEnd(Protocol):
-    """Sees each committed token, and says whether a stop string is complete with it."""
+    """Receives every committed token, and detects stop strings."""
 
     def push(self, token: int) -> bool:
-        """Takes a token; returns whether the text ends with it."""
+        """Adds a token; returns whether a stop string is complete with it, which ends the text."""
 
 
 @dataclass(slots=True)
 class Request:
-    """One sequence being decoded, and how it goes."""
+    """One sequence that is being decoded: its parts, its settings and its progress."""
 
     slot: Slot
     prompt_ids: Sequence[int]
@@ -41,9 +42,9 @@ class Request:
 
 
 def decode(request: Request) -> Iterator[list[int]]:
-    """Yields the tokens of each step as they are committed; sets `finish_reason` with the last.
+    """Yields the tokens of each step as they are committed, the last ones after setting `finish_reason`.
 
-    The time a consumer takes between two steps counts nowhere.
+    The statistics do not include the time that the consumer takes between two steps.
     """
     stats, slot, prompt_ids = request.stats, request.slot, request.prompt_ids
     room = slot.max_context - len(prompt_ids)
@@ -77,23 +78,27 @@ def decode(request: Request) -> Iterator[list[int]]:
 
 
 def _step(request: Request, token: int, *, start: int, remaining: int) -> list[int]:
-    """Decodes one plain step or one round; the cache holds `[0, start)` and `token` stands at `start`."""
+    """Returns the tokens of one autoregressive step or of one round.
+
+    The KV cache holds positions `[0, start)`, and `token` is at position `start`.
+    """
     slot, proposer, stats = request.slot, request.proposer, request.stats
     if proposer is None:
         emitted = [request.acceptance.sample(slot.verify((token,), start), start + 1)]
         if request.trace is not None:
             request.trace.rounds.append(Round(start))
         return emitted
-    # The last token of a full round is verify's own, so drafting up to `remaining` would waste one.
+    # A round emits one token more than it accepts, so a draft of `remaining` tokens would waste its last one.
     proposal = proposer.propose(token, start, min(request.settings.max_draft, remaining - 1))
     output = slot.verify((token, *proposal.tokens), start, proposal.alternatives)
     emitted, alternative = request.acceptance.accept(output, proposal, start + 1)
     if alternative is not None:
-        # It stood behind the chain; its keys and values go where its token stands: before the last one, whose are not computed yet.
+        # The accepted alternative lies after the draft sequence in the KV cache. Copy its KV to its token's
+        # position: that of the second-last emitted token. The KV of the last one is not computed yet.
         slot.copy_kv(start + 1 + len(proposal.tokens) + alternative, start + len(emitted) - 1)
         stats.alternatives_accepted += 1
     proposed, accepted = len(proposal.tokens), len(emitted) - 1
-    # Exit policies are about the chain: an alternative that stood says that the chain was wrong there.
+    # Stopping policies learn about the draft sequence only, whose token an accepted alternative replaced.
     proposer.observe(proposed, accepted - (alternative is not None))
     stats.rounds += 1
     stats.proposed += proposed
@@ -105,7 +110,7 @@ def _step(request: Request, token: int, *, start: int, remaining: int) -> list[i
 
 
 def _commit(request: Request, emitted: list[int]) -> list[int]:
-    """Returns the tokens up to the one that ends the text, if one does, and notes why it ended."""
+    """Returns the tokens up to the one that ends the text; sets `finish_reason` if there is such a token."""
     for index, token in enumerate(emitted):
         stopped = request.text.push(token)
         if token in request.settings.eos_token_ids:

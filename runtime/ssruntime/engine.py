@@ -1,7 +1,8 @@
-"""Load an artifact and generate with it: the runtime's public surface."""
+"""The runtime's public API: `load` opens an artifact, and `Engine` generates text with it."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ssruntime.checks import check_int
 from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, check_stopping_rule, complete, read_generation_config
 from ssruntime.decode import Request, decode
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
+from ssruntime.folder_lock import require_locks
 from ssruntime.machine import cpu_model, default_threads
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
@@ -25,7 +27,7 @@ from ssruntime.text.output import OutputText
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_CONTEXT: Final = 4096
-"""Context a load makes room for unless told: a cache costs memory in proportion."""
+"""Most tokens of a sequence unless `max_context` is given: the memory of a KV cache grows with it."""
 DEFAULT_MAX_SEQUENCES: Final = 4
 MAX_THREADS: Final = 1024
 
@@ -40,23 +42,31 @@ def load(
     draft: bool = True,
     global_threads: bool = False,
 ) -> Engine:
-    """Opens an artifact's engines.
+    """Returns an `Engine` with the artifact's verify engine and, if there is one, its draft engine open.
 
     Args:
-        path: the artifact's folder.
-        verify: hash every file against the manifest first; otherwise presence, sizes and schema are checked.
-        threads: threads of each engine. Default: the physical cores that this process may use.
-        max_context: tokens a sequence may have, prompt included. Default: the artifact's, at most 4096.
-        max_sequences: sequences that may be decoded at once, each with its own cache; further callers wait.
-        draft: open the draft engine too; without it only plain decoding is possible.
-        global_threads: use ONNX Runtime's process-wide thread pool, and make it if nobody has. A little faster for small models, but from
-            then on every session of the process must be made with `SessionOptions.use_per_session_threads = False`: ONNX Runtime refuses
-            others. The pool's size stays what its first user made it. Loads without the flag use a pool that exists.
+        path: folder of the artifact.
+        verify: whether to check the digest of every file against the manifest first. Without it, only
+            presence, sizes and schema are checked.
+        threads: number of threads of each engine. Default: the physical cores that this process may use.
+        max_context: largest number of tokens in a sequence, prompt included. Default: the artifact's limit,
+            but at most 4096.
+        max_sequences: number of sequences that can be decoded at the same time, each with its own KV cache.
+            Further requests wait.
+        draft: whether to open the draft engine. Without it, only autoregressive decoding (mode `plain`) is
+            possible.
+        global_threads: whether to use ONNX Runtime's process-wide thread pool, and to create it if there is
+            none. This is slightly faster for small models. Every later session of the process must then be
+            made with `SessionOptions.use_per_session_threads = False`, because ONNX Runtime refuses any
+            other. The pool keeps the size that it was created with. Loads without this flag also use the pool
+            if it exists.
 
     Raises:
-        ArtifactError: if the artifact is missing, damaged or of another schema.
-        ConfigError: if a setting is out of its range.
+        ArtifactError: if the artifact is missing, damaged or has another schema version.
+        ConfigError: if a setting is out of range.
+        BackendUnavailableError: if ONNX Runtime cannot be imported, or this system has no folder locks.
     """
+    require_locks()
     artifact = read_artifact(Path(path))
     if verify:
         check_digests(artifact)
@@ -66,18 +76,20 @@ def load(
     check_int("max_sequences", max_sequences, 1)
     defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
     if defaults.ignored:
-        logger.warning("%s asks for settings that are not implemented, and are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
+        logger.warning("%s has settings that are not implemented; they are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
     codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
     entry = artifact.manifest.drafts[0] if draft and artifact.manifest.drafts else None
     if entry is not None:
         _check_stopping_rule(entry)
-        _tell_of_other_machine(artifact)
+        _warn_of_other_processor(artifact)
 
-    # Imported here so that reading an artifact needs no ONNX Runtime.
+    # Imported here, so that reading an artifact does not require ONNX Runtime.
     try:
-        from ssruntime.backends.ort.backend import OrtBackend
+        importlib.import_module("onnxruntime")
     except ImportError as err:
         raise BackendUnavailableError(f"ONNX Runtime cannot be imported: {err}", "pip install 'sstool[cpu]'") from err
+    from ssruntime.backends.ort.backend import OrtBackend
+
     backend = OrtBackend(
         artifact,
         threads=thread_count,
@@ -91,12 +103,12 @@ def load(
 
 
 class Engine:
-    """The open engines of one artifact. Serves any number of threads at once, each request with its own cache."""
+    """The open engines of one artifact. Threads may share it: every request has its own KV cache."""
 
     def __init__(
         self, *, artifact: Artifact, backend: Backend, codec: PromptCodec, defaults: CheckpointDefaults, draft: DraftEntry | None
     ) -> None:
-        """Puts the parts together; use `load`."""
+        """Combines the parts of an engine. Call `load` instead."""
         self.artifact = artifact
         self.backend = backend
         self.defaults = defaults
@@ -113,18 +125,19 @@ class Engine:
         timeout: float | None = None,
         trace: Trace | None = None,
     ) -> Completion:
-        """Decodes to the end and returns everything.
+        """Returns the completion of a prompt, after decoding to its end.
 
         Args:
-            prompt: a text (which gets the tokenizer's own special tokens), token ids, or chat messages.
-            config: how to decode.
-            timeout: seconds to wait for a free sequence; None waits for as long as it takes.
-            trace: is filled with the verify passes, enough to run them again exactly.
+            prompt: text (the tokenizer adds its special tokens), token ids, or chat messages.
+            config: decoding settings. Default: all settings are taken from the artifact.
+            timeout: seconds to wait for a free sequence; None waits without a limit.
+            trace: record to fill with the verify passes, from which they can be replayed exactly.
 
         Raises:
-            PromptError: if the prompt cannot be used; ContextOverflowError if it leaves no room for a token.
+            PromptError: if the prompt cannot be used.
+            ContextOverflowError: if the prompt leaves no room for a generated token.
             ConfigError: if the settings do not fit this artifact.
-            BackendUnavailableError: if no sequence came free in time.
+            BackendUnavailableError: if no sequence became free in time, or this engine is closed.
         """
         settings, ids = self.settings(config), self.encode(prompt)
         slot = self._acquire(timeout)
@@ -147,13 +160,15 @@ class Engine:
     def decode_on(
         self, slot: Slot, ids: Sequence[int], settings: DecodeSettings, *, trace: Trace | None = None
     ) -> tuple[list[int], DecodeStats]:
-        """Decodes on a slot of the caller's own, with whatever draft it has: for measuring drafts that are not in the artifact.
+        """Returns the tokens and statistics of decoding on the caller's slot, with the draft of that slot.
+
+        This serves to measure drafts that are not in the artifact.
 
         Args:
-            slot: nobody else uses it meanwhile.
-            ids: the prompt.
-            settings: complete.
-            trace: is filled with the verify passes.
+            slot: slot that no other thread uses during the call.
+            ids: token ids of the prompt.
+            settings: completed decoding settings.
+            trace: record to fill with the verify passes.
         """
         request = self._request(slot, list(ids), settings, trace)
         return [token for kept in decode(request) for token in kept], request.stats
@@ -166,18 +181,20 @@ class Engine:
         timeout: float | None = None,
         trace: Trace | None = None,
     ) -> Iterator[Chunk]:
-        """As `generate`, but yields text as it comes; closing the iterator early frees the sequence.
+        """Returns an iterator over the text as it is generated.
 
-        The prompt and the settings are checked at once, before the first chunk is asked for.
+        The arguments and errors are those of `generate`. Prompt and settings are checked in this call. The
+        wait for a free sequence begins with the first chunk. Closing the iterator early frees the sequence.
         """
         settings, ids = self.settings(config), self.encode(prompt)
         return self._stream(ids, settings, timeout, trace)
 
     def settings(self, config: GenerationConfig | None = None) -> DecodeSettings:
-        """Returns a configuration completed from the artifact: tuned exit, then the checkpoint's settings, then defaults.
+        """Returns a configuration completed from the artifact's settings and the defaults.
 
         Raises:
-            ConfigError: if speculative decoding is asked for and no draft is open.
+            ConfigError: if the settings do not fit this artifact, such as mode `speculative` without an open
+                draft.
         """
         return complete(config or GenerationConfig(), self.defaults, self._tuned, prefers_plain=self._prefers_plain)
 
@@ -185,18 +202,22 @@ class Engine:
         """Returns the prompt's token ids.
 
         Raises:
-            PromptError: if the prompt cannot be used; ContextOverflowError if it leaves no room for a token.
+            PromptError: if the prompt cannot be used.
+            ContextOverflowError: if the prompt leaves no room for a generated token.
         """
         ids = self._codec.encode(prompt)
         if len(ids) >= self.backend.max_context:
             raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens, and the context of {self.backend.max_context} must hold at least one more",
-                f"shorten it, or load with a larger max_context (this artifact's is {self.artifact.manifest.max_context})",
+                f"the prompt has {len(ids)} tokens, and the context of {self.backend.max_context} tokens must hold at least one more",
+                f"shorten the prompt, or load with a larger max_context (at most {self.artifact.manifest.max_context} here)",
             )
         return ids
 
     def close(self) -> None:
-        """Frees the engines. Requests that are running finish; new ones are refused."""
+        """Closes the engine: running requests finish, new ones are refused.
+
+        Unused KV caches are freed at once, ONNX Runtime's sessions with the last reference to this engine.
+        """
         self._is_closed = True
         self.backend.close()
 
@@ -220,7 +241,7 @@ class Engine:
 
     def _acquire(self, timeout: float | None) -> Slot:
         if self._is_closed:
-            raise BackendUnavailableError("this engine was closed", "load the artifact again")
+            raise BackendUnavailableError("this engine is closed", "load the artifact again")
         return self.backend.acquire(timeout)
 
     def _request(self, slot: Slot, ids: list[int], settings: DecodeSettings, trace: Trace | None) -> Request:
@@ -240,13 +261,13 @@ class Engine:
         )
 
 
-def _tell_of_other_machine(artifact: Artifact) -> None:
-    """Warns where the draft was tuned on another kind of processor: what pays there may not pay here."""
+def _warn_of_other_processor(artifact: Artifact) -> None:
+    """Warns if the draft was tuned on another kind of processor: another draft may be faster on this one."""
     tuning = artifact.manifest.tuning
     if tuning is not None and tuning.cpu != cpu_model():
         logger.warning(
-            "%s was tuned on another kind of processor (%s, this is %s): the text is the same, the speed may not be the best;"
-            " to tune it here: sstool search --artifact %s",
+            "%s was tuned on another kind of processor (%s; this one is %s): the text is the same, but another draft may be faster;"
+            " to tune it on this machine: sstool search --artifact %s",
             artifact.folder.name,
             tuning.cpu,
             cpu_model(),
@@ -260,10 +281,10 @@ def _output(request: Request) -> OutputText:
 
 
 def checked_threads(threads: int | None) -> int:
-    """Returns how many threads an engine gets that is asked for these; None asks for the default.
+    """Returns the number of threads of an engine: `threads`, or the default if that is None.
 
     Raises:
-        ConfigError: if the number is out of its range.
+        ConfigError: if the number is out of range.
     """
     check_int("threads", threads, 1, MAX_THREADS)
     return default_threads() if threads is None else threads

@@ -36,7 +36,7 @@ class UnsupportedModelError(SelfSpecError):
 
 
 class RecipeError(SelfSpecError):
-    """A recipe or a skip set holds something that cannot be used."""
+    """A recipe or a skip set contains something that cannot be used."""
 
 
 class ConfigError(SelfSpecError):
@@ -52,7 +52,7 @@ class ContextOverflowError(PromptError):
 
 
 class BackendUnavailableError(SelfSpecError):
-    """The machine lacks what an engine, or a free place in one, needs."""
+    """The machine lacks something that an engine needs, or no sequence of an engine came free in time."""
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

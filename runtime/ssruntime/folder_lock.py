@@ -16,7 +16,7 @@ except ImportError:  # Windows, where the packages import and `require_locks` sa
 
 
 def require_locks() -> None:
-    """Checks that this system has folder locks, without which artifacts can neither be written nor loaded safely.
+    """Checks that this system has folder locks, which writing and loading artifacts safely needs.
 
     Raises:
         BackendUnavailableError: on Windows.

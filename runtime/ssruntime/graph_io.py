@@ -1,26 +1,27 @@
-"""The graph contract: names and limits that the exporter writes into a graph and the runtime binds by.
+"""The graph contract: the names and limits that the exporter and the runtime share.
 
-Every engine of an ONNX Runtime target takes and gives, with B = 1 for now:
+Every engine of an ONNX Runtime target has these inputs and outputs. B is the batch size, 1 for now; S is the
+query length of a pass, and N the number of logits to keep.
 
 | name | dtype, shape | meaning |
 |---|---|---|
 | `input_ids` | int64[B, S] | new tokens |
 | `seqlens_k` | int32[B] | valid tokens after this step, minus 1 |
 | `total_sequence_length` | int32[] | largest of (`seqlens_k` + 1) |
-| `position_ids` | int64[B, S] | where each new token stands in the text |
-| `past_length` | int64[1] | verify only: tokens cached before the new ones |
-| `tree_mask` | float[1, 1, S, S] | verify only: `HIDDEN` where a new token must not see another one before it, else 0 |
-| `logits_index` | int64[B, N] | which of the S positions reach the LM head |
-| `past.{layer}.key`, `.value` | float[B, kv_heads, max_context, head_dim] | cache, bound once as input and output |
-| `present.{layer}.key`, `.value` | the same | the same buffers |
-| `token` | int64[B, N] | most probable token after each chosen position |
+| `position_ids` | int64[B, S] | position of each new token in its text |
+| `past_length` | int64[1] | verify only: number of tokens in the KV cache before the new ones |
+| `tree_mask` | float[1, 1, S, S] | verify only: `HIDDEN` if a row must not see an earlier new token, else 0 |
+| `logits_index` | int64[B, N] | logits to keep: indices of the new tokens that reach the LM head |
+| `past.{layer}.key`, `.value` | float[B, kv_heads, max_context, head_dim] | KV cache, bound once |
+| `present.{layer}.key`, `.value` | the same | the buffers of `past`, written in place |
+| `token` | int64[B, N] | most probable next token of each kept row |
 | `confidence` | float32[B, N] | its probability at temperature 1 |
-| `top_tokens` | int64[B, N, num_top] | the most probable tokens, best first, ties by lower id |
+| `top_tokens` | int64[B, N, num_top] | the most probable next tokens, best first, ties by lower id |
 | `top_logits` | float32[B, N, num_top] | their logits |
-| `logits` | float32[B, N, vocab] | for sampling, where the best tokens do not settle it |
+| `logits` | float32[B, N, vocab] | all logits, for sampling that the top tokens do not decide |
 
-`num_top` is `MAX_TOP_TOKENS`, or the vocabulary where that is smaller.
-`layer` is the layer's number in the checkpoint; a draft has the caches of its kept attention sublayers only.
+`num_top` is the lesser of `MAX_TOP_TOKENS` and the vocabulary size.
+`layer` is the layer's number in the checkpoint; a draft has a KV cache only for its kept attention sublayers.
 """
 
 from __future__ import annotations
@@ -44,20 +45,22 @@ PAST_PREFIX: Final = "past."
 PRESENT_PREFIX: Final = "present."
 
 MAX_TOP_TOKENS: Final = 64
-"""Most tokens that `top_tokens` names: more than nearly every nucleus holds, and few enough to be found as fast as the best one."""
+"""Most tokens in `top_tokens`: almost every top-p set is smaller, and TopK of 64 is as fast as of 1."""
 
 MAX_QUERY_LENGTH: Final = 16
-"""Most tokens one verify pass takes: the last committed one, up to 15 drafted ones, and alternatives as far as there is room."""
+"""Greatest query length of a verify pass: the last committed token, up to 15 draft tokens, and alternatives.
+
+An alternative is a side branch of the token tree, one token long. Alternatives use the rows that are left."""
 
 HIDDEN: Final = -1e9
-"""Bias of what a token must not see: its weight underflows to 0."""
+"""Attention bias of a token that must not be attended to: its softmax weight underflows to 0."""
 
 
 def past_name(layer: int, kind: str) -> str:
-    """Returns the input name of a layer's cache; `kind` is `key` or `value`."""
+    """Returns the input name of a layer's KV cache; `kind` is `key` or `value`."""
     return f"{PAST_PREFIX}{layer}.{kind}"
 
 
 def present_name(layer: int, kind: str) -> str:
-    """Returns the output name of a layer's cache; `kind` is `key` or `value`."""
+    """Returns the output name of a layer's KV cache; `kind` is `key` or `value`."""
     return f"{PRESENT_PREFIX}{layer}.{kind}"

@@ -1,4 +1,4 @@
-"""Facts about this machine, read in one place: processor, usable cores, memory, and the limits that a container sets."""
+"""Facts about this machine, read in one place: processor, usable cores, memory, and a container's limits."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MEMORY_FILES: Final = {
     2: ("memory.max", "memory.current", "inactive_file"),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""By cgroup version: the files that hold a group's limit and its usage, and the key of the reclaimable part of the usage."""
+"""By cgroup version: the files with a group's limit and its usage, and the key of the reclaimable usage."""
 
 
 def cpu_model() -> str:
-    """Returns the processor's model name, or the machine type where the system does not tell."""
+    """Returns the processor's model name, or the machine type if the name is not known."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
@@ -38,14 +38,14 @@ def logical_cpus() -> int:
 
 
 def default_threads() -> int:
-    """Returns the number of physical cores within the process's affinity and its cgroup's CPU quota, at least 1."""
+    """Returns the number of physical cores that CPU affinity and the cgroups' CPU quota allow, at least 1."""
     cores = len({_core_of(cpu) for cpu in _allowed_cpus()})
     quota = _cpu_quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
 def total_memory() -> int | None:
-    """Returns the machine's memory in bytes, None where the system does not tell."""
+    """Returns the machine's memory in bytes, or None if it is not known."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -53,22 +53,22 @@ def total_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Returns the bytes that this process may still take, None where the system does not tell.
+    """Returns the bytes that this process may still allocate, or None if they are not known.
 
-    That is the least of what the machine has left and what each enclosing cgroup allows.
+    This is the least of the machine's available memory and what each enclosing cgroup still allows.
     """
     rooms = [_machine_memory_left(), *(_group_memory_left(folder, version) for folder, version in _cgroup_folders("memory"))]
     return min((room for room in rooms if room is not None), default=None)
 
 
 def return_freed_memory() -> None:
-    """Returns freed heap memory to the system, where the C library can; glibc otherwise keeps tens of megabytes for later."""
+    """Returns freed heap memory to the system if the C library can; glibc otherwise keeps it for later."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # a C library without it, or Windows
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Returns the fields that `/proc/cpuinfo` gives for the first processor; empty where there is no such file."""
+    """Returns the fields of `/proc/cpuinfo` for the first processor; empty if there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -84,7 +84,7 @@ def _allowed_cpus() -> set[int]:
 
 
 def _core_of(cpu: int) -> str:
-    """Returns a name that the hardware threads of one core share."""
+    """Returns a text that is the same for all hardware threads of a core."""
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     try:
         return path.read_text(encoding="ascii").strip()
@@ -93,7 +93,7 @@ def _core_of(cpu: int) -> str:
 
 
 def _cpu_quota() -> float | None:
-    """Returns the CPUs' worth of time that the tightest enclosing cgroup grants; None where there is no limit."""
+    """Returns the lowest CPU quota of the enclosing cgroups, in CPUs; None if there is none."""
     quotas = [_cpu_quota_v2(folder) if version == 2 else _cpu_quota_v1(folder) for folder, version in _cgroup_folders("cpu")]
     return min((q for q in quotas if q is not None), default=None)
 
@@ -127,7 +127,7 @@ def _machine_memory_left() -> int | None:
 def _group_memory_left(folder: Path, version: int) -> int | None:
     limit, usage, reclaimable = _MEMORY_FILES[version]
     try:
-        most = int((folder / limit).read_text(encoding="ascii"))  # version 2 writes `max` where there is no limit
+        most = int((folder / limit).read_text(encoding="ascii"))  # version 2 writes `max` if there is no limit
         used = int((folder / usage).read_text(encoding="ascii"))
         stat = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
         return max(0, most - used + int(stat.get(reclaimable, 0)))
@@ -136,7 +136,7 @@ def _group_memory_left(folder: Path, version: int) -> int | None:
 
 
 def _cgroup_folders(controller: str) -> Iterator[tuple[Path, int]]:
-    """Yields the folders where the limits of one controller may be: the process's own group and every enclosing one.
+    """Yields the folders that may contain a controller's limits: the process's own group and its parents.
 
     Args:
         controller: `cpu` or `memory`.
@@ -148,7 +148,7 @@ def _cgroup_folders(controller: str) -> Iterator[tuple[Path, int]]:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
-    for line in lines:  # hierarchy:controllers:path, where version 2 names no controllers
+    for line in lines:  # hierarchy:controllers:path; version 2 names no controllers
         _, controllers, own = line.split(":", 2)
         if not controllers:
             yield from ((folder, 2) for folder in _up_to(Path("/sys/fs/cgroup"), own))
@@ -157,6 +157,6 @@ def _cgroup_folders(controller: str) -> Iterator[tuple[Path, int]]:
 
 
 def _up_to(root: Path, own: str) -> list[Path]:
-    """Returns a group's folder and every enclosing one up to the root; inside a container some may not exist."""
+    """Returns a group's folder and all enclosing ones up to the root; in a container, some may not exist."""
     folder = root / own.lstrip("/")
     return [folder, *(p for p in folder.parents if p.is_relative_to(root))]

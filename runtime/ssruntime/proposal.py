@@ -1,8 +1,10 @@
-"""What a draft puts before verify: a chain of tokens, and beside some of them the draft's next-best ones.
+"""The tokens that one verify pass checks: a draft sequence, and alternatives to some of its tokens.
 
-A draft that is wrong often has the right token second or third (with the draft of this project's demo model: 34 % and 16 % of the times),
-and a verify pass reads all the weights for one position as for ten. So a pass verifies these *alternatives* too: where the chain's token
-falls and an alternative stands in its place, the round goes one token further. It is a token tree whose side branches are one token long.
+Together they form a token tree. The draft sequence is the trunk. An *alternative* is a side branch, one token
+long: one of the draft's next-best tokens at that depth. If a token of the sequence is rejected and an
+alternative to it is accepted, the round emits one token more. This pays because a draft that is wrong often
+ranks the right token second or third, and because a verify pass reads all weights once, whether it covers one
+position or ten.
 """
 
 from __future__ import annotations
@@ -13,18 +15,18 @@ from typing import Final, NamedTuple
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 
 ALTERNATIVE_GAP: Final = 2.0
-"""Most, in nats, that an alternative's decision score may lie below that of the draft's own token.
+"""Largest distance, in nats, of an alternative's score below the score of the draft's own token.
 
-The chance that it is the right one falls with that distance. Replayed on recorded drafts of two models with the verify costs of two
-machines, 2 was the best or within 0.5 % of it for sampled text, 1 to 2 for greedy; without a limit half of the gain was lost."""
+The score is the logit, or with coupled sampling the log weight plus noise. The chance of being right falls
+with the distance; 2 nats is the measured optimum."""
 
 
 class Alternative(NamedTuple):
-    """A token that may stand where the chain has another.
+    """A side branch of the token tree, one token long.
 
     Attributes:
-        depth: index in the chain of the token that it stands beside.
-        token: its id.
+        depth: index, in the draft sequence, of the token that this one would replace.
+        token: token id.
     """
 
     depth: int
@@ -32,11 +34,11 @@ class Alternative(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """What one round puts before verify.
+    """The token tree that one round verifies.
 
     Attributes:
-        tokens: the chain, each token drafted behind the one before.
-        alternatives: by rising depth, better ones first.
+        tokens: draft sequence, in which each token continues the ones before it.
+        alternatives: side branches in order of depth; at the same depth the better ones come first.
     """
 
     tokens: Sequence[int]
@@ -44,11 +46,11 @@ class Proposal(NamedTuple):
 
 
 def room_beside(num_tokens: int, start: int, end: int) -> int:
-    """Returns how many alternatives fit into a verify pass beside a chain.
+    """Returns how many alternatives fit into a verify pass together with a draft sequence.
 
     Args:
-        num_tokens: of the chain, without the committed token before it.
-        start: position of that token.
-        end: position from which on the cache takes none (see `Slot.alternatives_end`).
+        num_tokens: length of the draft sequence, without the committed token before it.
+        start: position of that committed token.
+        end: first position at which no alternative is allowed (see `Slot.alternatives_end`).
     """
     return max(0, min(MAX_QUERY_LENGTH, end - start) - 1 - num_tokens)

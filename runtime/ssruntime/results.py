@@ -1,4 +1,4 @@
-"""What decoding gives back: statistics with their invariants, streamed chunks, completions, and the trace a replay needs."""
+"""The results of decoding: statistics with their invariants, streamed chunks, completions and traces."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from ssruntime.proposal import Alternative
 class DecodeStats:
     """Counts and times of one request.
 
-    Per round `accepted <= proposed`, and it emits accepted + 1 tokens (a correction or a bonus), so
-    `emitted = accepted + rounds`, before EOS, a stop string or the limit cuts; what is cut is `discarded`. With n tokens in
-    the completion, `n = 1 + emitted - discarded`: the first token is prefill's and belongs to no round.
-    Plain decoding has no rounds: `emitted = n - 1`.
+    In each round `accepted <= proposed`, and the round emits accepted + 1 tokens: the last one is a
+    correction token after a rejection, and a bonus token otherwise. So `emitted = accepted + rounds`. EOS
+    or a stop string inside a round cuts off the tokens after it, which `discarded` counts. A completion of n
+    tokens has `n = 1 + emitted - discarded`: its first token comes from prefill and belongs to no round.
+    Autoregressive decoding (mode `plain`) has no rounds: `emitted = n - 1`.
 
     Attributes:
-        rounds: rounds begun and ended.
-        proposed: positions drafted: the tokens of the chains.
-        accepted: of these, the ones verify agreed with, be it with the chain's token or with an alternative beside it.
-        alternatives: tokens that were verified beside the chains'.
-        alternatives_accepted: of `accepted`, the ones that an alternative gave; at most one a round.
-        emitted: tokens the rounds gave.
-        discarded: of these, the ones cut off.
+        rounds: number of rounds.
+        proposed: number of tokens in the draft sequences, without alternatives.
+        accepted: number of drafted positions at which verify accepted the drafted token or an alternative.
+        alternatives: number of alternatives verified (side branches of the token tree, one token long).
+        alternatives_accepted: number of accepted positions that an alternative filled; at most one per round.
+        emitted: number of tokens that rounds or autoregressive steps emitted.
+        discarded: number of emitted tokens that were cut off.
         prefill_s: wall seconds from the first pass to the first token.
         decode_s: wall seconds from the first token to the last.
-        engine_s: of decode_s, the seconds inside the engines' run call.
+        engine_s: seconds of `decode_s` spent inside the engines' run call.
     """
 
     rounds: int = 0
@@ -41,7 +42,7 @@ class DecodeStats:
     engine_s: float = 0.0
 
     def tokens_per_second(self) -> float | None:
-        """Returns tokens after the first per second of decoding; None where there is only one."""
+        """Returns tokens per second of `decode_s`, the first token not counted; None if there is no other."""
         tokens = self.emitted - self.discarded
         return tokens / self.decode_s if tokens > 0 and self.decode_s > 0 else None
 
@@ -63,9 +64,10 @@ class DecodeStats:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One verify pass: it ran `[last token, *proposals]` from position `start`, and the alternatives behind them.
+    """One verify pass: it ran `[last token, *proposals]` from position `start`, and then `alternatives`.
 
-    `alternative` is the index of the alternative that stood, whose keys and values were then moved to its token's place.
+    `alternative` is the index of the accepted alternative, whose KV was then copied to its token's position;
+    None if none was accepted.
     """
 
     start: int
@@ -76,9 +78,9 @@ class Round:
 
 @dataclass(slots=True)
 class Trace:
-    """The verify passes of a request in their order, enough to run them again exactly (see `sstool.validation.lossless`).
+    """The verify passes of a request in order, from which `sstool.validation.lossless` replays them exactly.
 
-    Plain decoding records rounds without proposals.
+    Autoregressive decoding (mode `plain`) records rounds without proposals.
     """
 
     prompt_ids: list[int] = field(default_factory=list)
@@ -89,8 +91,8 @@ class Trace:
 class Chunk:
     """A piece of a streamed completion. `finish_reason` and `stats` are set on the last one only.
 
-    `token_ids` are the tokens committed since the last chunk; `text` may lag behind them while a character or a possible stop
-    string is incomplete.
+    `token_ids` are the tokens committed since the last chunk. `text` may lag behind them: an incomplete
+    character and the possible beginning of a stop string are held back.
     """
 
     text: str
@@ -104,10 +106,10 @@ class Completion:
     """A finished request.
 
     Attributes:
-        text: what was generated, without special tokens, ending before the stop string if one ended it.
-        token_ids: with EOS and the token that completed a stop string.
+        text: generated text, without special tokens and without the stop string that ended it.
+        token_ids: generated tokens, including EOS and the token that completed a stop string.
         finish_reason: `eos`, `stop`, `length` or `context`.
-        seed: the seed in use, which gives the same text again.
+        seed: seed that was used; it reproduces the text.
         stats: counts and times.
         prompt_tokens: length of the prompt in tokens.
     """

@@ -1,7 +1,7 @@
-"""Temporary folders that are published by one rename, and whose debris after a kill is told from work in progress.
+"""Scratch folders: published by one rename, and removed safely after their process was killed.
 
-A scratch folder is locked (`flock` on the folder itself) as long as its maker lives; the kernel drops the lock with the process. So
-whoever comes next may remove every scratch folder it can lock, and none other.
+A process locks each of its scratch folders (`flock` on the folder itself); the kernel drops the lock when the
+process ends. A scratch folder that another process can lock is therefore a leftover, and can be removed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _SUFFIX: Final = ".sstool-tmp"
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Makes an empty, locked folder `.{name}.{random}.sstool-tmp` in `parent`; removes it on the way out unless it was renamed.
+    """Yields a new, empty, locked folder `.{name}.{random}.sstool-tmp` in `parent`.
+
+    When the block ends, the folder is removed, unless the block has renamed it. Leftovers of the same name
+    are removed first.
 
     Raises:
         OSError: if the folder cannot be made.
@@ -36,7 +39,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes or replaces a file; whoever reads it meanwhile, and whatever happens, it is the old one or the new one.
+    """Writes or replaces a file atomically: even after a crash, it has either the old or the new content.
 
     Raises:
         OSError: if the disk refuses.
@@ -50,7 +53,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sweep(parent: Path, name: str) -> None:
-    """Removes the scratch folders of that name which no living process holds."""
+    """Removes the scratch folders of a name that no running process has locked."""
     for folder in parent.glob(f".{_escape(name)}.*{_SUFFIX}"):
         try:
             lock = try_lock(folder)
@@ -61,7 +64,11 @@ def sweep(parent: Path, name: str) -> None:
 
 
 def retire(folder: Path, name: str) -> None:
-    """Removes a folder, if it is there, so that a kill on the way leaves it whole or as debris that `sweep` of that name removes.
+    """Removes a folder, if it exists; a killed process leaves it complete, or as a leftover scratch folder.
+
+    Args:
+        folder: the folder to remove.
+        name: name of the scratch folder that it becomes first, for `sweep`.
 
     Raises:
         OSError: if the folder cannot be renamed.
@@ -75,18 +82,21 @@ def retire(folder: Path, name: str) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Removes a folder of ours, also where folders in it were made read-only since; what cannot be removed is left."""
+    """Removes a folder that this user owns, read-only folders included; leaves what cannot be removed.
+
+    Does not follow symbolic links.
+    """
     if folder.is_symlink():
         return
     _make_writable(folder)
-    for root, names, _ in os.walk(folder):  # lists a folder after its parent's loop has made it readable
+    for root, names, _ in os.walk(folder):  # lists a subfolder after the loop below has made it readable
         for name in names:
             _make_writable(Path(root, name))
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:
-    """Flushes a flat folder's files, then the folder, to disk.
+    """Flushes all files in a folder, then the folder itself, to disk; subfolders themselves are not flushed.
 
     Raises:
         OSError: if the disk refuses.
@@ -117,14 +127,14 @@ def _make_locked(parent: Path, name: str) -> tuple[Path, int]:
         try:
             lock = try_lock(folder)
         except (BlockingIOError, FileNotFoundError):
-            continue  # somebody's sweep came between the two calls and removes it
+            continue  # between the two calls, the sweep of another process has locked or removed the folder
         if folder.exists() and os.fstat(lock).st_ino == folder.stat().st_ino:
             return folder, lock
         os.close(lock)
 
 
 def _make_writable(folder: Path) -> None:
-    if not folder.is_symlink():  # whose mode would be that of what it leads to
+    if not folder.is_symlink():  # chmod would change the target of a link
         with contextlib.suppress(OSError):
             folder.chmod(0o700)
 

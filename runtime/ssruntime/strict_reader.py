@@ -1,4 +1,4 @@
-"""Strict reading of JSON- or YAML-like mappings into frozen dataclasses: unknown, missing or mistyped keys are refused."""
+"""Reads JSON or YAML mappings into frozen dataclasses, and refuses unknown, missing or mistyped keys."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ _SHORT.maxlevel = 2
 
 
 def read_record(cls: type[T], data: object, *, where: str, error: type[SelfSpecError]) -> T:
-    """Builds a dataclass from a mapping.
+    """Returns an instance of a dataclass, made from a mapping.
 
     Args:
-        cls: a dataclass; its field types may be scalars, `X | None`, `tuple[X, ...]`, `dict[str, X]`, or dataclasses.
-        data: what was parsed from the file.
-        where: what to call the place in messages, for example `manifest.json`.
+        cls: a dataclass; its field types may be scalars, `X | None`, `tuple[X, ...]`, `dict[str, X]`, or
+            dataclasses.
+        data: the parsed content of the file.
+        where: name of the place in error messages, for example `manifest.json`.
         error: the error class to raise.
 
     Raises:
-        SelfSpecError: of class `error`, if a key is unknown (the closest known one is named) or missing, or a value has another type.
+        SelfSpecError: of class `error`, if a key is unknown (the hint names the closest known one) or
+            missing, or a value has another type.
     """
     if not isinstance(data, Mapping):
         raise error(f"{where}: expected an object with keys, found {_kind(data)}", "correct this value")
@@ -75,6 +77,6 @@ def _convert(hint: Any, value: object, *, where: str, error: type[SelfSpecError]
 
 
 def _kind(value: object) -> str:
-    # A structure is not written out whole: one that names its parts many times may be small and print without end.
+    # Lists and mappings are shortened: with YAML aliases, a small file can hold one that prints without end.
     shown = repr(value) if value is None or isinstance(value, str | int | float) else _SHORT.repr(value)
     return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"

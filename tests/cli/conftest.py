@@ -1,4 +1,4 @@
-"""What tests of the command line share: running it in this process, with what it wrote and how it ended."""
+"""Fixtures of the command-line tests: run `sstool` in this process and read its output and exit code."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sstool.cli.main import run
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a command ended."""
+    """The exit code and the output of one command."""
 
     code: int
     out: str
     err: str
 
     def lines(self) -> list[Any]:
-        """Returns stdout read as JSON Lines."""
+        """Returns the objects of stdout, which is JSON Lines."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
@@ -31,7 +31,7 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture
 def sstool(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs `sstool` with arguments."""
+    """Returns a function that runs `sstool` with the given arguments."""
 
     def invoke(*args: str | Path) -> Outcome:
         capfd.readouterr()
@@ -44,7 +44,7 @@ def sstool(capfd: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture
 def prompts_file(tmp_path: Path) -> Path:
-    """Two prompts that fit and two that do not: an empty one, and one longer than the context of 64 that tests decode with."""
+    """Returns a file of two valid prompts, an empty one, and one longer than the tests' context of 64."""
     path = tmp_path / "prompts.jsonl"
     records = [
         {"id": "first", "prompt": "def area(radius):"},

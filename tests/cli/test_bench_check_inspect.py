@@ -1,4 +1,4 @@
-"""`bench`, `check` and `inspect`: the JSON that users script against, and the same facts as text."""
+"""`bench`, `check` and `inspect` print the documented JSON, and the same facts as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN = {
 }  # fmt: skip
 
 
-def test_bench_json(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+def test_bench_json_has_the_documented_fields(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
     outcome = sstool("bench", demo_artifact, "--prompts", prompts_file, "--json", *QUICK)
     assert outcome.code == 0
     [report] = outcome.lines()
@@ -33,13 +33,13 @@ def test_bench_json(sstool: Command, demo_artifact: Path, prompts_file: Path) ->
 
 
 @pytest.mark.parametrize("flag", ["--mode", "--modes"])
-def test_bench_of_one_mode(sstool: Command, demo_artifact: Path, prompts_file: Path, flag: str) -> None:
+def test_bench_of_one_mode_has_no_comparison(sstool: Command, demo_artifact: Path, prompts_file: Path, flag: str) -> None:
     [report] = sstool("bench", demo_artifact, "--prompts", prompts_file, "--json", flag, "speculative", *QUICK).lines()
     [run] = report["runs"]
     assert (run["mode"], run["ratio_to_plain"], run["identical"]) == ("speculative", None, None)
 
 
-def test_bench_as_a_table(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+def test_bench_as_text_is_a_table(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
     outcome = sstool("bench", demo_artifact, "--prompts", prompts_file, *QUICK)
     assert outcome.code == 0
     for text in ("plain", "self-speculative", "tokens/s", "acceptance rate", "tokens per round", "identical", "4 of 4", "2 refused"):
@@ -47,7 +47,7 @@ def test_bench_as_a_table(sstool: Command, demo_artifact: Path, prompts_file: Pa
     assert "empty" in outcome.err
 
 
-def test_check_json(sstool: Command, demo_artifact: Path, tmp_path: Path) -> None:
+def test_check_json_has_the_status_of_each_part(sstool: Command, demo_artifact: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "one.jsonl"
     prompts.write_text('{"prompt": "import os"}\n', encoding="utf-8")
     outcome = sstool("check", demo_artifact, "--prompts", prompts, "--json")
@@ -60,7 +60,7 @@ def test_check_json(sstool: Command, demo_artifact: Path, tmp_path: Path) -> Non
     assert report["losslessness"]["yes"] == report["losslessness"]["comparisons"] > 0
 
 
-def test_check_as_text(sstool: Command, demo_copy: Path) -> None:
+def test_check_as_text_shows_what_failed_and_what_was_skipped(sstool: Command, demo_copy: Path) -> None:
     path = demo_copy / "tokenizer.json"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -72,7 +72,7 @@ def test_check_as_text(sstool: Command, demo_copy: Path) -> None:
         assert f"{part:<14}skipped: " in outcome.out
 
 
-def test_inspect_json(sstool: Command, demo_artifact: Path) -> None:
+def test_inspect_json_has_the_manifest_s_facts(sstool: Command, demo_artifact: Path) -> None:
     [found] = sstool("inspect", demo_artifact, "--json").lines()
     manifest = read_artifact(demo_artifact).manifest
     assert found["model"]["num_layers"] == manifest.model.num_layers
@@ -85,7 +85,7 @@ def test_inspect_json(sstool: Command, demo_artifact: Path) -> None:
     assert found["tools"] == manifest.tools
 
 
-def test_inspect_as_text(sstool: Command, demo_artifact: Path) -> None:
+def test_inspect_as_text_shows_the_same_facts(sstool: Command, demo_artifact: Path) -> None:
     outcome = sstool("inspect", demo_artifact)
     assert outcome.code == 0
     [draft] = read_artifact(demo_artifact).manifest.drafts
@@ -112,6 +112,6 @@ def test_inspect_says_why_packing_is_private(sstool: Command, demo_artifact: Pat
     assert len([line for line in outcome.err.splitlines() if line.startswith("warning: ")]) == 1
 
 
-def test_a_strip_has_one_mark_a_layer() -> None:
+def test_a_skip_strip_has_one_mark_per_layer() -> None:
     assert skip_strip((0, 2), 4) == ".#.#"
     assert skip_strip((), 3) == "###"

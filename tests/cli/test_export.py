@@ -1,4 +1,4 @@
-"""`export` from the command line: flags beat the recipe, and what is wrong leaves nothing behind."""
+"""`sstool export`: flags override the recipe, and wrong input leaves no files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fails(sstool: Command, *args: str | Path, expected: str, code: int = main.EX
         (("--skip-set", "none.json"), "none.json cannot be read"),
     ],
 )
-def test_a_wrong_setting_exits_1_and_leaves_nothing(
+def test_a_wrong_setting_exits_1_and_leaves_no_files(
     sstool: Command, demo_model: Path, tmp_path: Path, args: tuple[str, ...], expected: str
 ) -> None:
     fails(sstool, "--model", demo_model, "--out", tmp_path / "out", *args, expected=expected)
@@ -81,7 +81,7 @@ def test_a_recipe_without_a_model_needs_the_flag(sstool: Command, tmp_path: Path
 
 
 @pytest.mark.parametrize(("model", "expected"), [("./nowhere", "no model folder at"), ("org/no-such-model", "no network, or offline")])
-def test_a_model_that_is_not_there_exits_1(sstool: Command, tmp_path: Path, model: str, expected: str) -> None:
+def test_a_missing_model_exits_1(sstool: Command, tmp_path: Path, model: str, expected: str) -> None:
     fails(sstool, "--model", model, "--out", tmp_path / "out", expected=expected)
 
 
@@ -92,7 +92,9 @@ def test_an_artifact_is_not_replaced_without_force(sstool: Command, demo_model: 
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_a_folder_that_is_not_ours_is_never_replaced(sstool: Command, demo_model: Path, tmp_path: Path, force: tuple[str, ...]) -> None:
+def test_a_folder_that_is_not_an_artifact_is_never_replaced(
+    sstool: Command, demo_model: Path, tmp_path: Path, force: tuple[str, ...]
+) -> None:
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter.txt").write_text("years of work", encoding="utf-8")
@@ -100,7 +102,7 @@ def test_a_folder_that_is_not_ours_is_never_replaced(sstool: Command, demo_model
     assert (out / "chapter.txt").read_text(encoding="utf-8") == "years of work"
 
 
-def test_flags_beat_the_recipe(sstool: Command, demo_model: Path, tmp_path: Path) -> None:
+def test_flags_override_the_recipe(sstool: Command, demo_model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("max_context: 512\nskip_set: {attention: [3], mlp: [4], max_draft: 5}\n", encoding="utf-8")
     out = tmp_path / "out"

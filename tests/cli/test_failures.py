@@ -1,4 +1,7 @@
-"""However a command fails, it says so in one line with a hint on stderr, with the right exit code and nothing on stdout."""
+"""Every failure of a command is one line with a hint on stderr.
+
+Nothing is written to stdout, and the exit code is the documented one.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def test_wrong_usage_exits_2(sstool: Command, args: tuple[str, ...], expected: s
     fails(sstool(*args), main.EXIT_USAGE, expected, "-h")
 
 
-def test_no_command_at_all_shows_help_and_exits_2(sstool: Command) -> None:
+def test_without_a_command_help_is_shown_and_the_exit_code_is_2(sstool: Command) -> None:
     outcome = sstool()
     assert outcome.code == main.EXIT_USAGE
     assert "Commands:" in outcome.err + outcome.out
@@ -86,7 +89,7 @@ def test_no_command_at_all_shows_help_and_exits_2(sstool: Command) -> None:
         ("--max-alternatives", "4", "max_alternatives is out of range"),
         ("--seed", "-1", "seed is out of range"),
         ("--seed", str(2**63), "seed is out of range"),
-        ("--stop", "", "stop must be a list of texts"),
+        ("--stop", "", "stop must be a list of non-empty strings"),
         ("--threads", "0", "threads is out of range"),
         ("--threads", "-2", "threads is out of range"),
         ("--max-context", "0", "max_context is out of range"),
@@ -101,16 +104,16 @@ def test_a_setting_out_of_range_exits_1(
     fails(sstool(command, demo_artifact, *source, flag, value), main.EXIT_FAILED, expected)
 
 
-def test_a_threshold_for_the_fixed_exit_exits_1(sstool: Command, demo_artifact: Path) -> None:
+def test_a_threshold_for_the_fixed_stopping_rule_exits_1(sstool: Command, demo_artifact: Path) -> None:
     fails(sstool("generate", demo_artifact, *PROMPT, "--exit", "fixed", "--exit-threshold", "0.5"), main.EXIT_FAILED, "exit_threshold")
 
 
-def test_unknown_bench_modes_exit_1_and_name_the_closest(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+def test_an_unknown_bench_mode_exits_1_and_the_closest_is_named(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
     outcome = sstool("bench", demo_artifact, "--prompts", prompts_file, "--modes", "plain,speculativ")
     fails(outcome, main.EXIT_FAILED, "'speculativ'", "did you mean 'speculative'?")
 
 
-def test_bench_of_no_repeats_exits_1(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+def test_bench_with_zero_repeats_exits_1(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
     fails(sstool("bench", demo_artifact, "--prompts", prompts_file, "--repeat", "0"), main.EXIT_FAILED, "repeat is out of range")
 
 
@@ -199,7 +202,7 @@ def test_check_finds_one_flipped_byte(sstool: Command, demo_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
-def test_debug_gives_a_traceback_wherever_it_stands(sstool: Command, tmp_path: Path, where: str) -> None:
+def test_debug_gives_a_traceback_before_and_after_the_command_name(sstool: Command, tmp_path: Path, where: str) -> None:
     args = ("--debug", "inspect", tmp_path / "none") if where == "before" else ("inspect", tmp_path / "none", "--debug")
     outcome = sstool(*args)
     assert outcome.code == main.EXIT_FAILED
@@ -234,14 +237,14 @@ def test_a_missing_package_names_the_extra(
 
 
 def start(*args: str | Path, without: str | None = None) -> subprocess.Popen[str]:
-    """Starts `sstool` in a process of its own, in which one package may be impossible to import."""
-    # Who runs the tests in the background of a script has interrupts ignored, which a child would inherit.
+    """Starts `sstool` in its own process; `without` names a package that the process cannot import."""
+    # A background job of a script ignores interrupts, and a child process would inherit that.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
     code += f" sys.modules.update({dict.fromkeys([without] if without else [])}); from sstool.cli.main import main; main()"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_an_interrupt_ends_quietly_with_130(demo_artifact: Path) -> None:
+def test_an_interrupt_exits_130_and_prints_no_error(demo_artifact: Path) -> None:
     process = start("generate", demo_artifact, *PROMPT, "--ignore-eos", "--max-new-tokens", "2000", "--mode", "plain")
     assert process.stdout is not None
     process.stdout.read(1)  # decoding has begun
@@ -251,7 +254,7 @@ def test_an_interrupt_ends_quietly_with_130(demo_artifact: Path) -> None:
     assert err.strip() == ""
 
 
-def test_a_reader_that_goes_away_is_no_error(demo_artifact: Path) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_error(demo_artifact: Path) -> None:
     process = start("generate", demo_artifact, *PROMPT, "--ignore-eos", "--max-new-tokens", "2000", "--mode", "plain")
     assert process.stdout is not None
     assert process.stderr is not None

@@ -1,4 +1,4 @@
-"""`generate`: what it prints, as text and as JSON Lines, and how seeds make it repeatable."""
+"""`sstool generate`: output as text and as JSON Lines, and how a seed repeats it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.conftest import Command
 
 PROMPT = "def area(radius):"
 ONE_THREAD = ("--threads", "1")
-"""Two engines' threads and those of other test runs would fight for the cores."""
+"""One thread, so that engines and parallel test runs do not compete for the cores."""
 SAMPLED = (*ONE_THREAD, "--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "24", "--max-context", "64")
 COUNTS = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "emitted", "discarded"}
 STATS = {*COUNTS, "prefill_s", "decode_s", "tokens_per_second"}
@@ -32,7 +32,7 @@ def check_counts(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["plain", "speculative"])
-def test_json_has_the_contract_s_fields_and_invariants(sstool: Command, demo_artifact: Path, mode: str) -> None:
+def test_json_has_the_documented_fields_and_invariants(sstool: Command, demo_artifact: Path, mode: str) -> None:
     outcome = sstool("generate", demo_artifact, "--prompt", PROMPT, "--json", "--mode", mode, "--seed", "3", *SAMPLED)
     assert outcome.code == 0
     [result] = outcome.lines()
@@ -44,7 +44,7 @@ def test_json_has_the_contract_s_fields_and_invariants(sstool: Command, demo_art
         assert (stats["rounds"], stats["proposed"], stats["accepted"]) == (0, 0, 0)
 
 
-def test_both_modes_say_the_same_and_so_does_the_stream(sstool: Command, demo_artifact: Path) -> None:
+def test_both_modes_and_the_stream_give_the_same_text(sstool: Command, demo_artifact: Path) -> None:
     args = ("generate", demo_artifact, "--prompt", PROMPT, "--seed", "5", *SAMPLED)
     plain = sstool(*args, "--mode", "plain", "--json").lines()[0]
     speculative = sstool(*args, "--json").lines()[0]
@@ -54,7 +54,7 @@ def test_both_modes_say_the_same_and_so_does_the_stream(sstool: Command, demo_ar
     assert "seed 5" in streamed.err
 
 
-def test_a_seed_that_is_not_given_is_printed_and_gives_the_same_again(sstool: Command, demo_artifact: Path) -> None:
+def test_a_seed_that_was_drawn_is_printed_and_repeats_the_output(sstool: Command, demo_artifact: Path) -> None:
     args = ("generate", demo_artifact, "--prompt", PROMPT, "--json", *SAMPLED)
     first, second = (sstool(*args).lines()[0] for _ in range(2))
     assert first["seed"] != second["seed"]
@@ -62,7 +62,7 @@ def test_a_seed_that_is_not_given_is_printed_and_gives_the_same_again(sstool: Co
     assert again["token_ids"] == first["token_ids"]
 
 
-def test_greedy_unless_a_sampling_flag_is_given(sstool: Command, demo_artifact: Path) -> None:
+def test_decoding_is_greedy_unless_a_sampling_flag_is_given(sstool: Command, demo_artifact: Path) -> None:
     args = ("generate", demo_artifact, "--prompt", PROMPT, "--json", "--max-new-tokens", "16", *ONE_THREAD)
     texts = {sstool(*args, "--seed", str(seed)).lines()[0]["text"] for seed in (1, 2)}
     assert len(texts) == 1
@@ -70,7 +70,9 @@ def test_greedy_unless_a_sampling_flag_is_given(sstool: Command, demo_artifact: 
     assert len(sampled) > 1
 
 
-def test_a_file_s_bad_prompts_are_reported_in_place_and_the_others_run(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+def test_invalid_prompts_of_a_file_are_reported_in_order_and_the_others_run(
+    sstool: Command, demo_artifact: Path, prompts_file: Path
+) -> None:
     outcome = sstool("generate", demo_artifact, "--prompts", prompts_file, "--json", "--seed", "11", *SAMPLED)
     assert outcome.code == 1
     results = outcome.lines()
@@ -84,7 +86,7 @@ def test_a_file_s_bad_prompts_are_reported_in_place_and_the_others_run(sstool: C
         assert result["error"]["type"] == kind
 
 
-def test_a_file_s_bad_prompts_are_lines_on_stderr_without_json(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+def test_without_json_invalid_prompts_of_a_file_are_lines_on_stderr(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
     outcome = sstool("generate", demo_artifact, "--prompts", prompts_file, "--max-new-tokens", "4", "--max-context", "64", *ONE_THREAD)
     assert outcome.code == 1
     assert [line for line in outcome.out.splitlines() if line.startswith("--- ")] == ["--- first", "--- 1", "--- empty", "--- long"]
@@ -94,7 +96,7 @@ def test_a_file_s_bad_prompts_are_lines_on_stderr_without_json(sstool: Command, 
     assert errors[1].startswith("error: prompt long: ")
 
 
-def test_a_prompt_s_seed_comes_from_its_place_in_the_file(sstool: Command, demo_artifact: Path, tmp_path: Path) -> None:
+def test_a_prompt_s_seed_depends_on_its_index_in_the_file(sstool: Command, demo_artifact: Path, tmp_path: Path) -> None:
     path = tmp_path / "same.jsonl"
     path.write_text((json.dumps({"prompt": PROMPT}) + "\n") * 3, encoding="utf-8")
     results = sstool("generate", demo_artifact, "--prompts", path, "--json", "--seed", "7", *SAMPLED).lines()
@@ -114,13 +116,13 @@ def test_a_stop_text_ends_the_output_and_is_left_out(sstool: Command, demo_artif
     assert result["text"] == whole[: whole.index(stop)]
 
 
-def test_running_into_the_context_is_no_error(sstool: Command, demo_artifact: Path) -> None:
+def test_reaching_the_end_of_the_context_is_not_an_error(sstool: Command, demo_artifact: Path) -> None:
     outcome = sstool("generate", demo_artifact, "--prompt", PROMPT, "--json", "--ignore-eos", "--max-context", "16", *ONE_THREAD)
     assert outcome.code == 0
     assert outcome.lines()[0]["finish_reason"] == "context"
 
 
-def test_settings_that_the_checkpoint_asks_for_in_vain_are_named(sstool: Command, demo_copy: Path) -> None:
+def test_unsupported_settings_of_the_checkpoint_give_a_warning(sstool: Command, demo_copy: Path) -> None:
     path = demo_copy / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": 1, "repetition_penalty": 1.3}), encoding="utf-8")
     manifest = demo_copy / "manifest.json"
@@ -132,7 +134,7 @@ def test_settings_that_the_checkpoint_asks_for_in_vain_are_named(sstool: Command
     assert [line for line in outcome.err.splitlines() if line.startswith("warning: ") and "repetition_penalty" in line]
 
 
-def test_chat_gives_the_prompt_to_the_model_s_template(sstool: Command, demo_copy: Path) -> None:
+def test_chat_renders_the_prompt_with_the_model_s_template(sstool: Command, demo_copy: Path) -> None:
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     path = demo_copy / "chat_template.jinja"
     path.write_text(template, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Help is there for every command, names the contract's flags, and tells the truth about choices and defaults."""
+"""Every command has help that names its documented flags, and its true choices and defaults."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from ssruntime import config as runtime
 from ssruntime.engine import DEFAULT_MAX_CONTEXT
 from sstool.cli import options
 from sstool.cli.group import COMMANDS, cli
+from sstool.prompts import read_prompts
+from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
 from tests.cli.conftest import Command
 
 DECODING = {
@@ -59,7 +61,7 @@ def test_the_group_lists_every_command(sstool: Command, flag: str) -> None:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_a_command_has_the_contract_s_flags_and_no_others(sstool: Command, name: str) -> None:
+def test_a_command_has_the_documented_flags_and_no_others(sstool: Command, name: str) -> None:
     found = {o for p in command_of(name).params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")}
     assert found == FLAGS[name] | EVERYWHERE
     for flag in ("-h", "--help"):
@@ -69,7 +71,7 @@ def test_a_command_has_the_contract_s_flags_and_no_others(sstool: Command, name:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_the_list_of_commands_says_what_the_command_says(name: str) -> None:
+def test_the_list_of_commands_repeats_the_first_line_of_each_help(name: str) -> None:
     assert (command_of(name).help or "").splitlines()[0] == COMMANDS[name]
 
 
@@ -97,6 +99,22 @@ def test_defaults_in_the_help_are_the_runtime_s(flag: str, values: list[object])
     [option] = [p for p in command_of("generate").params if p.name == flag]
     assert isinstance(option, click.Option)
     assert not [v for v in values if str(v) not in (option.help or "")]
+
+
+@pytest.mark.parametrize(
+    ("flag", "default"),
+    [
+        ("calibration", f"{len(read_prompts(DEFAULT_CALIBRATION))} built-in prompts"),
+        ("trials", SearchSettings().trials),
+        ("budget", SearchSettings().budget),
+        ("seed", SearchSettings().seed),
+    ],
+)
+@pytest.mark.parametrize("name", ["export", "search"])
+def test_defaults_in_the_help_are_the_search_s(name: str, flag: str, default: object) -> None:
+    [option] = [p for p in command_of(name).params if p.name == flag]
+    assert isinstance(option, click.Option)
+    assert f"[default: {default}]" in (option.help or "")
 
 
 def test_the_version_is_shown(sstool: Command) -> None:

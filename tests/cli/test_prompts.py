@@ -1,4 +1,4 @@
-"""Files of prompts: what is read, and what every way of getting one wrong is called."""
+"""Prompts files: what is read, and the error for each kind of invalid file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def written(folder: Path, data: bytes) -> Path:
     return path
 
 
-def test_ids_are_the_file_s_own_or_the_place_among_its_prompts(tmp_path: Path) -> None:
+def test_an_id_is_the_file_s_own_or_the_index_of_the_prompt(tmp_path: Path) -> None:
     records = read_prompts(
         written(tmp_path, b'{"prompt": "a"}\n\n{"id": "b", "prompt": "b"}\n  \n{"id": 7, "prompt": "c"}\n{"prompt": ""}')
     )
     assert [(r.index, r.id, r.prompt) for r in records] == [(0, "0", "a"), (1, "b", "b"), (2, "7", "c"), (3, "3", "")]
 
 
-def test_other_keys_are_left_alone(tmp_path: Path) -> None:
+def test_other_keys_are_ignored(tmp_path: Path) -> None:
     assert read_prompts(written(tmp_path, b'{"task": 1, "prompt": "a"}'))[0].prompt == "a"
 
 
@@ -46,18 +46,18 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
         (b'{"prompt": "a"}\n\n\nnot json\n', "line 4: not JSON"),
         (b"[" * 100_000, "line 1: not JSON"),
         (b'{"text": "a"}\n', "line 1: key 'prompt' is missing"),
-        (b'{"prompt": "a"}\n{"prompt": 3}\n', "line 2: 'prompt' must be a text, found int"),
-        (b'{"prompt": null}\n', "'prompt' must be a text, found NoneType"),
+        (b'{"prompt": "a"}\n{"prompt": 3}\n', "line 2: 'prompt' must be a string, found int"),
+        (b'{"prompt": null}\n', "'prompt' must be a string, found NoneType"),
         (b'"a"\n', "expected an object, found str"),
         (b'[{"prompt": "a"}]\n', "expected an object, found list"),
-        (b'{"id": [1], "prompt": "a"}\n', "'id' must be a text or a whole number"),
-        (b'{"id": true, "prompt": "a"}\n', "'id' must be a text or a whole number"),
+        (b'{"id": [1], "prompt": "a"}\n', "'id' must be a string or an integer"),
+        (b'{"id": true, "prompt": "a"}\n', "'id' must be a string or an integer"),
         (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "line 2: not UTF-8 at byte 12"),
         ('{"prompt": "a"}'.encode("utf-16"), "line 1: not UTF-8"),
         (b'{"prompt": "\\ud800"}\n', "not valid Unicode text"),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_refused_with_the_line(tmp_path: Path, data: bytes, expected: str) -> None:
+def test_an_invalid_file_is_refused_with_the_line_number(tmp_path: Path, data: bytes, expected: str) -> None:
     path = written(tmp_path, data)
     with pytest.raises(PromptError) as caught:
         read_prompts(path)

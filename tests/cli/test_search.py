@@ -1,8 +1,9 @@
-"""`search`, and the search that `export` makes, from the command line: what is found is deployed, and what is wrong leaves no trace."""
+"""`sstool search` and the search in `sstool export` deploy what they find; wrong input leaves no files."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,13 @@ RECIPE = "search: {sampled_tokens: 12, greedy_tokens: 8, finalists: 1}\n"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint of three layers. Read only."""
+    """Returns a random checkpoint of three layers, which the tests only read."""
     return make_llama(tmp_path_factory.mktemp("search") / "model", num_hidden_layers=3)
 
 
 @pytest.fixture
 def given(tmp_path: Path) -> tuple[str | Path, ...]:
-    """Options for a search that takes a second."""
+    """Returns options for a search that takes about a second."""
     prompts, recipe = tmp_path / "prompts.jsonl", tmp_path / "recipe.yaml"
     prompts.write_text('{"prompt": "w1 w2 w3"}\n{"prompt": "w4 w5"}\n', encoding="utf-8")
     recipe.write_text(RECIPE, encoding="utf-8")
@@ -39,7 +40,7 @@ def fails(sstool: Command, *args: str | Path, expected: str, code: int = main.EX
     assert expected in line
 
 
-def test_a_checkpoint_s_search_gives_a_skip_set_that_export_takes(
+def test_a_search_of_a_checkpoint_gives_a_skip_set_that_export_accepts(
     sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]
 ) -> None:
     out = tmp_path / "found"
@@ -48,7 +49,7 @@ def test_a_checkpoint_s_search_gives_a_skip_set_that_export_takes(
     assert "4 trials in" in outcome.out
     assert {p.name for p in out.iterdir()} == {"skip_set.json", "trials.jsonl", "latency.json", "report.html"}
     assert not (tmp_path / "found.search").exists()
-    fails(sstool, "search", "--model", model, "--out", out, *given, expected=f"{out} exists")
+    fails(sstool, "search", "--model", model, "--out", out, *given, expected=f"{out} already exists")
     assert sstool("search", "--model", model, "--out", out, "--force", *given).code == 0
 
     artifact = tmp_path / "artifact"
@@ -60,7 +61,9 @@ def test_a_checkpoint_s_search_gives_a_skip_set_that_export_takes(
     assert draft.tuned.max_draft == spec["max_draft"]
 
 
-def test_an_artifact_gets_the_draft_that_was_found(sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]) -> None:
+def test_a_search_of_an_artifact_deploys_the_draft_that_it_found(
+    sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]
+) -> None:
     artifact = tmp_path / "artifact"
     assert sstool("export", "--model", model, "--out", artifact, "--no-search").code == 0
     before = read_artifact(artifact).manifest
@@ -81,7 +84,7 @@ def test_an_artifact_gets_the_draft_that_was_found(sstool: Command, model: Path,
     shown = sstool("inspect", artifact)
     assert "tuning" in shown.out
     assert json.loads(sstool("inspect", artifact, "--json").out)["tuning"]["trials"] == 4
-    # The table is there now, and the draft that it has is the first candidate.
+    # The artifact now has a latency table, which is used again, and its draft is the first candidate.
     again = sstool("search", "--artifact", artifact, "--out", tmp_path / "again", *given)
     assert again.code == 0, again.err
     assert (tmp_path / "again" / "latency.json").read_bytes() == (artifact / "search" / "latency.json").read_bytes()
@@ -90,7 +93,7 @@ def test_an_artifact_gets_the_draft_that_was_found(sstool: Command, model: Path,
     assert sstool("report", artifact).code == 0
 
 
-def test_export_searches_unless_told(sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]) -> None:
+def test_export_searches_by_default(sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]) -> None:
     outcome = sstool("export", "--model", model, "--out", tmp_path / "artifact", *given)
     assert outcome.code == 0, outcome.err
     manifest = read_artifact(tmp_path / "artifact").manifest
@@ -134,7 +137,7 @@ def test_search_flags_without_a_search_are_wrong_usage(sstool: Command, model: P
         (("--resume",), "there is no interrupted search to resume"),
     ],
 )
-def test_a_wrong_setting_exits_1_and_leaves_nothing(
+def test_a_wrong_setting_exits_1_and_leaves_no_files(
     sstool: Command, model: Path, tmp_path: Path, args: tuple[str, ...], expected: str
 ) -> None:
     out = tmp_path / "place" / "out"
@@ -151,20 +154,22 @@ def test_a_recipe_for_another_depth_is_refused_before_anything_is_built(sstool: 
         fails(sstool, command, "--model", model, "--out", tmp_path / "out", "--recipe", recipe, expected="40 layers, and this one has 3")
 
 
-def test_two_searches_for_one_place_do_not_meet(sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]) -> None:
+def test_a_second_search_for_the_same_output_is_refused(
+    sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]
+) -> None:
     from sstool.search.log.work_folder import work_folder
 
     with work_folder(tmp_path / "out", resume=False):
         fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="another process is searching in")
 
 
-def test_a_folder_of_that_name_with_other_files_is_not_cleared(
+def test_a_search_folder_with_other_files_is_not_cleared(
     sstool: Command, model: Path, tmp_path: Path, given: tuple[str | Path, ...]
 ) -> None:
     other = tmp_path / "out.search"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work", encoding="utf-8")
-    fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="holds files that are no search's")
+    fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="holds files that no search wrote")
     assert (other / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
@@ -183,7 +188,7 @@ def test_a_search_is_not_resumed_for_another_checkpoint(
     work = tmp_path / "out.search"
     trials = (work / "trials.jsonl").read_bytes()
     fails(
-        sstool, "search", "--model", other, "--out", tmp_path / "out", "--resume", *given, expected="is of a search for another checkpoint"
+        sstool, "search", "--model", other, "--out", tmp_path / "out", "--resume", *given, expected="holds a search for another checkpoint"
     )
     fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="holds an interrupted search of 4 trials")
     assert (work / "trials.jsonl").read_bytes() == trials
@@ -202,12 +207,12 @@ def test_wrong_input_is_found_before_anything_is_built(sstool: Command, tmp_path
     assert {p.name for p in tmp_path.iterdir()} == {"prompts.jsonl"}
 
 
-def test_a_skip_set_that_does_not_pay_decodes_plainly(sstool: Command, model: Path, tmp_path: Path) -> None:
+def test_a_skip_set_file_with_mode_plain_sets_the_default_mode(sstool: Command, model: Path, tmp_path: Path) -> None:
     found = tmp_path / "skip_set.json"
     found.write_text('{"mlp": [1], "exit": "fixed", "max_draft": 3, "mode": "plain"}', encoding="utf-8")
     assert sstool("export", "--model", model, "--out", tmp_path / "out", "--skip-set", found).code == 0
     shown = sstool("inspect", tmp_path / "out")
-    assert "plain unless told" in shown.out
+    assert re.search(r"^ *default mode +plain$", shown.out, re.MULTILINE)
     outcome = sstool("generate", tmp_path / "out", "--prompt", "w1 w2", "--max-new-tokens", "4", "--json")
     assert json.loads(outcome.out)["stats"]["rounds"] == 0
     found.write_text('{"mlp": [1], "mode": "slowly"}', encoding="utf-8")
@@ -229,7 +234,7 @@ def test_force_clears_nothing_for_a_checkpoint_that_cannot_be_searched(sstool: C
     assert {p.name for p in tmp_path.iterdir()} == {"found.search", "recipe.yaml", "empty"}
 
 
-def test_force_clears_nothing_for_a_recipe_of_another_depth_than_the_artifact_s(sstool: Command, model: Path, tmp_path: Path) -> None:
+def test_force_clears_nothing_if_the_recipe_is_for_another_depth_than_the_artifact(sstool: Command, model: Path, tmp_path: Path) -> None:
     artifact, interrupted = tmp_path / "artifact", tmp_path / "found.search" / "trials.jsonl"
     assert sstool("export", "--model", model, "--out", artifact, "--no-search").code == 0
     interrupted.parent.mkdir()

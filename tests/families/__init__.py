@@ -1,1 +1,1 @@
-"""Every supported family, proven on random checkpoints."""
+"""Tests of every supported model family, on random checkpoints."""

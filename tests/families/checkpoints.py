@@ -1,4 +1,8 @@
-"""Random checkpoints of every supported family, so drawn that each sublayer, window, angle and scale shows in the logits."""
+"""Random checkpoints of every supported family.
+
+Their weights are drawn so that every sublayer, sliding window, RoPE angle and scale clearly affects the
+logits.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any, Final
 from tests.toolchain.tiny_llama import VOCAB, write_tokenizer
 
 WINDOW: Final = 12
-"""Of every family that has windows: sequences of twice that and more stay short."""
+"""Sliding window of the families that have one; small, so that short sequences exceed twice its size."""
 
 FIRST: Final[dict[str, Any]] = {
     "hidden_size": 64,
@@ -75,35 +79,38 @@ FAMILIES: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "qwen3_moe": ({"head_dim": 32, **_MOE}, {"head_dim": 16, **_MOE, "norm_topk_prob": True, "tie_word_embeddings": True}),
     "starcoder2": ({"sliding_window": WINDOW}, {"sliding_window": None, "tie_word_embeddings": False}),
 }
-"""What each family's two shapes say beyond `FIRST` and `SECOND`."""
+"""Config settings of each family's two shapes, besides those of `FIRST` and `SECOND`."""
 
 _GAIN: Final = 1.5
-"""Of every matrix: less and an angle hardly shows, more and rounding grows from layer to layer until it shows too."""
+"""Scale of every weight matrix.
+
+With a smaller one, RoPE hardly affects the logits. With a larger one, rounding grows from layer to layer.
+"""
 
 REFUSED: Final = ("falcon", "bloom", "opt", "stablelm", "gpt_neox", "phi", "cohere", "glm4", "gemma3_text")
-"""Families whose graphs are not right, or that nobody has shown to be."""
+"""Families whose graphs are wrong, or have not been shown to be right."""
 
 
 def make_checkpoint(
     folder: Path, family: str, shape: int, *, seed: int = 0, dtype: str = "float32", shard: str = "1GB", **changes: Any
 ) -> Path:
-    """Saves a random checkpoint with a word-level tokenizer.
+    """Saves a random checkpoint with a word-level tokenizer, and returns its folder.
 
     Args:
-        folder: where to; is made.
-        family: a key of `FAMILIES`, or of `REFUSED`.
-        shape: 0 or 1.
-        seed: of the weights.
-        dtype: of the saved weights.
-        shard: most bytes of one weights file.
-        changes: go to the config.
+        folder: folder to save it in, which is created.
+        family: key of `FAMILIES`, or element of `REFUSED`.
+        shape: 0 for the family's first shape, 1 for its second.
+        seed: seed of the weights.
+        dtype: data type of the saved weights.
+        shard: largest size of one weights file.
+        changes: settings that replace those of the config.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 128}
     if family != "gpt2":
-        # A base so small that angles differ between positions that lie near each other.
+        # The RoPE base is small, so that angles differ between neighbouring positions.
         settings |= {**(FIRST, SECOND)[shape], "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
     if family in FAMILIES:
         settings |= FAMILIES[family][shape]
@@ -120,7 +127,11 @@ def make_checkpoint(
 
 
 def _draw(name: str, parameter: Any) -> None:
-    """Draws matrices so large that attention is peaked and every sublayer weighs about as much as the stream it joins."""
+    """Draws a parameter in place.
+
+    Matrices are large enough that attention is peaked, and that a sublayer's output is about as large as the
+    residual stream to which it is added.
+    """
     import torch
 
     noise = torch.randn_like(parameter)
@@ -129,5 +140,5 @@ def _draw(name: str, parameter: Any) -> None:
     elif "emb" in name or "wte" in name or "wpe" in name:
         parameter.copy_(noise)
     else:
-        fan_in = parameter.shape[0] if ".c_" in name else parameter.shape[-1]  # GPT-2 keeps its matrices transposed
+        fan_in = parameter.shape[0] if ".c_" in name else parameter.shape[-1]  # GPT-2 stores its matrices transposed
         parameter.copy_(_GAIN * fan_in**-0.5 * noise)

@@ -1,4 +1,4 @@
-"""Random checkpoints, each made once."""
+"""Fixtures of the family tests: random checkpoints, each made once per session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="making checkpoints needs torch")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> Iterator[None]:
-    """Models this small are slower on two threads than on one."""
+    """Limits torch to one thread: on two, models this small are slower."""
     import torch
 
     before = torch.get_num_threads()
@@ -25,7 +25,7 @@ def one_torch_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def family_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
-    """Gives a family's random checkpoint of a shape. Read only."""
+    """Returns a function from family and shape to a random checkpoint, which tests only read."""
     known: dict[tuple[str, int], Path] = {}
 
     def model(family: str, shape: int) -> Path:

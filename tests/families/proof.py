@@ -1,4 +1,4 @@
-"""What is shown of one checkpoint of a family: its engines are the checkpoint's, with and without sublayers, and so is the text."""
+"""Compares one checkpoint with transformers: logits of the verify and draft engines, and decoded text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONTEXT: Final = 64
 TOLERANCE: Final = 1e-4
 NUM_TOKENS: Final = 64
 IDS: Final = tuple(int(i) for i in np.random.default_rng(3).integers(0, VOCAB, 56))
-"""Past twice any test window."""
+"""Token ids, more than twice as many as the largest sliding window of the tests."""
 PROMPT: Final = IDS[:30]
 GREEDY: Final = {"temperature": 0.0}
 SAMPLED: Final = {"temperature": 0.8, "top_p": 0.95, "seed": 5}
@@ -38,13 +38,17 @@ SAMPLED: Final = {"temperature": 0.8, "top_p": 0.95, "seed": 5}
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Figures of one checkpoint.
+    """The measurements of one checkpoint.
 
     Attributes:
-        parity: largest error of the verify engine, through prefill and widths 1, 4 and 16, as a fraction of the largest logit.
-        draft_parity: of the draft engine, and of drafts with other sublayers left out, against the checkpoint whose sublayers give 0.
-        identical: runs compared with plain decoding, and how they came out.
-        untied_difference: where plain greedy text first differs from transformers' without a tie.
+        parity: largest logit error of the verify engine, in prefill and at query lengths 1, 4 and 16, as a
+            fraction of the largest logit.
+        draft_parity: the same for the draft engine and for drafts with other skip sets; their reference is
+            the checkpoint with the outputs of the skipped sublayers set to 0.
+        identical: verdict of the comparison of each speculative run with autoregressive decoding (mode
+            `plain`).
+        untied_difference: first index at which the greedy text of mode `plain` differs from transformers'
+            text without a tie; None if there is none.
     """
 
     parity: float
@@ -54,13 +58,13 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether everything that a supported family promises is so."""
+        """Whether the measurements are those that are promised for a supported family."""
         is_exact = max(self.parity, self.draft_parity) <= TOLERANCE
         return is_exact and set(self.identical) == {"yes"} and self.untied_difference is None
 
 
 def prove(model: Path, out: Path) -> Proof:
-    """Exports a checkpoint of at least six layers and measures what a supported family promises."""
+    """Exports a checkpoint of at least six layers to `out`, and returns its measurements."""
     checkpoint = describe_checkpoint(model)
     skip = SkipSpec(attention=(1, 2, checkpoint.num_layers - 1), mlp=(0, 2, 3))
     artifact = export_artifact(ExportRequest(model=model, out=out, skip=skip))
@@ -78,7 +82,7 @@ def prove(model: Path, out: Path) -> Proof:
 
 
 def skip_sets(num_layers: int) -> dict[str, SkipSet]:
-    """Returns the kinds of skip sets that each family is shown to take."""
+    """Returns the skip sets that are tested for every family, by kind."""
     last = num_layers - 1
     return {
         "attention only": SkipSet(attention=(1, 3)),
@@ -91,17 +95,20 @@ def skip_sets(num_layers: int) -> dict[str, SkipSet]:
 
 
 def draft_error(verify: ir.Model, reference: Reference, skip: SkipSet) -> float:
-    """Returns how far a draft graph is from the checkpoint whose skipped sublayers give 0, as a fraction of the largest logit."""
+    """Returns the largest logit error of a draft graph, as a fraction of the largest logit.
+
+    The reference is the checkpoint with the outputs of the skipped sublayers set to 0.
+    """
     return relative_error(run(lower_draft(verify, skip)), reference.logits(IDS, range(len(IDS)), skip=skip))
 
 
 def verify_graph(checkpoint: Checkpoint, plan: LoweringPlan | None = None) -> ir.Model:
-    """Returns a checkpoint's verify graph for `CONTEXT` positions, lowered by another plan if one is given."""
+    """Returns a checkpoint's verify graph for `CONTEXT` positions, lowered with `plan` if it is given."""
     return lower_verify(build_decoder(checkpoint.folder), plan or plan_lowering(checkpoint, CONTEXT))
 
 
 def run(model: ir.Model, ids: Sequence[int] = IDS) -> NDArray[np.float32]:
-    """Runs a graph over a sequence in one pass; gives all logits float32[len(ids), vocab]."""
+    """Returns the logits float32[len(ids), vocab] of one pass of a graph over a sequence."""
     session = open_graph(model)
     logits: NDArray[np.float32] = session.run(["logits"], first_pass(session, ids, CONTEXT))[0][0]
     return logits

@@ -1,4 +1,7 @@
-"""The gate can fail: whatever is wrong with a graph moves the logits by a hundred times what the gate allows, and is refused."""
+"""The parity gate of an export refuses wrong graphs.
+
+Every fault in a graph changes the logits by more than a hundred times what the gate allows.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ from tests.families.proof import relative_error, run, verify_graph
 
 MakeModel = Callable[[str, int], Path]
 
-PLAIN_TO_SEE: Final = 100 * MAX_RELATIVE_ERROR
+CLEAR_ERROR: Final = 100 * MAX_RELATIVE_ERROR
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_sublayer_window_and_angle_shows_in_the_logits(family: str, family_model: MakeModel) -> None:
+def test_every_sublayer_window_and_rope_clearly_affects_the_logits(family: str, family_model: MakeModel) -> None:
     checkpoint = describe_checkpoint(family_model(family, 0))
     whole = verify_graph(checkpoint)
     logits = run(whole)
@@ -37,9 +40,9 @@ def test_every_sublayer_window_and_angle_shows_in_the_logits(family: str, family
         if layer.window is not None:
             moved[f"no window {n}"] = run(with_attribute(whole, n, "local_window_size", -1))
         if layer.rope is not None:
-            moved[f"no rotary {n}"] = run(with_attribute(whole, n, "do_rotary", 0))
+            moved[f"no RoPE {n}"] = run(with_attribute(whole, n, "do_rotary", 0))
     errors = {name: relative_error(other, logits) for name, other in moved.items()}
-    assert min(errors.values()) > PLAIN_TO_SEE, min(errors.items(), key=lambda item: item[1])
+    assert min(errors.values()) > CLEAR_ERROR, min(errors.items(), key=lambda item: item[1])
 
 
 def single_sublayers(num_layers: int) -> list[tuple[str, int, SkipSet]]:
@@ -66,7 +69,7 @@ def one_window_too_wide(plan: LoweringPlan) -> LoweringPlan:
     return dataclasses.replace(plan, attention=(*plan.attention[:index], wider, *plan.attention[index + 1 :]))
 
 
-def turn_every_layer(plan: LoweringPlan) -> LoweringPlan:
+def rope_in_every_layer(plan: LoweringPlan) -> LoweringPlan:
     return dataclasses.replace(plan, attention=tuple(dataclasses.replace(a, rope="every layer") for a in plan.attention))
 
 
@@ -88,8 +91,8 @@ PLANS: Final[dict[str, tuple[str, int, Callable[[LoweringPlan], LoweringPlan]]]]
     "no window: mixtral": ("mixtral", 0, every_window(None)),
     "a window one too narrow: olmo3": ("olmo3", 0, every_window(WINDOW - 1)),
     "one window one too wide: exaone4": ("exaone4", 0, one_window_too_wide),
-    "layers that should not turn do: exaone4": ("exaone4", 0, turn_every_layer),
-    "another rotary base: granite": ("granite", 0, wrong_base),
+    "RoPE in layers without it: exaone4": ("exaone4", 0, rope_in_every_layer),
+    "another RoPE base: granite": ("granite", 0, wrong_base),
     "a rounded embedding scale: gemma2": ("gemma2", 1, no_embedding_scale),
 }
 
@@ -108,7 +111,7 @@ def swap_layers(graph: ir.Graph) -> None:
 
 
 def drop_division(graph: ir.Graph) -> None:
-    """Makes the division after the head one by 1: a logit scale, or the way into a soft cap."""
+    """Makes the divisor after the output head 1: that of a logit scale, or of a soft cap."""
     node = next(n for n in graph if n.op_type == "Div")
     one = ir.Value(name="one", const_value=ir.tensor(np.float32(1), name="one"), type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
     graph.register_initializer(one)
@@ -129,12 +132,12 @@ def drop_residual_scale(graph: ir.Graph) -> None:
 
 
 GRAPHS: Final[dict[str, tuple[str, Callable[[ir.Graph], None]]]] = {
-    "one layer's weights swapped: llama": ("llama", swap_layers),
-    "one layer's weights swapped: qwen3_moe": ("qwen3_moe", swap_layers),
+    "two layers' weights swapped: llama": ("llama", swap_layers),
+    "two layers' weights swapped: qwen3_moe": ("qwen3_moe", swap_layers),
     "no logit scale: granite": ("granite", drop_division),
     "no division in the last soft cap: gemma2": ("gemma2", drop_division),
     "no soft cap on attention: gemma2": ("gemma2", drop_attention_cap),
-    "a scale left out: granite": ("granite", drop_residual_scale),
+    "no residual scale: granite": ("granite", drop_residual_scale),
 }
 
 

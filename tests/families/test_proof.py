@@ -1,4 +1,7 @@
-"""Each supported family: the engines compute the checkpoint, drafts the checkpoint without their sublayers, and texts agree."""
+"""For every supported family, engines and texts match transformers.
+
+A draft is compared with the checkpoint without the sublayers that the draft skips.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,19 @@ def opened(model: Path) -> tuple[ir.Model, Reference]:
     return verify_graph(describe_checkpoint(model)), Reference(model)
 
 
-def test_every_supported_family_is_proven_and_no_other_claimed() -> None:
+def test_the_tested_families_are_exactly_the_supported_ones() -> None:
     assert set(FAMILIES) == SUPPORTED_FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_s_first_shape(family: str, family_model: MakeModel, tmp_path: Path) -> None:
+def test_a_family_s_first_shape_matches_transformers(family: str, family_model: MakeModel, tmp_path: Path) -> None:
     proof = prove(family_model(family, 0), tmp_path / "out")
     assert proof.holds, proof
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_s_second_shape(family: str, family_model: MakeModel, tmp_path: Path) -> None:
+def test_a_family_s_second_shape_matches_transformers(family: str, family_model: MakeModel, tmp_path: Path) -> None:
     proof = prove(family_model(family, 1), tmp_path / "out")
     assert proof.holds, proof
 
@@ -50,7 +53,7 @@ def test_a_family_s_second_shape(family: str, family_model: MakeModel, tmp_path:
     attention=st.sets(st.integers(0, 7), max_size=7),
     mlp=st.sets(st.integers(0, 7), max_size=7),
 )
-def test_any_skip_set_of_any_family(family: str, attention: set[int], mlp: set[int], family_model: MakeModel) -> None:
+def test_any_skip_set_of_any_family_matches_transformers(family: str, attention: set[int], mlp: set[int], family_model: MakeModel) -> None:
     skip = SkipSet(attention=tuple(sorted(attention)), mlp=tuple(sorted(mlp)))
     assert draft_error(*opened(family_model(family, 0)), skip) <= TOLERANCE
 
@@ -74,14 +77,14 @@ SCALED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", SCALED)
-def test_rotary_scaling(kind: str, tmp_path: Path) -> None:
+def test_rope_scaling_matches_transformers(kind: str, tmp_path: Path) -> None:
     family, parameters = SCALED[kind]
     model = make_checkpoint(tmp_path / "model", family, 0, rope_parameters=parameters)
     assert draft_error(*opened(model), SkipSet(attention=(3,), mlp=(1,))) <= TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_in_shards(dtype: str, tmp_path: Path) -> None:
+def test_half_precision_weights_in_shards_match_transformers(dtype: str, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "gemma2", 1, dtype=dtype, shard="100KB")
     assert len(list(model.glob("*.safetensors"))) > 2
     assert draft_error(*opened(model), SkipSet(attention=(3,), mlp=(1,))) <= TOLERANCE

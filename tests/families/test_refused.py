@@ -1,4 +1,4 @@
-"""Families and settings that are not exported right are refused with one clear line, and nothing is written."""
+"""Families and settings that cannot be exported correctly are refused in one line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ssruntime.errors import UnsupportedModelError
 from sstool.pipelines.export import ExportRequest, export_artifact
 from tests.families.checkpoints import FIRST, REFUSED, make_checkpoint
 
-SHORT_OR_LONG = {
+LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 500.0,
     "original_max_position_embeddings": 64,
@@ -29,19 +29,19 @@ def refusal(model: Path, folder: Path, **changes: object) -> UnsupportedModelErr
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_families_that_are_not_shown_to_be_right(family: str, tmp_path: Path) -> None:
+def test_an_unsupported_family_is_refused(family: str, tmp_path: Path) -> None:
     error = refusal(make_checkpoint(tmp_path / "model", family, 0), tmp_path)
     assert f"is of the family {family!r}, which is not yet supported" in error.message
     assert "llama" in (error.hint or "")
 
 
-def test_heads_the_kernels_do_not_take(tmp_path: Path) -> None:
+def test_a_head_size_that_no_kernel_supports_is_refused(tmp_path: Path) -> None:
     error = refusal(make_checkpoint(tmp_path / "model", "qwen2", 0, num_attention_heads=8, num_key_value_heads=4), tmp_path)
     assert "heads of 8" in error.message
 
 
-def test_longrope_beyond_its_original_context(tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "model", "phi3", 0, rope_parameters=SHORT_OR_LONG, original_max_position_embeddings=64)
+def test_longrope_is_refused_beyond_its_original_context(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "phi3", 0, rope_parameters=LONGROPE, original_max_position_embeddings=64)
     error = refusal(model, tmp_path)
     assert "'longrope'" in error.message
     assert "--max-context 64" in (error.hint or "")

@@ -1,4 +1,7 @@
-"""A model that transformers cannot hold is compared by its first layers, in full patterns, and the manifest says so."""
+"""A model too large to load into transformers is compared by its first layers only.
+
+They cover the attention pattern of the layers twice, and the manifest records their number.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ from tests.families.checkpoints import FAMILIES
 MakeModel = Callable[[str, int], Path]
 
 
-def test_what_fits_is_compared_whole(family_model: MakeModel) -> None:
+def test_a_model_that_fits_in_memory_is_compared_whole(family_model: MakeModel) -> None:
     checkpoint = describe_checkpoint(family_model("gemma2", 0))
     assert layers_to_compare(checkpoint, None) == layers_to_compare(checkpoint, 2 * checkpoint.weight_bytes) == 8
     assert layers_to_compare(checkpoint, checkpoint.weight_bytes) == 4
 
 
 @pytest.mark.parametrize(("pattern", "expected"), [("f", 1), ("ffff", 1), ("sf", 2), ("sfsfs", 2), ("sssfsssf", 4), ("fsss", 4)])
-def test_the_pattern_of_layers(pattern: str, expected: int) -> None:
+def test_the_period_is_that_of_the_shortest_layer_pattern(pattern: str, expected: int) -> None:
     kinds = {"f": LayerAttention(None, None), "s": LayerAttention(9, "every layer")}
     assert period(tuple(kinds[c] for c in pattern)) == expected
 
@@ -43,7 +46,7 @@ def test_the_first_layers_are_a_checkpoint(family: str, family_model: MakeModel)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "exaone4", "qwen3_moe"])
-def test_an_export_with_little_memory(
+def test_an_export_with_little_memory_compares_the_first_layers(
     family: str, family_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(gate, "available_memory", lambda: 1)
@@ -53,7 +56,7 @@ def test_an_export_with_little_memory(
     assert parity["max_relative"] <= 1e-5
     assert (parity["layers"], parity["of_layers"]) == (8 if family == "exaone4" else 4, 8)
     assert ("layers fit in memory" in caplog.text) == (family != "exaone4")
-    assert len([p for p in (tmp_path / "cache").iterdir() if p.is_dir()]) == 1, "the pack of the first layers is gone"
+    assert len([p for p in (tmp_path / "cache").iterdir() if p.is_dir()]) == 1, "the packed weights of the first layers are removed"
 
 
 def test_a_wrong_graph_is_still_refused(family_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

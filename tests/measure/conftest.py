@@ -1,4 +1,7 @@
-"""Scripted artifacts: lookup tables as ONNX graphs, whose logits, and whose rounding differences between widths, a test chooses."""
+"""Scripted artifacts: a test chooses the logits, and how they differ between query lengths.
+
+Their ONNX graphs look the logits up in a table.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,14 @@ CONTEXT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """A model whose next token depends on the last one alone.
+    """A model whose logits depend only on the last token.
 
     Attributes:
-        verify: float32[VOCAB, VOCAB], logits by last token.
-        draft: the same for the draft; None for an artifact without one.
-        bump: float32[VOCAB, VOCAB], added to `verify` in passes of `bump_width` tokens: what rounding does, made visible.
-        bump_width: width of those passes; 0 for every width above 1.
+        verify: float32[VOCAB, VOCAB], logits of the verify engine by last token.
+        draft: the same for the draft engine; None for an artifact without a draft.
+        bump: float32[VOCAB, VOCAB], added to `verify` in passes of query length `bump_width`, in place of
+            rounding differences.
+        bump_width: query length of those passes; 0 for every query length above 1.
     """
 
     verify: NDArray[np.float32]
@@ -51,7 +55,7 @@ class Script:
 
 
 def successor_table(best: float = 20.0) -> NDArray[np.float32]:
-    """Returns logits by which every token is followed by the next one, nearly surely."""
+    """Returns logits float32[VOCAB, VOCAB]: after token i, token i + 1 has the logit `best`, all others 0."""
     table = np.zeros((VOCAB, VOCAB), dtype=np.float32)
     table[np.arange(VOCAB), (np.arange(VOCAB) + 1) % VOCAB] = best
     return table
@@ -59,7 +63,7 @@ def successor_table(best: float = 20.0) -> NDArray[np.float32]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Gives each test an empty packed-weights cache."""
+    """Returns an empty cache folder that only this test uses."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(folder))
     return folder
@@ -67,7 +71,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make_artifact(tmp_path: Path) -> Callable[[Script], Path]:
-    """Writes scripted artifacts."""
+    """Returns a function that writes a scripted artifact and returns its folder."""
 
     def make(script: Script) -> Path:
         folder = tmp_path / f"artifact{len(list(tmp_path.glob('artifact*')))}"
@@ -80,7 +84,7 @@ def make_artifact(tmp_path: Path) -> Callable[[Script], Path]:
 
 @pytest.fixture
 def open_script(make_artifact: Callable[[Script], Path]) -> Iterator[Callable[[Script], Engine]]:
-    """Opens engines on scripted artifacts, and closes them after the test."""
+    """Yields a function that opens an engine on a scripted artifact; engines are closed after the test."""
     engines: list[Engine] = []
 
     def opened(script: Script) -> Engine:
@@ -93,7 +97,7 @@ def open_script(make_artifact: Callable[[Script], Path]) -> Iterator[Callable[[S
 
 
 def write_artifact(folder: Path, script: Script) -> None:
-    """Writes the graphs, a tokenizer of the words `t0` to `t31`, and the manifest."""
+    """Writes an artifact: the graphs, a tokenizer with the words `t0` to `t31`, and the manifest."""
     verify = _graph("verify", script.verify, script.bump, script.bump_width)
     onnx.save_model(
         verify, str(folder / VERIFY_GRAPH), save_as_external_data=True, location=WEIGHTS, size_threshold=1024, convert_attribute=False
@@ -128,7 +132,11 @@ def write_artifact(folder: Path, script: Script) -> None:
 
 
 def _graph(name: str, table: NDArray[np.float32], bump: NDArray[np.float32], bump_width: int) -> onnx.ModelProto:
-    """Builds `logits = table[ids] + (bump[ids] if the pass has the width)` with the graph contract's inputs and outputs."""
+    """Returns a graph with the inputs and outputs of a real artifact's.
+
+    It computes `logits = table[ids]`, and adds `bump[ids]` in passes of query length `bump_width`, or of
+    every query length above 1 if `bump_width` is 0.
+    """
     initializers = [
         numpy_helper.from_array(table.astype(np.float32), "table"),
         numpy_helper.from_array(bump.astype(np.float32), "bump"),

@@ -1,4 +1,4 @@
-"""What `bench` counts and reports, on scripted models; no test looks at a clock."""
+"""What `bench` counts and reports, on scripted models; no test depends on wall time."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_report_can_be_recomputed_from_its_rows(open_script: OpenScript) -> No
         assert run.tokens_per_second.median == pytest.approx(float(np.median(speeds)))
 
 
-def test_json_has_the_documented_keys_and_nothing_that_names_the_machine(open_script: OpenScript) -> None:
+def test_json_has_the_documented_keys_and_no_paths_of_the_machine(open_script: OpenScript) -> None:
     engine = open_script(good_script())
     data = json.loads(json.dumps(bench(engine, records("t1", "t2"), repeat=1).to_json()))
     assert list(data) == ["environment", "settings", "runs", "per_prompt"]
@@ -85,39 +85,39 @@ def test_json_has_the_documented_keys_and_nothing_that_names_the_machine(open_sc
 
 
 @pytest.mark.parametrize("mode", ["plain", "speculative"])
-def test_one_mode_alone_has_nothing_to_compare_with(open_script: OpenScript, mode: str) -> None:
+def test_one_mode_alone_has_no_ratio_and_no_comparison(open_script: OpenScript, mode: str) -> None:
     report = bench(open_script(good_script()), records("t1", "t2"), modes=(mode,), repeat=1)
     (run,) = report.runs
     assert (run.mode, run.ratio_to_plain, run.ratio_interval_95, run.identical) == (mode, None, None, None)
     assert run.tokens_per_second is not None
 
 
-def test_rejection_sampling_is_not_judged_by_its_tokens(open_script: OpenScript) -> None:
+def test_rejection_sampling_is_not_compared_token_by_token(open_script: OpenScript) -> None:
     config = GenerationConfig(max_new_tokens=12, temperature=0.8, sampling="rejection", seed=5)
     report = bench(open_script(good_script()), records("t1", "t2"), config, repeat=1)
     assert report.runs[1].identical is None
     assert report.runs[1].ratio_to_plain is not None
 
 
-def test_an_artifact_without_a_draft_is_measured_in_plain(open_script: OpenScript) -> None:
+def test_an_artifact_without_a_draft_is_measured_only_in_mode_plain(open_script: OpenScript) -> None:
     engine = open_script(Script(verify=successor_table(), draft=None))
     assert [run.mode for run in bench(engine, records("t1"), repeat=1).runs] == ["plain"]
     with pytest.raises(ConfigError):
         bench(engine, records("t1"), modes=("speculative",))
 
 
-def test_refused_prompts_are_counted_and_keep_the_others_seeds(open_script: OpenScript) -> None:
+def test_refused_prompts_are_counted_and_the_others_are_measured(open_script: OpenScript) -> None:
     engine = open_script(good_script())
     long = " ".join(["t1"] * CONTEXT)
     report = bench(engine, records("", long, "t3 t4"), repeat=2)
     assert [(run.prompts, run.refused) for run in report.runs] == [(2, 2), (2, 2)]
     assert {row.id for row in report.per_prompt} == {"p2"}
-    assert report.runs[1].ratio_interval_95 is None  # one prompt says nothing of the spread between prompts
+    assert report.runs[1].ratio_interval_95 is None  # the spread between prompts needs two of them
     with pytest.raises(PromptError):
         bench(engine, records("", long))
 
 
-def test_a_defect_is_counted_against_the_run(open_script: OpenScript) -> None:
+def test_a_differing_token_is_counted_as_a_defect(open_script: OpenScript) -> None:
     script = Script(verify=successor_table(), draft=successor_table())
     script.bump[5, 20] = 50.0
     report = bench(open_script(script), records("t3", "t8"), GenerationConfig(max_new_tokens=12, temperature=0.0, seed=1), repeat=2)
@@ -127,7 +127,7 @@ def test_a_defect_is_counted_against_the_run(open_script: OpenScript) -> None:
     assert report.num_differing == 2
 
 
-def test_a_prompts_seed_is_that_of_its_place_in_the_file(open_script: OpenScript) -> None:
+def test_a_prompt_s_seed_depends_on_its_index_in_the_file(open_script: OpenScript) -> None:
     engine = open_script(Script(verify=successor_table(1.0), draft=successor_table(1.0)))
     prompt = PromptRecord(id="late", prompt="t1", index=7)
     config = GenerationConfig(max_new_tokens=8, temperature=1.0, seed=prompt_seed(5, 7), mode="plain")
@@ -183,7 +183,7 @@ def test_ratios_are_taken_within_a_repeat() -> None:
     assert report.tokens_per_round == pytest.approx(22 / 4)
 
 
-def test_the_interval_is_paired_and_always_the_same() -> None:
+def test_the_interval_is_paired_and_deterministic() -> None:
     seconds = [1.0, 3.0, 0.5, 2.0, 9.0]
     plain = [sample(i, "plain", 100, s) for i, s in enumerate(seconds)]
     steady = [sample(i, "speculative", 100, s / 1.5) for i, s in enumerate(seconds)]

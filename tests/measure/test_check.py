@@ -1,4 +1,4 @@
-"""What a check finds, and that a long one goes on where it was interrupted."""
+"""What a check finds, and that an interrupted one resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def prompts(*texts: str, name: str = "file") -> PromptFile:
 
 @pytest.fixture(autouse=True)
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the measuring in fresh processes, which takes seconds, as where the system does not tell; see `test_memory.py`."""
+    """Turns the memory measurement off, as on a system that cannot measure it.
+
+    It starts processes and takes seconds; `test_memory.py` tests it.
+    """
     monkeypatch.setattr("sstool.check.run.can_measure", lambda: False)
 
 
@@ -65,26 +68,26 @@ def test_one_flipped_byte_is_found(make_artifact: MakeArtifact, name: str) -> No
     assert report.losslessness.status == "skipped"
 
 
-def test_a_cut_manifest_is_an_error(make_artifact: MakeArtifact) -> None:
+def test_a_truncated_manifest_is_an_error(make_artifact: MakeArtifact) -> None:
     folder = make_artifact(good_script())
     (folder / MANIFEST).write_text((folder / MANIFEST).read_text(encoding="utf-8")[:-30], encoding="utf-8")
     with pytest.raises(ArtifactError):
         check(folder)
 
 
-def test_a_width_that_computes_something_else_fails(make_artifact: MakeArtifact) -> None:
+def test_a_query_length_that_computes_other_logits_fails(make_artifact: MakeArtifact) -> None:
     script = Script(verify=successor_table(), draft=successor_table())
     script.bump[9, 25] = 50.0
     report = check(make_artifact(script), prompts("t3", "t20"))
     assert not report.ok
     found = report.losslessness.details
-    assert found["no"] == found["comparisons"] == 8  # all texts come by t9, and all settings run it in wide passes
+    assert found["no"] == found["comparisons"] == 8  # every text contains t9, and every setting verifies it in passes of several tokens
     first = found["first_difference"]
     assert isinstance(first, dict)
     assert (first["id"], first["verdict"], first["plain_token"], first["run_token"]) == ("p0", "no", 10, 25)
 
 
-def test_near_ties_beyond_one_in_ten_thousand_tokens_fail(make_artifact: MakeArtifact) -> None:
+def test_more_near_ties_than_one_in_ten_thousand_tokens_fail(make_artifact: MakeArtifact) -> None:
     script = Script(verify=successor_table(), draft=successor_table())
     script.verify[9, 25] = script.verify[9, 10] - np.float32(1e-5)
     script.bump[9, 25] = 2e-5
@@ -103,7 +106,7 @@ def test_one_near_tie_in_ten_thousand_tokens_is_allowed(near_ties: int, tokens: 
     assert (report.reason is not None) is fails
 
 
-def test_an_artifact_without_a_draft_has_nothing_to_lose(make_artifact: MakeArtifact) -> None:
+def test_losslessness_is_skipped_for_an_artifact_without_a_draft(make_artifact: MakeArtifact) -> None:
     report = check(make_artifact(Script(verify=successor_table(), draft=None)))
     assert report.ok
     assert report.losslessness.status == "skipped"
@@ -118,12 +121,12 @@ def test_refused_prompts_are_counted(make_artifact: MakeArtifact) -> None:
     assert not check(folder, prompts(long)).ok  # nothing was compared
 
 
-def test_two_files_of_one_name_are_refused(make_artifact: MakeArtifact) -> None:
+def test_two_prompts_files_with_the_same_name_are_refused(make_artifact: MakeArtifact) -> None:
     with pytest.raises(PromptError):
         check(make_artifact(good_script()), prompts("t1"), prompts("t2"))
 
 
-def test_the_full_plan_is_what_the_contract_says() -> None:
+def test_the_full_plan_has_the_documented_comparisons() -> None:
     files = [prompts(*["t1"] * 20, name="a"), prompts(*["t2"] * 5, name="b")]
     plan = plan_check(files, full=True)
     assert plan.num_tokens == 64
@@ -133,7 +136,7 @@ def test_the_full_plan_is_what_the_contract_says() -> None:
     assert len(named) == (20 + 5) * 3
     assert plan.num_comparisons == len(grid) + len(named)
     once = [(t.file, t.prompt.index, t.sampling) for t in plan.tasks]
-    assert len(set(once)) == len(once)  # plain is decoded once per prompt and sampling
+    assert len(set(once)) == len(once)  # mode `plain` decodes each prompt once per kind of sampling
 
 
 def test_built_in_prompts_are_distinct_texts() -> None:
@@ -154,13 +157,13 @@ def interrupt_after(steps: int) -> Callable[[str, int, int, str], None]:
     return tell
 
 
-def test_an_interrupted_full_check_goes_on_where_it_was(make_artifact: MakeArtifact, own_cache: Path) -> None:
+def test_an_interrupted_full_check_resumes_where_it_stopped(make_artifact: MakeArtifact, own_cache: Path) -> None:
     folder, file = make_artifact(good_script()), prompts("t1 t2", "t9")
     with pytest.raises(KeyboardInterrupt):
         run_check(folder, CheckOptions(full=True, threads=1), prompt_files=[file], on_progress=interrupt_after(50))
     (journal,) = journals(own_cache)
     with journal.open("a", encoding="utf-8") as handle:
-        handle.write('{"unit": "file:0:gre')  # as a kill leaves it
+        handle.write('{"unit": "file:0:gre')  # a line that a kill cut short
     report = check(folder, file, full=True)
     assert report.ok
     assert report.losslessness.details["resumed"] == 50
@@ -168,7 +171,7 @@ def test_an_interrupted_full_check_goes_on_where_it_was(make_artifact: MakeArtif
     assert journals(own_cache) == []
 
 
-def test_another_artifact_or_other_prompts_do_not_resume_it(make_artifact: MakeArtifact, own_cache: Path) -> None:
+def test_a_check_resumes_only_for_the_same_artifact_and_prompts(make_artifact: MakeArtifact, own_cache: Path) -> None:
     folder = make_artifact(good_script())
     with pytest.raises(KeyboardInterrupt):
         run_check(folder, CheckOptions(full=True, threads=1), prompt_files=[prompts("t1")], on_progress=interrupt_after(9))
@@ -179,7 +182,7 @@ def test_another_artifact_or_other_prompts_do_not_resume_it(make_artifact: MakeA
     assert check(folder, prompts("t1"), full=True).losslessness.details["resumed"] == 9
 
 
-def test_a_cache_that_cannot_be_written_only_costs_resuming(make_artifact: MakeArtifact, own_cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_only_prevents_resuming(make_artifact: MakeArtifact, own_cache: Path) -> None:
     own_cache.mkdir(parents=True)
     (own_cache / "check").write_text("in the way", encoding="utf-8")
     report = check(make_artifact(good_script()), prompts("t1"), full=True)
@@ -215,7 +218,7 @@ def test_parity_is_measured_against_the_named_checkpoint(demo_artifact: Path, de
     assert isinstance(report.parity.details["max_relative"], float)
 
 
-def test_a_checkpoint_that_is_not_there_is_an_error_before_anything_runs(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_an_error_before_anything_runs(make_artifact: MakeArtifact, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="parity is measured with torch")
     seen: list[str] = []
     with pytest.raises(CheckpointError):

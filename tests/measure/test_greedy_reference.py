@@ -1,4 +1,7 @@
-"""Greedy text is that of transformers in fp32: a first difference is allowed only where transformers' own choice is a tie."""
+"""Greedy text is the same as that of transformers in fp32.
+
+The first difference is allowed only at a position where transformers' best two logits tie.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def checkpoint(shared_model: Callable[[str], Path]) -> Path:
-    """Real weights that were trained elsewhere."""
+    """Returns a small checkpoint with trained weights."""
     return shared_model("stories260k")
 
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """The checkpoint's artifact, with the default skip set."""
+    """Returns an engine on the checkpoint's artifact, which has the default skip set."""
     from sstool.pipelines.export import ExportRequest, export_artifact
 
     out = tmp_path_factory.mktemp("artifacts") / "stories260k"
@@ -42,12 +45,12 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> Any:
-    """The checkpoint in transformers, fp32."""
+    """Returns the checkpoint in transformers, fp32."""
     return load_reference(checkpoint)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_text_is_that_of_transformers(engine: Engine, reference: Any, prompt: str) -> None:
+def test_greedy_text_matches_transformers(engine: Engine, reference: Any, prompt: str) -> None:
     theirs, rows = greedy_reference(reference, engine.encode(prompt), NUM_TOKENS)
     for mode in ("plain", "speculative"):
         config = GenerationConfig(max_new_tokens=NUM_TOKENS, mode=mode, temperature=0.0, ignore_eos=True)

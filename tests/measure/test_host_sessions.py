@@ -1,4 +1,4 @@
-"""Loading and decoding an artifact leaves the process's other ONNX Runtime sessions alone."""
+"""Loading and decoding an artifact does not change other ONNX Runtime sessions of the process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(session):
     return session.run(["logits"], {k: v for k, v in feeds.items() if k in wanted})[0]
 
 if global_threads:
-    first = None  # a session made before the pool keeps its own threads; here the pool comes first
+    first = None  # a session created before the global pool keeps its own threads, so none is created here
 else:
     first = host()
     before = run(first)
@@ -52,7 +52,7 @@ with ssruntime.load(folder, threads=2, global_threads=global_threads) as engine:
         assert np.array_equal(run(first), before)
         assert np.array_equal(run(host()), before)
     try:
-        host(use_per_session_threads=False)  # only works where the process has a global pool
+        host(use_per_session_threads=False)  # works only if the process has a global pool
     except Exception:
         found = "no global pool"
     else:

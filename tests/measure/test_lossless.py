@@ -1,4 +1,7 @@
-"""Near ties are told from defects: every case is a scripted model whose widths differ by a chosen amount."""
+"""Near ties are distinguished from defects.
+
+Every case is a scripted model whose logits differ between query lengths by a chosen amount.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ SAMPLED = dataclasses.replace(GREEDY, temperature=0.8, top_p=0.95)
 
 
 def tied_script(gap: float, bump: float, *, width: int = 0) -> Script:
-    """After `t5` the model goes to `t6`, ahead of `t20` by `gap`, but for `bump` on `t20` in wide passes; the draft says `t6`."""
+    """Returns a script in which `t6` leads `t20` by `gap` after `t5`, and longer passes add `bump` to `t20`.
+
+    Longer passes are those of query length `width`, or of every query length above 1 if `width` is 0. The
+    draft proposes `t6`.
+    """
     verify, bumps = successor_table(), np.zeros((32, 32), dtype=np.float32)
     verify[5, 20] = verify[5, 6] - np.float32(gap)
     bumps[5, 20] = bump
@@ -39,13 +46,13 @@ def test_equal_text_is_identical(open_script: OpenScript) -> None:
     assert (result.verdict, result.tokens, result.differences) == ("yes", 24, ())
 
 
-def test_a_draft_that_is_always_wrong_changes_nothing(open_script: OpenScript) -> None:
+def test_a_draft_that_is_always_wrong_does_not_change_the_text(open_script: OpenScript) -> None:
     wrong = np.roll(successor_table(), 3, axis=1)
     for config in (GREEDY, SAMPLED):
         assert run_both(open_script(Script(verify=successor_table(), draft=wrong)), config).verdict == "yes"
 
 
-def test_a_flip_of_rounding_size_is_a_near_tie_and_the_comparison_goes_on(open_script: OpenScript) -> None:
+def test_a_flip_within_rounding_is_a_near_tie_and_the_comparison_continues(open_script: OpenScript) -> None:
     result = run_both(open_script(tied_script(2e-5, 4e-5)), GREEDY)
     assert result.verdict == "near_tie"
     assert result.tokens == 24
@@ -56,7 +63,7 @@ def test_a_flip_of_rounding_size_is_a_near_tie_and_the_comparison_goes_on(open_s
 
 def test_every_near_tie_of_a_text_is_counted(open_script: OpenScript) -> None:
     engine = open_script(tied_script(2e-5, 4e-5))
-    config = dataclasses.replace(GREEDY, max_new_tokens=70)  # t5 comes round every 32 tokens
+    config = dataclasses.replace(GREEDY, max_new_tokens=70)  # t5 occurs every 32 tokens
     assert run_both(engine, config).num_near_ties == 3
 
 
@@ -67,13 +74,13 @@ def test_a_flip_across_a_larger_gap_is_a_defect(open_script: OpenScript) -> None
     assert result.differences[0].gap == pytest.approx(1e-3, rel=0.05)
 
 
-def test_a_gap_that_is_small_at_one_width_only_is_a_defect(open_script: OpenScript) -> None:
+def test_a_gap_that_is_small_at_one_query_length_only_is_a_defect(open_script: OpenScript) -> None:
     result = run_both(open_script(tied_script(2e-5, 1e-2)), GREEDY)
     assert result.verdict == "no"
 
 
-def test_a_replay_uses_the_widths_that_rejected_proposals_gave(open_script: OpenScript) -> None:
-    """The flip happens in passes of five alone, and the draft's proposals after it are all rejected."""
+def test_a_replay_uses_the_query_lengths_of_rejected_proposals(open_script: OpenScript) -> None:
+    """The flip occurs only at query length 5, and every proposal of the draft after it is rejected."""
     script = tied_script(2e-5, 4e-5, width=5)
     draft = script.draft
     assert draft is not None
@@ -86,7 +93,10 @@ def test_a_replay_uses_the_widths_that_rejected_proposals_gave(open_script: Open
 
 @pytest.mark.parametrize(("gap", "bump", "verdict"), [(2e-5, 4e-5, "near_tie"), (1e-3, 2e-3, "no")])
 def test_a_replay_finds_the_row_of_an_alternative(open_script: OpenScript, gap: float, bump: float, verdict: str) -> None:
-    """The draft has `t5` as its second guess after `t4`, so the tie behind it is decided in that alternative's row."""
+    """The tie after `t5` is decided in the row of an alternative, a side branch of one token.
+
+    `t5` is an alternative because it is the draft's second choice after `t4`.
+    """
     script = tied_script(gap, bump)
     draft = script.draft
     assert draft is not None
@@ -102,16 +112,16 @@ def test_a_replay_finds_the_row_of_an_alternative(open_script: OpenScript, gap: 
     assert result.differences[0].gap == pytest.approx(gap, rel=0.5)
 
 
-def test_a_difference_of_the_first_token_is_judged_by_prefill(open_script: OpenScript) -> None:
+def test_a_difference_in_the_first_token_is_replayed_with_the_prefill(open_script: OpenScript) -> None:
     engine = open_script(tied_script(2e-5, 4e-5))
-    _, run = traced(engine, "t4 t5", GREEDY)  # two tokens: the bumped width
+    _, run = traced(engine, "t4 t5", GREEDY)  # two tokens: a query length with the bump
     assert run.token_ids[0] == 20
     pretended = compare(engine, GREEDY, plain=[6, *run.token_ids[1:]], run=run)
-    assert pretended.verdict == "no"  # plain prefills just as wide, so it cannot have given another token
+    assert pretended.verdict == "no"  # mode `plain` prefills with the same query length, so its token cannot differ
     assert "one position at a time" in pretended.differences[0].reason
 
 
-def test_a_token_that_no_replay_gives_is_a_defect(open_script: OpenScript) -> None:
+def test_a_token_that_no_replay_reproduces_is_a_defect(open_script: OpenScript) -> None:
     engine = open_script(tied_script(2e-5, 4e-5))
     plain = engine.generate("t1 t2", dataclasses.replace(GREEDY, mode="plain"))
     _, run = traced(engine, "t1 t2", GREEDY)
@@ -145,16 +155,16 @@ def test_texts_of_different_lengths_are_a_defect(open_script: OpenScript, shorte
 
 
 def sampled_tie(seed: int, gap: float, bump: float) -> Script:
-    """As `tied_script`, for sampling from `t1 t2`: the gap is between decision scores, noise included."""
+    """Returns a `tied_script` for sampling after `t1 t2`; `gap` is between scores with Gumbel noise."""
     script = tied_script(0.0, bump * SAMPLED.temperature if SAMPLED.temperature else bump)
-    noise = gumbel(seed, 5, np.array([6, 20], dtype=np.int64))  # t6 stands at position 5 in t1 t2 t3 t4 t5 t6
+    noise = gumbel(seed, 5, np.array([6, 20], dtype=np.int64))  # t6 has position 5 in t1 t2 t3 t4 t5 t6
     assert SAMPLED.temperature is not None
     script.verify[5, 20] = script.verify[5, 6] + np.float32(SAMPLED.temperature * (noise[0] - noise[1] - gap))
     return script
 
 
 @pytest.mark.parametrize(("gap", "bump", "verdict"), [(2e-5, 5e-5, "near_tie"), (1e-3, 2e-3, "no"), (1e-2, 1e-3, "yes")])
-def test_sampled_scores_decide_with_their_noise(open_script: OpenScript, gap: float, bump: float, verdict: str) -> None:
+def test_sampled_tokens_are_compared_by_scores_that_include_noise(open_script: OpenScript, gap: float, bump: float, verdict: str) -> None:
     config = dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.0, top_k=2)
     seed = next(s for s in range(100) if abs(float(np.diff(gumbel(s, 5, np.array([6, 20], dtype=np.int64)))[0])) < 1.0)
     result = run_both(open_script(sampled_tie(seed, gap, bump)), dataclasses.replace(config, seed=seed))
@@ -162,9 +172,11 @@ def test_sampled_scores_decide_with_their_noise(open_script: OpenScript, gap: fl
 
 
 def cut_script(distance: float, bump: float) -> tuple[Script, int]:
-    """After `t5`: `t6` with most of the probability, and `t20` at the nucleus' cut and with more noise.
+    """Returns a script in which `t20` is close to the cut of top-p after `t5`, and a seed.
 
-    `t20` is kept if less than 0.95 comes before it: by `distance`, which `bump` on `t6` exceeds or not.
+    After `t5`, `t6` has most of the probability. The seed gives `t20` so much more noise that it wins if
+    top-p keeps it. Top-p 0.95 keeps `t20` if `t6` has less than 0.95; `t6` has `distance` less. In longer
+    passes, `bump` is added to the logit of `t6`, which may be enough to drop `t20`.
     """
     verify, bumps = successor_table(), np.zeros((32, 32), dtype=np.float32)
     before = 0.95 - distance  # the probability of t6 at temperature 1; t20 has the rest
@@ -178,7 +190,9 @@ def cut_script(distance: float, bump: float) -> tuple[Script, int]:
 
 
 @pytest.mark.parametrize(("distance", "bump", "verdict"), [(1e-5, 1e-3, "near_tie"), (5e-4, 5e-2, "no"), (1e-3, 1e-4, "yes")])
-def test_a_candidate_at_the_cut_of_a_filter(open_script: OpenScript, distance: float, bump: float, verdict: str) -> None:
+def test_a_candidate_at_the_cut_of_a_filter_is_judged_by_its_distance(
+    open_script: OpenScript, distance: float, bump: float, verdict: str
+) -> None:
     script, seed = cut_script(distance, bump)
     config = dataclasses.replace(SAMPLED, temperature=1.0, top_p=0.95, seed=seed)
     result = run_both(open_script(script), config)

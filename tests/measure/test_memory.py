@@ -1,4 +1,4 @@
-"""Memory is measured in fresh processes, and judged only where the weights are large enough for the bars to mean anything."""
+"""Memory is measured in fresh processes, and judged by the bars only if the weights are large enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.measure.conftest import Script, successor_table
 
 MakeArtifact = Callable[[Script], Path]
 
-needs_pss = pytest.mark.skipif(not can_measure(), reason="this system does not tell a process's PSS")
+needs_pss = pytest.mark.skipif(not can_measure(), reason="this system does not report the PSS of a process")
 
 REPORT = MemoryReport(
     weights_bytes=300_000_000,
@@ -55,7 +55,7 @@ def test_a_check_reports_memory(make_artifact: MakeArtifact) -> None:
 
 
 @needs_pss
-def test_a_process_that_fails_is_an_error_with_its_last_words(make_artifact: MakeArtifact) -> None:
+def test_a_failed_process_is_an_error_with_its_message(make_artifact: MakeArtifact) -> None:
     folder = make_artifact(Script(verify=successor_table(), draft=successor_table()))
     with pytest.raises(BackendUnavailableError, match="max_context"):
         measure_memory(folder, threads=1, max_context=10**6)
@@ -65,7 +65,7 @@ def test_a_process_that_fails_is_an_error_with_its_last_words(make_artifact: Mak
     ("change", "ok"),
     [({}, True), ({"draft_bytes": 10_000_001}, False), ({"second_process_bytes": 46_000_001}, False), ({"draft_bytes": None}, True)],
 )
-def test_both_bars_count(change: dict[str, int | None], ok: bool) -> None:
+def test_a_judged_report_is_ok_only_within_both_bars(change: dict[str, int | None], ok: bool) -> None:
     report = dataclasses.replace(REPORT, **change)  # type: ignore[arg-type]
     assert report.ok is ok
     assert dataclasses.replace(report, judged=False).ok

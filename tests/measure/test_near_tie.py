@@ -1,4 +1,4 @@
-"""A token's distance to the filters' cuts agrees with the filters themselves."""
+"""A token's score, and its distance to the cuts of top-k, top-p and min-p, agree with the filters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_sampled_scores_hold_temperature_and_noise() -> None:
 @pytest.mark.parametrize(
     ("token", "kept", "to_cut"), [(0, True, math.log(0.4 / 0.1)), (1, True, math.log(0.3 / 0.1)), (3, False, math.log(2))]
 )
-def test_distance_to_the_top_k_cut_is_to_the_neighbour_across_it(token: int, kept: bool, to_cut: float) -> None:
+def test_distance_to_the_top_k_cut_is_to_the_nearest_token_across_it(token: int, kept: bool, to_cut: float) -> None:
     found = standing(row_of([0.4, 0.3, 0.2, 0.1]), settings_of(top_k=3), token)
     assert found.kept is kept
     assert found.to_cut == pytest.approx(to_cut, abs=1e-5)
@@ -68,7 +68,7 @@ def test_distance_to_the_min_p_cut_is_in_scores(token: int, kept: bool, to_cut: 
     assert found.to_cut == pytest.approx(to_cut, abs=1e-5)
 
 
-def test_a_token_beyond_two_cuts_is_as_far_as_the_farther() -> None:
+def test_a_token_beyond_two_cuts_has_the_larger_distance() -> None:
     found = standing(row_of([0.4, 0.3, 0.2, 0.1]), settings_of(top_k=3, min_p=0.9), 3)
     assert found.to_cut == pytest.approx(math.log(0.9 * 0.4 / 0.1), abs=1e-5)
 
@@ -80,10 +80,13 @@ def test_a_token_beyond_two_cuts_is_as_far_as_the_farther() -> None:
     min_p=st.sampled_from([0.0, 0.013, 0.21]),
     temperature=st.sampled_from([0.7, 1.0, 1.3]),
 )
-def test_moving_a_score_across_its_cut_changes_what_is_kept(
+def test_a_score_that_moves_across_its_cut_changes_what_is_kept(
     logits: list[int], top_k: int, top_p: float, min_p: float, temperature: float
 ) -> None:
-    """A kept token that falls by more than its distance in scores is dropped; with distances in probability it may go sooner."""
+    """A change of a token's score by more than its distance drops a kept token, or keeps a dropped one.
+
+    Distances to the cut of top-p are in probability, so cases with top-p are not moved.
+    """
     settings = settings_of(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     row = Row(logits=np.array(logits, dtype=np.float32) / 4, position=3)
     kept = set(filtered(row.logits, settings)[0].tolist())

@@ -1,12 +1,19 @@
-"""An artifact's engines and a host program's own ONNX Runtime session in one process: does either slow the other, or change it?
+"""Measures how an artifact's engines and a host program's own ONNX Runtime session affect each other.
 
     python tests/peers/beside_host.py --artifact ARTIFACT [--threads 2] [--repeat 5]
 
-The host's session is a small stack of matrix products with ONNX Runtime's default options but for the number of threads. Its run
-time is measured alone, with our engines loaded and idle, between the steps of our decoding, and, as a control for the caches that
-decoding fills, between reads of as much memory. Our decoding is measured without the host's session, beside it, and beside one that
-does not spin: a session with default options keeps its threads spinning after each run, on the cores that our next step needs. Prints a
-table on stderr and one JSON object on stdout: medians over repeats.
+Both are in one process. The host's session is a small stack of matrix products. Except for the number of
+threads, it has ONNX Runtime's default options.
+
+The run time of the host's session is measured in four situations: alone; while our engine is loaded and idle;
+between the steps of our decoding; and between reads of as much memory as the weights take. The last one is a
+control, as decoding also fills the CPU's caches.
+
+The speed of our decoding is measured in three situations: without the host's session; beside it; and beside
+a host's session whose threads do not spin. By default, the threads of a session spin after each run, on the
+cores that our next step needs.
+
+Prints a table on stderr and one JSON object on stdout, both with medians over the repeats.
 """
 
 from __future__ import annotations
@@ -33,7 +40,12 @@ PROMPT = "def area(radius):"
 
 
 def host_session(threads: int, *, spins: bool) -> ort.InferenceSession:
-    """Returns the host program's session: `LAYERS` products with float32[WIDTH, WIDTH] weights, by default spinning between runs."""
+    """Returns the host's session: `LAYERS` matrix products with weights float32[WIDTH, WIDTH].
+
+    Args:
+        threads: number of threads of the session.
+        spins: whether the threads spin between runs, as by default.
+    """
     rng = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array((rng.standard_normal((WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32), f"w{i}") for i in range(LAYERS)
@@ -50,7 +62,7 @@ def host_session(threads: int, *, spins: bool) -> ort.InferenceSession:
 
 
 class Host:
-    """The host program: runs its session, and times it."""
+    """The host program, which runs its session and times the runs."""
 
     def __init__(self, threads: int, *, spins: bool = True) -> None:
         self._session = host_session(threads, spins=spins)
@@ -58,14 +70,14 @@ class Host:
         self.times: list[float] = []
 
     def run(self) -> NDArray[np.float32]:
-        """Runs once."""
+        """Returns the output of one run, and records its time."""
         begun = time.perf_counter()
         (output,) = self._session.run(None, {"x": self._input})
         self.times.append(time.perf_counter() - begun)
         return np.asarray(output)
 
     def measure(self, times: int, between: Callable[[], object] | None = None) -> float:
-        """Returns the median milliseconds of a run, with something between the runs."""
+        """Returns the median milliseconds of a run; `between` is called before each run."""
         self.times.clear()
         for _ in range(times):
             if between is not None:
@@ -75,7 +87,7 @@ class Host:
 
 
 def decode(engine: Engine, num_tokens: int, on_step: Callable[[], object] | None = None) -> float:
-    """Returns tokens a second of speculative decoding; the time of `on_step`, called after every step, is not counted."""
+    """Returns tokens/s of speculative decoding; `on_step` is called after each step and not timed."""
     config = GenerationConfig(max_new_tokens=num_tokens, temperature=0.8, top_p=0.95, seed=0, ignore_eos=True)
     for chunk in engine.stream(PROMPT, config):
         if chunk.stats is not None:
@@ -86,7 +98,7 @@ def decode(engine: Engine, num_tokens: int, on_step: Callable[[], object] | None
 
 
 def measure_once(artifact: Path, threads: int, num_tokens: int, runs: int) -> tuple[dict[str, float], bool]:
-    """Measures every situation once; returns the figures, and whether the host's outputs stayed the same to the bit."""
+    """Returns the figures of one repeat, and whether the host's outputs stayed bit-identical."""
     figures: dict[str, float] = {}
     host = Host(threads)
     before = host.run()
@@ -113,13 +125,13 @@ def measure_once(artifact: Path, threads: int, num_tokens: int, runs: int) -> tu
 
 
 def main() -> None:
-    """Measures and reports."""
+    """Measures all situations and prints the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2, help="of our engines and of the host's session, each")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--runs", type=int, default=200, help="of the host's session, alone and beside the idle engine")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--artifact", type=Path, required=True, help="artifact to decode with")
+    parser.add_argument("--threads", type=int, default=2, help="threads of our engine, and of the host's session")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens of each measured decoding")
+    parser.add_argument("--runs", type=int, default=200, help="runs of the host's session, alone and beside the idle engine")
+    parser.add_argument("--repeat", type=int, default=5, help="repeats of all measurements")
     args = parser.parse_args()
     rounds = [measure_once(args.artifact, args.threads, args.max_new_tokens, args.runs) for _ in range(args.repeat)]
     medians = {name: statistics.median(figures[name] for figures, _ in rounds) for name in rounds[0][0]}
@@ -132,7 +144,7 @@ def main() -> None:
     for name, value in medians.items():
         unit = f"ms, x {value / alone:.2f}" if name.startswith("host") else "tokens/s"
         sys.stderr.write(f"{name.replace('_', ' '):<24} {value:8.3f} {unit}\n")
-    sys.stderr.write(f"the host's outputs are {'the same to the bit' if result['host_outputs_identical'] else 'CHANGED'}\n")
+    sys.stderr.write(f"the host's outputs are {'bit-identical' if result['host_outputs_identical'] else 'CHANGED'}\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Plain decoding of an artifact beside onnxruntime-genai on the same checkpoint: fp32, CPU, the same threads, taking turns in one run.
+"""Compares the speed of autoregressive decoding with that of onnxruntime-genai on the same checkpoint.
 
     python tests/peers/genai.py --model CHECKPOINT --artifact ARTIFACT --prompts FILE.jsonl
 
-needs the `bench` and `toolchain` extras (genai's builder reads the checkpoint with transformers). Each prompt is cut so that it and
-its output fit a context of 256. Prints a table on stderr and one JSON object on stdout: medians over repeats of tokens a second.
+Both decode greedily in fp32 on the CPU, with the same number of threads, and take turns on each prompt. Ours
+decodes in mode `plain`. Each prompt is cut so that it and its output fit into a context of 256 tokens.
+
+Needs the `bench` and `toolchain` extras, as genai's builder reads the checkpoint with transformers. Prints a
+table on stderr and one JSON object on stdout, both with medians over the repeats in tokens per second.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ CONTEXT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What one prompt gave: token ids, and the seconds from the first of them to the last."""
+    """The token ids that one prompt gave, and the seconds from the first of them to the last."""
 
     ids: list[int]
     seconds: float
@@ -42,7 +45,7 @@ Decode = Callable[[Sequence[int]], Decoded]
 
 
 def build_genai(model: Path, out: Path) -> Path:
-    """Builds the peer's model with its own builder, in fp32 for the CPU, without a network."""
+    """Builds genai's model in `out` with genai's builder, in fp32, without a network, and returns `out`."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(out)]
     command += ["-p", "fp32", "-e", "cpu", "-c", str(out / "cache")]
     done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
@@ -52,7 +55,14 @@ def build_genai(model: Path, out: Path) -> Path:
 
 
 def genai_decoder(folder: Path, *, threads: int, num_tokens: int, end: int) -> Decode:
-    """Returns the peer's greedy decoding, with its threads set explicitly, until token `end` comes: it cannot do without one."""
+    """Returns genai's greedy decoding.
+
+    Args:
+        folder: folder of genai's model.
+        threads: number of threads.
+        num_tokens: most tokens to decode.
+        end: token that ends decoding, as genai needs one.
+    """
     config = og.Config(str(folder))
     decoder = {"session_options": {"intra_op_num_threads": threads}}
     config.overlay(json.dumps({"model": {"eos_token_id": end, "pad_token_id": end, "decoder": decoder}}))
@@ -74,7 +84,7 @@ def genai_decoder(folder: Path, *, threads: int, num_tokens: int, end: int) -> D
 
 
 def our_decoder(engine: Engine, num_tokens: int) -> Decode:
-    """Returns our plain greedy decoding."""
+    """Returns our greedy decoding in mode `plain`."""
     config = GenerationConfig(max_new_tokens=num_tokens, mode="plain", temperature=0.0, ignore_eos=True)
 
     def decode(ids: Sequence[int]) -> Decoded:
@@ -85,14 +95,15 @@ def our_decoder(engine: Engine, num_tokens: int) -> Decode:
 
 
 def measure(decoders: dict[str, Decode], prompts: Sequence[Sequence[int]], repeat: int) -> tuple[dict[str, list[float]], int]:
-    """Runs the decoders in turns, in alternating order.
+    """Runs the decoders on each prompt, one after the other, in alternating order.
 
     Returns:
-        Tokens a second by decoder and repeat, and how many prompts gave the same tokens in all decoders.
+        Tokens per second, by decoder and repeat, and the number of prompts for which all decoders gave the
+        same tokens.
     """
     speeds: dict[str, list[float]] = {name: [] for name in decoders}
     same = 0
-    for number in range(-1, repeat):  # the first time round is the warm-up
+    for number in range(-1, repeat):  # the first pass over the prompts is the warm-up
         tokens, seconds = dict.fromkeys(decoders, 0), dict.fromkeys(decoders, 0.0)
         for turn, ids in enumerate(prompts):
             outputs = []
@@ -109,16 +120,16 @@ def measure(decoders: dict[str, Decode], prompts: Sequence[Sequence[int]], repea
 
 
 def main() -> None:
-    """Measures and reports."""
+    """Measures both decoders and prints the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--artifact", type=Path, required=True, help="our artifact of that checkpoint")
-    parser.add_argument("--prompts", type=Path, required=True, help="JSON Lines")
-    parser.add_argument("--genai", type=Path, help="folder for the peer's model: built there if empty. Default: a temporary one")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--num-prompts", type=int, default=6)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--artifact", type=Path, required=True, help="artifact of that checkpoint")
+    parser.add_argument("--prompts", type=Path, required=True, help="prompts to decode, JSON Lines")
+    parser.add_argument("--genai", type=Path, help="folder of genai's model, built if missing; by default a temporary one")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each decoder")
+    parser.add_argument("--num-prompts", type=int, default=6, help="number of first prompts of the file to decode")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens to decode after each prompt")
+    parser.add_argument("--repeat", type=int, default=5, help="measured passes over the prompts")
     args = parser.parse_args()
     og.disable_telemetry_events()
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,7 +140,8 @@ def main() -> None:
             room = CONTEXT - args.max_new_tokens
             prompts = [engine.encode(record.prompt.rstrip())[:room] for record in read_prompts(args.prompts)[: args.num_prompts]]
             ours = our_decoder(engine, args.max_new_tokens)
-            # Ours ignores EOS; the peer's is set to a token that these texts do not have, so that both decode to the full length.
+            # Ours ignores EOS. Genai cannot, so its EOS is a token that these texts do not have, and both
+            # decode to the full length.
             written = {token for ids in prompts for token in (*ids, *ours(ids).ids)}
             end = next(token for token in range(engine.backend.vocab_size) if token not in written)
             theirs = genai_decoder(folder, threads=args.threads, num_tokens=args.max_new_tokens, end=end)

@@ -1,13 +1,24 @@
-"""The search's winner against simpler ways to choose a skip set, on held-out prompts, all timed in turns in one run.
+"""Compares the winner of a search with simpler ways to choose a skip set, on held-out prompts.
 
-    python -m tests.peers.rivals --artifact ARTIFACT --prompts FILE.jsonl... [--first 16] [--tokens 128] [--seeds 3] [--example SET.json]
+    python -m tests.peers.rivals --artifact ARTIFACT --prompts FILE.jsonl... [--first 16] [--tokens 128]
+        [--seeds 3] [--example SET.json]
 
-ARTIFACT was searched on this machine (`sstool search --artifact`), and its latency table is used. Every rival is the best of its
-kind over the search's own calibration texts, with its own tuned threshold and draft length: contiguous blocks of whole layers; every
-other sublayer; random sets, as many as the search had trials; cuts of the leave-one-out order; points of the cosine dynamic
-programme. Then all decode the held-out prompts. Prints a table on stderr and one JSON object on stdout: each rival's speed over plain
-decoding's, and the winner's over the rival's, with paired 95 % intervals. Also the model of speed against the clock for all. With
-`--example-saw N` the winner is held against the example on the prompts that the example was not chosen with alone, too.
+ARTIFACT is an artifact that was searched on this machine (`sstool search --artifact`); its latency table is
+used. Every rival is the best skip set of its kind on the calibration texts of the search, with its own tuned
+threshold and draft length. The kinds are:
+
+* contiguous blocks of whole layers;
+* every other sublayer;
+* random skip sets, as many as the search had trials;
+* cuts of the leave-one-out order;
+* points of the dynamic programme over cosine similarity.
+
+The winner and the rivals then take turns on each held-out prompt. Prints a table on stderr and one JSON
+object on stdout. For each rival they have its speed-up over autoregressive decoding (mode `plain`) and the
+winner's speed-up over it, with paired 95 % intervals, and the ratio of modelled to measured speed.
+
+With `--example-saw N`, the winner is also compared with the example on only the prompts that were not used to
+choose the example.
 """
 
 from __future__ import annotations
@@ -27,7 +38,7 @@ from ssruntime.artifact import SkipSet
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
 from sstool.bench.environment import describe_environment
-from sstool.bench.summary import ratio_interval
+from sstool.bench.summary import weighted_interval
 from sstool.prompts import read_prompts
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, bits_of
@@ -40,29 +51,29 @@ from sstool.search.sources.leave_one_out import cut, measure_sensitivity, sensit
 from sstool.search.sources.patterns import contiguous_block, every_other
 from tests.peers.searched import Searched, random_sets, tell_decoding
 
-_A_FILE = 1000
-"""The tasks of a file are numbered from a multiple of this."""
+_FILE_STRIDE = 1000
+"""The prompts of each file are numbered from a multiple of this."""
 
 
 def options() -> argparse.Namespace:
     """Returns the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
-    parser.add_argument("--first", type=int, default=16, help="prompts of each file")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--artifact", type=Path, required=True, help="artifact that was searched on this machine")
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="files of held-out prompts, JSON Lines")
+    parser.add_argument("--first", type=int, default=16, help="number of first prompts of each file to decode")
+    parser.add_argument("--tokens", type=int, default=128, help="most tokens to decode after each prompt")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds to decode each prompt with")
     parser.add_argument("--greedy", action="store_true", help="decode greedily instead of sampling")
-    parser.add_argument("--example", type=Path, help="a skip-set file to be one more rival, its exit tuned like the others'")
-    parser.add_argument("--example-saw", type=int, default=0, help="first prompts of each file that the example was chosen with")
+    parser.add_argument("--example", type=Path, help="skip-set file of one more rival; its stopping rule is tuned like the others'")
+    parser.add_argument("--example-saw", type=int, default=0, help="number of first prompts of each file with which the example was chosen")
     given = parser.parse_args()
     if not 0 <= given.example_saw < given.first:
-        parser.error("--example-saw: fewer than --first prompts of each file")
+        parser.error(f"--example-saw must be 0 or more and less than --first ({given.first}), found {given.example_saw}")
     return given
 
 
 def chosen(searched: Searched, example: Path | None) -> Iterator[Trial | None]:
-    """Gives the best of every kind."""
+    """Yields the best trial of every kind of rival; None if a kind has none."""
     num_layers = searched.builder.num_layers
     yield searched.best("block", list(_blocks(num_layers)))
     yield searched.best("every-other", list(_patterns(num_layers)))
@@ -76,10 +87,10 @@ def chosen(searched: Searched, example: Path | None) -> Iterator[Trial | None]:
 
 
 def _cuts(searched: Searched) -> list[Bits]:
-    influence = searched.log.influence
-    if influence is None:
-        influence = measure_sensitivity(searched.builder, searched.texts, lambda _done, _total: None)
-    order = sensitivity_order(influence)
+    sensitivity = searched.log.sensitivity
+    if sensitivity is None:
+        sensitivity = measure_sensitivity(searched.builder, searched.texts, lambda _done, _total: None)
+    order = sensitivity_order(sensitivity)
     return [cut(order, part) for part in np.linspace(0.2, 0.9, 21)]
 
 
@@ -90,7 +101,7 @@ def _front(searched: Searched) -> list[Bits]:
 
 
 def _blocks(num_layers: int) -> Iterator[Bits]:
-    """Gives 39 blocks or fewer: three places of each of thirteen lengths."""
+    """Yields 39 blocks: thirteen lengths at three places each, with repetitions in small models."""
     for part in np.linspace(0.15, 0.75, 13):
         length = max(1, round(float(part) * num_layers))
         for first in np.linspace(1, max(1, num_layers - length - 1), 3):
@@ -98,7 +109,7 @@ def _blocks(num_layers: int) -> Iterator[Bits]:
 
 
 def _patterns(num_layers: int) -> Iterator[Bits]:
-    """Gives every other, every third and two of three, from either offset, of MLPs and of both kinds."""
+    """Yields every other, every third and two of three sublayers, at every offset, of MLPs or both kinds."""
     yield from every_other(num_layers)
     none = (0,) * num_layers
     for step, keeps in ((2, 1), (3, 1), (3, 2)):
@@ -109,7 +120,7 @@ def _patterns(num_layers: int) -> Iterator[Bits]:
 
 
 def held_out(builder: DraftBuilder, settings: SearchSettings, given: argparse.Namespace) -> list[DecodeJob]:
-    """Returns the tasks: the first prompts of each file that fit, with every seed."""
+    """Returns the decode jobs: the first prompts of each file, unless they are too long, with every seed."""
     jobs = []
     for number, file in enumerate(given.prompts):
         for prompt in read_prompts(file)[: given.first]:
@@ -119,20 +130,23 @@ def held_out(builder: DraftBuilder, settings: SearchSettings, given: argparse.Na
                 print(f"{prompt.id} is left out: {err.message}", file=sys.stderr)
                 continue
             for seed in range(given.seeds):
-                plainly = builder.engine.settings(settings.decoding(KINDS[1] if given.greedy else SAMPLED, prompt_seed(seed, prompt.index)))
-                complete = dataclasses.replace(plainly, max_new_tokens=given.tokens)
-                jobs.append(DecodeJob(kind=SAMPLED, prompt_id=prompt.id, index=_A_FILE * number + prompt.index, ids=ids, settings=complete))
+                kind = KINDS[1] if given.greedy else SAMPLED
+                decoding = builder.engine.settings(settings.decoding(kind, prompt_seed(seed, prompt.index)))
+                complete = dataclasses.replace(decoding, max_new_tokens=given.tokens)
+                jobs.append(
+                    DecodeJob(kind=SAMPLED, prompt_id=prompt.id, index=_FILE_STRIDE * number + prompt.index, ids=ids, settings=complete)
+                )
     return jobs
 
 
 def without_first(draft: TimedDraft, count: int) -> TimedDraft:
-    """Returns an entrant's runs of all but the first prompts of each file."""
-    samples = {kind: [s for s in runs if s.index % _A_FILE >= count] for kind, runs in draft.samples.items()}
+    """Returns a draft's runs, without those of the first `count` prompts of each file."""
+    samples = {kind: [s for s in runs if s.index % _FILE_STRIDE >= count] for kind, runs in draft.samples.items()}
     return dataclasses.replace(draft, samples=samples)
 
 
 def row(draft: TimedDraft, plain: TimedDraft, winner: TimedDraft) -> dict[str, object]:
-    """Returns one entrant's figures."""
+    """Returns the figures of one draft."""
     shares = {SAMPLED: 1.0}
     assert draft.trial is not None
     speed, base = 1 / draft.seconds_per_token(shares), 1 / plain.seconds_per_token(shares)
@@ -142,30 +156,30 @@ def row(draft: TimedDraft, plain: TimedDraft, winner: TimedDraft) -> dict[str, o
         "cost_ratio": draft.trial.cost_ratio,
         "tokens_per_second": speed,
         "ratio_to_plain": speed / base,
-        "ratio_to_plain_95": ratio_interval(plain.every(), draft.every()),
+        "ratio_to_plain_95": weighted_interval(plain.samples, draft.samples, shares),
         **lead(winner, draft),
         "modelled_over_measured": draft.seconds_per_token(shares) / draft.modelled_per_token(shares),
     }
 
 
 def lead(winner: TimedDraft, draft: TimedDraft) -> dict[str, object]:
-    """Returns the winner's speed over an entrant's."""
+    """Returns the ratio of the winner's speed to a draft's, with its interval."""
     shares = {SAMPLED: 1.0}
     return {
         "winner_over_this": draft.seconds_per_token(shares) / winner.seconds_per_token(shares),
-        "winner_over_this_95": ratio_interval(draft.every(), winner.every()),
+        "winner_over_this_95": weighted_interval(draft.samples, winner.samples, shares),
     }
 
 
 def main() -> None:
-    """Chooses, decodes, prints."""
+    """Chooses the rivals, times all drafts and prints the results."""
     given = options()
     with load(given.artifact, max_sequences=1, draft=False) as engine:
         builder = DraftBuilder(engine)
         searched = Searched(builder, given.artifact)
         result = searched.log.result
         if result is None or result.trial is None:
-            sys.exit("the artifact's search has no winner")
+            sys.exit(f"the search of {given.artifact} has no winner")
         trials = [next(t for t in searched.log.trials if t.index == result.trial)]
         trials = [dataclasses.replace(trials[0], source="searched"), *(t for t in chosen(searched, given.example) if t is not None)]
         jobs = held_out(builder, searched.settings, given)
@@ -177,11 +191,11 @@ def main() -> None:
             "tokens": given.tokens,
             "rivals": rows,
         }
-        print(f"\n{'':18} {'x plain':>8} {'95 %':>14} {'searched / this':>16} {'95 %':>14} {'model / clock':>14}", file=sys.stderr)
+        print(f"\n{'':18} {'x plain':>8} {'95 %':>14} {'searched / this':>16} {'95 %':>14} {'model / measured':>16}", file=sys.stderr)
         for r in rows:
             print(
                 f"{r['name']:18} {r['ratio_to_plain']:8.3f} {_interval(r['ratio_to_plain_95']):>14} {r['winner_over_this']:16.3f}"
-                f" {_interval(r['winner_over_this_95']):>14} {r['modelled_over_measured']:14.3f}",
+                f" {_interval(r['winner_over_this_95']):>14} {r['modelled_over_measured']:16.3f}",
                 file=sys.stderr,
             )
         spread = statistics.median(float(str(r["modelled_over_measured"])) for r in rows)
@@ -194,7 +208,10 @@ def main() -> None:
                 f"{'example, unseen':18} {'':8} {'':>14} {unseen['winner_over_this']:16.3f} {_interval(unseen['winner_over_this_95']):>14}",
                 file=sys.stderr,
             )
-        print(f"plain {1 / plain.seconds_per_token({SAMPLED: 1.0}):.1f} tokens/s; model over clock, median {spread:.3f}", file=sys.stderr)
+        print(
+            f"autoregressive decoding {1 / plain.seconds_per_token({SAMPLED: 1.0}):.1f} tokens/s; modelled / measured, median {spread:.3f}",
+            file=sys.stderr,
+        )
         print(json.dumps(report))
 
 

@@ -1,4 +1,4 @@
-"""A searched artifact as its search saw it: the same calibration texts, latency table and way to score a skip set."""
+"""Restores what a search used: its calibration texts, its latency table and its scores of skip sets."""
 
 from __future__ import annotations
 
@@ -25,19 +25,25 @@ from sstool.search.texts.stored import prepare_texts
 
 
 class Searched:
-    """What a search with the default calibration prompts knew.
+    """The state of a search with the default calibration prompts.
 
     Attributes:
-        builder: drafts of the artifact.
-        log: the search's records.
-        settings: as the search's, as far as they shape a score.
-        texts: the calibration texts.
-        shares: how much each kind of text counts; sums to 1.
-        costs: of the latency table.
+        builder: draft builder of the artifact.
+        log: records of the search.
+        settings: those settings of the search that affect a score.
+        texts: calibration texts of the search.
+        shares: weight of each kind of text; the weights sum to 1.
+        costs: speed model of the latency table.
     """
 
     def __init__(self, builder: DraftBuilder, artifact: Path, *, measure: bool = False) -> None:
-        """Makes the texts anew, and takes the table from the artifact's `search` folder, or with `measure` measures one."""
+        """Makes the calibration texts again, and loads or measures a latency table.
+
+        Args:
+            builder: draft builder of the artifact.
+            artifact: folder of the artifact, which has a search.
+            measure: whether to measure a new latency table instead of loading the search's own.
+        """
         self.builder = builder
         self.log = read_search(artifact / "search")
         self.settings = SearchSettings(
@@ -52,7 +58,7 @@ class Searched:
         with tempfile.TemporaryDirectory() as name:
             self.texts = prepare_texts(Path(name), builder, prompts.search, self.settings, lambda _done, _total: None)
             if calibration_digest([cached.text for cached in self.texts], prompts.final) != self.log.header.calibration_sha256:
-                sys.exit(f"{artifact} was searched with other calibration prompts than those that ship now: search it again")
+                sys.exit(f"{artifact} was searched with other calibration prompts than the built-in ones of this version; search it again")
             known = None if measure else find_latency(builder, [artifact / "search" / "latency.json"])
             table = prepare_latency(Path(name), builder, self.texts, self.settings, known=known)
         self.costs = CostModel(table)
@@ -61,15 +67,15 @@ class Searched:
         self._objective = Objective(self.costs, weights)
 
     def best(self, name: str, sets: Sequence[Bits]) -> Trial | None:
-        """Returns the best of some sets, with the exit that suits it, and says on stderr how good it is."""
+        """Returns the best trial of some skip sets, None if all fail, and prints its speed-up on stderr."""
         trials = list(self.scored(name, sets))
         found = next(iter(best_of(trials, 1)), None)
-        said = "nothing" if found is None else f"{found.speedup:.3f} x plain, modelled"
-        print(f"{name}: {len(trials)} tried, the best {said}", file=sys.stderr, flush=True)
+        said = "nothing" if found is None else f"{found.speedup:.3f} x plain (modelled)"
+        print(f"{name}: {len(trials)} tried, best: {said}", file=sys.stderr, flush=True)
         return found
 
     def scored(self, name: str, sets: Sequence[Bits], *, whole: bool = False) -> Iterator[Trial]:
-        """Gives every set that is a draft with its score; with `whole`, the unpromising over all texts too."""
+        """Yields the trial of every valid skip set; with `whole`, even slow ones run over all texts."""
         evaluator = Evaluator(
             self.builder,
             self.texts,
@@ -83,12 +89,12 @@ class Searched:
 
 
 def tell_decoding(done: int, total: int) -> None:
-    """Says on stderr how far a contest is."""
+    """Prints the progress of a head-to-head timing on stderr."""
     print(f"\rdecoding {done} of {total}", end="", file=sys.stderr, flush=True)
 
 
 def random_sets(num_layers: int, count: int) -> Iterator[Bits]:
-    """Gives sets that skip a fifth to four fifths of the sublayers, drawn with a fixed seed."""
+    """Yields skip sets with a fifth to four fifths of the sublayers, drawn with a fixed seed."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         yield tuple(int(b) for b in rng.random(2 * num_layers) < rng.uniform(0.2, 0.8))

@@ -1,4 +1,4 @@
-"""What runtime tests share: a packed-weights cache of their own, and scripted engines."""
+"""Fixtures for runtime tests: a packed-weights cache of their own, and scripted engines."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from hypothesis import HealthCheck, settings
 from ssruntime.engine import Engine, load
 from tests.runtime.scripted import Script, write_artifact
 
-# Opening engines takes longer on a busy machine than hypothesis expects of an example; nothing here asserts on time.
+# On a busy machine, opening engines takes longer than hypothesis allows for an example. No test asserts on
+# time.
 settings.register_profile("runtime", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("runtime")
 
 OpenScript = Callable[..., Engine]
-"""`(script, *, threads=1, max_context=64, max_sequences=4, **of_write_artifact)`."""
+"""Called with `(script, *, max_context=64, max_sequences=4, **arguments_of_write_artifact)`."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def packed_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keeps the packed weights of this folder's tests apart from everybody's."""
+    """Gives the tests of this folder a packed-weights cache of their own."""
     root = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSTOOL_CACHE_DIR", str(root))
@@ -32,7 +33,7 @@ def packed_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def open_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenScript]:
-    """Opens scripted engines, which are closed when the session ends."""
+    """A function that opens a scripted engine with one thread; it is closed when the session ends."""
     engines: list[Engine] = []
 
     def open_one(script: Script, *, max_context: int = 64, max_sequences: int = 4, **artifact: Any) -> Engine:

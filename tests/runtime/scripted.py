@@ -1,7 +1,8 @@
-"""Scripted models: tiny artifacts whose two graphs look their logits up in tables, so that every expectation can be computed by hand.
+"""Scripted models: tiny artifacts whose graphs look logits up in tables, so every result can be computed.
 
-The logits after token t at absolute position p are `table[p % period, t]`; a script with history also reads the token before it from
-the cache. The engines are real ONNX Runtime sessions on real artifacts: manifest, packed weights, tokenizer and all.
+The logits after token t at absolute position p are `table[p % period, t]`. A script with history also reads
+the previous token from the KV cache. The engines are real ONNX Runtime sessions on complete artifacts, with
+manifest, packed weights and tokenizer.
 """
 
 from __future__ import annotations
@@ -50,19 +51,19 @@ _HISTORY_FACTOR: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What a scripted model says.
+    """The logit tables of a scripted model.
 
     Attributes:
-        verify: float32[period, vocab, vocab], the target's logits.
-        draft: the same for the draft; None for an artifact without one.
-        history: whether logits depend on the token before the last one too, which the graphs keep in their cache.
-        spoils: whether the draft writes other cache contents than verify would, as a real draft does.
+        verify: the target's logits, float32[period, vocab, vocab].
+        draft: the draft's logits, of the same shape; None for an artifact without a draft.
+        history: whether logits also depend on the token before the last one, which is in the KV cache.
+        draft_kv_differs: whether a draft writes other KV-cache contents than verify, as a real draft does.
     """
 
     verify: Table
     draft: Table | None = None
     history: bool = False
-    spoils: bool = False
+    draft_kv_differs: bool = False
 
     @property
     def period(self) -> int:
@@ -85,15 +86,17 @@ class Script:
 def random_script(
     seed: int, *, vocab: int = 8, period: int = 5, agreement: float = 0.7, scale: float = 3.0, history: bool = False
 ) -> Script:
-    """Returns random tables; the draft's are a mixture of the target's and of noise."""
+    """Returns random tables; the draft's mix the target's with noise."""
     random = np.random.default_rng(seed)
     verify = (scale * random.standard_normal((period, vocab, vocab))).astype(np.float32)
     other = (scale * random.standard_normal((period, vocab, vocab))).astype(np.float32)
-    return Script(verify=verify, draft=(agreement * verify + (1 - agreement) * other).astype(np.float32), history=history, spoils=history)
+    return Script(
+        verify=verify, draft=(agreement * verify + (1 - agreement) * other).astype(np.float32), history=history, draft_kv_differs=history
+    )
 
 
-def chain_table(successors: Sequence[int], *, vocab: int, sharpness: float = 20.0) -> Table:
-    """Returns a table float32[1, vocab, vocab] in which token t is followed by `successors[t]`, all but certainly."""
+def successor_table(successors: Sequence[int], *, vocab: int, sharpness: float = 20.0) -> Table:
+    """Returns a table float32[1, vocab, vocab] in which `successors[t]` almost certainly follows token t."""
     table = np.zeros((1, vocab, vocab), dtype=np.float32)
     for token, successor in enumerate(successors):
         table[0, token, successor] = sharpness
@@ -101,7 +104,7 @@ def chain_table(successors: Sequence[int], *, vocab: int, sharpness: float = 20.
 
 
 def phrase_table(tokens: Sequence[int], *, vocab: int, sharpness: float = 20.0) -> Table:
-    """Returns a table float32[len(tokens), vocab, vocab] that says `tokens[p]` after position p, whatever came before."""
+    """Returns a table float32[len(tokens), vocab, vocab] in which `tokens[p]` follows position p."""
     table = np.zeros((len(tokens), vocab, vocab), dtype=np.float32)
     for position, token in enumerate(tokens):
         table[position, :, token] = sharpness
@@ -109,7 +112,10 @@ def phrase_table(tokens: Sequence[int], *, vocab: int, sharpness: float = 20.0) 
 
 
 def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings, max_context: int) -> tuple[list[int], str]:
-    """Decodes plainly in Python, from the tables alone: the tokens and the finish reason (stop strings are not looked at)."""
+    """Returns the tokens and the finish reason of autoregressive decoding (mode `plain`).
+
+    They are computed in Python, from the tables alone. Stop strings are ignored.
+    """
     acceptance = make_acceptance(settings)
     ids = list(prompt)
     while True:
@@ -125,7 +131,7 @@ def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings
 
 
 def step_of(logits: Table) -> StepOutput:
-    """Returns what an engine gives for `logits: float32[N, vocab]`."""
+    """Returns the output of an engine pass with `logits: float32[N, vocab]`."""
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     top = np.argsort(-logits, axis=-1, kind="stable")[:, : graph_io.MAX_TOP_TOKENS]
     return StepOutput(
@@ -153,16 +159,16 @@ def write_artifact(
     """Writes a complete artifact and returns its folder.
 
     Args:
-        folder: is made.
-        script: the tables.
-        tokenizer: default `letters(vocab)`.
-        generation: `generation_config.json`. Default: `EOS` ends the text.
-        max_context: of the manifest.
-        tuned: the draft's tuned exit.
-        window: of the manifest; the graphs have none.
-        chat_template: `chat_template.jinja`, if any.
-        tokenizer_config: `tokenizer_config.json`, if any.
-        name: the model's name in the manifest.
+        folder: folder of the artifact; it must not exist yet.
+        script: logit tables of the model.
+        tokenizer: tokenizer of the model; by default `letters(vocab)`.
+        generation: content of `generation_config.json`; by default `EOS` ends the text.
+        max_context: context limit in the manifest.
+        tuned: tuned stopping rule of the draft.
+        window: sliding window in the manifest; the graphs have none.
+        chat_template: content of `chat_template.jinja`, if any.
+        tokenizer_config: content of `tokenizer_config.json`, if any.
+        name: name of the model in the manifest.
     """
     folder.mkdir(parents=True)
     weights = _Weights(script)
@@ -204,13 +210,13 @@ def write_artifact(
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
-    """Changes top-level keys of an artifact's manifest."""
+    """Sets top-level keys of an artifact's manifest."""
     path = folder / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def list_anew(folder: Path) -> None:
-    """Makes the manifest's sizes and digests agree with the files again, after an edit."""
+    """Updates the sizes and digests in the manifest after files were edited."""
     names = json.loads((folder / MANIFEST).read_text())["files"]
     edit_manifest(folder, files={n: {"size": e.size, "sha256": e.sha256} for n in names for e in [_file_entry(folder / n)]})
 
@@ -221,13 +227,16 @@ def letters(vocab: int) -> Tokenizer:
 
 
 def pieces(tokens: Sequence[str]) -> Tokenizer:
-    """Returns a byte-level tokenizer whose token i is the text `tokens[i]`; `<...>` are special. It encodes by single characters."""
+    """Returns a byte-level tokenizer whose token i is the text `tokens[i]`; tokens like `<...>` are special.
+
+    It encodes a text character by character.
+    """
     special = [t for t in tokens if t.startswith("<") and t.endswith(">")]
     return byte_level({t if t in special else _shown(t.encode()): i for i, t in enumerate(tokens)}, special)
 
 
 def every_byte() -> Tokenizer:
-    """Returns a tokenizer of 258 tokens: `</s>`, `<s>`, then the 256 bytes in their order."""
+    """Returns a tokenizer of 258 tokens: `</s>`, `<s>`, then the 256 bytes in order."""
     return byte_level({"</s>": 0, "<s>": 1} | {_shown(bytes([b])): b + 2 for b in range(256)}, ["</s>", "<s>"])
 
 
@@ -241,7 +250,10 @@ def byte_level(vocab: dict[str, int], special: Sequence[str]) -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """Returns a tokenizer as Llama 2's: words with a leading-space mark, and bytes for all else. `<s>` 0, `</s>` 1, bytes 2 to 257."""
+    """Returns a tokenizer like Llama 2's: words with a leading-space mark, and bytes for everything else.
+
+    `<s>` is 0, `</s>` is 1, the bytes are 2 to 257.
+    """
     words = ["▁", "a", "b", "▁a", "▁the", "END", "é"]
     vocab = {"<s>": 0, "</s>": 1} | {f"<0x{b:02X}>": b + 2 for b in range(256)} | {w: 258 + i for i, w in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, fuse_unk=True))
@@ -260,7 +272,10 @@ def _shown(data: bytes) -> str:
 
 
 class _Weights:
-    """One weights file: the target's rows, the draft's rows, and an identity matrix, which makes ONNX Runtime pack something."""
+    """One weights file with the target's rows, the draft's rows and an identity matrix.
+
+    ONNX Runtime packs the identity matrix, so scripted artifacts have packed weights.
+    """
 
     def __init__(self, script: Script) -> None:
         tables = [script.verify, *([] if script.draft is None else [script.draft])]
@@ -286,7 +301,7 @@ class _Weights:
 
 
 class _Nodes:
-    """Collects nodes and small constants under generated names."""
+    """Collects nodes and small constants, with generated names."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -312,14 +327,14 @@ def _graph(script: Script, weights: _Weights, *, is_draft: bool) -> bytes:
     end = g.add("Add", g.add("Cast", graph_io.SEQLENS_K, to=TensorProto.INT64), g.constant([1]))
     start = g.add("Sub", end, count)
     scalar_count = g.add("Squeeze", count)
-    places = g.add("Add", g.add("Range", g.constant(0), scalar_count, g.constant(1)), start)
+    slots = g.add("Add", g.add("Range", g.constant(0), scalar_count, g.constant(1)), start)
     positions = g.add("Reshape", graph_io.POSITION_IDS, g.constant([-1]))
     tokens = g.add("Reshape", graph_io.INPUT_IDS, g.constant([-1]))
     layers: list[int] = []
     state = tokens
     if script.history:
         layers = [0] if is_draft else [0, 1]
-        before = _history(script, g, tokens, places, positions, is_draft=is_draft)
+        before = _history(script, g, tokens, slots, positions, is_draft=is_draft)
         if not is_draft:
             for kind in ("key", "value"):
                 g.add("Identity", graph_io.past_name(1, kind), name=graph_io.present_name(1, kind))
@@ -335,13 +350,17 @@ def _graph(script: Script, weights: _Weights, *, is_draft: bool) -> bytes:
     return _model(script, g, weights, layers, is_draft=is_draft)
 
 
-def _history(script: Script, g: _Nodes, tokens: str, places: str, positions: str, *, is_draft: bool) -> str:
-    """Writes the tokens to layer 0's cache; returns the token before each position, 0 before the first."""
-    place = g.add("Reshape", places, g.constant([1, 1, -1, 1]))
-    written = g.add("Add", tokens, g.constant(1)) if is_draft and script.spoils else tokens
+def _history(script: Script, g: _Nodes, tokens: str, slots: str, positions: str, *, is_draft: bool) -> str:
+    """Adds nodes that write the tokens to layer 0's KV cache.
+
+    Returns:
+        The name of the value with the token before each position, 0 before the first.
+    """
+    slot = g.add("Reshape", slots, g.constant([1, 1, -1, 1]))
+    written = g.add("Add", tokens, g.constant(1)) if is_draft and script.draft_kv_differs else tokens
     values = g.add("Reshape", g.add("Cast", written, to=TensorProto.FLOAT), g.constant([1, 1, -1, 1]))
     for kind in ("key", "value"):
-        g.add("ScatterElements", graph_io.past_name(0, kind), place, values, name=graph_io.present_name(0, kind), axis=2)
+        g.add("ScatterElements", graph_io.past_name(0, kind), slot, values, name=graph_io.present_name(0, kind), axis=2)
     flat = g.add("Reshape", graph_io.present_name(0, "value"), g.constant([-1]))
     earlier = g.add("Max", g.add("Sub", positions, g.constant(1)), g.constant(0))
     before = g.add("Cast", g.add("Gather", flat, earlier), to=TensorProto.INT64)
@@ -352,7 +371,7 @@ def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], 
     def value(name: str, kind: int, shape: list[str | int | None]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, shape)
 
-    cache = [(layer, kind) for layer in layers for kind in ("key", "value")]
+    kv_buffers = [(layer, kind) for layer in layers for kind in ("key", "value")]
     mask = [value(graph_io.PAST_LENGTH, TensorProto.INT64, [1]), value(graph_io.TREE_MASK, TensorProto.FLOAT, [1, 1, "S", "S"])]
     inputs = [
         value(graph_io.INPUT_IDS, TensorProto.INT64, [1, "S"]),
@@ -361,7 +380,7 @@ def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], 
         value(graph_io.POSITION_IDS, TensorProto.INT64, [1, "S"]),
         *([] if is_draft else mask),
         value(graph_io.LOGITS_INDEX, TensorProto.INT64, [1, "N"]),
-        *(value(graph_io.past_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in cache),
+        *(value(graph_io.past_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in kv_buffers),
     ]
     outputs = [
         value(graph_io.TOKEN, TensorProto.INT64, [1, "N"]),
@@ -369,7 +388,7 @@ def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], 
         value(graph_io.TOP_TOKENS, TensorProto.INT64, [1, "N", min(graph_io.MAX_TOP_TOKENS, script.vocab)]),
         value(graph_io.TOP_LOGITS, TensorProto.FLOAT, [1, "N", min(graph_io.MAX_TOP_TOKENS, script.vocab)]),
         value(graph_io.LOGITS, TensorProto.FLOAT, [1, "N", script.vocab]),
-        *(value(graph_io.present_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in cache),
+        *(value(graph_io.present_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in kv_buffers),
     ]
     graph = helper.make_graph(g.nodes, "scripted", inputs, outputs, initializer=[*g.constants, *weights.tensors])
     data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()

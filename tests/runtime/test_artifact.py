@@ -1,4 +1,4 @@
-"""A damaged, missing or foreign artifact is refused before any engine opens, with its name and what to do."""
+"""A damaged, missing or foreign artifact is refused before any engine opens, with its name and a hint."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, message: str) -> ArtifactError:
+    """Asserts that loading the folder fails with the message and a hint; returns the error."""
     with pytest.raises(ArtifactError, match=message) as caught:
         load(folder, threads=1)
     assert caught.value.hint
@@ -32,19 +33,19 @@ def refused(folder: Path, message: str) -> ArtifactError:
     return caught.value
 
 
-def test_reads_what_was_written(artifact: Path) -> None:
+def test_an_artifact_is_read_as_it_was_written(artifact: Path) -> None:
     read = read_artifact(artifact)
     assert sorted(read.manifest.files) == FILES
     assert read.path("verify.onnx") == artifact / "verify.onnx"
-    again = read_record(Manifest, json.loads(read.manifest.to_json()), where="again", error=ArtifactError)
-    assert again == read.manifest
+    reread = read_record(Manifest, json.loads(read.manifest.to_json()), where="reread", error=ArtifactError)
+    assert reread == read.manifest
     assert read.manifest.to_json().endswith("}\n")
     assert read.manifest.kv.bytes_per_token() == 2 * 2 * 4
     check_digests(read)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file(artifact: Path, name: str) -> None:
+def test_a_missing_file_is_refused(artifact: Path, name: str) -> None:
     (artifact / name).unlink()
     refused(artifact, f"{name} is missing from the artifact")
     (artifact / name).mkdir()
@@ -53,13 +54,13 @@ def test_a_missing_file(artifact: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("change", [-1, 1])
-def test_another_size(artifact: Path, name: str, change: int) -> None:
+def test_a_file_of_another_size_is_refused(artifact: Path, name: str, change: int) -> None:
     size = (artifact / name).stat().st_size
     os.truncate(artifact / name, size + change)
-    refused(artifact, f"{name} has {size + change} bytes where the manifest says {size}")
+    refused(artifact, f"{name} has {size + change} bytes, but the manifest lists {size}")
 
 
-def test_a_broken_link(artifact: Path) -> None:
+def test_a_broken_link_is_refused(artifact: Path) -> None:
     (artifact / "weights.bin").unlink()
     (artifact / "weights.bin").symlink_to("nowhere")
     refused(artifact, "weights.bin is missing")
@@ -72,15 +73,15 @@ def test_digests_find_one_flipped_byte(artifact: Path, name: str, where: str) ->
     at = {"first": 0, "middle": len(data) // 2, "last": len(data) - 1}[where]
     data[at] ^= 1
     (artifact / name).write_bytes(data)
-    asked: list[str] = []
+    checked: list[str] = []
     with pytest.raises(ArtifactError, match=f"{name} does not match its digest"):
-        check_digests(read_artifact(artifact), on_file=asked.append)
-    assert asked == FILES[: FILES.index(name) + 1]
+        check_digests(read_artifact(artifact), on_file=checked.append)
+    assert checked == FILES[: FILES.index(name) + 1]
     with pytest.raises(ArtifactError, match=f"{name} does not match its digest"):
         load(artifact, verify=True, threads=1)
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_a_path_without_an_artifact_is_refused(tmp_path: Path) -> None:
     assert "sstool export" in refused(tmp_path / "none", "no artifact at").hint
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", "is a file, not an artifact's folder")
@@ -88,26 +89,26 @@ def test_no_folder(tmp_path: Path) -> None:
     refused(tmp_path / "empty", "holds no manifest.json")
 
 
-def test_a_model_folder_instead(tmp_path: Path) -> None:
+def test_a_model_folder_is_refused_with_a_hint_to_export_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert f"--model {tmp_path}" in refused(tmp_path, "is a model folder, not an artifact").hint
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 200, -2])
-def test_a_cut_manifest(artifact: Path, keep: int) -> None:
+def test_a_truncated_manifest_is_refused(artifact: Path, keep: int) -> None:
     path = artifact / "manifest.json"
     path.write_text(path.read_text()[:keep])
     refused(artifact, "manifest.json cannot be read")
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"schema_version": null}'])
-def test_a_manifest_of_no_schema(artifact: Path, text: str) -> None:
+def test_a_manifest_without_a_schema_version_is_refused(artifact: Path, text: str) -> None:
     (artifact / "manifest.json").write_text(text)
     refused(artifact, "has schema version None, this sstool reads 2")
 
 
 @pytest.mark.parametrize("version", [0, 1, 99, "2", [2]])
-def test_another_schema(artifact: Path, version: Any) -> None:
+def test_another_schema_version_is_refused(artifact: Path, version: Any) -> None:
     edit_manifest(artifact, schema_version=version)
     assert "use the sstool that wrote it" in refused(artifact, "this sstool reads 2").hint
 
@@ -124,13 +125,13 @@ def test_another_schema(artifact: Path, version: Any) -> None:
         ({"files": {"verify.onnx": {"size": "5", "sha256": ""}}}, "files.verify.onnx: size: expected int"),
     ],
 )
-def test_a_manifest_of_another_shape(artifact: Path, changes: dict[str, object], message: str) -> None:
+def test_a_manifest_with_wrong_keys_or_types_is_refused(artifact: Path, changes: dict[str, object], message: str) -> None:
     edit_manifest(artifact, **changes)
     refused(artifact, message)
 
 
 @pytest.mark.parametrize("name", ["verify.onnx", "draft.onnx", "weights.bin"])
-def test_a_file_that_the_manifest_does_not_list(artifact: Path, name: str) -> None:
+def test_a_file_that_the_manifest_does_not_list_is_refused(artifact: Path, name: str) -> None:
     files = json.loads((artifact / "manifest.json").read_text())["files"]
     del files[name]
     edit_manifest(artifact, files=files)
@@ -141,14 +142,14 @@ def test_a_file_that_the_manifest_does_not_list(artifact: Path, name: str) -> No
     "content", [b"", b"not a graph at all", b"\x3a\xff\xff\xff\xff\x0f", os.urandom(64)], ids=["empty", "text", "long", "noise"]
 )
 @pytest.mark.parametrize("name", ["verify.onnx", "draft.onnx"])
-def test_a_graph_that_is_none(artifact: Path, name: str, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_a_graph_is_refused(artifact: Path, name: str, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     (artifact / name).write_bytes(content)
     list_anew(artifact)
     refused(artifact, name)
     assert capfd.readouterr().out == ""
 
 
-def test_a_graph_without_the_contracts_outputs(artifact: Path) -> None:
+def test_a_graph_without_the_outputs_of_the_contract_is_refused(artifact: Path) -> None:
     import onnx
 
     model = onnx.load(artifact / "verify.onnx", load_external_data=False)
@@ -157,17 +158,17 @@ def test_a_graph_without_the_contracts_outputs(artifact: Path) -> None:
     model.graph.output.extend(kept)
     (artifact / "verify.onnx").write_bytes(model.SerializeToString())
     list_anew(artifact)
-    refused(artifact, "verify.onnx lacks confidence")
+    refused(artifact, "verify.onnx lacks the inputs or outputs confidence")
 
 
-def test_a_draft_of_another_artifact(artifact: Path, tmp_path: Path) -> None:
+def test_a_draft_of_another_artifact_is_refused(artifact: Path, tmp_path: Path) -> None:
     other = write_artifact(tmp_path / "other", random_script(32, vocab=16))
     shutil.copy(other / "draft.onnx", artifact / "draft.onnx")
     list_anew(artifact)
-    refused(artifact, "draft.onnx: weight '.*' is not the verify graph's")
+    refused(artifact, "draft.onnx: weight '.*' does not match a weight of the verify graph")
 
 
-def test_damaged_companions(artifact: Path) -> None:
+def test_a_damaged_tokenizer_or_generation_config_is_refused(artifact: Path) -> None:
     (artifact / "tokenizer.json").write_text("{")
     list_anew(artifact)
     refused(artifact, "tokenizer.json cannot be read")

@@ -17,6 +17,7 @@ from ssruntime import GenerationConfig, graph_io
 from ssruntime.backends.ort.backend import OrtBackend
 from ssruntime.backends.ort.slot import PREFILL_CHUNK, OrtSlot
 from ssruntime.engine import load
+from tests.kv_content import kv_content
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import random_script, write_artifact
 
@@ -71,7 +72,7 @@ def slot(backend: OrtBackend) -> Iterator[OrtSlot]:
 
 
 def cached(slot: OrtSlot) -> bytes:
-    return b"".join(b.tobytes() for b in slot._cache._buffers.values())
+    return b"".join(buffer.tobytes() for buffer in kv_content(slot).values())
 
 
 # Passes
@@ -126,7 +127,7 @@ def test_every_width_gives_every_position(slot: OrtSlot, width: int) -> None:
 
 
 def test_a_pass_wider_than_verify_takes_is_refused(slot: OrtSlot) -> None:
-    with pytest.raises(ValueError, match="17 positions is wider than the 16"):
+    with pytest.raises(ValueError, match="17 tokens is longer than the 16"):
         slot.verify([1] * (graph_io.MAX_QUERY_LENGTH + 1), 0)
     assert slot.verify([1] * graph_io.MAX_QUERY_LENGTH, 0).tokens.shape == (graph_io.MAX_QUERY_LENGTH,)
 

@@ -1,4 +1,4 @@
-"""Settings are checked, completed in the right order, and refused by name when they are unknown or out of range."""
+"""Settings are checked and completed in order; unknown or out-of-range ones are refused by name."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ NUMBERS: dict[str, tuple[list[Any], list[Any]]] = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, (good, _) in NUMBERS.items() for v in good], ids=lambda v: str(v)[:12])
-def test_in_range(name: str, value: Any) -> None:
+def test_values_in_range_are_accepted(name: str, value: Any) -> None:
     assert getattr(GenerationConfig(**{name: value}), name) == value
     assert getattr(GenerationConfig.from_mapping({name: value}), name) == value
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, (_, bad) in NUMBERS.items() for v in bad], ids=lambda v: str(v)[:12])
-def test_out_of_range(name: str, value: Any) -> None:
+def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         GenerationConfig(**{name: value})
     with pytest.raises(ConfigError, match=name) as caught:
@@ -47,7 +47,7 @@ def test_out_of_range(name: str, value: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_range_is_named_in_the_hint() -> None:
+def test_the_hint_names_the_range() -> None:
     with pytest.raises(ConfigError, match=r"max_draft is out of range: 16 \(1 or more, at most 15\)"):
         GenerationConfig(max_draft=16)
     with pytest.raises(ConfigError, match=r"top_p is out of range: 0 \(above 0, at most 1\)"):
@@ -68,7 +68,7 @@ def test_a_range_is_named_in_the_hint() -> None:
         ({"topp": 1.0}, "did you mean 'top_p'"),
         ({"qqq": 1.0}, "unknown key 'qqq'.*known: exit, exit_threshold"),
         ({"stop": "END"}, "stop: expected a list, found str 'END'"),
-        ({"stop": [""]}, "none of them empty"),
+        ({"stop": [""]}, "stop must be a list of non-empty strings"),
         ({"stop": [5]}, r"stop\[0\]: expected str, found int 5"),
         ({"ignore_eos": 1}, "ignore_eos: expected bool, found int 1"),
         ({"ignore_eos": "yes"}, "ignore_eos: expected bool"),
@@ -77,25 +77,25 @@ def test_a_range_is_named_in_the_hint() -> None:
         ({1: 2}, "unknown key 1"),
     ],
 )
-def test_refused_by_name(data: Any, message: str) -> None:
+def test_wrong_settings_are_refused_by_name(data: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GenerationConfig.from_mapping(data)
 
 
-def test_a_text_is_no_list_of_stops() -> None:
+def test_a_single_string_is_refused_as_a_list_of_stop_strings() -> None:
     with pytest.raises(ConfigError, match="stop must be a list"):
         GenerationConfig(stop="END")  # type: ignore[arg-type]
     assert GenerationConfig.from_mapping({"stop": ["a", "b"]}).stop == ("a", "b")
 
 
-def test_none_leaves_open() -> None:
+def test_none_means_not_set() -> None:
     assert (
         GenerationConfig.from_mapping({f.name: None for f in dataclasses.fields(GenerationConfig) if f.default is None})
         == GenerationConfig()
     )
 
 
-def test_defaults() -> None:
+def test_unset_settings_get_their_defaults() -> None:
     done = complete(GenerationConfig(), CheckpointDefaults(), StoppingRule())
     assert dataclasses.replace(done, seed=0) == complete(GenerationConfig(seed=0), CheckpointDefaults(), StoppingRule())
     assert (done.max_new_tokens, done.mode, done.exit, done.exit_threshold, done.max_draft) == (128, "speculative", "adaptive", 0.6, 12)
@@ -112,7 +112,7 @@ CHECKPOINT = CheckpointDefaults(
 )
 
 
-def test_the_checkpoint_beats_the_defaults_and_a_flag_beats_the_checkpoint() -> None:
+def test_the_checkpoint_overrides_defaults_and_a_flag_overrides_the_checkpoint() -> None:
     done = complete(GenerationConfig(), CHECKPOINT, None)
     assert (done.temperature, done.top_k, done.top_p, done.min_p, done.max_new_tokens) == (0.7, 40, 0.9, 0.02, 33)
     assert done.eos_token_ids == {1, 2}
@@ -125,7 +125,8 @@ def test_the_checkpoint_beats_the_defaults_and_a_flag_beats_the_checkpoint() -> 
 @pytest.mark.parametrize(
     ("flags", "do_sample", "stored", "expected"),
     [
-        # greedy if and only if the temperature is 0, or the checkpoint does not sample and no sampling flag is given
+        # Greedy if and only if the temperature is 0, or the checkpoint does not sample and no sampling flag
+        # is given.
         ({}, None, None, 0.0),
         ({}, False, None, 0.0),
         ({}, False, 0.7, 0.0),
@@ -142,7 +143,9 @@ def test_the_checkpoint_beats_the_defaults_and_a_flag_beats_the_checkpoint() -> 
         ({"seed": 5, "max_draft": 3, "stop": ["x"]}, False, 0.7, 0.0),
     ],
 )
-def test_greedy_or_not(flags: dict[str, object], do_sample: bool | None, stored: float | None, expected: float) -> None:
+def test_temperature_and_sampling_flags_decide_whether_decoding_is_greedy(
+    flags: dict[str, object], do_sample: bool | None, stored: float | None, expected: float
+) -> None:
     done = complete(GenerationConfig.from_mapping(flags), CheckpointDefaults(do_sample=do_sample, temperature=stored), None)
     assert done.temperature == expected
     assert done.is_greedy == (expected == 0.0)
@@ -154,7 +157,7 @@ def read(folder: Path, data: object) -> CheckpointDefaults:
     return read_generation_config(path)
 
 
-def test_generation_config_json(tmp_path: Path) -> None:
+def test_generation_config_json_is_read(tmp_path: Path) -> None:
     assert read_generation_config(tmp_path / "none.json") == CheckpointDefaults()
     assert read(tmp_path, {}) == CheckpointDefaults()
     assert read(tmp_path, {"eos_token_id": 5}).eos_token_ids == {5}
@@ -166,7 +169,7 @@ def test_generation_config_json(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_not_implemented_is_named_and_what_is_neutral_is_not(tmp_path: Path) -> None:
+def test_unsupported_settings_are_listed_unless_they_have_no_effect(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         {
@@ -206,7 +209,7 @@ def test_what_is_not_implemented_is_named_and_what_is_neutral_is_not(tmp_path: P
         ({"max_new_tokens": 0}, "max_new_tokens is out of range"),
     ],
 )
-def test_a_damaged_generation_config(tmp_path: Path, data: object, message: str) -> None:
+def test_a_damaged_generation_config_is_refused(tmp_path: Path, data: object, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         read(tmp_path, data)
     assert "generation_config.json" in caught.value.message
@@ -214,7 +217,7 @@ def test_a_damaged_generation_config(tmp_path: Path, data: object, message: str)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inner:
-    """A part of a record."""
+    """A nested record."""
 
     size: int
 
@@ -232,7 +235,7 @@ class Outer:
     free: Any = None
 
 
-def test_records() -> None:
+def test_a_record_is_read_from_json() -> None:
     data = {"name": "n", "ratio": 1, "maybe": None, "sizes": [1, 2], "parts": {"a": {"size": 1}}, "inner": {"size": 2}, "free": [{}]}
     expected = Outer(name="n", ratio=1.0, sizes=(1, 2), parts={"a": Inner(size=1)}, inner=Inner(size=2), free=[{}])
     found = read_record(Outer, data, where="file", error=ConfigError)
@@ -259,7 +262,7 @@ def test_records() -> None:
         (None, "file: expected an object with keys, found NoneType None"),
     ],
 )
-def test_records_refuse(data: Any, message: str) -> None:
+def test_a_wrong_record_is_refused(data: Any, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         read_record(Outer, data, where="file", error=ArtifactError)
 

@@ -1,4 +1,7 @@
-"""The decode loop says what plain decoding says, for every draft, length, exit policy and acceptance rule, and counts what it did."""
+"""Speculative decoding emits the tokens of autoregressive decoding (mode `plain`), and counts its work.
+
+The tokens are compared greedily and with coupled sampling, for any draft, length and stopping rule.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssruntime import Completion, GenerationConfig, Trace
+from ssruntime import GenerationConfig, Trace
 from ssruntime.engine import Engine
 from tests.runtime.conftest import OpenScript
-from tests.runtime.scripted import Script, chain_table, plain_tokens, random_script
+from tests.runtime.counts import check_counts
+from tests.runtime.scripted import Script, plain_tokens, random_script, successor_table
 
 CONTEXT = 64
 SCRIPTS = {
@@ -30,28 +34,6 @@ def engines(open_script: OpenScript) -> dict[str, Engine]:
     return {name: open_script(script, max_context=CONTEXT) for name, script in SCRIPTS.items()}
 
 
-def check_counts(completion: Completion, *, plain: bool) -> None:
-    """Asserts the invariants that the contract states."""
-    stats, count = completion.stats, len(completion.token_ids)
-    assert count >= 1
-    assert count == 1 + stats.emitted - stats.discarded
-    if plain:
-        assert stats.rounds == stats.proposed == stats.accepted == stats.discarded == stats.alternatives == 0
-        assert stats.emitted == count - 1
-    else:
-        assert stats.emitted == stats.accepted + stats.rounds
-        assert 0 <= stats.accepted <= stats.proposed
-        assert 0 <= stats.alternatives_accepted <= min(stats.alternatives, stats.accepted, stats.rounds)
-    shown = stats.to_json()
-    if count == 1:
-        assert shown["tokens_per_second"] is None
-    else:
-        assert shown["tokens_per_second"] == (count - 1) / stats.decode_s
-    counts = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "emitted", "discarded"}
-    assert set(shown) == {*counts, "prefill_s", "decode_s", "tokens_per_second"}
-    assert 0 <= stats.engine_s <= stats.decode_s
-
-
 decoding = st.fixed_dictionaries(
     {
         "max_new_tokens": st.integers(1, 70),
@@ -65,7 +47,7 @@ decoding = st.fixed_dictionaries(
         "min_p": st.sampled_from([None, 0.05]),
     }
 )
-exits = st.one_of(
+stopping_rules = st.one_of(
     st.just({"exit": "fixed"}),
     st.builds(lambda t: {"exit": "confidence", "exit_threshold": t}, st.floats(0, 1)),
     st.builds(lambda t: {"exit": "adaptive", "exit_threshold": t}, st.floats(0, 1)),
@@ -75,11 +57,11 @@ prompts = st.lists(st.integers(0, 2), min_size=1, max_size=CONTEXT - 1)
 
 
 @settings(max_examples=150)
-@given(name=st.sampled_from(sorted(SCRIPTS)), prompt=prompts, how=decoding, leave=exits)
-def test_speculative_is_plain_is_the_table(
-    engines: dict[str, Engine], name: str, prompt: list[int], how: dict[str, object], leave: dict[str, object]
+@given(name=st.sampled_from(sorted(SCRIPTS)), prompt=prompts, how=decoding, stopping=stopping_rules)
+def test_speculative_and_plain_decoding_match_the_tables(
+    engines: dict[str, Engine], name: str, prompt: list[int], how: dict[str, object], stopping: dict[str, object]
 ) -> None:
-    engine, config = engines[name], GenerationConfig.from_mapping({**how, **leave})
+    engine, config = engines[name], GenerationConfig.from_mapping({**how, **stopping})
     plain = engine.generate(prompt, dataclasses.replace(config, mode="plain"))
     speculative = engine.generate(prompt, config)
     expected = plain_tokens(SCRIPTS[name], prompt, engine.settings(config), CONTEXT)
@@ -99,7 +81,7 @@ def test_speculative_is_plain_is_the_table(
     history=st.booleans(),
     how=decoding,
 )
-def test_any_tables(
+def test_decoding_matches_any_random_tables(
     open_script: OpenScript, seed: int, vocab: int, period: int, agreement: float, history: bool, how: dict[str, object]
 ) -> None:
     script = random_script(seed, vocab=vocab, period=period, agreement=agreement, history=history)
@@ -111,7 +93,7 @@ def test_any_tables(
 
 @pytest.mark.parametrize("max_draft", range(1, 16))
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_draft_equal_to_the_target_is_accepted_whole(
+def test_a_draft_equal_to_the_target_is_always_accepted(
     engines: dict[str, Engine], open_script: OpenScript, max_draft: int, temperature: float
 ) -> None:
     script = SCRIPTS["agreeing"]
@@ -121,12 +103,12 @@ def test_a_draft_equal_to_the_target_is_accepted_whole(
     )
     stats = equal.generate([1], config).stats
     assert stats.accepted == stats.proposed
-    # 39 tokens after prefill's, max_draft + 1 a round; the last round is only as long as what is left.
+    # Prefill gives one token, and the rounds give 39, max_draft + 1 each; the last round may be shorter.
     assert stats.rounds == -(-39 // (max_draft + 1))
     assert stats.proposed == 39 - stats.rounds
 
 
-def test_rejection_accepts_everything_from_an_equal_draft(open_script: OpenScript) -> None:
+def test_rejection_sampling_accepts_everything_from_an_equal_draft(open_script: OpenScript) -> None:
     table = SCRIPTS["flat"].verify
     with open_script(Script(verify=table, draft=table)) as engine:
         config = GenerationConfig(sampling="rejection", temperature=1.0, exit="fixed", max_draft=4, max_new_tokens=41, ignore_eos=True)
@@ -136,21 +118,21 @@ def test_rejection_accepts_everything_from_an_equal_draft(open_script: OpenScrip
 
 
 @pytest.mark.parametrize("sampling", ["greedy", "coupled", "rejection"])
-def test_a_draft_that_is_never_right_accepts_nothing(open_script: OpenScript, sampling: str) -> None:
+def test_nothing_is_accepted_from_a_draft_that_is_never_right(open_script: OpenScript, sampling: str) -> None:
     vocab = 5
-    right = chain_table([1, 2, 3, 4, 1], vocab=vocab, sharpness=200.0)
-    wrong = chain_table([2, 3, 4, 1, 2], vocab=vocab, sharpness=200.0)
+    right = successor_table([1, 2, 3, 4, 1], vocab=vocab, sharpness=200.0)
+    wrong = successor_table([2, 3, 4, 1, 2], vocab=vocab, sharpness=200.0)
     how: dict[str, object] = {"temperature": 0.0} if sampling == "greedy" else {"temperature": 1.0, "sampling": sampling}
     with open_script(Script(verify=right, draft=wrong)) as engine:
         config = GenerationConfig.from_mapping({**how, "exit": "fixed", "max_draft": 3, "max_new_tokens": 11, "seed": 5})
         completion = engine.generate([4], config)
     assert completion.token_ids == [1, 2, 3, 4] * 2 + [1, 2, 3]
     stats = completion.stats
-    # 10 rounds of one token each; the last three have room for 2, 1 and 0 drafts.
+    # 10 rounds of one token each; the last three have room for 2, 1 and 0 draft tokens.
     assert (stats.rounds, stats.accepted, stats.emitted, stats.proposed) == (10, 0, 10, 7 * 3 + 2 + 1)
 
 
-def test_prompts_longer_than_one_prefill_chunk(open_script: OpenScript) -> None:
+def test_prompts_longer_than_one_prefill_chunk_decode_correctly(open_script: OpenScript) -> None:
     script = random_script(9, history=True, period=7)
     random = np.random.default_rng(0)
     with open_script(script, max_context=900) as engine:
@@ -164,11 +146,11 @@ def test_prompts_longer_than_one_prefill_chunk(open_script: OpenScript) -> None:
 
 
 @settings(max_examples=40)
-@given(how=decoding, leave=exits)
-def test_trace_replays(engines: dict[str, Engine], how: dict[str, object], leave: dict[str, object]) -> None:
-    """The rounds of a trace, run again on a fresh slot, give the tokens that were committed."""
+@given(how=decoding, stopping=stopping_rules)
+def test_a_trace_can_be_replayed(engines: dict[str, Engine], how: dict[str, object], stopping: dict[str, object]) -> None:
+    """Verifying the rounds of a trace again, on another slot, gives the tokens that were committed."""
     engine, trace = engines["history"], Trace()
-    config = GenerationConfig.from_mapping({**how, **leave, "temperature": 0.0, "top_k": None, "top_p": None, "min_p": None})
+    config = GenerationConfig.from_mapping({**how, **stopping, "temperature": 0.0, "top_k": None, "top_p": None, "min_p": None})
     completion = engine.generate([2, 1, 2], config, trace=trace)
     assert trace.prompt_ids == [2, 1, 2]
     assert len(trace.rounds) == completion.stats.rounds
@@ -180,29 +162,29 @@ def test_trace_replays(engines: dict[str, Engine], how: dict[str, object], leave
         tokens = [int(slot.prefill(trace.prompt_ids).tokens[0])]
         for step in trace.rounds:
             assert step.start == len(trace.prompt_ids) + len(tokens) - 1
-            picks = slot.verify((tokens[-1], *step.proposals), step.start, step.alternatives).tokens.tolist()
-            accepted = next((i for i, p in enumerate(step.proposals) if p != picks[i]), len(step.proposals))
-            tokens += picks[: accepted + 1]
-            stands = (accepted, tokens[-1]) in step.alternatives
-            assert step.alternative == (step.alternatives.index((accepted, tokens[-1])) if stands else None)
+            samples = slot.verify((tokens[-1], *step.proposals), step.start, step.alternatives).tokens.tolist()
+            accepted = next((i for i, p in enumerate(step.proposals) if p != samples[i]), len(step.proposals))
+            tokens += samples[: accepted + 1]
+            is_alternative = (accepted, tokens[-1]) in step.alternatives
+            assert step.alternative == (step.alternatives.index((accepted, tokens[-1])) if is_alternative else None)
             if step.alternative is not None:
-                behind = 1 + len(step.proposals) + step.alternative
-                tokens.append(picks[behind])
-                slot.copy_kv(step.start + behind, step.start + 1 + accepted)
+                row = 1 + len(step.proposals) + step.alternative
+                tokens.append(samples[row])
+                slot.copy_kv(step.start + row, step.start + 1 + accepted)
     finally:
         engine.backend.release(slot)
     assert tokens[: len(completion.token_ids)] == completion.token_ids
     assert len(tokens) - len(completion.token_ids) == completion.stats.discarded
 
 
-def test_a_plain_trace_has_rounds_without_proposals(engines: dict[str, Engine]) -> None:
+def test_a_trace_of_plain_mode_has_rounds_without_proposals(engines: dict[str, Engine]) -> None:
     trace = Trace()
     completion = engines["agreeing"].generate([1, 2], GenerationConfig(mode="plain", max_new_tokens=6, ignore_eos=True), trace=trace)
     assert [(r.start, r.proposals) for r in trace.rounds] == [(2 + i, ()) for i in range(5)]
     assert len(completion.token_ids) == 6
 
 
-def test_the_same_seed_gives_the_same_text_and_another_seed_another(engines: dict[str, Engine]) -> None:
+def test_equal_seeds_give_equal_texts_and_other_seeds_other_texts(engines: dict[str, Engine]) -> None:
     engine = engines["flat"]
     for sampling in ("coupled", "rejection"):
         config = GenerationConfig(temperature=1.0, sampling=sampling, seed=11, max_new_tokens=30, ignore_eos=True)

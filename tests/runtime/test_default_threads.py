@@ -1,4 +1,4 @@
-"""The default number of threads is the physical cores that this process may use, by affinity and by quota."""
+"""The default number of threads is the number of physical cores that affinity and CPU quota allow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssruntime import machine as facts
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is taken for the root of the file system, with eight hardware threads on four cores."""
+    """The fake file-system root of a machine with eight hardware threads on four cores."""
     monkeypatch.setattr(facts, "Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     for cpu in range(8):
@@ -28,13 +28,13 @@ def write(path: Path, text: str) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_counts_cores_not_hardware_threads() -> None:
+def test_the_default_counts_cores_not_hardware_threads() -> None:
     assert facts.default_threads() == 4
 
 
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(("allowed", "expected"), [({0}, 1), ({0, 4}, 1), ({0, 1}, 2), ({1, 4, 6, 7}, 4)])
-def test_honours_affinity(monkeypatch: pytest.MonkeyPatch, allowed: set[int], expected: int) -> None:
+def test_the_default_honours_affinity(monkeypatch: pytest.MonkeyPatch, allowed: set[int], expected: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
     assert facts.default_threads() == expected
 
@@ -49,18 +49,18 @@ def test_without_topology_every_hardware_thread_counts(monkeypatch: pytest.Monke
     ("own", "limits", "expected"),
     [
         ("0::/", {"": "200000 100000"}, 2),
-        ("0::/", {"": "150000 100000"}, 2),  # a part of a core is still used
+        ("0::/", {"": "150000 100000"}, 2),  # fractions of a core are rounded up
         ("0::/", {"": "50000 100000"}, 1),
         ("0::/", {"": "max 100000"}, 4),
         ("0::/", {"": "900000 100000"}, 4),
         ("0::/a/b", {"": "max 100000", "a": "300000 100000", "a/b": "max 100000"}, 3),
         ("0::/a/b", {"a": "300000 100000", "a/b": "100000 100000"}, 1),
-        ("0::/../elsewhere", {"": "200000 100000"}, 2),  # as seen in a container
+        ("0::/../elsewhere", {"": "200000 100000"}, 2),  # a path as seen inside a container
         ("0::/gone", {}, 4),
         ("0::/", {"": "garbage"}, 4),
     ],
 )
-def test_honours_cgroup_v2(machine: Path, own: str, limits: dict[str, str], expected: int) -> None:
+def test_the_default_honours_cgroup_v2(machine: Path, own: str, limits: dict[str, str], expected: int) -> None:
     write(machine / "proc/self/cgroup", own + "\n")
     for folder, text in limits.items():
         write(machine / "sys/fs/cgroup" / folder / "cpu.max", text + "\n")
@@ -77,7 +77,7 @@ def test_honours_cgroup_v2(machine: Path, own: str, limits: dict[str, str], expe
         ("4:cpuset:/", {"": 100_000}, 4),
     ],
 )
-def test_honours_cgroup_v1(machine: Path, own: str, limits: dict[str, int], expected: int) -> None:
+def test_the_default_honours_cgroup_v1(machine: Path, own: str, limits: dict[str, int], expected: int) -> None:
     write(machine / "proc/self/cgroup", own + "\n")
     for folder, quota in limits.items():
         write(machine / "sys/fs/cgroup/cpu" / folder / "cpu.cfs_quota_us", f"{quota}\n")
@@ -85,7 +85,7 @@ def test_honours_cgroup_v1(machine: Path, own: str, limits: dict[str, int], expe
     assert facts.default_threads() == expected
 
 
-def test_the_real_affinity() -> None:
+def test_the_default_honours_the_affinity_of_a_real_process() -> None:
     one = min(os.sched_getaffinity(0))
     program = f"import os; os.sched_setaffinity(0, {{{one}}}); from ssruntime.machine import default_threads; print(default_threads())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

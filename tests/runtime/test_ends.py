@@ -1,4 +1,7 @@
-"""Where texts end: EOS, stop strings, the length limit and the context, wherever in a round they fall, and the same in every mode."""
+"""Texts end at EOS, a stop string, the length limit or the context limit, at any place in a round.
+
+Every mode and stopping rule ends them alike.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from hypothesis import strategies as st
 from ssruntime import Completion, ContextOverflowError, GenerationConfig
 from ssruntime.engine import Engine
 from tests.runtime.conftest import OpenScript
+from tests.runtime.counts import check_counts
 from tests.runtime.scripted import Script, every_byte, phrase_table, pieces, random_script
-from tests.runtime.test_decode import check_counts
 
-# The scripted text "say: one ENDING, two ENOUGH", as tokens that cut "END" and "ENDING" in several ways.
+# The scripted text "say: one ENDING, two ENOUGHxx", in tokens that split "END" and "ENDING" in several ways.
 PIECES = ["</s>", "<eot>", "say:", " ", "one", "E", "N", "D", "IN", "G,", "two", "EN", "OUGH", "x", "END"]
-SAID = [3, 4, 3, 5, 6, 7, 8, 9, 3, 10, 3, 11, 12, 13, 13]
+PHRASE = [3, 4, 3, 5, 6, 7, 8, 9, 3, 10, 3, 11, 12, 13, 13]
 EVERY_WAY = [
     GenerationConfig(mode="plain"),
     *(GenerationConfig(exit="fixed", max_draft=k) for k in (1, 2, 3, 4, 5, 8, 15)),
@@ -28,13 +31,14 @@ EVERY_WAY = [
 
 
 @pytest.fixture(scope="session")
-def speaker(open_script: OpenScript) -> Engine:
-    """Says SAID after the one-token prompt [2], then x; the draft says the same."""
-    table = phrase_table(SAID, vocab=len(PIECES))
+def phrase_engine(open_script: OpenScript) -> Engine:
+    """An engine that emits PHRASE, over and over, after the one-token prompt [2]; its draft is equal."""
+    table = phrase_table(PHRASE, vocab=len(PIECES))
     return open_script(Script(verify=table, draft=table), tokenizer=pieces(PIECES), max_context=64, generation={"eos_token_id": [0, 1]})
 
 
-def said(engine: Engine, prompt: list[int] | str, how: GenerationConfig, **changes: object) -> Completion:
+def complete(engine: Engine, prompt: list[int] | str, how: GenerationConfig, **changes: object) -> Completion:
+    """Returns the completion with some settings changed, after a check of its counters."""
     completion = engine.generate(prompt, GenerationConfig.from_mapping({**dataclasses.asdict(how), **changes}))
     check_counts(completion, plain=how.mode == "plain")
     return completion
@@ -44,8 +48,8 @@ def said(engine: Engine, prompt: list[int] | str, how: GenerationConfig, **chang
 @pytest.mark.parametrize(
     ("stop", "text", "last"),
     [
-        (["END"], " one ", 6),  # the D token completes it, in the middle of an accepted block
-        (["ENDING"], " one ", 8),  # half of token "IN" and "G," belongs to it: the token that completes it stays in token_ids
+        (["END"], " one ", 6),  # token "D" completes it, in the middle of an accepted block
+        (["ENDING"], " one ", 8),  # only half of token "G," belongs to it; that token stays in token_ids
         (["ENDI"], " one ", 7),
         (["NOT", "ING,"], " one END", 8),
         (["never", "ENDING, two EN"], " one ", 12),
@@ -54,30 +58,32 @@ def said(engine: Engine, prompt: list[int] | str, how: GenerationConfig, **chang
         (["ENO"], " one ENDING, two ", 13),
     ],
 )
-def test_stop_strings(speaker: Engine, how: GenerationConfig, stop: list[str], text: str, last: int) -> None:
-    completion = said(speaker, [2], how, stop=stop, max_new_tokens=15)
+def test_a_stop_string_ends_the_text_and_is_left_out(
+    phrase_engine: Engine, how: GenerationConfig, stop: list[str], text: str, last: int
+) -> None:
+    completion = complete(phrase_engine, [2], how, stop=stop, max_new_tokens=15)
     assert completion.text == text
     assert completion.finish_reason == "stop"
-    assert completion.token_ids == SAID[:last]
+    assert completion.token_ids == PHRASE[:last]
 
 
 @pytest.mark.parametrize("how", EVERY_WAY)
-def test_a_stop_string_that_never_comes_holds_nothing_back(speaker: Engine, how: GenerationConfig) -> None:
-    completion = said(speaker, [2], how, stop=["ENOUGHxx!", "xxE"], max_new_tokens=15)
+def test_a_stop_string_that_is_never_completed_withholds_nothing(phrase_engine: Engine, how: GenerationConfig) -> None:
+    completion = complete(phrase_engine, [2], how, stop=["ENOUGHxx!", "xxE"], max_new_tokens=15)
     assert (completion.text, completion.finish_reason) == (" one ENDING, two ENOUGHxx", "length")
 
 
 @pytest.mark.parametrize("how", EVERY_WAY)
-def test_a_stop_string_may_not_begin_in_the_prompt(speaker: Engine, how: GenerationConfig) -> None:
-    completion = said(speaker, [2], how, stop=["say: one"], max_new_tokens=4)
+def test_a_stop_string_that_begins_in_the_prompt_is_not_found(phrase_engine: Engine, how: GenerationConfig) -> None:
+    completion = complete(phrase_engine, [2], how, stop=["say: one"], max_new_tokens=4)
     assert completion.finish_reason == "length"
 
 
 @pytest.mark.parametrize("how", EVERY_WAY)
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 15])
-def test_length_limit(speaker: Engine, how: GenerationConfig, limit: int) -> None:
-    completion = said(speaker, [2], how, max_new_tokens=limit)
-    assert completion.token_ids == SAID[:limit]
+def test_the_length_limit_ends_the_text_after_that_many_tokens(phrase_engine: Engine, how: GenerationConfig, limit: int) -> None:
+    completion = complete(phrase_engine, [2], how, max_new_tokens=limit)
+    assert completion.token_ids == PHRASE[:limit]
     assert completion.finish_reason == "length"
     assert completion.stats.discarded == 0
     if limit == 1:
@@ -87,58 +93,62 @@ def test_length_limit(speaker: Engine, how: GenerationConfig, limit: int) -> Non
 @pytest.mark.parametrize("how", EVERY_WAY)
 @pytest.mark.parametrize("at", range(9))
 @pytest.mark.parametrize("token", [0, 1])
-def test_eos_anywhere_in_a_block(open_script: OpenScript, how: GenerationConfig, at: int, token: int) -> None:
+def test_eos_ends_the_text_at_any_place_in_a_round(open_script: OpenScript, how: GenerationConfig, at: int, token: int) -> None:
     phrase = [3, 4, 5, 6, 7, 8, 9, 10, 11]
     phrase[at] = token
-    engine = _speaker_of(open_script, tuple(phrase))
-    completion = said(engine, [2], how, max_new_tokens=30)
+    engine = _engine_of_phrase(open_script, tuple(phrase))
+    completion = complete(engine, [2], how, max_new_tokens=30)
     assert completion.token_ids == phrase[: at + 1]
     assert completion.finish_reason == "eos"
     assert completion.text == "".join(PIECES[t] for t in phrase[:at])
-    going_on = said(engine, [2], how, max_new_tokens=30, ignore_eos=True)
-    assert going_on.finish_reason == "length"
-    assert going_on.token_ids == (phrase * 4)[:30]
+    ignoring = complete(engine, [2], how, max_new_tokens=30, ignore_eos=True)
+    assert ignoring.finish_reason == "length"
+    assert ignoring.token_ids == (phrase * 4)[:30]
 
 
-_speakers: dict[tuple[int, ...], Engine] = {}
+_phrase_engines: dict[tuple[int, ...], Engine] = {}
 
 
-def _speaker_of(open_script: OpenScript, phrase: tuple[int, ...]) -> Engine:
-    if phrase not in _speakers:
+def _engine_of_phrase(open_script: OpenScript, phrase: tuple[int, ...]) -> Engine:
+    if phrase not in _phrase_engines:
         table = phrase_table(phrase, vocab=len(PIECES))
-        _speakers[phrase] = open_script(Script(verify=table, draft=table), tokenizer=pieces(PIECES), generation={"eos_token_id": [0, 1]})
-    return _speakers[phrase]
+        _phrase_engines[phrase] = open_script(
+            Script(verify=table, draft=table), tokenizer=pieces(PIECES), generation={"eos_token_id": [0, 1]}
+        )
+    return _phrase_engines[phrase]
 
 
 @pytest.mark.parametrize("how", EVERY_WAY)
-def test_eos_wins_over_the_limit_and_the_stop_over_the_limit(speaker: Engine, open_script: OpenScript, how: GenerationConfig) -> None:
-    assert said(_speaker_of(open_script, (3, 4, 0)), [2], how, max_new_tokens=3).finish_reason == "eos"
-    assert said(speaker, [2], how, max_new_tokens=6, stop=["END"]).finish_reason == "stop"
+def test_eos_and_stop_strings_take_precedence_over_the_length_limit(
+    phrase_engine: Engine, open_script: OpenScript, how: GenerationConfig
+) -> None:
+    assert complete(_engine_of_phrase(open_script, (3, 4, 0)), [2], how, max_new_tokens=3).finish_reason == "eos"
+    assert complete(phrase_engine, [2], how, max_new_tokens=6, stop=["END"]).finish_reason == "stop"
 
 
 @pytest.mark.parametrize("how", EVERY_WAY)
 @pytest.mark.parametrize("length", [1, 30, 50, 61, 62, 63])
-def test_context_limit_does_not_depend_on_the_mode(speaker: Engine, how: GenerationConfig, length: int) -> None:
-    completion = said(speaker, [2] * length, how, max_new_tokens=1000)
+def test_the_context_limit_does_not_depend_on_the_mode(phrase_engine: Engine, how: GenerationConfig, length: int) -> None:
+    completion = complete(phrase_engine, [2] * length, how, max_new_tokens=1000)
     assert completion.finish_reason == "context"
     assert len(completion.token_ids) == 64 - length
-    assert completion.token_ids == [SAID[(length - 1 + i) % len(SAID)] for i in range(64 - length)]
-    exact = said(speaker, [2] * length, how, max_new_tokens=64 - length)
+    assert completion.token_ids == [PHRASE[(length - 1 + i) % len(PHRASE)] for i in range(64 - length)]
+    exact = complete(phrase_engine, [2] * length, how, max_new_tokens=64 - length)
     assert (exact.finish_reason, exact.token_ids) == ("length", completion.token_ids)
 
 
 @pytest.mark.parametrize("length", [64, 65, 1000])
-def test_a_prompt_that_leaves_no_room_is_refused(speaker: Engine, length: int) -> None:
+def test_a_prompt_that_leaves_no_room_is_refused(phrase_engine: Engine, length: int) -> None:
     with pytest.raises(ContextOverflowError, match=f"the prompt has {length} tokens, and the context of 64") as caught:
-        speaker.generate([2] * length)
+        phrase_engine.generate([2] * length)
     assert "max_context" in caught.value.hint
-    with pytest.raises(ContextOverflowError):  # before the first chunk is asked for
-        speaker.stream([2] * length)
+    with pytest.raises(ContextOverflowError):  # raised before the first chunk is requested
+        phrase_engine.stream([2] * length)
 
 
-def test_special_tokens_leave_no_text(open_script: OpenScript) -> None:
-    engine = _speaker_of(open_script, (3, 1, 4, 0, 0, 4))
-    completion = said(engine, [2], GenerationConfig(), ignore_eos=True, max_new_tokens=6)
+def test_special_tokens_add_no_text(open_script: OpenScript) -> None:
+    engine = _engine_of_phrase(open_script, (3, 1, 4, 0, 0, 4))
+    completion = complete(engine, [2], GenerationConfig(), ignore_eos=True, max_new_tokens=6)
     assert completion.text == " oneone"
 
 
@@ -148,10 +158,10 @@ def test_special_tokens_leave_no_text(open_script: OpenScript) -> None:
     how=st.sampled_from(EVERY_WAY),
     stop=st.sampled_from([(), ("b",), ("€",), ("é😀",)]),
 )
-def test_streams_join_and_never_show_half_a_character(
+def test_chunks_add_up_to_the_text_and_contain_no_half_characters(
     open_script: OpenScript, data: list[str], how: GenerationConfig, stop: tuple[str, ...]
 ) -> None:
-    """Bytes of characters come as single tokens; a lone 0xFF byte (a surrogate escape here) is garbage."""
+    """Each byte is one token. A lone 0xFF byte (written as a surrogate escape here) is invalid UTF-8."""
     encoded = "".join(data).encode("utf-8", "surrogateescape")
     table = phrase_table([b + 2 for b in encoded], vocab=258, sharpness=30.0)
     with open_script(Script(verify=table, draft=table), tokenizer=every_byte(), max_context=128) as engine:
@@ -173,7 +183,9 @@ def test_streams_join_and_never_show_half_a_character(
 
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), stop=st.lists(st.text("abcd", min_size=1, max_size=4), max_size=3), how=st.sampled_from(EVERY_WAY))
-def test_stop_strings_on_random_text(letter_engine: Engine, seed: int, stop: list[str], how: GenerationConfig) -> None:
+def test_stop_strings_end_random_text_where_they_are_first_completed(
+    letter_engine: Engine, seed: int, stop: list[str], how: GenerationConfig
+) -> None:
     config = dataclasses.replace(how, seed=seed, temperature=1.0, max_new_tokens=40, ignore_eos=True)
     free = letter_engine.generate([1], config)
     stopped = letter_engine.generate([1], dataclasses.replace(config, stop=tuple(stop)))

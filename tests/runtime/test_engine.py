@@ -1,8 +1,9 @@
-"""An engine serves many threads, lends its caches to one request each, and gives every one of them back."""
+"""An engine serves many threads; each request has a KV cache to itself and always gives it back."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +22,13 @@ LONG = GenerationConfig(max_new_tokens=40, ignore_eos=True, temperature=0.0, exi
 
 
 @pytest.fixture
-def lonely(open_script: OpenScript) -> Iterator[Engine]:
-    """An engine with one cache."""
+def single_slot_engine(open_script: OpenScript) -> Iterator[Engine]:
+    """An engine with one KV cache."""
     with open_script(SCRIPT, max_sequences=1) as engine:
         yield engine
 
 
-def test_threads_give_what_one_by_one_gives(open_script: OpenScript) -> None:
+def test_concurrent_requests_give_the_same_results_as_sequential_ones(open_script: OpenScript) -> None:
     engine = open_script(SCRIPT, max_sequences=3)
     jobs = [
         ([1 + i % 5, i % 7], GenerationConfig(max_new_tokens=50, ignore_eos=True, seed=i, temperature=i % 3 * 0.6, sampling=sampling))
@@ -38,13 +39,13 @@ def test_threads_give_what_one_by_one_gives(open_script: OpenScript) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda job: engine.generate(*job), jobs))
 
-    def said(completions: list[Completion]) -> list[tuple[list[int], str, int, int]]:
+    def results(completions: list[Completion]) -> list[tuple[list[int], str, int, int]]:
         return [(c.token_ids, c.text, c.stats.accepted, c.stats.rounds) for c in completions]
 
-    assert said(together) == said(alone)
+    assert results(together) == results(alone)
 
 
-def test_interleaved_streams_do_not_see_each_other(open_script: OpenScript) -> None:
+def test_interleaved_streams_are_independent(open_script: OpenScript) -> None:
     engine = open_script(SCRIPT, max_sequences=2)
     prompts = ([1, 2, 3], [3, 2])
     alone = [engine.generate(p, LONG).token_ids for p in prompts]
@@ -61,30 +62,30 @@ def test_interleaved_streams_do_not_see_each_other(open_script: OpenScript) -> N
     assert found == alone
 
 
-def test_a_used_cache_leaves_no_trace(lonely: Engine) -> None:
-    first = lonely.generate([1, 2, 3], LONG).token_ids
-    lonely.generate([5] * 50, GenerationConfig(max_new_tokens=14, ignore_eos=True))
-    assert lonely.generate([1, 2, 3], LONG).token_ids == first
+def test_a_reused_kv_cache_does_not_change_the_text(single_slot_engine: Engine) -> None:
+    first = single_slot_engine.generate([1, 2, 3], LONG).token_ids
+    single_slot_engine.generate([5] * 50, GenerationConfig(max_new_tokens=14, ignore_eos=True))
+    assert single_slot_engine.generate([1, 2, 3], LONG).token_ids == first
 
 
-def test_closing_a_stream_early_frees_its_cache(lonely: Engine) -> None:
+def test_closing_a_stream_early_frees_its_kv_cache(single_slot_engine: Engine) -> None:
     for chunks in range(4):
-        stream = lonely.stream([1], LONG)
+        stream = single_slot_engine.stream([1], LONG)
         for _ in range(chunks):
             next(stream)
         stream.close()  # type: ignore[attr-defined]
-        assert lonely.generate([1], LONG, timeout=0).finish_reason == "length"
+        assert single_slot_engine.generate([1], LONG, timeout=0).finish_reason == "length"
 
 
-def test_a_dropped_or_finished_stream_frees_its_cache(lonely: Engine) -> None:
-    stream = lonely.stream([1], LONG)
+def test_a_dropped_or_finished_stream_frees_its_kv_cache(single_slot_engine: Engine) -> None:
+    stream = single_slot_engine.stream([1], LONG)
     next(stream)
     del stream
-    list(lonely.stream([1], LONG, timeout=0))
-    assert lonely.generate([1], LONG, timeout=0).token_ids
+    list(single_slot_engine.stream([1], LONG, timeout=0))
+    assert single_slot_engine.generate([1], LONG, timeout=0).token_ids
 
 
-def test_a_failed_request_frees_its_cache(lonely: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_request_frees_its_kv_cache(single_slot_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     class FullDiskError(Exception):
         pass
 
@@ -94,38 +95,38 @@ def test_a_failed_request_frees_its_cache(lonely: Engine, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr("ssruntime.text.output.OutputText.push", refuse)
         with pytest.raises(FullDiskError):
-            lonely.generate([1], LONG)
+            single_slot_engine.generate([1], LONG)
         with pytest.raises(FullDiskError):
-            list(lonely.stream([1], LONG, timeout=0))
-    assert lonely.generate([1], LONG, timeout=0).token_ids
+            list(single_slot_engine.stream([1], LONG, timeout=0))
+    assert single_slot_engine.generate([1], LONG, timeout=0).token_ids
 
 
-def test_an_unstarted_stream_holds_nothing(lonely: Engine) -> None:
-    streams = [lonely.stream([1], LONG) for _ in range(3)]
+def test_a_stream_that_was_not_started_holds_no_kv_cache(single_slot_engine: Engine) -> None:
+    streams = [single_slot_engine.stream([1], LONG) for _ in range(3)]
     assert len([list(s) for s in streams]) == 3
 
 
-def test_no_free_cache_in_time(lonely: Engine) -> None:
-    stream = lonely.stream([1], LONG)
+def test_a_request_fails_if_no_kv_cache_is_free_in_time(single_slot_engine: Engine) -> None:
+    stream = single_slot_engine.stream([1], LONG)
     next(stream)
     for timeout in (0, 0.02):
         with pytest.raises(BackendUnavailableError, match=r"all 1 sequences .* busy for 0") as caught:
-            lonely.generate([1], LONG, timeout=timeout)
+            single_slot_engine.generate([1], LONG, timeout=timeout)
         assert "max_sequences" in caught.value.hint
         with pytest.raises(BackendUnavailableError):
-            next(iter(lonely.stream([1], LONG, timeout=timeout)))
+            next(iter(single_slot_engine.stream([1], LONG, timeout=timeout)))
     assert list(stream)
-    assert lonely.generate([1], LONG, timeout=0).token_ids
+    assert single_slot_engine.generate([1], LONG, timeout=0).token_ids
 
 
-def test_a_waiting_request_runs_when_a_cache_comes_free(lonely: Engine) -> None:
-    stream = lonely.stream([1], LONG)
+def test_a_waiting_request_runs_when_a_kv_cache_is_freed(single_slot_engine: Engine) -> None:
+    stream = single_slot_engine.stream([1], LONG)
     next(stream)
     started = threading.Event()
 
     def wait() -> Completion:
         started.set()
-        return lonely.generate([1], LONG, timeout=60)
+        return single_slot_engine.generate([1], LONG, timeout=60)
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(wait)
@@ -134,7 +135,7 @@ def test_a_waiting_request_runs_when_a_cache_comes_free(lonely: Engine) -> None:
         assert future.result().token_ids[-1] == rest[-1].token_ids[-1]
 
 
-def test_a_closed_engine_refuses_and_lets_the_running_finish(open_script: OpenScript) -> None:
+def test_a_closed_engine_refuses_requests_and_lets_running_ones_finish(open_script: OpenScript) -> None:
     engine = open_script(SCRIPT)
     expected = engine.generate([1], LONG).token_ids
     running, waiting = engine.stream([1], LONG), engine.stream([1], LONG)
@@ -148,10 +149,10 @@ def test_a_closed_engine_refuses_and_lets_the_running_finish(open_script: OpenSc
     assert tokens == expected
 
 
-def test_what_is_wrong_is_said_before_the_first_chunk(lonely: Engine) -> None:
+def test_a_wrong_prompt_is_refused_before_the_first_chunk(single_slot_engine: Engine) -> None:
     for prompt in ([], "", [99], ["a"], 7, None):
         with pytest.raises(PromptError):
-            lonely.stream(prompt)  # type: ignore[arg-type]
+            single_slot_engine.stream(prompt)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -162,15 +163,15 @@ def test_what_is_wrong_is_said_before_the_first_chunk(lonely: Engine) -> None:
         *(("max_sequences", v) for v in (0, -1, True)),
     ],
 )
-def test_load_settings_out_of_range(tmp_path: Path, setting: str, value: object) -> None:
+def test_load_settings_out_of_range_are_refused(tmp_path: Path, setting: str, value: object) -> None:
     folder = write_artifact(tmp_path / "artifact", SCRIPT, max_context=64)
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    said = f"{setting} is out of range: {value!r}" if is_number else f"{setting} must be a whole number, found {value!r}"
-    with pytest.raises(ConfigError, match=said):
+    message = f"{setting} is out of range: {value!r}" if is_number else f"{setting} must be a whole number, found {value!r}"
+    with pytest.raises(ConfigError, match=message):
         load(folder, **{setting: value})  # type: ignore[arg-type]
 
 
-def test_max_context_default_and_choice(tmp_path: Path) -> None:
+def test_max_context_is_at_most_4096_unless_it_is_given(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "artifact", SCRIPT, max_context=10_000)
     with load(folder, threads=1) as engine:
         assert engine.backend.max_context == 4096
@@ -181,7 +182,7 @@ def test_max_context_default_and_choice(tmp_path: Path) -> None:
         assert engine.backend.max_context == 10_000
 
 
-def test_without_a_draft_only_plain_decoding(tmp_path: Path) -> None:
+def test_without_a_draft_only_plain_mode_is_available(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "with", SCRIPT)
     bare = write_artifact(tmp_path / "without", Script(verify=SCRIPT.verify, history=True))
     with load(folder, threads=1) as engine:
@@ -196,7 +197,7 @@ def test_without_a_draft_only_plain_decoding(tmp_path: Path) -> None:
                 engine.generate([1], GenerationConfig(mode="speculative"))
 
 
-def test_settings_of_the_checkpoint_that_are_not_implemented_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_unsupported_checkpoint_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_artifact(
         tmp_path / "artifact", SCRIPT, generation={"eos_token_id": 0, "repetition_penalty": 1.1, "num_beams": 1, "penalty_alpha": 0.6}
     )
@@ -206,8 +207,20 @@ def test_settings_of_the_checkpoint_that_are_not_implemented_are_named(tmp_path:
     assert record.getMessage().endswith("ignored: penalty_alpha, repetition_penalty")
 
 
-def test_the_example_of_the_package(tmp_path: Path) -> None:
+def test_an_engine_loaded_from_the_package_generates_and_streams_text(tmp_path: Path) -> None:
     engine = ssruntime.load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1)
     completion = engine.generate("abc", GenerationConfig(max_new_tokens=5, ignore_eos=True))
     assert completion.prompt_tokens == 3
     assert completion.text == "".join(c.text for c in engine.stream("abc", GenerationConfig(max_new_tokens=5, ignore_eos=True)))
+
+
+def test_only_a_missing_onnx_runtime_is_reported_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = write_artifact(tmp_path / "artifact", SCRIPT)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(BackendUnavailableError, match=r"ONNX Runtime cannot be imported: .*onnxruntime") as caught:
+            load(artifact)
+        assert "sstool[cpu]" in caught.value.hint
+    monkeypatch.setitem(sys.modules, "ssruntime.backends.ort.backend", None)
+    with pytest.raises(ModuleNotFoundError, match=r"ssruntime\.backends\.ort\.backend"):
+        load(artifact)

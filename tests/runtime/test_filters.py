@@ -1,4 +1,4 @@
-"""The filters leave the candidates that a plain reading of their definitions leaves, and that transformers leaves."""
+"""The sampling filters keep the tokens that their definitions keep, and that transformers keeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssruntime.sampling.filters import certain_from, filtered, probabilities
 from tests.runtime.scripted import step_of
 
 CUT = 1e-5
-"""How close to a filter's cut a token may lie for a comparison of two ways to round to be meant."""
+"""Distance from a filter's cut-off below which rounding decides; such rows are not compared."""
 
 
 def settings_of(**how: object) -> DecodeSettings:
@@ -27,32 +27,32 @@ def settings_of(**how: object) -> DecodeSettings:
 
 
 def reference(logits: NDArray[np.float32], how: DecodeSettings) -> tuple[dict[int, float], bool]:
-    """Returns each candidate's probability in float64, and whether a token lies too close to a cut to be judged."""
+    """Returns each kept token's probability in float64, and whether a token is too close to a cut-off."""
     scores = logits.astype(np.float64) / how.temperature
-    near = False
+    is_near = False
     kept = list(range(len(scores)))
     if 0 < how.top_k < len(scores):
         kth = sorted(scores)[-how.top_k]
         kept = [i for i in kept if scores[i] >= kth]
-        near |= any(0 < abs(scores[i] - kth) < CUT for i in range(len(scores)))
+        is_near |= any(0 < abs(scores[i] - kth) < CUT for i in range(len(scores)))
     weights = np.exp(scores - scores.max())
     if how.top_p < 1.0:
         total = sum(weights[i] for i in kept)
         nucleus: list[int] = []
         below = 0.0
         for i in sorted(kept, key=lambda i: -weights[i]):
-            near |= abs(below / total - how.top_p) < CUT
+            is_near |= abs(below / total - how.top_p) < CUT
             if below / total >= how.top_p:
-                near |= weights[nucleus[-1]] - weights[i] < CUT * weights[nucleus[-1]]
+                is_near |= weights[nucleus[-1]] - weights[i] < CUT * weights[nucleus[-1]]
                 break
             nucleus.append(i)
             below += weights[i]
         kept = nucleus
     if how.min_p > 0.0:
-        near |= any(abs(weights[i] - how.min_p) < CUT for i in kept)
+        is_near |= any(abs(weights[i] - how.min_p) < CUT for i in kept)
         kept = [i for i in kept if weights[i] >= how.min_p]
     total = sum(weights[i] for i in kept)
-    return {i: weights[i] / total for i in kept}, near
+    return {i: weights[i] / total for i in kept}, is_near
 
 
 def found(logits: NDArray[np.float32], how: DecodeSettings) -> dict[int, float]:
@@ -66,7 +66,7 @@ def found(logits: NDArray[np.float32], how: DecodeSettings) -> dict[int, float]:
 
 def assert_same(left: dict[int, float], right: dict[int, float]) -> None:
     for token in {*left, *right}:
-        # Tokens of no weight in fp32 may be left out.
+        # Tokens whose weight is 0 in fp32 may be left out.
         assert left.get(token, 0.0) == pytest.approx(right.get(token, 0.0), rel=1e-4, abs=1e-30)
 
 
@@ -85,16 +85,16 @@ filters = st.fixed_dictionaries(
 
 @settings(max_examples=400)
 @given(rows, filters)
-def test_filters_are_what_they_say(logits: NDArray[np.float32], how: dict[str, float]) -> None:
+def test_filters_match_their_definitions(logits: NDArray[np.float32], how: dict[str, float]) -> None:
     chosen = settings_of(**how)
-    expected, near = reference(logits, chosen)
-    assume(not near)
+    expected, is_near = reference(logits, chosen)
+    assume(not is_near)
     assert_same(found(logits, chosen), expected)
 
 
 @settings(max_examples=150)
 @given(rows.filter(lambda row: len(row) > 1), filters)
-def test_filters_are_those_of_transformers(logits: NDArray[np.float32], how: dict[str, float]) -> None:
+def test_filters_match_transformers(logits: NDArray[np.float32], how: dict[str, float]) -> None:
     torch = pytest.importorskip("torch")
     from transformers.generation import logits_process as hf
 
@@ -117,16 +117,16 @@ def test_filters_are_those_of_transformers(logits: NDArray[np.float32], how: dic
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ({"top_k": 2}, {0, 1, 2}),  # 1 and 2 tie for the second place: both stay, as in transformers
+        ({"top_k": 2}, {0, 1, 2}),  # 1 and 2 tie for the second place: both are kept, as in transformers
         ({"top_k": 3}, {0, 1, 2}),
         ({"top_k": 1}, {0}),
         ({"top_k": 6}, {0, 1, 2, 3, 4, 5}),
-        ({"top_p": 1e-9}, {0}),  # the best one always stays
+        ({"top_p": 1e-9}, {0}),  # the best token is always kept
         ({"min_p": 1.0}, {0}),
         ({"min_p": 0.3}, {0, 1, 2}),
     ],
 )
-def test_ties_and_extremes(how: dict[str, float], expected: set[int]) -> None:
+def test_filters_keep_ties_and_always_the_best_token(how: dict[str, float], expected: set[int]) -> None:
     logits = np.log(np.array([4.0, 2.0, 2.0, 1.0, 0.5, 0.5], dtype=np.float32))
     assert set(found(logits, settings_of(**how))) == expected
 
@@ -140,8 +140,8 @@ def test_a_tie_at_the_nucleus_edge_goes_to_the_lower_id() -> None:
 
 @pytest.mark.parametrize("vocab", [33, 4096, 50_000])
 @pytest.mark.parametrize("how", [{"top_p": 0.9}, {"top_p": 0.9999}, {"top_p": 0.9999999}, {"top_p": 0.5, "top_k": 3000}, {"min_p": 1e-4}])
-def test_flat_rows_of_large_vocabularies(vocab: int, how: dict[str, float]) -> None:
-    """Where the search for candidates has to go down to the lightest tokens."""
+def test_filters_match_their_definitions_on_flat_rows_of_large_vocabularies(vocab: int, how: dict[str, float]) -> None:
+    """In flat rows, the filters keep even tokens of very low probability."""
     logits = (0.01 * np.random.default_rng(3).standard_normal(vocab)).astype(np.float32)
     chosen = settings_of(**how)
     probs, (expected, _) = found(logits, chosen), reference(logits, chosen)
@@ -154,7 +154,7 @@ def test_flat_rows_of_large_vocabularies(vocab: int, how: dict[str, float]) -> N
 @example(np.array([1.0, 2.0, 2.0], dtype=np.float32), 5e-324, {})
 @example(np.array([-300.0, 2.0, 1.0], dtype=np.float32), 1e-39, {"top_p": 0.5})
 @example(np.array([0.0, 2.0, 1.0], dtype=np.float32), 1e-40, {"top_k": 2})
-def test_a_temperature_next_to_zero_is_greedy(logits: NDArray[np.float32], temperature: float, how: dict[str, float]) -> None:
+def test_a_temperature_close_to_zero_is_greedy(logits: NDArray[np.float32], temperature: float, how: dict[str, float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         probs = found(logits, settings_of(**{**how, "temperature": min(temperature, 1e-7)}))
@@ -171,8 +171,11 @@ def test_a_huge_temperature_is_uniform(temperature: float) -> None:
 
 @settings(max_examples=300)
 @given(rows, filters)
-def test_certainty_is_never_claimed_where_the_filters_leave_a_choice(logits: NDArray[np.float32], how: dict[str, float]) -> None:
-    """Ties with the best apart, which top-k 1 would keep: there the pick is the graph's own, in every mode."""
+def test_a_row_is_certain_only_if_the_filters_keep_one_token(logits: NDArray[np.float32], how: dict[str, float]) -> None:
+    """Rows with a tie for the best token are left out.
+
+    There top-k 1 keeps several tokens, but each mode takes the one that the graph outputs.
+    """
     chosen = settings_of(**how)
     probs = np.exp(logits.astype(np.float64) - logits.max())
     confidence = float((probs / probs.sum()).max())
@@ -183,11 +186,11 @@ def test_certainty_is_never_claimed_where_the_filters_leave_a_choice(logits: NDA
 
 @settings(max_examples=100)
 @given(rows, filters, st.integers(0, 2**62))
-def test_the_certain_pick_is_the_pick(logits: NDArray[np.float32], how: dict[str, float], seed: int) -> None:
+def test_the_token_of_a_certain_row_is_the_token_that_sampling_takes(logits: NDArray[np.float32], how: dict[str, float], seed: int) -> None:
     chosen = dataclasses.replace(settings_of(**how), seed=seed)
     assume(len(logits) < 2 or np.diff(np.sort(logits))[-1] > CUT)
     step = step_of(logits[None])
-    known = CoupledAcceptance(chosen).sample(step, 3)
-    step.confidence[0] = 1e-9  # of which nothing follows
-    unknown = CoupledAcceptance(chosen).sample(step, 3)
-    assert known == unknown
+    certain = CoupledAcceptance(chosen).sample(step, 3)
+    step.confidence[0] = 1e-9  # so low that the filters must run
+    sampled = CoupledAcceptance(chosen).sample(step, 3)
+    assert certain == sampled

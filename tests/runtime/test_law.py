@@ -1,4 +1,4 @@
-"""The acceptance rules leave the target's distribution as it is: by exact enumeration, and through the real loop."""
+"""The acceptance rules preserve the target's distribution: by exact enumeration, and in real decoding."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from tests.runtime.scripted import Script, step_of
 
 Path = tuple[int, ...]
 Law = Mapping[Path, float]
+"""The probability of each path of tokens."""
 Model = Callable[[Path], Distribution]
 """The next token's distribution after a path of tokens."""
 
@@ -39,7 +40,10 @@ def law_of_target(target: Model, vocab: int, length: int) -> Law:
 
 
 def drafts(draft: Model, stops: Callable[[Path], bool], max_draft: int) -> Law:
-    """Returns every draft that can be proposed, with its probability; `stops` is asked with the path before each drafted token."""
+    """Returns every draft sequence that can be proposed, with its probability.
+
+    `stops` is called with the path before each draft token, and returns whether that token is the last one.
+    """
     found: dict[Path, float] = {}
 
     def grow(path: Path, weight: float) -> None:
@@ -58,7 +62,7 @@ def drafts(draft: Model, stops: Callable[[Path], bool], max_draft: int) -> Law:
 
 
 def outcomes(proposals: Path, target: Model, draft: Model) -> Law:
-    """Returns every emission of one round of rejection sampling with these proposals, with its probability."""
+    """Returns what a round of rejection sampling can emit for these proposals, with probabilities."""
     found: dict[Path, float] = defaultdict(float)
     weight = 1.0
     for row, token in enumerate(proposals):
@@ -76,13 +80,14 @@ def outcomes(proposals: Path, target: Model, draft: Model) -> Law:
 
 
 def law_of_rounds(target: Model, draft: Model, stops: Callable[[Path], bool], max_draft: int, length: int) -> Law:
-    """Returns the law of the first `length` tokens that rounds of speculation emit, by following every draft and every outcome."""
+    """Returns the law of the first `length` tokens of speculative decoding, over all drafts and outcomes."""
     law: dict[Path, float] = defaultdict(float)
 
     def after(path: Path) -> tuple[Model, Model, Callable[[Path], bool]]:
         return (lambda p: target(path + p)), (lambda p: draft(path + p)), (lambda p: stops(path + p))
 
-    # What follows depends on the path alone, so rounds that lead to the same path are followed together, shortest paths first.
+    # The continuation depends only on the path, so rounds that end in the same path are merged, shortest
+    # paths first.
     reached: dict[Path, float] = {(): 1.0}
     while reached:
         path = min(reached, key=len)
@@ -133,7 +138,7 @@ NEVER: Final = lambda _: False  # noqa: E731
 @pytest.mark.parametrize("vocab", [3, 4])
 @pytest.mark.parametrize("max_draft", [1, 2, 3])
 @pytest.mark.parametrize("spread", [0.5, 2.0, 6.0])
-def test_rejection_law_exactly(vocab: int, max_draft: int, spread: float) -> None:
+def test_rejection_sampling_preserves_the_distribution_exactly(vocab: int, max_draft: int, spread: float) -> None:
     for seed in range(3):
         target, draft = model(seed, vocab, spread=spread), model(100 + seed, vocab, spread=spread)
         length = max_draft + 1
@@ -142,8 +147,11 @@ def test_rejection_law_exactly(vocab: int, max_draft: int, spread: float) -> Non
 
 @pytest.mark.parametrize("vocab", [3, 4])
 @pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7])
-def test_rejection_law_exactly_with_early_exit(vocab: int, threshold: float) -> None:
-    """The confidence is the draft's top probability where the token is drawn; that token ends the draft and is verified."""
+def test_rejection_sampling_preserves_the_distribution_with_early_stopping(vocab: int, threshold: float) -> None:
+    """A draft stops after a token whose confidence is below the threshold; that token is still verified.
+
+    The confidence is the highest probability of the draft distribution from which the token is drawn.
+    """
     lengths = set()
     for seed in range(4):
         target, draft = model(seed, vocab, spread=2.0), model(100 + seed, vocab, spread=2.0)
@@ -167,21 +175,21 @@ def test_rejection_law_exactly_with_early_exit(vocab: int, threshold: float) -> 
     ],
 )
 @pytest.mark.parametrize("max_draft", [1, 3])
-def test_rejection_law_exactly_with_filters(config: GenerationConfig, max_draft: int) -> None:
-    """Candidates of draft and target differ, so some drafts have no probability at all in the target, and the reverse."""
+def test_rejection_sampling_preserves_the_distribution_with_filters(config: GenerationConfig, max_draft: int) -> None:
+    """Draft and target keep different tokens, so some tokens have probability 0 in only one of them."""
     for seed in range(3):
         target, draft = model(seed, 4, spread=1.5, config=config), model(100 + seed, 4, spread=1.5, config=config)
         assert_same_law(law_of_rounds(target, draft, NEVER, max_draft, 3), law_of_target(target, 4, 3))
 
 
 @pytest.mark.parametrize("spread", [0.0, 2.0])
-def test_rejection_law_where_draft_and_target_agree(spread: float) -> None:
+def test_rejection_sampling_preserves_the_distribution_with_an_equal_draft(spread: float) -> None:
     target = model(1, 3, spread=spread)
     assert_same_law(law_of_rounds(target, target, NEVER, 2, 3), law_of_target(target, 3, 3))
 
 
-def test_the_class_follows_the_pure_functions() -> None:
-    """Every random number that `judge` may draw, on a grid: it takes the very decisions that the enumeration sums over."""
+def test_rejection_acceptance_decides_as_the_pure_functions_do() -> None:
+    """For random numbers on a grid, the class makes the decisions that the enumeration sums over."""
     config = settings_of(GenerationConfig(temperature=1.0, sampling="rejection", seed=1))
     random = np.random.default_rng(4)
     target = random.standard_normal((3, 4)).astype(np.float32)
@@ -236,7 +244,7 @@ def test_draw_inverts_the_cumulative_distribution(weights: list[float], uniform:
     st.lists(st.integers(0, 9), unique=True, min_size=1, max_size=6),
     st.integers(0, 1000),
 )
-def test_residual_is_what_the_draft_left(target_ids: list[int], draft_ids: list[int], seed: int) -> None:
+def test_residual_is_the_normalized_positive_part_of_target_minus_draft(target_ids: list[int], draft_ids: list[int], seed: int) -> None:
     random = np.random.default_rng(seed)
     target_probs = Distribution(np.array(target_ids), random.dirichlet(np.ones(len(target_ids))))
     draft_probs = Distribution(np.array(draft_ids), random.dirichlet(np.ones(len(draft_ids))))
@@ -249,25 +257,27 @@ def test_residual_is_what_the_draft_left(target_ids: list[int], draft_ids: list[
 
 
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), min_size=7, max_size=7))
-def test_accept_equal_asks_no_further_than_it_must(proposals: list[int], picks: list[int]) -> None:
+def test_accept_equal_samples_only_the_rows_that_it_needs(proposals: list[int], samples: list[int]) -> None:
     asked = []
 
     def target_token(row: int, offset: int) -> int:
         assert row == offset
         asked.append(row)
-        return picks[row]
+        return samples[row]
 
     emitted, alternative = accept_equal(Proposal(proposals), target_token)
     assert alternative is None
-    agreed = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(proposals, picks, strict=False))))
-    assert emitted == picks[: agreed + 1]
+    agreed = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(proposals, samples, strict=False))))
+    assert emitted == samples[: agreed + 1]
     assert asked == list(range(agreed + 1))
 
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**40), max_draft=st.integers(0, 5), temperature=st.floats(0.1, 3), top_p=st.floats(0.1, 1))
-def test_coupled_judging_is_plain_sampling_for_any_draft(seed: int, max_draft: int, temperature: float, top_p: float) -> None:
-    """Whatever is proposed, the emitted tokens are those that plain sampling picks from the same rows."""
+def test_coupled_acceptance_emits_the_samples_of_plain_mode_for_any_draft(
+    seed: int, max_draft: int, temperature: float, top_p: float
+) -> None:
+    """For any proposal, the emitted tokens are those that autoregressive decoding samples."""
     config = settings_of(GenerationConfig(seed=seed, temperature=temperature, top_p=top_p))
     random = np.random.default_rng(seed)
     rows = (2 * random.standard_normal((max_draft + 1, 7))).astype(np.float32)
@@ -279,23 +289,23 @@ def test_coupled_judging_is_plain_sampling_for_any_draft(seed: int, max_draft: i
 
 
 @pytest.mark.parametrize("position", [0, 1, 4095, 123_456])
-def test_coupled_marginal_law(position: int) -> None:
-    """Over seeds, a pick has the filtered distribution (chi-square, 5 degrees of freedom; 40 has probability 1e-7)."""
+def test_coupled_samples_have_the_filtered_distribution(position: int) -> None:
+    """The samples of many seeds are compared by chi-square (5 degrees of freedom: 40 has chance 1e-7)."""
     logits = np.array([1.0, 0.2, -0.5, 2.0, 0.0, -1.0], dtype=np.float32)
     base = settings_of(GenerationConfig(temperature=0.9, seed=0))
     expected = probabilities(filtered(logits, base)[1])
     count = 4000
-    picks = Counter(
+    samples = Counter(
         CoupledAcceptance(dataclasses.replace(base, seed=seed)).sample(step_of(logits[None]), position) for seed in range(count)
     )
-    assert chi_square([picks[t] for t in range(6)], count * expected) < 40
+    assert chi_square([samples[t] for t in range(6)], count * expected) < 40
 
 
-def test_coupled_picks_at_neighbouring_positions_are_independent() -> None:
+def test_coupled_samples_at_neighbouring_positions_are_independent() -> None:
     logits = np.zeros((1, 3), dtype=np.float32)
     acceptance = CoupledAcceptance(settings_of(GenerationConfig(temperature=1.0, seed=9)))
-    picks = [acceptance.sample(step_of(logits), p) for p in range(9001)]
-    pairs = Counter(itertools.pairwise(picks))
+    samples = [acceptance.sample(step_of(logits), p) for p in range(9001)]
+    pairs = Counter(itertools.pairwise(samples))
     assert chi_square([pairs[a, b] for a in range(3) for b in range(3)], np.full(9, 1000.0)) < 60
 
 
@@ -309,16 +319,16 @@ def chi_square(found: list[int], expected: NDArray[np.float64]) -> float:
     [{}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.3, "top_k": 3}, {"min_p": 0.2}],
     ids=["none", "top_p", "top_k", "min_p"],
 )
-@pytest.mark.parametrize("leave", [{"exit": "fixed", "max_draft": 3}, {"exit": "confidence", "exit_threshold": 0.5, "max_draft": 3}])
-def test_rejection_through_the_real_loop_has_the_law_of_plain_sampling(
-    open_script: OpenScript, filters: dict[str, object], leave: dict[str, object]
+@pytest.mark.parametrize("stopping", [{"exit": "fixed", "max_draft": 3}, {"exit": "confidence", "exit_threshold": 0.5, "max_draft": 3}])
+def test_real_engines_sample_from_the_exact_distribution_in_every_mode(
+    open_script: OpenScript, filters: dict[str, object], stopping: dict[str, object]
 ) -> None:
-    """Paths of three tokens from real engines against their exact probabilities, which `law_of_target` computes from the table."""
+    """Compares counts of three-token texts from real engines with exact probabilities from the table."""
     random = np.random.default_rng(17)
     vocab, length, count = 4, 3, 1500
     table = random.standard_normal((4, vocab, vocab)).astype(np.float32)
     script = Script(verify=table, draft=(0.6 * table + 0.8 * random.standard_normal(table.shape)).astype(np.float32))
-    config = GenerationConfig.from_mapping({"temperature": 1.0, **filters, **leave, "max_new_tokens": length, "ignore_eos": True})
+    config = GenerationConfig.from_mapping({"temperature": 1.0, **filters, **stopping, "max_new_tokens": length, "ignore_eos": True})
     chosen = settings_of(config)
 
     def target(path: Path) -> Distribution:
@@ -336,7 +346,8 @@ def test_rejection_through_the_real_loop_has_the_law_of_plain_sampling(
                 found[tuple(completion.token_ids)] += 1
                 accepted += completion.stats.accepted
             assert all(expected[path] > 0 for path in found)
-            # Paths that are expected less than 5 times are judged together; 64 cells at most, and 140 has probability 1e-7.
+            # Paths that are expected less than 5 times share a cell. With at most 64 cells, 140 has
+            # probability 1e-7.
             common = [p for p, prob in expected.items() if count * prob >= 5]
             rest = max(1.0 - sum(expected[p] for p in common), 1e-9)
             cells = [*(found[p] for p in common), count - sum(found[p] for p in common)]

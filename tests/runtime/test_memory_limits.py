@@ -1,4 +1,4 @@
-"""The memory there is counts a container's limit, without the pages that would be given up."""
+"""`available_memory` respects a container's limit, and does not count reclaimable pages as used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MEMINFO = "MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable: 8000 kB\n"
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is taken for the root of the file system, of a machine with 8,000 kB left."""
+    """The fake file-system root of a machine with 8,000 kB of available memory."""
     monkeypatch.setattr(facts, "Path", lambda path: tmp_path / path.lstrip("/"))
     write(tmp_path / "proc/meminfo", MEMINFO)
     return tmp_path
@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_without_groups_it_is_the_machine_s() -> None:
+def test_without_cgroups_all_available_memory_of_the_machine_counts() -> None:
     assert available_memory() == 8000 * 1024
 
 
@@ -40,7 +40,7 @@ def test_without_groups_it_is_the_machine_s() -> None:
         ("odd", 0, 8000 * 1024),
     ],
 )
-def test_version_2(machine: Path, limit: str, used: int, expected: int) -> None:
+def test_cgroup_v2_limits_are_respected(machine: Path, limit: str, used: int, expected: int) -> None:
     write(machine / "proc/self/cgroup", "0::/a/b\n")
     group = machine / "sys/fs/cgroup/a"
     write(group / "memory.max", limit + "\n")
@@ -49,7 +49,7 @@ def test_version_2(machine: Path, limit: str, used: int, expected: int) -> None:
     assert available_memory() == expected
 
 
-def test_version_1(machine: Path) -> None:
+def test_cgroup_v1_limits_are_respected(machine: Path) -> None:
     write(machine / "proc/self/cgroup", "5:cpu:/\n9:memory:/m\n")
     group = machine / "sys/fs/cgroup/memory/m"
     write(group / "memory.limit_in_bytes", "1000000\n")
@@ -58,10 +58,10 @@ def test_version_1(machine: Path) -> None:
     assert available_memory() == 601_000
 
 
-def test_nothing_is_known_where_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_unknown_without_meminfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert available_memory() is None
 
 
-def test_the_real_machine() -> None:
+def test_memory_is_known_on_a_real_machine() -> None:
     assert (available_memory() or 0) > 1e6

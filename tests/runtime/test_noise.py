@@ -1,4 +1,4 @@
-"""The noise is frozen: a pure function of seed, position and token, the same on every platform and in whatever order it is asked for."""
+"""The noise depends only on seed, position and token: not on the platform, nor on the order of calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ssruntime.sampling.noise import CoupledNoise, gumbel, prompt_seed
 
-# Changing any of these changes everybody's text for a given seed.
+# These values never change: with other noise, a given seed would give another text.
 GOLDEN = [
     (0, 0, 0, 2938947361638684862, -0.6080447467222646),
     (0, 0, 1, 13552185243459649478, 1.1765519653792003),
@@ -34,12 +34,12 @@ GOLDEN_SEEDS = [
 
 
 def philox_word(seed: int, position: int, token: int) -> int:
-    """Philox4x64-10 (Salmon et al., SC 2011) in plain integers."""
+    """Returns a word of Philox4x64-10 (Salmon et al., SC 2011), computed with Python integers."""
     mask = 2**64 - 1
     counter = [token // 4 + 1, position, 0, 0]
     key = [seed, 0x5353544F4F4C]
-    for turn in range(10):
-        if turn:
+    for step in range(10):
+        if step:
             key = [(key[0] + 0x9E3779B97F4A7C15) & mask, (key[1] + 0xBB67AE8584CAA73B) & mask]
         first, second = 0xD2E7470EE14C6C93 * counter[0], 0xCA5A826395121157 * counter[2]
         counter = [(second >> 64) ^ counter[1] ^ key[0], second & mask, (first >> 64) ^ counter[3] ^ key[1], first & mask]
@@ -51,17 +51,17 @@ def word(seed: int, position: int, token: int) -> int:
 
 
 @pytest.mark.parametrize(("seed", "position", "token", "expected_word", "expected"), GOLDEN)
-def test_golden(seed: int, position: int, token: int, expected_word: int, expected: float) -> None:
+def test_noise_has_its_golden_values(seed: int, position: int, token: int, expected_word: int, expected: float) -> None:
     assert word(seed, position, token) == expected_word == philox_word(seed, position, token)
     assert float(gumbel(seed, position, np.array([token]))[0]) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(("seed", "index", "expected"), GOLDEN_SEEDS)
-def test_golden_prompt_seeds(seed: int, index: int, expected: int) -> None:
+def test_prompt_seeds_have_their_golden_values(seed: int, index: int, expected: int) -> None:
     assert prompt_seed(seed, index) == expected
 
 
-def test_prompt_seeds_are_seeds_and_differ() -> None:
+def test_prompt_seeds_are_in_range_and_differ() -> None:
     seeds = [prompt_seed(3, i) for i in range(2000)]
     assert len(set(seeds)) == 2000
     assert all(0 <= s < 2**63 for s in seeds)
@@ -69,7 +69,7 @@ def test_prompt_seeds_are_seeds_and_differ() -> None:
 
 @settings(max_examples=200)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.integers(0, 300_000))
-def test_is_philox(seed: int, position: int, token: int) -> None:
+def test_noise_is_philox(seed: int, position: int, token: int) -> None:
     expected = philox_word(seed, position, token)
     assert word(seed, position, token) == expected
     uniform = (expected + 0.5) * 2.0**-64
@@ -85,23 +85,26 @@ requests = st.lists(
 
 @settings(max_examples=50)
 @given(st.integers(0, 2**63 - 1), requests)
-def test_does_not_depend_on_what_was_asked_before(seed: int, asked: list[tuple[int, list[int]]]) -> None:
-    """Through any path: one block or several, drawn ahead or again, positions forward and back."""
+def test_noise_does_not_depend_on_earlier_calls(seed: int, asked: list[tuple[int, list[int]]]) -> None:
+    """Covers one block and several, blocks generated ahead and again, and positions in any order."""
     noise = CoupledNoise(seed)
     for position, ids in asked:
         words = noise._words(position, np.array(ids))
         assert words.tolist() == [philox_word(seed, position, t) for t in ids]
 
 
-def test_keeps_no_more_than_recent_positions() -> None:
+def test_only_recent_positions_are_kept() -> None:
     noise = CoupledNoise(1)
     for position in range(3000):
         noise.log_uniform(position, np.array([position % 9000]))
     assert len(noise._blocks) < 120
 
 
-def test_is_uniform_and_uncorrelated() -> None:
-    """40,000 values in 100 cells (chi-square, 99 degrees of freedom: 200 has probability 1e-8), and neighbours in every direction."""
+def test_noise_is_uniform_and_uncorrelated() -> None:
+    """Tests 40,000 values in 100 cells, and the correlation of neighbours in token, position and seed.
+
+    Chi-square with 99 degrees of freedom: 200 has probability 1e-8.
+    """
     ids = np.arange(200)
     grid = np.stack([np.exp(CoupledNoise(5).log_uniform(p, ids)) for p in range(200)])
     counts = np.histogram(grid, bins=100, range=(0, 1))[0]

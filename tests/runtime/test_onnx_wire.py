@@ -1,4 +1,4 @@
-"""The wire format's reader and writer agree with the onnx package, and refuse what that refuses."""
+"""Reading and writing ONNX files in protobuf's wire format agrees with the onnx package, errors included."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_external_initializers_are_those_of_the_onnx_package(model: onnx.ModelPr
 
 
 @given(MODELS)
-def test_replacing_by_itself_changes_no_byte(model: onnx.ModelProto) -> None:
+def test_replacing_initializers_by_themselves_changes_no_byte(model: onnx.ModelProto) -> None:
     data = model.SerializeToString()
     assert replace_initializers(data, external_initializers(data)) == data
 
 
 @given(MODELS, st.data())
-def test_replacing_is_an_edit_of_the_proto(model: onnx.ModelProto, data: st.DataObject) -> None:
+def test_replacing_initializers_equals_editing_the_proto(model: onnx.ModelProto, data: st.DataObject) -> None:
     wanted = onnx.ModelProto()
     wanted.CopyFrom(model)
     others = {name: data.draw(tensors(name, external=True)) for name in outside(model)}
@@ -89,7 +89,7 @@ def test_replacing_is_an_edit_of_the_proto(model: onnx.ModelProto, data: st.Data
 
 
 @given(MODELS, st.data())
-def test_a_cut_model_is_refused_where_the_onnx_package_refuses_it(model: onnx.ModelProto, data: st.DataObject) -> None:
+def test_a_truncated_model_is_refused_if_the_onnx_package_refuses_it(model: onnx.ModelProto, data: st.DataObject) -> None:
     whole = model.SerializeToString()
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
     try:
@@ -98,7 +98,7 @@ def test_a_cut_model_is_refused_where_the_onnx_package_refuses_it(model: onnx.Mo
         for read in (external_initializers, lambda b: replace_initializers(b, external_initializers(whole))):
             with pytest.raises(ValueError, match="cut off"):
                 read(cut)
-    else:  # cut between two fields: as much of a model as an empty file is
+    else:  # cut between two fields, so still valid protobuf, as an empty file is
         assert external_initializers(cut).keys() <= outside(model).keys()
 
 
@@ -128,13 +128,13 @@ def test_fields_of_a_newer_onnx_are_kept() -> None:
     tensor.external_data.add(key="location", value="a")
     data = unknown + helper.make_model(helper.make_graph([], "g", [], [], initializer=[tensor])).SerializeToString() + unknown
     tensor.external_data[0].value = "b" * 200
-    moved = replace_initializers(data, {"w": tensor.SerializeToString()})
-    assert moved.startswith(unknown)
-    assert moved.endswith(unknown)
-    assert onnx.ModelProto.FromString(moved).graph.initializer[0].external_data[0].value == "b" * 200
+    edited = replace_initializers(data, {"w": tensor.SerializeToString()})
+    assert edited.startswith(unknown)
+    assert edited.endswith(unknown)
+    assert onnx.ModelProto.FromString(edited).graph.initializer[0].external_data[0].value == "b" * 200
 
 
-def test_a_replacement_that_is_missing_is_named() -> None:
+def test_the_error_names_a_missing_replacement() -> None:
     tensor = TensorProto(name="lonely")
     tensor.external_data.add(key="location", value="a")
     model = helper.make_model(helper.make_graph([], "g", [], [], initializer=[tensor, TensorProto(name="inline")]))

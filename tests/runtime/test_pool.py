@@ -24,14 +24,39 @@ def counter() -> Callable[[], int]:
     return itertools.count().__next__
 
 
-def wait_until_waiting(pool: Pool[int], number: int) -> None:
-    """Returns once that many threads wait in `acquire`."""
-    pause = threading.Event()
-    while True:
-        with pool._changed:
-            if len(pool._changed._waiters) >= number:  # type: ignore[attr-defined]
-                return
-        pause.wait(0.001)
+class CountingCondition(threading.Condition):
+    """A condition that counts the threads that wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = 0
+        self._enough = threading.Condition()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits; the thread is counted until it holds the lock again."""
+        self._count(1)
+        try:
+            return super().wait(timeout)
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._enough:
+            self.waiting += change
+            self._enough.notify_all()
+
+    def until(self, number: int) -> None:
+        """Returns once that many threads wait and have released the lock."""
+        with self._enough:
+            assert self._enough.wait_for(lambda: self.waiting >= number, LONG)
+        with self:  # a thread is counted before it waits, and holds the lock until it does
+            pass
+
+
+def watched(pool: Pool[int]) -> CountingCondition:
+    """Gives an unused pool a condition that counts its waiting threads, and returns that."""
+    pool._changed = CountingCondition()
+    return pool._changed
 
 
 def test_items_are_made_when_first_needed_and_lent_again() -> None:
@@ -67,10 +92,11 @@ def test_a_full_pool_times_out_with_a_hint(timeout: float) -> None:
 @pytest.mark.parametrize("timeout", [None, LONG])
 def test_a_waiting_user_gets_what_comes_free(timeout: float | None) -> None:
     pool = Pool(counter(), 1)
+    changed = watched(pool)
     held = pool.acquire(0)
     with ThreadPoolExecutor(1) as users:
         waiting = users.submit(pool.acquire, timeout)
-        wait_until_waiting(pool, 1)
+        changed.until(1)
         assert not waiting.done()
         pool.release(held)
         assert waiting.result(LONG) == held
@@ -78,15 +104,16 @@ def test_a_waiting_user_gets_what_comes_free(timeout: float | None) -> None:
 
 def test_each_release_serves_one_waiting_user() -> None:
     pool = Pool(counter(), 2)
+    changed = watched(pool)
     held = [pool.acquire(0), pool.acquire(0)]
     with ThreadPoolExecutor(3) as users:
         waiting = [users.submit(pool.acquire, LONG) for _ in range(3)]
-        wait_until_waiting(pool, 3)
+        changed.until(3)
         for item in held:
             pool.release(item)
         served = as_completed(waiting, timeout=LONG)
         assert {next(served).result(), next(served).result()} == set(held)
-        wait_until_waiting(pool, 1)
+        changed.until(1)
         assert sum(f.done() for f in waiting) == 2
         pool.release(held[0])
         assert next(served).result() == held[0]
@@ -122,11 +149,12 @@ def test_a_failing_maker_wakes_who_waits_for_its_place() -> None:
         return call
 
     pool = Pool(make, 1)
+    changed = watched(pool)
     with ThreadPoolExecutor(2) as users:
         unlucky = users.submit(pool.acquire, None)
         assert making.wait(LONG)
         waiting = users.submit(pool.acquire, LONG)
-        wait_until_waiting(pool, 1)
+        changed.until(1)
         fail.set()
         assert isinstance(unlucky.exception(LONG), BrokenMakerError)
         assert waiting.result(LONG) == 1

@@ -1,4 +1,4 @@
-"""Prompts of every kind become the checkpoint's own token ids, or a refusal that says what is wrong with them."""
+"""Prompts of every kind become token ids as the checkpoint defines, or are refused with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-TALK = [{"role": "user", "content": " hi "}]
+MESSAGES = [{"role": "user", "content": " hi "}]
 
 
 def with_bos() -> Tokenizer:
@@ -45,14 +45,14 @@ def byte_ids(text: str) -> list[int]:
 
 
 def test_texts_get_the_tokenizers_own_special_tokens(tmp_path: Path) -> None:
-    it = codec(tmp_path)
-    assert it.encode("hé") == [1, *byte_ids("hé")]
-    assert it.encode("a<s>b") == [1, *byte_ids("a"), 1, *byte_ids("b")]
-    assert it.encode("\0") == [1, 2]
-    assert len(it.encode("x" * 200_000)) == 200_001  # no truncation
+    prompt_codec = codec(tmp_path)
+    assert prompt_codec.encode("hé") == [1, *byte_ids("hé")]
+    assert prompt_codec.encode("a<s>b") == [1, *byte_ids("a"), 1, *byte_ids("b")]
+    assert prompt_codec.encode("\0") == [1, 2]
+    assert len(prompt_codec.encode("x" * 200_000)) == 200_001  # no truncation
 
 
-def test_truncation_and_padding_of_the_tokenizer_file_are_not_followed(tmp_path: Path) -> None:
+def test_truncation_and_padding_of_the_tokenizer_file_are_ignored(tmp_path: Path) -> None:
     codec(tmp_path)
     tokenizer = with_bos()
     tokenizer.enable_truncation(4)
@@ -63,16 +63,16 @@ def test_truncation_and_padding_of_the_tokenizer_file_are_not_followed(tmp_path:
 
 def test_messages_get_no_second_bos(tmp_path: Path) -> None:
     expected = [1, *byte_ids("[user]hi"), 0, *byte_ids("[assistant]")]
-    it = codec(tmp_path)
-    assert it.encode(TALK) == expected
-    assert it.encode(tuple(TALK)) == expected
+    prompt_codec = codec(tmp_path)
+    assert prompt_codec.encode(MESSAGES) == expected
+    assert prompt_codec.encode(tuple(MESSAGES)) == expected
 
 
-def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
-    it = codec(tmp_path)
-    assert it.encode([5, 0, 257]) == [5, 0, 257]
-    assert it.encode((5,)) == [5]
-    numbers = it.encode(list(np.array([3, 4])))
+def test_token_ids_are_used_unchanged(tmp_path: Path) -> None:
+    prompt_codec = codec(tmp_path)
+    assert prompt_codec.encode([5, 0, 257]) == [5, 0, 257]
+    assert prompt_codec.encode((5,)) == [5]
+    numbers = prompt_codec.encode(list(np.array([3, 4])))
     assert numbers == [3, 4]
     assert all(type(i) is int for i in numbers)
 
@@ -98,17 +98,17 @@ def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
         (np.array([1, 2]), "a prompt of type ndarray"),
         ([{"content": "x"}], "message 0 lacks a role or content"),
         ([{"role": "user"}], "message 0 lacks a role or content"),
-        ([*TALK, {"role": 5, "content": "x"}], "message 1 lacks a role or content"),
+        ([*MESSAGES, {"role": 5, "content": "x"}], "message 1 lacks a role or content"),
     ],
 )
-def test_refused(tmp_path: Path, prompt: Any, message: str) -> None:
+def test_wrong_prompts_are_refused(tmp_path: Path, prompt: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message) as caught:
         codec(tmp_path).encode(prompt)
     assert caught.value.hint
     assert "\n" not in str(caught.value)
 
 
-def test_a_text_that_leaves_no_tokens_is_empty(tmp_path: Path) -> None:
+def test_a_text_without_tokens_is_refused_as_empty(tmp_path: Path) -> None:
     codec(tmp_path)
     tokenizer = every_byte()
     tokenizer.normalizer = normalizers.Strip()
@@ -117,25 +117,25 @@ def test_a_text_that_leaves_no_tokens_is_empty(tmp_path: Path) -> None:
         PromptCodec(tmp_path, VOCAB).encode("   ")
 
 
-def test_tokens_beyond_the_models_vocabulary_never_reach_the_engine(tmp_path: Path) -> None:
+def test_tokens_beyond_the_models_vocabulary_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="257 is not a token id of this model"):
         codec(tmp_path, vocab=257).encode([257])
     tokenizer = with_bos()
     tokenizer.add_tokens(["beyond"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    it = PromptCodec(tmp_path, VOCAB)
-    assert it.encode("fine")
+    prompt_codec = PromptCodec(tmp_path, VOCAB)
+    assert prompt_codec.encode("fine")
     with pytest.raises(PromptError, match="258 is not a token id of this model"):
-        it.encode("it goes beyond")
+        prompt_codec.encode("it goes beyond")
 
 
-def test_without_a_template_messages_are_refused(tmp_path: Path) -> None:
+def test_messages_are_refused_without_a_chat_template(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="no chat template"):
-        codec(tmp_path, template=None).encode(TALK)
+        codec(tmp_path, template=None).encode(MESSAGES)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"model": {}}', "\x80"])
-def test_a_damaged_tokenizer(tmp_path: Path, text: str | None) -> None:
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "tokenizer.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"):
@@ -152,7 +152,7 @@ def test_a_damaged_tokenizer(tmp_path: Path, text: str | None) -> None:
         ("chat_template.jinja", b"{{ x | nosuchfilter }}", "the chat template does not compile"),
     ],
 )
-def test_damaged_chat_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_damaged_chat_files_are_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     codec(tmp_path)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ArtifactError, match=message):
@@ -178,14 +178,14 @@ def test_damaged_chat_files(tmp_path: Path, name: str, data: bytes, message: str
         "{{ range(1000000000) | list }}",
     ],
 )
-def test_a_template_cannot_leave_its_sandbox(escape: str) -> None:
-    messages = [dict(m) for m in TALK]
+def test_a_template_cannot_escape_its_sandbox(escape: str) -> None:
+    messages = [dict(m) for m in MESSAGES]
     try:
         text = ChatTemplate(escape, {}).render(messages)
     except PromptError:
         text = ""
     assert not any(word in text for word in ("class", "module", "built-in", "root", "uid"))
-    assert messages == TALK
+    assert messages == MESSAGES
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_a_template_cannot_leave_its_sandbox(escape: str) -> None:
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses"),
     ],
 )
-def test_a_template_that_fails_refuses_the_messages(template: str, message: str) -> None:
+def test_messages_are_refused_if_the_template_fails(template: str, message: str) -> None:
     with pytest.raises(PromptError, match=message) as caught:
-        ChatTemplate(template, {}).render(TALK)
+        ChatTemplate(template, {}).render(MESSAGES)
     assert "the chat template refuses these messages" in caught.value.message
 
 
-def test_templates_are_rendered_as_transformers_renders_them() -> None:
+def test_templates_are_rendered_as_in_transformers() -> None:
     transformers = pytest.importorskip("transformers.utils.chat_template_utils")
     templates = [
         TEMPLATE,
@@ -234,10 +234,10 @@ def test_templates_are_rendered_as_transformers_renders_them() -> None:
 
 
 def test_the_date_is_available_to_templates() -> None:
-    assert len(ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", {}).render(TALK)) == 10
+    assert len(ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", {}).render(MESSAGES)) == 10
 
 
-def test_special_tokens_are_read_from_either_form(tmp_path: Path) -> None:
+def test_special_tokens_are_read_as_strings_or_as_objects(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer_config.json"
     assert read_special_tokens(path) == {}
     path.write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": null, "add_bos_token": true, "x": "y"}')

@@ -1,4 +1,4 @@
-"""Scratch folders appear by one rename or not at all, and only those of the dead are swept."""
+"""Scratch folders are published by one rename or removed; `sweep` removes only those of dead processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMES = ["pack", "a.b", "with space", "*", "[x]?", "ünï", "-", "a" * 200, ".."
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_published_by_rename(tmp_path: Path, name: str) -> None:
+def test_a_scratch_folder_is_published_by_rename(tmp_path: Path, name: str) -> None:
     with scratch_folder(tmp_path, name) as folder:
         assert folder.name.startswith(f".{name}.")
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -51,7 +51,7 @@ def test_published_by_rename(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_removed_when_its_maker_fails(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_scratch_folder_is_removed_if_its_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
     def fail() -> None:
         with scratch_folder(tmp_path, "pack") as folder:
             (folder / "deep").mkdir()
@@ -63,12 +63,12 @@ def test_removed_when_its_maker_fails(tmp_path: Path, error: type[BaseException]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_a_missing_parent(tmp_path: Path) -> None:
+def test_a_missing_parent_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), scratch_folder(tmp_path / "none", "pack"):
         pass
 
 
-def test_of_the_living_is_left_alone(tmp_path: Path) -> None:
+def test_scratch_folders_in_use_are_not_swept(tmp_path: Path) -> None:
     with scratch_folder(tmp_path, "pack") as first, scratch_folder(tmp_path, "pack") as second:
         sweep(tmp_path, "pack")
         assert first != second
@@ -77,9 +77,9 @@ def test_of_the_living_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pack", "*[?]"])
-def test_of_the_dead_is_swept(tmp_path: Path, name: str) -> None:
+def test_scratch_folders_of_killed_processes_are_swept(tmp_path: Path, name: str) -> None:
     killed, debris = hold(tmp_path, name)
-    living, held = hold(tmp_path, name)
+    running, held = hold(tmp_path, name)
     try:
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
@@ -89,12 +89,12 @@ def test_of_the_dead_is_swept(tmp_path: Path, name: str) -> None:
             assert held.exists()
             assert mine.exists()
     finally:
-        living.communicate()
-    assert living.returncode == 0
+        running.communicate()
+    assert running.returncode == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_names_and_other_things_are_not_swept(tmp_path: Path) -> None:
+def test_folders_of_other_names_files_and_links_are_not_swept(tmp_path: Path) -> None:
     kept = [".other.0123.sstool-tmp", ".pack.0123.tmp", "pack.0123.sstool-tmp", ".packs.0123.sstool-tmp"]
     for name in kept:
         (tmp_path / name).mkdir()
@@ -107,7 +107,7 @@ def test_other_names_and_other_things_are_not_swept(tmp_path: Path) -> None:
 
 
 def protected(parent: Path) -> Path:
-    """Makes a folder of folders that may not be written."""
+    """Makes a folder and a subfolder without write permission; returns the folder."""
     folder = parent / "kept"
     (folder / "search").mkdir(parents=True)
     (folder / "search" / "file").write_text("x")
@@ -122,7 +122,7 @@ def test_read_only_folders_are_removed_too(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_link_leads_to_is_left_as_it_is(tmp_path: Path) -> None:
+def test_the_target_of_a_link_is_left_unchanged(tmp_path: Path) -> None:
     other = protected(tmp_path)
     folder = tmp_path / "folder"
     folder.mkdir()

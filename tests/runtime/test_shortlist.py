@@ -1,4 +1,4 @@
-"""A shortlist that claims to be sure gives what the filters and the noise over the whole row give, and it is sure often enough."""
+"""A sure token of the shortlist is the token of the whole row, and most peaked rows are sure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def shortlisted(logits: NDArray[np.float32], how: DecodeSettings, position: int)
 
 @settings(max_examples=1500)
 @given(st.one_of(rows, tied_rows), filters, st.integers(0, 2**40), st.integers(0, 5000))
-def test_a_sure_pick_is_the_pick(logits: NDArray[np.float32], how: dict[str, float], seed: int, position: int) -> None:
+def test_a_sure_token_is_the_token_of_the_whole_row(logits: NDArray[np.float32], how: dict[str, float], seed: int, position: int) -> None:
     chosen = settings_of(**how, seed=seed)
     if not Shortlist.helps(chosen):
         return
@@ -60,25 +60,25 @@ def test_a_sure_pick_is_the_pick(logits: NDArray[np.float32], how: dict[str, flo
         ({"min_p": 0.05}, 0.99),
     ],
 )
-def test_it_is_sure_of_nearly_every_peaked_row(how: dict[str, float], least: float) -> None:
+def test_most_peaked_rows_are_sure(how: dict[str, float], least: float) -> None:
     random = np.random.default_rng(5)
     sure = [shortlisted((4 * random.standard_normal(4096)).astype(np.float32), settings_of(**how), p).is_sure for p in range(400)]
     assert np.mean(sure) >= least
 
 
 @pytest.mark.parametrize("how", [{"top_p": 0.95}, {"top_k": 100}, {"min_p": 1e-6}])
-def test_it_is_unsure_where_the_filters_reach_beyond_it(how: dict[str, float]) -> None:
+def test_no_row_is_sure_if_the_filters_keep_tokens_beyond_the_shortlist(how: dict[str, float]) -> None:
     random = np.random.default_rng(5)
     assert not any(shortlisted(random.standard_normal(4096).astype(np.float32), settings_of(**how), p).is_sure for p in range(50))
 
 
 @pytest.mark.parametrize("how", [{}, {"temperature": 1.2, "top_p": 0.5}, {"temperature": 0.5}])
-def test_it_is_not_asked_where_it_can_never_be_sure(how: dict[str, float]) -> None:
+def test_the_shortlist_is_not_used_with_settings_that_never_give_a_sure_token(how: dict[str, float]) -> None:
     assert not Shortlist.helps(settings_of(**how))
 
 
 def test_a_token_at_the_edge_of_the_nucleus_is_not_sure() -> None:
-    """Four equal weights and a nucleus of exactly three of them: whether the third is enough is rounding."""
+    """With four equal weights and top_p 0.75, rounding decides whether three tokens are enough."""
     logits = np.zeros(4, dtype=np.float32)
     how = settings_of(top_p=0.75)
     picks = [shortlisted(logits, how, p) for p in range(200)]

@@ -1,4 +1,4 @@
-"""Exit policies stop drafts where they say: by formula, by threshold, or never."""
+"""Stopping policies end drafts as defined: by the adaptive formula, by a fixed threshold, or never."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, phrase_table
 
 
-def test_adaptive_by_hand() -> None:
+def test_adaptive_stopping_matches_values_computed_by_hand() -> None:
     """The paper's rule with beta1 0.5, beta2 0.9, step 0.01, target 0.9, computed by hand."""
-    exit_policy = AdaptiveStopping(0.6, max_draft=4)
+    policy = AdaptiveStopping(0.6, max_draft=4)
     # rate 1/2: m = 0.5 (the first rate itself) < 0.9, so t' = 0.61 and t = 0.9 * 0.6 + 0.1 * 0.61
-    exit_policy.observe(2, 1)
-    assert exit_policy.threshold == pytest.approx(0.601, abs=1e-12)
-    # nothing proposed, nothing moves
-    exit_policy.observe(0, 0)
-    assert exit_policy.threshold == pytest.approx(0.601, abs=1e-12)
+    policy.observe(2, 1)
+    assert policy.threshold == pytest.approx(0.601, abs=1e-12)
+    # nothing proposed: unchanged
+    policy.observe(0, 0)
+    assert policy.threshold == pytest.approx(0.601, abs=1e-12)
     # rate 1: m = 0.75, still below
-    exit_policy.observe(3, 3)
-    assert exit_policy.threshold == pytest.approx(0.602, abs=1e-12)
+    policy.observe(3, 3)
+    assert policy.threshold == pytest.approx(0.602, abs=1e-12)
     # rate 1: m = 0.875, still below; proposing all of max_draft makes no difference then
-    exit_policy.observe(4, 4)
-    assert exit_policy.threshold == pytest.approx(0.603, abs=1e-12)
-    # rate 1: m = 0.9375, good, and the draft was as long as it may be: unchanged
-    exit_policy.observe(4, 4)
-    assert exit_policy.threshold == pytest.approx(0.603, abs=1e-12)
-    # rate 1: m = 0.96875, good, and the draft stopped early: down
-    exit_policy.observe(1, 1)
-    assert exit_policy.threshold == pytest.approx(0.602, abs=1e-12)
+    policy.observe(4, 4)
+    assert policy.threshold == pytest.approx(0.603, abs=1e-12)
+    # rate 1: m = 0.9375 is enough, and the draft had its largest length: unchanged
+    policy.observe(4, 4)
+    assert policy.threshold == pytest.approx(0.603, abs=1e-12)
+    # rate 1: m = 0.96875 is enough, and the draft stopped early: down
+    policy.observe(1, 1)
+    assert policy.threshold == pytest.approx(0.602, abs=1e-12)
     # rate 0: m = 0.484375: up
-    exit_policy.observe(1, 0)
-    assert exit_policy.threshold == pytest.approx(0.603, abs=1e-12)
-    assert exit_policy.should_stop(0.6029)
-    assert not exit_policy.should_stop(0.6031)
+    policy.observe(1, 0)
+    assert policy.threshold == pytest.approx(0.603, abs=1e-12)
+    assert policy.should_stop(0.6029)
+    assert not policy.should_stop(0.6031)
 
 
 @given(
@@ -49,22 +49,22 @@ def test_adaptive_by_hand() -> None:
     max_draft=st.integers(1, 15),
     rounds=st.lists(st.integers(0, 15).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=60),
 )
-def test_adaptive_follows_the_formula_and_stays_in_range(start: float, max_draft: int, rounds: list[tuple[int, int]]) -> None:
-    exit_policy = AdaptiveStopping(start, max_draft=max_draft)
+def test_adaptive_stopping_follows_the_formula_and_stays_in_range(start: float, max_draft: int, rounds: list[tuple[int, int]]) -> None:
+    policy = AdaptiveStopping(start, max_draft=max_draft)
     smoothed: float | None = None
     threshold = start
     for proposed, accepted in rounds:
-        exit_policy.observe(proposed, accepted)
+        policy.observe(proposed, accepted)
         if proposed:
             rate = accepted / proposed
             smoothed = rate if smoothed is None else 0.5 * smoothed + 0.5 * rate
-            moved = threshold + 0.01 if smoothed < 0.9 else threshold if proposed == max_draft else threshold - 0.01
-            threshold = min(1.0, max(0.0, 0.9 * threshold + 0.1 * moved))
-        assert exit_policy.threshold == pytest.approx(threshold, abs=1e-12)
-        assert 0 <= exit_policy.threshold <= 1
+            target = threshold + 0.01 if smoothed < 0.9 else threshold if proposed == max_draft else threshold - 0.01
+            threshold = min(1.0, max(0.0, 0.9 * threshold + 0.1 * target))
+        assert policy.threshold == pytest.approx(threshold, abs=1e-12)
+        assert 0 <= policy.threshold <= 1
 
 
-def test_adaptive_is_clamped() -> None:
+def test_the_adaptive_threshold_is_clamped() -> None:
     high, low = AdaptiveStopping(0.9995, max_draft=4), AdaptiveStopping(0.0005, max_draft=4)
     for _ in range(5):
         high.observe(4, 0)
@@ -72,7 +72,7 @@ def test_adaptive_is_clamped() -> None:
     assert (high.threshold, low.threshold) == (1.0, 0.0)
 
 
-def test_fixed_and_confidence() -> None:
+def test_fixed_stopping_never_stops_and_confidence_stops_below_its_threshold() -> None:
     fixed, confidence = FixedStopping(), ConfidenceStopping(0.5)
     for policy in (fixed, confidence):
         policy.observe(3, 0)
@@ -80,7 +80,7 @@ def test_fixed_and_confidence() -> None:
     assert [confidence.should_stop(c) for c in (0.0, 0.4999, 0.5, 1.0)] == [True, True, False, False]
 
 
-# Ten positions; the draft says what the target says, and is unsure (confidence about 1/3) of what follows positions 3 and 7.
+# Ten positions. The draft predicts the target's tokens, but after positions 3 and 7 with a confidence of 0.6.
 TOKENS = [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
 UNSURE = (3, 7)
 
@@ -94,28 +94,29 @@ def _tables() -> Script:
     return Script(verify=verify, draft=draft)
 
 
-def test_confidence_stops_after_the_unsure_token_and_verifies_it(open_script: OpenScript) -> None:
+def test_confidence_stops_after_the_unsure_token_which_is_still_verified(open_script: OpenScript) -> None:
     trace = Trace()
     config = GenerationConfig(exit="confidence", exit_threshold=0.9, max_draft=15, max_new_tokens=21, ignore_eos=True)
     with open_script(_tables()) as engine:
         completion = engine.generate([1], config, trace=trace)
     assert completion.token_ids == (TOKENS * 3)[:21]
-    # Prefill decides position 1 and the first draft runs from there; it stops with the token that follows position 3.
+    # Prefill gives the token at position 1, where the first draft starts. It stops with the token after
+    # position 3.
     assert [(r.start, len(r.proposals)) for r in trace.rounds] == [(1, 3), (5, 3), (9, 5), (15, 3), (19, 1)]
     assert completion.stats.accepted == completion.stats.proposed == 15
 
 
-def test_confidence_zero_never_stops_and_one_always_stops(open_script: OpenScript) -> None:
+def test_threshold_zero_never_stops_and_threshold_one_stops_unless_certain(open_script: OpenScript) -> None:
     with open_script(_tables()) as engine:
         config = GenerationConfig(exit="confidence", exit_threshold=0.0, max_draft=4, max_new_tokens=21, ignore_eos=True)
         assert engine.generate([1], config).stats.proposed == 16
-        # A draft certain of its token (its probability rounds to 1) goes on even at 1: 1 is not below 1.
+        # A confidence that rounds to 1 does not stop the draft even at threshold 1, because 1 is not below 1.
         certain = engine.generate([1], dataclasses.replace(config, exit_threshold=1.0, max_draft=15)).stats
     assert (certain.rounds, certain.proposed) == (5, 15)
 
 
 def test_confidence_is_read_before_the_filters(open_script: OpenScript) -> None:
-    """With top-k 1 the draft's filtered distribution is certain everywhere, and the exit must not look at that."""
+    """With top-k 1 the filtered draft distribution is always certain; the stopping policy must not use it."""
     trace = Trace()
     config = GenerationConfig(
         exit="confidence", exit_threshold=0.9, max_draft=15, max_new_tokens=21, ignore_eos=True, temperature=0.01, top_k=1, seed=1
@@ -127,7 +128,7 @@ def test_confidence_is_read_before_the_filters(open_script: OpenScript) -> None:
 
 @pytest.mark.parametrize("max_draft", [1, 2, 5, 15])
 @pytest.mark.parametrize("sampling", ["coupled", "rejection"])
-def test_fixed_proposes_max_draft_but_for_the_length_limit(open_script: OpenScript, max_draft: int, sampling: str) -> None:
+def test_fixed_stopping_proposes_max_draft_tokens_within_the_length_limit(open_script: OpenScript, max_draft: int, sampling: str) -> None:
     random = np.random.default_rng(0)
     table = random.standard_normal((3, 6, 6)).astype(np.float32)
     trace = Trace()
@@ -138,11 +139,11 @@ def test_fixed_proposes_max_draft_but_for_the_length_limit(open_script: OpenScri
         completion = engine.generate([1], config, trace=trace)
     assert completion.stats.accepted < completion.stats.proposed
     for step in trace.rounds:
-        count = step.start  # the prompt has one token, so this many were there when the round began
+        count = step.start  # the prompt has one token, so this many were generated before the round
         assert len(step.proposals) == min(max_draft, 40 - count - 1)
 
 
-def test_exit_state_is_the_requests_own(open_script: OpenScript) -> None:
+def test_each_request_has_its_own_stopping_state(open_script: OpenScript) -> None:
     with open_script(_tables()) as engine:
         config = GenerationConfig(exit="adaptive", exit_threshold=0.3, max_draft=6, max_new_tokens=40, ignore_eos=True)
         first = engine.generate([1], config).stats
@@ -150,12 +151,12 @@ def test_exit_state_is_the_requests_own(open_script: OpenScript) -> None:
     assert (first.rounds, first.proposed) == (again.rounds, again.proposed)
 
 
-def test_the_tuned_exit_is_used_and_a_flag_beats_it(open_script: OpenScript) -> None:
+def test_the_tuned_stopping_rule_is_used_unless_the_request_sets_one(open_script: OpenScript) -> None:
     with open_script(_tables(), tuned=StoppingRule(exit="confidence", exit_threshold=0.25, max_draft=3)) as engine:
         tuned = engine.settings()
         assert (tuned.exit, tuned.exit_threshold, tuned.max_draft) == ("confidence", 0.25, 3)
         chosen = engine.settings(GenerationConfig(exit="adaptive", max_draft=7))
-        # A threshold tuned for one policy means nothing to another.
+        # A threshold tuned for one stopping rule has no meaning for another.
         assert (chosen.exit, chosen.exit_threshold, chosen.max_draft) == ("adaptive", 0.6, 7)
         assert isinstance(make_stopping_policy(tuned), ConfidenceStopping)
         assert isinstance(make_stopping_policy(chosen), AdaptiveStopping)

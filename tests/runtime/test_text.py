@@ -1,4 +1,4 @@
-"""Text comes whole: no half characters, no lost spaces, stop strings found however the text is cut, and nothing ever raises."""
+"""Streamed text has whole characters and all spaces, stop strings are found, and no tokens raise an error."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ SPECIAL = {0, 1}
 
 
 def stream(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> tuple[list[str], str]:
-    """Returns what each token completes, and the rest."""
+    """Returns the text that each token completes, and the rest at the end."""
     text = IncrementalText(tokenizer, prompt)
     return [text.push(t) for t in tokens], text.finish()
 
 
 def byte_tokens(text: str) -> list[int]:
-    """Returns tokens of the UTF-8 bytes: the same ids in `EVERY_BYTE` and `FALLBACK`."""
+    """Returns the tokens of the UTF-8 bytes; `EVERY_BYTE` and `FALLBACK` have the same ids for them."""
     return [b + 2 for b in text.encode()]
 
 
 @settings(max_examples=400)
 @given(st.data(), st.sampled_from(sorted(TOKENIZERS)))
-def test_any_tokens_never_raise(data: st.DataObject, name: str) -> None:
+def test_no_token_sequence_raises_an_error(data: st.DataObject, name: str) -> None:
     tokenizer = TOKENIZERS[name]
     ids = st.integers(0, tokenizer.get_vocab_size() + 3)  # padded vocabularies have ids without a token
     prompt = data.draw(st.lists(ids, min_size=1, max_size=12))
     tokens = data.draw(st.lists(ids, max_size=90))
     shown, rest = stream(tokenizer, prompt, tokens)
-    # What was shown stays shown, so tokens that come later cannot change it.
+    # Later tokens do not change the text that was already shown.
     again, _ = stream(tokenizer, prompt, tokens[: len(tokens) // 2])
     assert again == shown[: len(again)]
     assert not rest.endswith("\ufffd")
@@ -53,8 +53,8 @@ valid_text = st.text(st.sampled_from("ab é€😀ñ\n\u0301"), max_size=30)
 @given(valid_text, valid_text, st.integers(0, 3), st.sampled_from(["bytes", "fallback"]))
 @example("", "😀😀😀😀", 0, "fallback")
 @example("😀😀", "€€€", 2, "fallback")
-def test_valid_bytes_are_shown_as_soon_as_they_are_a_character(before: str, after: str, held: int, name: str) -> None:
-    """`held` bytes of the text already stand at the end of the prompt: within a character, it is shown as it becomes whole."""
+def test_valid_bytes_are_shown_as_soon_as_they_complete_a_character(before: str, after: str, held: int, name: str) -> None:
+    """The prompt ends with the first `held` bytes; a character begun there is shown once it is complete."""
     tokenizer, encoded = TOKENIZERS[name], byte_tokens(after)
     before = "a" + before  # byte fallback's decoder drops a space at the very start of a text
     held = min(held, len(encoded))
@@ -69,20 +69,23 @@ def test_valid_bytes_are_shown_as_soon_as_they_are_a_character(before: str, afte
 
 @settings(max_examples=200)
 @given(st.lists(st.sampled_from([258, 259, 260, 261, 262, 263, 264, *byte_tokens("ab€")]), max_size=40), st.booleans())
-def test_stream_is_the_decoding_of_the_whole(tokens: list[int], begun: bool) -> None:
-    """Words with leading spaces among byte tokens; the parts before and after a broken character may be cut differently."""
-    prompt = [1, 261] if begun else [0]
+def test_streamed_text_equals_the_decoding_of_all_tokens(tokens: list[int], after_word: bool) -> None:
+    """Mixes byte tokens with words that have leading spaces.
+
+    Texts with a broken character are not compared: the parts around it may be split differently.
+    """
+    prompt = [1, 261] if after_word else [0]
     shown, rest = stream(FALLBACK, prompt, tokens)
     whole = FALLBACK.decode([*prompt, *tokens])
     if "\ufffd" not in whole:
         assert "".join(shown) + rest == whole[len(FALLBACK.decode(prompt)) :]
 
 
-def test_spaces_stay_between_words() -> None:
+def test_spaces_between_words_are_kept() -> None:
     the, a = 262, 261
     assert stream(FALLBACK, [0, the], [the, the, a])[0] == [" the", " the", " a"]
     assert stream(FALLBACK, [0], [the, the])[0] == ["the", " the"]
-    # special tokens in between, any number of them
+    # with any number of special tokens in between
     for count in (1, 2, 5, 100):
         shown, rest = stream(FALLBACK, [0, the], [*[1] * count, the])
         assert "".join(shown) + rest == " the"
@@ -90,7 +93,7 @@ def test_spaces_stay_between_words() -> None:
         assert "".join(shown) + rest == " the the a"
 
 
-def test_real_tokenizers_stream_their_own_encoding(demo_tokenizer: Tokenizer) -> None:
+def test_a_real_tokenizer_streams_the_text_that_it_encoded(demo_tokenizer: Tokenizer) -> None:
     text = "def area(radius):\n    return 3.14 * radius ** 2  # πr², naïve 😀😀😀 家族\n\n\tx = [1, 2]"
     ids = demo_tokenizer.encode(text).ids
     for cut in range(1, len(ids)):
@@ -106,17 +109,18 @@ def demo_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
 
 
-def test_broken_bytes_are_shown_as_such_and_do_not_stop_the_text() -> None:
+def test_invalid_bytes_become_replacement_characters_and_later_text_is_shown() -> None:
     lone = 0xFF + 2
-    # Byte fallback gives up on a run of byte tokens as a whole, so there it ends with the next word.
+    # With byte fallback, one invalid byte invalidates its whole run of byte tokens, so the run must end with
+    # another kind of token.
     for tokenizer, a_and_b in ((EVERY_BYTE, byte_tokens("ab")), (FALLBACK, [259, 260])):
         shown, rest = stream(tokenizer, [1, a_and_b[0]], [lone, *a_and_b])
         assert "".join(shown) + rest == "\ufffdab"
-        # A long run is let go in parts; what follows it is whole again.
+        # A long run is shown in parts, and the text after it is complete.
         shown, rest = stream(tokenizer, [1, a_and_b[0]], [lone] * 200 + a_and_b)
         assert "".join(shown) + rest == "\ufffd" * 200 + "ab"
         assert any(shown[:100])
-        # An open character at the end is not shown at all.
+        # An incomplete character at the end is not shown at all.
         shown, rest = stream(tokenizer, [1, a_and_b[0]], [a_and_b[0], *byte_tokens("€")[:-1]])
         assert "".join(shown) + rest == "a"
 
@@ -125,21 +129,24 @@ words = st.text("abc", min_size=1, max_size=4)
 
 
 def reference_stop(text: str, stops: list[str]) -> tuple[str, bool]:
-    """Cuts a text before the stop string that is complete first, the longest of several."""
+    """Returns the text before the stop string that is complete first, and whether there is one.
+
+    If several are complete at the same place, the longest counts.
+    """
     ends = sorted((at + len(s), at) for s in stops if (at := text.find(s)) >= 0)
     return (text[: ends[0][1]], True) if ends else (text, False)
 
 
 @settings(max_examples=400)
 @given(st.text("abcd", max_size=30), st.lists(words, max_size=4), st.lists(st.integers(0, 30), max_size=12))
-def test_stops_are_found_however_the_text_is_cut(text: str, stops: list[str], cuts: list[int]) -> None:
+def test_stop_strings_are_found_however_the_text_is_split(text: str, stops: list[str], cuts: list[int]) -> None:
     expected, stopped = reference_stop(text, stops)
     bounds = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
     for parts in ([text[a:b] for a, b in itertools.pairwise(bounds)], list(text), [text]):
         scanner, shown = StopScanner(stops), ""
         for part in parts:
             shown += scanner.push(part)
-            # Never a part of what a stop string takes away, and nothing held that no stop string can begin with.
+            # No part of a stop string is shown. Text is held back only if a stop string can begin with it.
             assert expected.startswith(shown)
             assert all(len(scanner._held) < len(s) for s in stops) or any(s.startswith(scanner._held) for s in stops)
         if not scanner.stopped:
@@ -149,7 +156,7 @@ def test_stops_are_found_however_the_text_is_cut(text: str, stops: list[str], cu
 
 
 @pytest.mark.parametrize("lazy", [True, False])
-def test_output_text_is_the_same_whenever_it_is_taken(lazy: bool) -> None:
+def test_output_text_does_not_depend_on_when_it_is_taken(lazy: bool) -> None:
     tokenizer = pieces(["</s>", "a", "b", "END", "E", "ND", "x"])
     for stops, tokens, text, at in [
         ([], [1, 2, 3], "abEND", None),

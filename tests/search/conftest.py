@@ -15,6 +15,7 @@ from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.settings import SearchSettings
 from sstool.search.texts.make import CachedText, make_texts
 from sstool.skip_set import SkipSpec
+from tests.search.fake_time import FakeTime
 from tests.toolchain.tiny_llama import make_llama
 
 SETTINGS = SearchSettings(sampled_tokens=24, greedy_tokens=16)
@@ -23,6 +24,14 @@ CODE = (
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):",
     "import json\n\n\ndef read_config(path):",
 )
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """The time that every search clock in a test reads."""
+    fake = FakeTime()
+    monkeypatch.setattr("sstool.search.clock.time", fake)
+    return fake
 
 
 @pytest.fixture(scope="session")

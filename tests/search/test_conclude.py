@@ -34,15 +34,15 @@ def test_a_gain_of_nothing_is_called_so() -> None:
     trials = [trial(0, "leave-one-out", 1.5), trial(1, "ax", 1.2)]
     result = conclude(trials, [finalist(0, 1.4)], trials[0], {})
     assert result.gain == 0
-    assert "added nothing over its warm starts (the best: leave-one-out): none of 1 suggested candidates was better" in result.remark
-    assert "the budget or the trials were used up by then" in conclude(trials[:1], [finalist(0, 1.4)], trials[0], {}).remark
+    assert "gained nothing over its warm starts (best source: leave-one-out): none of 1 suggested candidates was better" in result.remark
+    assert "no suggested candidate was tried" in conclude(trials[:1], [finalist(0, 1.4)], trials[0], {}).remark
 
 
 def test_nothing_that_beats_plain_decoding_wins() -> None:
     trials = [trial(0, "block", 1.1), trial(1, "ax", 1.2)]
     result = conclude(trials, [finalist(0, 0.9), finalist(1, 1.0)], trials[0], {})
     assert (result.trial, result.speedup) == (None, None)
-    assert result.remark == "Nothing beat plain decoding: the best of 2 finalists ran at 1.00 of its speed."
+    assert result.remark == "No draft beat autoregressive decoding: the fastest of 2 finalists ran at 1.00 times its speed."
 
 
 def test_all_that_failed_is_said_with_the_first_reason() -> None:

@@ -7,24 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ssruntime.acceptance import make_acceptance
-from ssruntime.artifact import SkipSet
 from ssruntime.results import Trace
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.scoring.draft_sequences import DraftedText
 from sstool.search.texts.make import CachedText
+from tests.kv_content import kv_content
+from tests.search.builders import SKIP, drafted
 from tests.search.conftest import SETTINGS
 
-SKIP = SkipSet(attention=(1, 2, 3, 6, 12, 14, 15), mlp=(1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14))
 EXITS = [("fixed", 0.0, 1), ("fixed", 0.0, 4), ("confidence", 0.8, 6), ("confidence", 0.4, 12), ("confidence", 0.2, 15)]
-
-
-def drafted(builder: DraftBuilder, cached: CachedText, skip: SkipSet) -> DraftedText:
-    text = cached.text
-    cached.slot.use_draft(builder.open(skip))
-    settings = builder.engine.settings(SETTINGS.decoding(text.kind, text.seed))
-    end = len(text.prompt) + len(text.tokens)
-    return DraftedText(cached.slot, text, make_acceptance(settings), max_alternatives=settings.max_alternatives, alternatives_end=end)
 
 
 def test_counting_finds_the_rounds_of_decoding(builder: DraftBuilder, texts: list[CachedText]) -> None:
@@ -69,12 +59,12 @@ def test_a_chain_that_ran_further_gives_the_same_counts(builder: DraftBuilder, t
 
 def test_drafting_leaves_the_cache_as_it_was(builder: DraftBuilder, texts: list[CachedText]) -> None:
     cached = texts[0]
-    before = {name: buffer.copy() for name, buffer in cached.slot._cache._buffers.items()}
+    before = kv_content(cached.slot)
     assert any(buffer.any() for buffer in before.values())
     counting = drafted(builder, cached, SKIP)
     for count in range(1, cached.text.length):
         counting.propose(count, 0.0, 8)
-    for name, buffer in cached.slot._cache._buffers.items():
+    for name, buffer in kv_content(cached.slot).items():
         np.testing.assert_array_equal(buffer, before[name])
 
 

@@ -15,9 +15,8 @@ from sstool.search.scoring.objective import START, Objective, each_with
 from sstool.search.settings import GREEDY, SAMPLED
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CachedText
+from tests.search.builders import SKIP, drafted, table
 from tests.search.conftest import SETTINGS
-from tests.search.test_draft_sequences import SKIP, drafted
-from tests.search.test_speed_model import table
 
 WEIGHTS = {SAMPLED: 0.75, GREEDY: 0.25}
 
@@ -110,7 +109,7 @@ def test_a_failure_by_the_clock_leaves_the_score(builder: DraftBuilder, texts: l
     def broken(*_: object) -> None:
         raise RuntimeError("no room")
 
-    monkeypatch.setattr("sstool.search.scoring.evaluate.run_task", broken)
+    monkeypatch.setattr("sstool.search.scoring.evaluate.run_job", broken)
     costs = cheap(builder.num_layers, 1.0)
     settings = {text.text: builder.engine.settings(SETTINGS.decoding(text.text.kind, text.text.seed)) for text in texts}
     evaluator = Evaluator(builder, texts, Objective(costs, WEIGHTS), costs, settings.__getitem__)

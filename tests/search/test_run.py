@@ -69,10 +69,13 @@ def test_a_search_writes_down_all_it_did(finished: tuple[Path, SearchOutcome]) -
     assert log.latency is not None
     assert all(t.seconds > 0 for t in log.trials)
     assert all((t.timed is not None) == (t.status == COMPLETED) for t in log.trials)
-    completed = [t for t in log.trials if t.status == COMPLETED]
-    for trial in completed:
+    # Every text ends before the first measured context, so a plain step costs the same in all of them.
+    assert log.header.plain == pytest.approx(1 / log.latency.rows[0].verify[0])
+    scored = [t for t in log.trials if t.status != FAILED]
+    for trial in scored:
         assert trial.tokens_per_second is not None
-        assert trial.speedup == pytest.approx(trial.tokens_per_second / log.header.plain, rel=0.2)
+        assert trial.speedup == pytest.approx(trial.tokens_per_second / log.header.plain)
+    completed = [t for t in scored if t.status == COMPLETED]
     assert {f.trial for f in log.finalists} >= {t.index for t in sorted(completed, key=lambda t: -(t.speedup or 0))[:2]}
     assert log.trials[1].source == "earlier"
     for finalist in log.finalists:
@@ -126,7 +129,7 @@ def test_a_finished_search_can_be_given_more_trials(
     ("changes", "named"),
     [
         ({"seed": 5}, "seed"),
-        ({"sampled_tokens": 14}, "its calibration texts are others"),
+        ({"sampled_tokens": 14}, "its calibration texts differ"),
         ({"greedy_weight": 0.5}, "weights"),
         ({"batch": 3}, "batch"),
     ],
@@ -136,7 +139,7 @@ def test_other_settings_are_not_mixed(
 ) -> None:
     copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     content = (copy / TRIALS).read_bytes()
-    with pytest.raises(RecipeError, match=f"is of another search: {named}"):
+    with pytest.raises(RecipeError, match=f"belongs to another search: {named}"):
         resumed(copy, tiny_artifact, calibration, **changes)
     assert (copy / TRIALS).read_bytes() == content
 
@@ -146,7 +149,7 @@ def test_another_model_s_trials_are_refused(
 ) -> None:
     copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     before = {p.name: p.read_bytes() for p in copy.iterdir()}
-    with pytest.raises(RecipeError, match="is of another search: num_layers was 3, and is 16 now"):
+    with pytest.raises(RecipeError, match="belongs to another search: num_layers was 3, and is 16 now"):
         resumed(copy, demo_artifact, calibration, sampled_tokens=8, greedy_weight=0.0)
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
 
@@ -174,11 +177,20 @@ def test_a_candidate_that_fails_is_recorded_and_not_fatal(
     assert any(t.status == COMPLETED for t in trials)
 
 
-def test_a_space_that_is_used_up_ends_the_search(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
+def test_the_limit_of_trials_ends_the_search(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
     outcome = search(tiny_artifact, tmp_path / "work", calibration, trials=5)
     assert outcome.num_trials == 5
     assert outcome.result.gain == 0
-    assert "added nothing" in outcome.result.remark or "Nothing beat plain" in outcome.result.remark
+    assert "gained nothing" in outcome.result.remark or "No draft beat autoregressive" in outcome.result.remark
+
+
+def test_a_space_that_is_used_up_ends_the_search(calibration: Path, tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model", num_hidden_layers=1)
+    artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "artifact", skip=SkipSpec(mlp=(0,)))).folder
+    outcome = run_search(SearchRequest(folder=artifact, work=tmp_path / "work", settings=settings(calibration, batch=1), threads=1))
+    assert {t.skip for t in read_search(tmp_path / "work").trials} == {SkipSet(attention=(0,)), SkipSet(mlp=(0,))}
+    assert outcome.num_trials == 2
+    assert "Ax failed" not in outcome.result.remark
 
 
 def test_a_budget_that_is_too_small_says_what_would_do(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
@@ -208,7 +220,7 @@ def test_progress_names_the_parts_and_the_best(tiny_artifact: Path, calibration:
         folder=tiny_artifact, work=tmp_path / "work", settings=settings(calibration, trials=4), threads=1, progress=told.append
     )
     run_search(request)
-    assert {"writing calibration texts", "measuring the engines", "trying candidates", "timing the best for real"} <= {p.part for p in told}
+    assert {"writing calibration texts", "measuring the engines", "trying candidates", "timing the finalists"} <= {p.part for p in told}
     assert [p.done for p in told if p.part == "trying candidates"] == [1, 2, 3, 4]
     assert told[-1].best is not None
 
@@ -224,7 +236,7 @@ def test_a_failure_inside_ax_keeps_what_was_found(
     monkeypatch.setattr(Client, "get_next_trials", broken)
     outcome = search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
     assert outcome.finalists
-    assert outcome.result.remark.endswith("Ax failed on the way: ArithmeticError: singular matrix")
+    assert outcome.result.remark.endswith("Ax failed during the search: ArithmeticError: singular matrix")
 
 
 def test_a_full_disk_is_not_taken_for_a_failure_of_ax(
@@ -247,7 +259,7 @@ def test_a_full_disk_is_not_taken_for_a_failure_of_ax(
 def test_a_model_that_never_goes_on_is_refused(calibration: Path, tmp_path: Path) -> None:
     silent = make_llama(tmp_path / "model", num_hidden_layers=2, eos_token_id=list(range(VOCAB)))
     artifact = export_artifact(ExportRequest(model=silent, out=tmp_path / "artifact", skip=SkipSpec(mlp=(1,)))).folder
-    with pytest.raises(PromptError, match="ends its answer to each of the 4 calibration prompts at once"):
+    with pytest.raises(PromptError, match="ends its continuation of each of the 4 calibration prompts at the first token"):
         search(artifact, tmp_path / "work", calibration)
 
 
@@ -269,7 +281,7 @@ def test_a_damaged_table_of_an_earlier_search_is_measured_anew(
     table["rows"][0]["attention"].pop()
     (tmp_path / "latency.json").write_text(json.dumps(table), encoding="utf-8")
     search(tiny_artifact, tmp_path / "work", calibration, latency=tmp_path / "latency.json", trials=2)
-    assert "cannot be used, and is measured anew" in caplog.text
+    assert "cannot be used and is measured again" in caplog.text
     assert len(read_search(tmp_path / "work").trials) == 2
 
 

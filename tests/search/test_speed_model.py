@@ -10,17 +10,14 @@ import pytest
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of, skip_of
-from sstool.search.log.records import FORMAT, LatencyRow, LatencyTable
+from sstool.search.log.records import LatencyRow
 from sstool.search.speed_model.costs import CostModel, DraftCost
 from sstool.search.speed_model.fit import CostSample, fit
 from sstool.search.speed_model.measure import measure_latency, sublayer_bytes
 from sstool.search.speed_model.probes import ladder_sets, probe_sets
 from sstool.search.texts.make import CachedText
+from tests.search.builders import table
 from tests.search.conftest import SETTINGS
-
-
-def table(*rows: LatencyRow) -> LatencyTable:
-    return LatencyTable(format=FORMAT, weights_sha256="w", verify_sha256="v", cpu="c", threads=1, onnxruntime="1", rows=rows, fit_error=0.0)
 
 
 def row(context: int, scale: float) -> LatencyRow:

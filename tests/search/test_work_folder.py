@@ -75,7 +75,7 @@ def test_what_was_published_is_not_taken_for_interrupted(tmp_path: Path) -> None
 
 
 def test_the_root_is_no_place() -> None:
-    with pytest.raises(ArtifactError, match="/ is no place for"), work_folder(Path("/"), resume=False):
+    with pytest.raises(ArtifactError, match="/ cannot be the folder of"), work_folder(Path("/"), resume=False):
         pass
 
 
@@ -89,7 +89,7 @@ def test_debris_of_a_kill_is_swept_and_others_files_are_not(tmp_path: Path) -> N
     (begin(tmp_path / "out") / "thesis.txt").write_text("years of work")
     for force in (False, True):
         with (
-            pytest.raises(ArtifactError, match="holds files that are no search's"),
+            pytest.raises(ArtifactError, match="holds files that no search wrote"),
             work_folder(tmp_path / "out", resume=False, force=force),
         ):
             pass

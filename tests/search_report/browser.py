@@ -1,4 +1,7 @@
-"""A headless Chromium without a network, driven over a pipe: it opens a page, says what went wrong in it, and looks at it."""
+"""A headless Chromium without a network that opens pages and inspects them.
+
+It is driven over a pipe, and records each page's errors and requests.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ _FLAGS: Final = (
     "--remote-debugging-pipe",
 )
 _LAUNCH: Final = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
-"""The browser reads file descriptor 3 and writes to 4; a shell cannot move descriptors above 9 there."""
+"""The browser reads descriptor 3 and writes to 4; a shell cannot redirect descriptors above 9 to them."""
 _TIMEOUT_S: Final = 120.0
 _SETTLED: Final = """
 new Promise(done => {
@@ -42,7 +45,7 @@ new Promise(done => {
   requestAnimationFrame(() => look(200));
 })
 """
-"""Comes true when every figure is as wide as its place, or after ten seconds."""
+"""A JavaScript promise, fulfilled when every figure is as wide as its element, or after ten seconds."""
 
 
 def find_browser() -> str | None:
@@ -55,8 +58,10 @@ class Page:
     """A page that was opened.
 
     Attributes:
-        problems: exceptions, console errors and warnings, and what the browser itself logged.
-        requests: addresses that the page asked for, without its own and those that are data.
+        browser: browser that shows the page.
+        session: id of the DevTools session of the page.
+        problems: exceptions, console errors and warnings, and errors and warnings that the browser logged.
+        requests: addresses that the page requested, except its own, `data:` and `blob:` addresses.
     """
 
     browser: Browser
@@ -72,19 +77,19 @@ class Page:
         return answer["result"].get("value")
 
     def resize(self, width: int, height: int = 900) -> None:
-        """Gives the window another size, and waits until the figures have followed."""
+        """Resizes the window, and waits until the figures have been resized too."""
         self.browser.call(
             "Emulation.setDeviceMetricsOverride", session=self.session, width=width, height=height, deviceScaleFactor=1, mobile=False
         )
         self.evaluate(_SETTLED)
 
     def screenshot(self, path: Path) -> None:
-        """Writes a picture of the whole page, PNG."""
+        """Writes a PNG picture of the whole page."""
         answer = self.browser.call("Page.captureScreenshot", session=self.session, format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def print_to(self, path: Path) -> None:
-        """Writes the page as it would be printed, PDF."""
+        """Writes the page as it would be printed, as PDF."""
         answer = self.browser.call("Page.printToPDF", session=self.session, printBackground=True, preferCSSPageSize=True)
         path.write_bytes(base64.b64decode(answer["data"]))
 
@@ -111,7 +116,7 @@ class Browser:
         self._loaded: set[str] = set()
 
     def open(self, address: str, *, width: int = 1300) -> Page:
-        """Opens a page without a network and waits until it is loaded."""
+        """Returns a page that is opened without a network, after it has loaded."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self._pages[session] = Page(browser=self, session=session)
@@ -130,7 +135,7 @@ class Browser:
         return page
 
     def call(self, method: str, *, session: str | None = None, **params: object) -> dict[str, Any]:
-        """Sends a command of the DevTools protocol and returns its result; events that come first are kept."""
+        """Returns the result of a DevTools protocol command; events that arrive before it are recorded."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": params} | ({"sessionId": session} if session else {})
         os.write(self._write, json.dumps(message).encode() + b"\0")
@@ -145,7 +150,7 @@ class Browser:
             self._handle(answer)
 
     def close(self) -> None:
-        """Ends the browser and all that it started."""
+        """Ends the browser and its child processes."""
         for descriptor in (self._write, self._read):
             os.close(descriptor)
         with contextlib.suppress(ProcessLookupError):
@@ -184,11 +189,11 @@ class Browser:
 
 @contextlib.contextmanager
 def running_browser(program: str, profile: Path) -> Iterator[Browser]:
-    """Runs a browser while the block runs.
+    """Yields a running browser, and ends it after the block.
 
     Args:
-        program: what `find_browser` found.
-        profile: an empty folder for its settings.
+        program: path of the browser, from `find_browser`.
+        profile: empty folder for the browser's settings.
     """
     browser = Browser(program, profile)
     try:

@@ -1,4 +1,7 @@
-"""Searches as a search would have written them, made up from a seed: counts are drawn, so rates and curves look like real ones."""
+"""Made-up logs of searches, in the format of real ones.
+
+Their counts are drawn from a seed, so that rates and curves look like those of a real search.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +34,24 @@ from sstool.search.log.records import (
 KINDS: Final = {Header: "search", Sensitivity: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
 WARM: Final = ("recipe", "leave-one-out", "leave-one-out", "block", "block", "every-other", "dynamic-programme", "dynamic-programme")
 
+ALL_PLOTS: Final = [
+    "plot-progress", "plot-final", "plot-skip-set", "plot-trade", "plot-influence", "plot-frequency", "plot-positions", "plot-verify",
+    "plot-draft-cost", "plot-steps", "plot-clock",
+]  # fmt: skip
+"""Ids of the figures of a finished search, in the order of the page."""
+HOSTILE: Final = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\u202egnp.\u0000\ud800\U0001f600\n%{x} <b>"
+"""Text that would do harm if it were read as markup, script or a format string."""
+
 Record = Header | Sensitivity | Trial | Finalist | Result
 
 
 def line(record: Record) -> str:
-    """Returns a record as a line of `trials.jsonl`, without its end."""
+    """Returns a record as a line of `trials.jsonl`, without the line end."""
     return json.dumps({"kind": KINDS[type(record)], **dataclasses.asdict(record)})
 
 
 def write_search(folder: Path, records: Iterable[Record], latency: LatencyTable | None = None) -> Path:
-    """Writes a search's files into a folder, which is made, and returns it."""
+    """Writes a search's files into a folder, which is created if necessary, and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRIALS).write_text("".join(line(r) + "\n" for r in records), encoding="utf-8")
     if latency is not None:
@@ -49,7 +60,7 @@ def write_search(folder: Path, records: Iterable[Record], latency: LatencyTable 
 
 
 def header(*, num_layers: int = 24, trials: int = 80, model: str = "models/some-24-layers") -> Header:
-    """Returns a first line."""
+    """Returns the first record of a search."""
     return Header(
         format=FORMAT,
         model=model,
@@ -74,7 +85,7 @@ def header(*, num_layers: int = 24, trials: int = 80, model: str = "models/some-
 
 
 def latency(*, num_layers: int = 24) -> LatencyTable:
-    """Returns a table of two contexts."""
+    """Returns a latency table for two context lengths."""
     ratios = (1, 1.07, 1.14, 1.2, 1.25, 1.31, 1.4, 1.52, 1.54, 1.56, 1.58, 1.6, 1.67, 1.74, 1.82, 1.89)
 
     def row(context: int, plain: float) -> LatencyRow:
@@ -104,7 +115,7 @@ def latency(*, num_layers: int = 24) -> LatencyTable:
 
 
 def sensitivity(*, num_layers: int = 24, seed: int = 1) -> Sensitivity:
-    """Returns influences: the first layers matter most, MLPs less than attention."""
+    """Returns leave-one-out sensitivities: the first layers matter most, and attention more than MLPs."""
     rng = random.Random(seed)
 
     def agreement(layer: int, scale: float) -> float:
@@ -118,7 +129,7 @@ def sensitivity(*, num_layers: int = 24, seed: int = 1) -> Sensitivity:
 
 
 def counts(rng: random.Random, acceptance: float, *, max_draft: int, rounds: int) -> Counts:
-    """Draws rounds of drafts that stop at random, each token accepted with the same chance."""
+    """Returns the counts of random rounds: any draft length, and one chance `acceptance` for every token."""
     proposed = accepted = 0
     reached, kept = [0] * max_draft, [0] * max_draft
     for _ in range(rounds):
@@ -135,12 +146,12 @@ def trial(index: int, source: str, *, num_layers: int = 24, status: str = COMPLE
     """Returns a trial.
 
     Args:
-        index: its index.
-        source: who proposed it.
-        num_layers: of the model.
-        status: how it ended.
-        pull: 0 for anywhere, 1 for close to a good skip set.
-        seed: with the index, of what is drawn.
+        index: index of the trial.
+        source: source that proposed the trial.
+        num_layers: number of layers of the model.
+        status: status with which the trial ended.
+        pull: probability that the skip set is a good one, rather than any.
+        seed: seed of the random numbers, together with the index.
     """
     rng = random.Random(seed * 1000 + index)
     good = rng.random() < pull
@@ -179,7 +190,7 @@ def trial(index: int, source: str, *, num_layers: int = 24, status: str = COMPLE
 
 
 def trials(*, count: int = 80, num_layers: int = 24) -> list[Trial]:
-    """Returns warm starts, then random ones, then Ax's, some of them stopped early and two failed."""
+    """Returns trials of warm starts, random skip sets and Ax, in this order; some are stopped, two failed."""
     made = []
     for index in range(count):
         source = WARM[index] if index < len(WARM) else ("random" if index < len(WARM) + 6 else "ax")
@@ -193,7 +204,7 @@ def trials(*, count: int = 80, num_layers: int = 24) -> list[Trial]:
 
 
 def finalists(of: list[Trial], *, slow: bool = False) -> list[Finalist]:
-    """Returns the best four, timed; none of them faster than plain decoding if `slow`."""
+    """Returns the best four trials as finalists; with `slow`, none is faster than autoregressive decoding."""
     best = sorted((t for t in of if t.status == COMPLETED), key=lambda t: -(t.speedup or 0.0))[:4]
     return [
         Finalist(
@@ -213,7 +224,7 @@ def finalists(of: list[Trial], *, slow: bool = False) -> list[Finalist]:
 
 
 def result(of: list[Trial], timed: list[Finalist]) -> Result:
-    """Returns a last line that fits trials and finalists."""
+    """Returns the last record of a search with these trials and finalists."""
     best = max(timed, key=lambda f: f.speedup)
     warm = max((t for t in of if t.source in WARM and t.status == COMPLETED), key=lambda t: t.speedup or 0.0)
     top = max(t.speedup or 0.0 for t in of if t.status == COMPLETED)
@@ -237,8 +248,18 @@ def result(of: list[Trial], timed: list[Finalist]) -> Result:
 
 
 def finished(*, num_layers: int = 24, count: int = 80, model: str = "models/some-24-layers", slow: bool = False) -> list[Record]:
-    """Returns all lines of a search that ended; nothing beat plain decoding if `slow`."""
+    """Returns all records of a finished search; with `slow`, no draft beat autoregressive decoding."""
     tried = trials(count=count, num_layers=num_layers)
     timed = finalists(tried, slow=slow)
     first = header(num_layers=num_layers, trials=count, model=model)
     return [first, sensitivity(num_layers=num_layers), *tried, *timed, result(tried, timed)]
+
+
+def hostile() -> list[Record]:
+    """Returns the records of a search in which every free text is `HOSTILE`."""
+    tried = [dataclasses.replace(t, source=HOSTILE if t.index % 2 else t.source, error=HOSTILE) for t in trials(count=20)]
+    tried = [dataclasses.replace(t, counts={f"{HOSTILE}{k}": c for k, c in t.counts.items()}) for t in tried]
+    timed = finalists(tried)
+    first = dataclasses.replace(header(model=HOSTILE, trials=20), cpu=HOSTILE, onnxruntime=HOSTILE, weights={HOSTILE: 1.0})
+    last = dataclasses.replace(result(tried, timed), remark=HOSTILE, seconds={HOSTILE: 1.0, "total": 2.0})
+    return [first, sensitivity(), *tried, *timed, last]

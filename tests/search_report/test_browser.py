@@ -1,4 +1,7 @@
-"""Reports in a real browser without a network: every figure is drawn, nothing is asked for, nothing goes wrong, wide and narrow."""
+"""Reports are shown by a real browser without errors and without requests.
+
+Every figure is drawn and fits, in a wide and in a narrow window.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from sstool.search.log.records import FAILED
 from sstool.search_report import write_report
 from tests.search_report import searches
 from tests.search_report.browser import Browser, Page, find_browser, running_browser
-from tests.search_report.test_page import ALL_PLOTS, HOSTILE, hostile_search
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +28,15 @@ DRAWN: Final = """
   return [plot.id, seen.length];
 })
 """
-"""Each figure with the number of marks in it that take room on the page."""
+"""JavaScript: the id of each figure, with the number of its visible marks."""
 
-ESCAPED: Final = """
+OUTSIDE: Final = """
 [...document.querySelectorAll(".plot svg.main-svg text, .key li")].filter(text => {
   const own = text.getBoundingClientRect(), figure = text.closest("figure").getBoundingClientRect();
   return own.width > 0 && (own.left < figure.left - 1 || own.right > figure.right + 1);
 }).map(text => text.textContent)
 """
-"""Text of figures that lies partly outside of them."""
+"""JavaScript: the texts of figures that are partly outside of their figure."""
 
 
 @pytest.fixture(scope="module")
@@ -52,60 +54,60 @@ def open_report(browser: Browser, folder: Path, *records: searches.Record, num_l
 
 
 def assert_sound(page: Page, plots: list[str]) -> None:
-    """Holds a page to all its figures, drawn in a wide and in a narrow window, no complaint and no request."""
+    """Asserts that a page draws these figures in a wide and a narrow window, without errors or requests."""
     for width in (WIDE, NARROW):
         page.resize(width)
         drawn = dict(page.evaluate(DRAWN))
         assert list(drawn) == plots
         assert all(drawn.values()), drawn
-        assert page.evaluate(ESCAPED) == []
+        assert page.evaluate(OUTSIDE) == []
         assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.problems == []
     assert page.requests == []
 
 
-def test_a_finished_search(browser: Browser, tmp_path: Path) -> None:
-    assert_sound(open_report(browser, tmp_path, *searches.finished()), ALL_PLOTS)
+def test_a_finished_search_shows_every_figure(browser: Browser, tmp_path: Path) -> None:
+    assert_sound(open_report(browser, tmp_path, *searches.finished()), searches.ALL_PLOTS)
 
 
-def test_a_search_of_a_deep_model(browser: Browser, tmp_path: Path) -> None:
-    assert_sound(open_report(browser, tmp_path, *searches.finished(num_layers=80), num_layers=80), ALL_PLOTS)
+def test_a_search_of_a_deep_model_shows_every_figure(browser: Browser, tmp_path: Path) -> None:
+    assert_sound(open_report(browser, tmp_path, *searches.finished(num_layers=80), num_layers=80), searches.ALL_PLOTS)
 
 
-def test_an_unfinished_search(browser: Browser, tmp_path: Path) -> None:
+def test_an_unfinished_search_shows_the_figures_that_it_has_data_for(browser: Browser, tmp_path: Path) -> None:
     page = open_report(browser, tmp_path, *searches.finished()[:20], table=False)
     assert_sound(page, ["plot-progress", "plot-skip-set", "plot-trade", "plot-influence", "plot-frequency", "plot-positions", "plot-clock"])
 
 
-def test_a_search_that_beat_nothing(browser: Browser, tmp_path: Path) -> None:
-    assert_sound(open_report(browser, tmp_path, *searches.finished(slow=True)), ALL_PLOTS)
+def test_a_search_without_a_winner_shows_every_figure(browser: Browser, tmp_path: Path) -> None:
+    assert_sound(open_report(browser, tmp_path, *searches.finished(slow=True)), searches.ALL_PLOTS)
 
 
-def test_a_search_of_one_trial(browser: Browser, tmp_path: Path) -> None:
+def test_a_search_of_one_trial_shows_the_figures_that_it_has_data_for(browser: Browser, tmp_path: Path) -> None:
     page = open_report(browser, tmp_path, searches.header(), searches.trial(0, "block"))
-    assert_sound(page, [p for p in ALL_PLOTS if p not in ("plot-final", "plot-influence")])
+    assert_sound(page, [p for p in searches.ALL_PLOTS if p not in ("plot-final", "plot-influence")])
 
 
-def test_a_search_of_failed_trials(browser: Browser, tmp_path: Path) -> None:
+def test_a_search_of_failed_trials_shows_the_figures_that_it_has_data_for(browser: Browser, tmp_path: Path) -> None:
     page = open_report(browser, tmp_path, searches.header(), *(searches.trial(i, "block", status=FAILED) for i in range(3)))
     assert_sound(page, ["plot-progress", "plot-verify", "plot-draft-cost", "plot-steps"])
 
 
-def test_a_search_that_has_only_begun(browser: Browser, tmp_path: Path) -> None:
+def test_a_search_without_trials_shows_no_figures(browser: Browser, tmp_path: Path) -> None:
     assert_sound(open_report(browser, tmp_path, searches.header(), table=False), [])
 
 
-def test_hostile_text_is_shown_and_not_obeyed(browser: Browser, tmp_path: Path) -> None:
-    page = open_report(browser, tmp_path, *hostile_search())
-    assert_sound(page, ALL_PLOTS)
+def test_hostile_text_is_shown_and_not_executed(browser: Browser, tmp_path: Path) -> None:
+    page = open_report(browser, tmp_path, *searches.hostile())
+    assert_sound(page, searches.ALL_PLOTS)
     assert page.evaluate("document.querySelectorAll('script').length") == 3
     assert page.evaluate("document.querySelectorAll('img').length") == 0
-    assert HOSTILE[:40] in page.evaluate("document.querySelector('.model').textContent")
+    assert searches.HOSTILE[:40] in page.evaluate("document.querySelector('.model').textContent")
     keys = page.evaluate("[...document.querySelectorAll('.key li')].map(entry => entry.textContent)")
     assert [k for k in keys if "<script>alert(1)</script>" in k]
 
 
-def test_it_prints(browser: Browser, tmp_path: Path) -> None:
+def test_figures_are_narrower_in_print(browser: Browser, tmp_path: Path) -> None:
     page = open_report(browser, tmp_path, *searches.finished())
     before = page.evaluate("document.querySelector('#plot-trade svg.main-svg').clientWidth")
     assert before > 800
@@ -118,8 +120,12 @@ def test_it_prints(browser: Browser, tmp_path: Path) -> None:
     assert page.problems == []
 
 
-def test_these_tests_see_what_goes_wrong(browser: Browser, tmp_path: Path) -> None:
-    """A page with an empty figure, a request, an exception, a console error and a line that is too wide fails each of them."""
+def test_every_fault_of_a_page_is_detected(browser: Browser, tmp_path: Path) -> None:
+    """The page has every fault.
+
+    It has an empty figure, a text outside of it, a request, an exception, a console error, and a line that is
+    too wide.
+    """
     path = tmp_path / "bad.html"
     path.write_text(
         """<!DOCTYPE html><title>bad</title><link rel="icon" href="data:,"><p style="width: 2000px">wide</p>
@@ -130,7 +136,7 @@ def test_these_tests_see_what_goes_wrong(browser: Browser, tmp_path: Path) -> No
     )
     page = browser.open(path.as_uri(), width=WIDE)
     assert page.evaluate(DRAWN) == [["plot-none", 0]]
-    assert page.evaluate(ESCAPED) == ["away"]
+    assert page.evaluate(OUTSIDE) == ["away"]
     assert page.requests == ["http://localhost:9/outside.png"]
     for problem in ("said", "thrown", "outside.png"):
         assert [p for p in page.problems if problem in p], problem
@@ -138,7 +144,7 @@ def test_these_tests_see_what_goes_wrong(browser: Browser, tmp_path: Path) -> No
 
 
 def test_a_foreign_script_does_not_run_in_a_report(browser: Browser, tmp_path: Path) -> None:
-    """What the page's policy is for: were an escape forgotten, the script would still be refused."""
+    """The page's content security policy blocks a script even if an escape is missing."""
     path = write_report(searches.write_search(tmp_path, [searches.header()]))
     content = path.read_text(encoding="utf-8")
     path.write_text(content.replace("<main>", "<main><script>window.foreign = 1</script>"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What figures and sentences are made of: rates, ranks and the speed-up of a round, against values worked out by hand."""
+"""The rates, ranks and speed-ups of a report agree with values that were computed by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_best_so_far_is_over_completed_trials_only() -> None:
     assert facts.best_so_far(log_of(*trials)) == [(1, 0.9), (2, 0.9), (3, 1.2), (4, 1.2)]
 
 
-def test_trials_are_ranked_by_modelled_speed_and_equals_by_age() -> None:
+def test_trials_are_ranked_by_modelled_speed_and_ties_by_index() -> None:
     log = log_of(tried(0, 1.1), tried(1, 1.3), tried(2, 1.3), tried(3, 2.0, status=STOPPED), tried(4, None, status=FAILED))
     assert [t.index for t in facts.ranked(log)] == [1, 2, 0]
 
@@ -47,7 +47,7 @@ def test_the_gain_so_far_is_over_the_best_warm_start() -> None:
     assert facts.gain(log_of(tried(0, 1.4))) is None
 
 
-def test_an_ended_search_says_itself_what_won(tmp_path: Path) -> None:
+def test_the_winner_of_a_finished_search_is_that_of_its_result(tmp_path: Path) -> None:
     log = read_search(searches.write_search(tmp_path, searches.finished()))
     assert log.result is not None
     winner, warm = facts.winner(log), facts.best_warm_start(log)
@@ -57,7 +57,7 @@ def test_an_ended_search_says_itself_what_won(tmp_path: Path) -> None:
     assert facts.shown(log) is winner
 
 
-def test_where_nothing_won_the_finalist_that_came_closest_is_shown(tmp_path: Path) -> None:
+def test_without_a_winner_the_fastest_finalist_is_shown(tmp_path: Path) -> None:
     log = read_search(searches.write_search(tmp_path, searches.finished(slow=True)))
     turned = dataclasses.replace(log, finalists=tuple(dataclasses.replace(f, speedup=2 - f.speedup) for f in log.finalists))
     for one in (log, turned):
@@ -80,7 +80,7 @@ def test_kinds_of_text_count_by_their_weights_not_by_their_lengths() -> None:
             "greedy": Counts(tokens=1000, rounds=250, proposed=1000, accepted=750),
         }
     )
-    # For each token: sampled 1 proposed, 0.5 accepted, 0.5 rounds; greedy 1, 0.75 and 0.25.
+    # Per emitted token: sampled 1 proposed, 0.5 accepted, 0.5 rounds; greedy 1, 0.75 and 0.25.
     assert facts.acceptance_rate(trial, {"sampled": 0.75, "greedy": 0.25}) == pytest.approx(0.75 * 0.5 + 0.25 * 0.75)
     assert facts.tokens_per_round(trial, {"sampled": 0.75, "greedy": 0.25}) == pytest.approx(1 / (0.75 * 0.5 + 0.25 * 0.25))
     assert facts.acceptance_rate(trial, {"greedy": 1.0, "sampled": 0.0}) == pytest.approx(0.75)
@@ -94,16 +94,16 @@ def test_a_trial_that_drafted_nothing_has_no_rate() -> None:
 
 
 @pytest.mark.parametrize(("cost", "speedup"), [(0.64, 1.21), (0.52, 1.38), (0.38, 1.70), (0.28, 2.06), (0.18, 2.70)])
-def test_a_round_s_speedup_with_free_width_is_the_known_bound(cost: float, speedup: float) -> None:
+def test_a_round_s_speedup_with_free_verification_is_the_known_bound(cost: float, speedup: float) -> None:
     found = facts.round_speedup(np.array([0.92]), np.array([cost]), np.ones(40))
     assert found[0] == pytest.approx(speedup, abs=0.006)
 
 
-def test_a_round_s_speedup_is_that_of_the_best_length() -> None:
+def test_a_round_s_speedup_is_that_of_the_best_draft_length() -> None:
     acceptance, cost, ratios = 0.7, 0.4, (1.0, 1.1, 1.3, 2.0)
 
     def one(k: int) -> float:
-        # All that ends after j accepted tokens, or with all of them.
+        # A round ends after j < k accepted tokens, or with all k.
         emitted = sum((j + 1) * acceptance**j * (1 - acceptance) for j in range(k)) + (k + 1) * acceptance**k
         return emitted / (k * cost + ratios[k])
 
@@ -111,7 +111,7 @@ def test_a_round_s_speedup_is_that_of_the_best_length() -> None:
     assert found[0] == pytest.approx(max(one(k) for k in (1, 2, 3)))
 
 
-def test_every_point_of_a_line_has_its_speedup() -> None:
+def test_every_point_of_an_iso_line_has_its_speedup() -> None:
     ratios = facts.verify_ratios(searches.latency().rows[0])
     cost = np.linspace(0.05, 0.95, 50)
     for level in (0.8, 1.0, 1.4, 2.0, 5.0):
@@ -125,7 +125,7 @@ def test_every_point_of_a_line_has_its_speedup() -> None:
     assert np.isfinite(facts.iso_line(5.0, cost, ratios)).any()
 
 
-def test_the_clock_s_distance_is_the_median_over_timed_trials() -> None:
+def test_the_clock_error_is_the_median_over_timed_trials() -> None:
     assert facts.median_clock_error(log_of(tried(0, 1.0))) == 0.0
     timed = [
         dataclasses.replace(tried(n, 1.0), timed=Timed(tokens=47, measured=80 * ratio, modelled=80.0))
@@ -134,7 +134,7 @@ def test_the_clock_s_distance_is_the_median_over_timed_trials() -> None:
     assert facts.median_clock_error(log_of(*timed, tried(3, 1.0))) == pytest.approx(0.1)
 
 
-def test_how_often_sublayers_are_skipped() -> None:
+def test_the_skip_frequency_is_counted_per_sublayer() -> None:
     skips = (SkipSet(attention=(0, 2), mlp=(1,)), SkipSet(attention=(2,)))
     attention, mlp = facts.skip_frequency([dataclasses.replace(tried(i, 1.0), skip=s) for i, s in enumerate(skips)], 3)
     assert attention.tolist() == [0.5, 0.0, 1.0]
@@ -145,13 +145,13 @@ def test_how_often_sublayers_are_skipped() -> None:
     ("layers", "text"),
     [((), "none"), ((3,), "3"), ((3, 4), "3, 4"), ((3, 4, 5), "3\u20135"), ((0, 2, 3, 4, 7, 8), "0, 2\u20134, 7, 8")],
 )
-def test_runs_of_layers_are_drawn_together(layers: Sequence[int], text: str) -> None:
+def test_consecutive_layers_are_written_as_a_range(layers: Sequence[int], text: str) -> None:
     assert layer_ranges(layers) == text
 
 
-def test_a_rate_s_interval_holds_it_and_stays_within_bounds() -> None:
+def test_a_rate_s_interval_contains_the_rate_and_stays_within_0_and_1() -> None:
     for hits, trials in ((0, 1), (1, 1), (0, 50), (50, 50), (25, 50)):
         low, high = wilson_interval(hits, trials)
         assert 0 <= low <= hits / trials <= high <= 1
-    # Half of a hundred: Wilson's known interval.
+    # Wilson's known interval for 50 of 100.
     assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)

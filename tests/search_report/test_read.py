@@ -1,4 +1,4 @@
-"""Reading a search: everything that one writes, finished or cut short, and nothing else."""
+"""Reading a search: every log that a search writes is read, finished or not, and any other is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Change = Callable[[dict[str, Any]], object]
 
 @pytest.fixture
 def lines() -> list[str]:
-    """A small finished search: header, influence, 20 trials, 4 finalists, result."""
+    """Returns the lines of a small finished search: header, sensitivity, 20 trials, 4 finalists, result."""
     return [searches.line(r) for r in searches.finished(count=20)]
 
 
@@ -44,14 +44,14 @@ def test_a_finished_search_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert log.latency == table
 
 
-def test_an_unfinished_search_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_an_unfinished_search_is_read_up_to_its_last_record(tmp_path: Path) -> None:
     records = searches.finished()
     log = read_search(searches.write_search(tmp_path, records[:9]))
     assert [log.header, log.sensitivity, *log.trials] == records[:9]
     assert (log.finalists, log.result, log.latency) == ((), None, None)
 
 
-def test_a_search_that_has_only_begun_is_read(tmp_path: Path) -> None:
+def test_a_search_without_trials_is_read(tmp_path: Path) -> None:
     log = read_search(searches.write_search(tmp_path, [searches.header()]))
     assert (log.sensitivity, log.trials) == (None, ())
 
@@ -62,7 +62,7 @@ def test_trials_come_in_the_order_of_their_indices(tmp_path: Path) -> None:
     assert [t.index for t in log.trials] == list(range(7))
 
 
-def test_a_last_line_that_was_cut_anywhere_is_dropped(tmp_path: Path, lines: list[str]) -> None:
+def test_a_last_line_that_was_cut_anywhere_is_ignored(tmp_path: Path, lines: list[str]) -> None:
     whole = read_search(write(tmp_path, lines[:5]))
     content = ("\n".join(lines[:6])).encode()
     start = len("\n".join(lines[:5])) + 1
@@ -71,7 +71,7 @@ def test_a_last_line_that_was_cut_anywhere_is_dropped(tmp_path: Path, lines: lis
         assert read_search(tmp_path) == whole
 
 
-def test_a_last_line_that_was_cut_inside_a_character_is_dropped(tmp_path: Path, lines: list[str]) -> None:
+def test_a_last_line_that_was_cut_inside_a_character_is_ignored(tmp_path: Path, lines: list[str]) -> None:
     (tmp_path / TRIALS).write_bytes(lines[0].encode() + b'\n{"kind": "trial", "source": "\xe2\x82')
     assert read_search(tmp_path).trials == ()
 
@@ -110,7 +110,7 @@ def test_a_line_that_no_search_wrote_is_refused_with_its_number(tmp_path: Path, 
 
 
 def changed(number: int, change: Change) -> Callable[[list[str]], list[str]]:
-    """Returns what changes one line of a search, counted from 0."""
+    """Returns a function that changes the line with a 0-based number in the lines of a search."""
 
     def apply(lines: list[str]) -> list[str]:
         data = json.loads(lines[number])
@@ -128,17 +128,17 @@ BROKEN: list[tuple[Callable[[list[str]], list[str]], int, str]] = [
     (changed(1, lambda d: d["mlp"].pop()), 2, "expected 24 layers"),
     (changed(2, lambda d: d.update(speedup=float("nan"))), 3, "not JSON"),
     (changed(2, lambda d: d.update(speedup="fast")), 3, "expected float"),
-    (changed(2, lambda d: d.update(speedup=None)), 3, "a completed trial has one"),
+    (changed(2, lambda d: d.update(speedup=None)), 3, "a completed trial must have one"),
     (changed(2, lambda d: d.update(status="done")), 3, "unknown status 'done'"),
     (changed(2, lambda d: d.update(max_draft=99)), 3, "max_draft is out of range: 99"),
-    (changed(2, lambda d: d.update(max_draft=None)), 3, "a completed trial has them"),
+    (changed(2, lambda d: d.update(max_draft=None)), 3, "a completed trial must have both"),
     (changed(2, lambda d: d["skip"].update(mlp=[24])), 3, "layer 24 does not exist"),
     (changed(2, lambda d: d["skip"].update(attention=[-1])), 3, "layer -1 does not exist"),
-    (changed(2, lambda d: d["counts"]["greedy"].update(accepted=10**6)), 3, "accepted of"),
-    (changed(2, lambda d: d["counts"]["greedy"]["kept"].pop()), 3, "more kept than reached"),
+    (changed(2, lambda d: d["counts"]["greedy"].update(accepted=10**6)), 3, "expected 0 <= accepted <= proposed"),
+    (changed(2, lambda d: d["counts"]["greedy"]["kept"].pop()), 3, "expected as many values in kept as in reached"),
     (changed(2, lambda d: d.update(timed={"tokens": 47, "measured": 0.0, "modelled": 80.0})), 3, "tokens and speeds above 0"),
-    (changed(3, lambda d: d.update(index=0)), 4, "trial 0 is there twice"),
-    (changed(22, lambda d: d.update(trial=20)), 23, "a finalist that is no trial: 20"),
+    (changed(3, lambda d: d.update(index=0)), 4, "trial 0 occurs twice"),
+    (changed(22, lambda d: d.update(trial=20)), 23, "trial: there is no trial 20"),
     (changed(22, lambda d: d.update(interval_95=[1.0])), 23, "expected two numbers"),
     (changed(26, lambda d: d.update(trial=99)), 27, "there is no trial 99"),
     (lambda lines: lines[1:], 1, "the first line"),
@@ -162,14 +162,14 @@ def test_a_search_that_contradicts_itself_is_refused(
     ("change", "says"),
     [
         (lambda d: d.update(format=9), "expected format 2, found 9"),
-        (lambda d: d["rows"][1]["sizes"].reverse(), "rows[1]: sizes: expected rising ones"),
-        (lambda d: d["rows"][0]["later"].pop(), "rows[0]: expected as many sizes as first and later"),
-        (lambda d: d["rows"][0]["first"].__setitem__(1, 0.0), "rows[0]: first, later: expected parts above 0"),
+        (lambda d: d["rows"][1]["sizes"].reverse(), "rows[1]: sizes: expected ascending values without duplicates"),
+        (lambda d: d["rows"][0]["later"].pop(), "rows[0]: sizes, first, later: expected equally many values"),
+        (lambda d: d["rows"][0]["first"].__setitem__(1, 0.0), "rows[0]: first, later: expected factors above 0"),
         (lambda d: d.update(weights_sha256="5" * 64), "another model"),
         (lambda d: d.update(rows=[]), "expected at least one"),
         (lambda d: d["rows"][1]["attention"].pop(), "rows[1]: expected costs of 24 layers"),
-        (lambda d: d["rows"][1]["verify"].pop(), "rows[1]: verify: expected 16 widths, found 15"),
-        (lambda d: d["rows"][0].update(verify=[0.0] * 16), "rows[0]: expected times above 0"),
+        (lambda d: d["rows"][1]["verify"].pop(), "rows[1]: verify: expected 16 query lengths, found 15"),
+        (lambda d: d["rows"][0].update(verify=[0.0] * 16), "rows[0]: expected verify times above 0"),
         (lambda d: d.update(fit=0), "unknown key 'fit'"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_latency_table_of_another_search_or_a_damaged_one_is_refused(tmp_path:
     assert says in message
 
 
-def test_a_latency_table_that_is_no_json_is_refused(tmp_path: Path) -> None:
+def test_a_latency_table_that_is_not_json_is_refused(tmp_path: Path) -> None:
     searches.write_search(tmp_path, [searches.header()])
     (tmp_path / LATENCY).write_text('{"format": 1, "rows"', encoding="utf-8")
     assert f"{tmp_path / LATENCY}: not JSON" in refusal(tmp_path).message
@@ -196,7 +196,7 @@ def test_a_search_is_found_in_its_folder_and_in_an_artifact(tmp_path: Path) -> N
     assert find_search(inner) == inner
 
 
-def test_a_folder_without_a_search_is_told_from_an_artifact_without_one(tmp_path: Path) -> None:
+def test_a_folder_and_an_artifact_without_a_search_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no folder"):
         find_search(tmp_path / "nowhere")
     with pytest.raises(RecipeError, match="holds no search"):
@@ -206,7 +206,7 @@ def test_a_folder_without_a_search_is_told_from_an_artifact_without_one(tmp_path
         find_search(tmp_path)
 
 
-def test_the_made_up_searches_are_what_the_tests_take_them_for() -> None:
+def test_the_made_up_searches_have_what_the_tests_assume() -> None:
     records = searches.finished()
     trials = [r for r in records if isinstance(r, Trial)]
     assert {t.status for t in trials} == {"completed", "stopped", "failed"}

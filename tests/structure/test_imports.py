@@ -1,4 +1,7 @@
-"""Holds what importing costs: in fresh interpreters, because this one has loaded everything already."""
+"""The runtime, help texts and commands that run artifacts do not import heavy packages.
+
+Each test starts a fresh interpreter, because this one has imported everything already.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ MEASURED_BY_NEITHER = {"ax", "plotly", "torch", "transformers", "mobius"}
 
 
 def loaded_after(code: str) -> set[str]:
-    """Returns the top-level modules that a fresh interpreter holds after `code`."""
+    """Returns the top-level modules that a fresh interpreter has loaded after it ran `code`."""
     program = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return set(json.loads(done.stdout.splitlines()[-1]))

@@ -1,4 +1,4 @@
-"""Imports run downwards only: each package has an ordered list of places, and a module imports from its own place or a lower one."""
+"""Imports run downwards only: a module imports from its own place in the order below, or from a lower one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# From the bottom up. A module belongs to the longest name that it begins with; names of folders stand for all that is in them.
+# From the bottom up. A module belongs to the longest entry that its name begins with; a folder's entry covers
+# everything in the folder that has no entry of its own.
 RUNTIME = [
     "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "scratch",
     "proposal", "results", "artifact", "config", "sampling", "text",

@@ -1,4 +1,4 @@
-"""Holds the rules of size, names and layering that CONTRIBUTING.md states, by reading the source."""
+"""The source follows the rules of CONTRIBUTING.md for sizes, names, imports and configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FILE_LINES = 600
 MAX_BODY_LINES = 80
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 TOP_LEVEL = {
-    ".ci", ".git", ".gitignore", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md",
+    ".ci", ".git", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md",
     "artifacts", "constraints.txt", "pyproject.toml", "recipes", "runtime", "tests", "toolchain",
 }  # fmt: skip
 LEFT_BY_TOOLS = {".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "dist"}
@@ -24,7 +24,7 @@ LEFT_BY_TOOLS = {".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypot
 CONFIGURATION = ("Config", "Options", "Settings", "Recipe", "Defaults", "Manifest")
 
 RUNTIME_MAY_IMPORT = {"ssruntime", "numpy", "onnxruntime", "tokenizers", "jinja2"}
-"""Besides the standard library; `tensorrt` and `cuda` will join, in a backend file of their own."""
+"""Packages that the runtime may import besides the standard library; a GPU backend will add its own."""
 
 SOURCES = sorted(p for root in (RUNTIME, TOOLCHAIN, TESTS) for p in root.rglob("*.py"))
 PRODUCT = [p for p in SOURCES if TESTS not in p.parents]
@@ -39,13 +39,13 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of the body without its docstring."""
+    """Returns the number of lines of a function's body, without the docstring."""
     body = function.body[1:] if ast.get_docstring(function) and len(function.body) > 1 else function.body
     return (body[-1].end_lineno or 0) - body[0].lineno + 1
 
 
 def offenders(paths: Iterable[Path], is_wrong: Callable[[Path], object]) -> list[str]:
-    """Returns the files that break a rule, each with what `is_wrong` says of it."""
+    """Returns the files for which `is_wrong` returns something true, each with that value."""
     return [f"{path.relative_to(REPOSITORY)}: {found}" for path in paths if (found := is_wrong(path))]
 
 
@@ -96,6 +96,17 @@ def test_the_toolchain_never_imports_the_tests() -> None:
     assert not offenders(PRODUCT, lambda p: imported_roots(parse(p)) & {"tests", "pytest", "hypothesis"})
 
 
+def test_no_test_imports_from_another_test() -> None:
+    """Code that several test files use is in a conftest or in a module without tests."""
+
+    def imported_tests(path: Path) -> set[str]:
+        imports = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {f"{getattr(node, 'module', '')}.{alias.name}" for node in imports for alias in node.names}
+        return {name for name in names if "tests." in name and any(part.startswith("test_") for part in name.split("."))}
+
+    assert not offenders((p for p in SOURCES if TESTS in p.parents), imported_tests)
+
+
 def test_only_the_command_line_prints() -> None:
     def prints(path: Path) -> list[int]:
         calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
@@ -105,7 +116,7 @@ def test_only_the_command_line_prints() -> None:
 
 
 def test_no_function_takes_a_bag_of_options() -> None:
-    """Click hands a command's options over by name, so the files of shared options may; nothing else."""
+    """Click passes a command's options by name, so only the files of shared options take `**kwargs`."""
     shared = {TOOLCHAIN / "cli" / "options.py", TOOLCHAIN / "cli" / "search_options.py"}
     others = [p for p in PRODUCT if p not in shared]
     assert not offenders(others, lambda p: [f.name for f in functions(parse(p)) if f.args.kwarg is not None])

@@ -1,4 +1,4 @@
-"""ONNX Runtime does not report to its maker from our processes, unless the host says that it may."""
+"""ONNX Runtime records no telemetry in our processes, unless the host program has allowed it."""
 
 from __future__ import annotations
 

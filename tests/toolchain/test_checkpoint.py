@@ -1,10 +1,11 @@
-"""Checkpoints that cannot be exported are refused before anything is built, each with the reason and a hint."""
+"""Checkpoints that cannot be exported are refused before anything is built, with a reason and a hint."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,32 @@ def damage_the_index(folder: Path) -> None:
     cut("model.safetensors.index.json", 0.5)(folder)
 
 
+def a_tensor_twice(folder: Path) -> None:
+    shard(folder)
+    second = dict(load_file(folder / "model-00002-of-00002.safetensors"))
+    second["model.embed_tokens.weight"] = np.zeros((VOCAB, 64), dtype=np.float32)
+    save_file(second, folder / "model-00002-of-00002.safetensors")
+
+
+def header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    """Changes the header of the weights and nothing else."""
+
+    def rewrite(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        entries = json.loads(data[8 : 8 + length])
+        change(entries)
+        text = json.dumps(entries).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    return rewrite
+
+
+def append(name: str, data: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + data) and None
+
+
 def integers(folder: Path) -> None:
     rewrite_weights(folder, lambda t: t.update({"model.norm.weight": np.ones(64, dtype=np.int8)}))
 
@@ -153,6 +180,24 @@ BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "cut in the header": (cut("model.safetensors", 0.001), CheckpointError, "is cut or not a safetensors file"),
     "empty weights": (write("model.safetensors", ""), CheckpointError, "is cut or not a safetensors file"),
     "weights are a text": (write("model.safetensors", "not weights at all, but long enough to look"), CheckpointError, "safetensors file"),
+    "weights are too long": (append("model.safetensors", b"more"), CheckpointError, "bytes where its header says"),
+    "a shape does not fit its bytes": (
+        header(lambda entries: entries["model.norm.weight"].update(shape=[65])),
+        CheckpointError,
+        "model.safetensors has a damaged header: invalid shape",
+    ),
+    "a dtype that nobody knows": (
+        header(lambda entries: entries["model.norm.weight"].update(dtype="F99")),
+        CheckpointError,
+        "has a damaged header: .*unknown variant `F99`",
+    ),
+    "tensors overlap": (
+        header(lambda entries: entries.update({"a": next(e for name, e in entries.items() if name != "__metadata__")})),
+        CheckpointError,
+        "has a damaged header: invalid offset",
+    ),
+    "no tensors": (lambda folder: save_file({}, folder / "model.safetensors"), CheckpointError, "hold no tensors"),
+    "a tensor is in two shards": (a_tensor_twice, CheckpointError, "'model.embed_tokens.weight' is in two weight files"),
     "integers": (integers, UnsupportedModelError, "'model.norm.weight' has dtype I8"),
     "a shard is lost": (lose_a_shard, CheckpointError, "model-00002-of-00002.safetensors is missing"),
     "the index names more": (index_names_more, CheckpointError, "lists tensor 'model.layers.9.extra'"),
@@ -214,6 +259,23 @@ def test_nan_is_found_in_bfloat16(tmp_path: Path) -> None:
         check_finite(read_tensors(tmp_path))
 
 
+def test_the_last_number_of_a_large_tensor_is_looked_at_and_an_empty_one_is_sound(tmp_path: Path) -> None:
+    tensors = {"large": np.zeros((300, 301), dtype=np.float32), "empty": np.zeros((0, 4), dtype=np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    check_finite(read_tensors(tmp_path))
+    tensors["large"][-1, -1] = np.inf
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'large' in .* holds 1 numbers"):
+        check_finite(read_tensors(tmp_path))
+
+
+def test_weights_that_were_cut_since_they_were_described_are_refused(tiny_copy: Path) -> None:
+    found = describe_checkpoint(tiny_copy)
+    cut("model.safetensors", 0.9)(tiny_copy)
+    with pytest.raises(CheckpointError, match="bytes where its header says"):
+        check_weights(found)
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "nowhere/", ""])
 def test_a_path_that_does_not_exist_is_called_a_missing_folder(name: str) -> None:
     with pytest.raises(CheckpointError, match="no model folder at"):
@@ -246,5 +308,5 @@ def test_a_hub_id_without_a_network_says_so_and_how_to_pass_a_folder(name: str) 
 
 
 def test_an_impossible_hub_id_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="no hub id"):
+    with pytest.raises(CheckpointError, match="not a valid hub id"):
         resolve("not a name!")

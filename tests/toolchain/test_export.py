@@ -123,8 +123,8 @@ def test_a_context_out_of_range_is_refused(max_context: int, tiny_model: Path, t
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"target": "ort-cpuu"}, ConfigError, "unknown target 'ort-cpuu'"),
-        ({"dtype": "fp8"}, ConfigError, "unknown dtype 'fp8'"),
+        ({"target": "ort-cpuu"}, ConfigError, "target must be one of ort-cpu, found 'ort-cpuu'"),
+        ({"dtype": "fp8"}, ConfigError, "dtype must be one of fp32, found 'fp8'"),
         ({"skip": SkipSpec(mlp=(LAYERS,))}, RecipeError, f"mlp layer {LAYERS} does not exist"),
         ({"model": "./nowhere"}, CheckpointError, "no model folder"),
     ],
@@ -186,7 +186,7 @@ def least_probable_tokens(model: ir.Model) -> None:
         (swap_two_layers, "not the checkpoint's model: logits differ by"),
         (wrong_angles, "not the checkpoint's model: logits differ by"),
         (scaled_a_little, "not the checkpoint's model: logits differ by"),
-        (least_probable_tokens, "best tokens or confidence are not its logits'"),
+        (least_probable_tokens, "top tokens or confidence do not agree with its logits"),
     ],
 )
 def test_the_gate_refuses_a_wrong_graph_and_leaves_nothing(

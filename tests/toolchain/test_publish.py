@@ -133,7 +133,7 @@ def test_force_never_replaces_what_is_not_ours(manifest: str | None, tmp_path: P
     (out / "thesis.txt").write_text("years of work")
     if manifest is not None:
         (out / MANIFEST).write_text(manifest)
-    with pytest.raises(ArtifactError, match="no artifact of sstool's"), staged_folder(out, force=True):
+    with pytest.raises(ArtifactError, match="no sstool artifact"), staged_folder(out, force=True):
         pass
     assert (out / "thesis.txt").read_text() == "years of work"
 

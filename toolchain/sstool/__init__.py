@@ -1,8 +1,8 @@
-"""`sstool`: from a Hugging Face decoder checkpoint to a self-speculative artifact, and what measures one."""
+"""`sstool` turns a Hugging Face decoder checkpoint into a self-speculative artifact, and tests artifacts."""
 
 from __future__ import annotations
 
 import os
 
-# As in `ssruntime`, whose import would be slow where only help is asked for.
+# `ssruntime` sets this too, but the command line imports `ssruntime` late, to keep `--help` fast.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""Logs of JSON Lines that survive a kill: records are appended whole, and a line that was cut short is not read."""
+"""Logs of JSON Lines that survive a kill: records are appended whole, and an incomplete line is not read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssruntime.scratch import write_whole
 
 
 def whole_lines(content: bytes) -> list[bytes]:
-    """Returns the lines that were written to their end, without line breaks; a last line without one was cut short."""
+    """Returns the complete lines, without line breaks; a last line without a line break is incomplete."""
     return content.split(b"\n")[:-1]
 
 
@@ -22,11 +22,12 @@ class JsonlLog:
         """Opens a log for appending.
 
         Args:
-            path: of the file; its folder exists.
-            kept: lines of the file to keep, in their order; every other line is removed first. None starts an empty log.
+            path: path of the log; its folder must exist.
+            kept: lines of the file to keep, in their order; all others are removed first. By default the log
+                starts empty.
 
         Raises:
-            OSError: if the disk refuses.
+            OSError: if the file cannot be written.
         """
         content = b"".join(line + b"\n" for line in kept)
         if not path.exists() or path.read_bytes() != content:
@@ -34,7 +35,7 @@ class JsonlLog:
         self._handle: IO[bytes] = path.open("ab")
 
     def append(self, record: Mapping[str, object]) -> None:
-        """Writes one record as one line. Raises OSError if the disk refuses."""
+        """Writes one record as one line. Raises OSError if the file cannot be written."""
         self._handle.write(json.dumps(record).encode() + b"\n")
         self._handle.flush()
 

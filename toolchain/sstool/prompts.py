@@ -1,4 +1,4 @@
-"""Files of prompts: JSON Lines of `{"id"?, "prompt"}`, read whole or refused with the number of the line that is wrong."""
+"""Prompt files: JSON Lines of `{"id"?, "prompt"}`; an error names the number of the wrong line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class PromptRecord:
     """One prompt of a file.
 
     Attributes:
-        id: its name in results; its 0-based place among the file's prompts where the file names none.
-        prompt: its text, which may be empty: a run refuses that prompt alone.
-        index: its 0-based place among the file's prompts, from which its seed derives.
+        id: name of the prompt in results; its `index` as text if the file gives no name.
+        prompt: text of the prompt. It may be empty: a run then refuses this prompt and continues with the
+            others.
+        index: 0-based position among the file's prompts. The prompt's seed derives from it.
     """
 
     id: str
@@ -28,17 +29,18 @@ class PromptRecord:
 
 
 def read_prompts(path: Path) -> list[PromptRecord]:
-    """Reads a file of prompts. Blank lines are skipped, keys other than `id` and `prompt` ignored.
+    """Returns the prompts of a file in order; ignores blank lines, and keys other than `id` and `prompt`.
 
     Raises:
-        PromptError: if the file cannot be read, holds no prompt, or a line is not UTF-8, not JSON, or has no text under `prompt`.
+        PromptError: if the file cannot be read or holds no prompt, or if a line is not UTF-8, is not JSON or
+            has no string under `prompt`.
     """
     try:
         data = path.read_bytes()
     except OSError as err:
-        raise PromptError(f"cannot read prompts from {path}: {err.strerror or err}", f"name a JSON Lines file; {_FORM}") from err
+        raise PromptError(f"cannot read prompts from {path}: {err.strerror or err}", f"pass a JSON Lines file; {_FORM}") from err
     records: list[PromptRecord] = []
-    # Only a line feed ends a line of JSON Lines: a JSON string may hold any other separator that str.splitlines knows.
+    # Only a line feed ends a line of JSON Lines: a string may contain the other separators of str.splitlines.
     for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             records.append(_read_line(line, len(records), where=f"{path}, line {number}"))
@@ -48,15 +50,18 @@ def read_prompts(path: Path) -> list[PromptRecord]:
 
 
 def check_text(text: str, *, where: str) -> str:
-    """Returns `text` if it can be written as UTF-8, as tokenizers need.
+    """Returns `text` unchanged if it can be encoded as UTF-8, which tokenizers require.
 
     Raises:
-        PromptError: if it holds half of a surrogate pair, as an argument of invalid UTF-8 or a JSON escape may.
+        PromptError: if it contains a lone surrogate. A command-line argument that is not UTF-8, or a JSON
+            escape, can produce one.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as err:
-        raise PromptError(f"{where}: the prompt is not valid Unicode text at character {err.start}", "write it as UTF-8") from err
+        raise PromptError(
+            f"{where}: the prompt is not valid Unicode text at character {err.start}", "replace the invalid character"
+        ) from err
     return text
 
 
@@ -72,8 +77,8 @@ def _read_line(line: bytes, index: int, *, where: str) -> PromptRecord:
     if "prompt" not in data:
         raise PromptError(f"{where}: key 'prompt' is missing", _FORM)
     if not isinstance(data["prompt"], str):
-        raise PromptError(f"{where}: 'prompt' must be a text, found {type(data['prompt']).__name__}", _FORM)
+        raise PromptError(f"{where}: 'prompt' must be a string, found {type(data['prompt']).__name__}", _FORM)
     name = data.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int | None):
-        raise PromptError(f"{where}: 'id' must be a text or a whole number, found {type(name).__name__}", _FORM)
+        raise PromptError(f"{where}: 'id' must be a string or an integer, found {type(name).__name__}", _FORM)
     return PromptRecord(id=str(index if name is None else name), prompt=check_text(data["prompt"], where=where), index=index)

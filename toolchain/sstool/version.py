@@ -1,4 +1,4 @@
-"""The version of this distribution, also where the packages are used from a source folder without being installed."""
+"""The version of this distribution, also for packages that run from a source folder without installation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def version() -> str:
-    """Returns the installed version, or `0+source` where nothing is installed."""
+    """Returns the installed version, or `0+source` if the distribution is not installed."""
     try:
         return metadata.version("sstool")
     except metadata.PackageNotFoundError:

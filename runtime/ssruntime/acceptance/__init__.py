@@ -1,4 +1,4 @@
-"""Acceptance rules: which draft tokens stand, so that the text is what plain decoding gives. One rule a file."""
+"""Acceptance rules, one per file: each decides which draft tokens are accepted; all are lossless."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Acceptance", "CoupledAcceptance", "GreedyAcceptance", "RejectionAcce
 
 
 def make_acceptance(settings: DecodeSettings) -> Acceptance:
-    """Returns a fresh rule for one request."""
+    """Returns a new acceptance rule for one request: greedy at temperature 0, else as `sampling` says."""
     if settings.is_greedy:
         return GreedyAcceptance()
     return CoupledAcceptance(settings) if settings.sampling == "coupled" else RejectionAcceptance(settings)

@@ -1,4 +1,4 @@
-"""What the decode loop and the proposer need of an acceptance rule."""
+"""The interface of acceptance rules, which sample tokens and accept or reject the tokens of a proposal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from ssruntime.proposal import Proposal
 
 
 class RoundResult(NamedTuple):
-    """What a verify pass gave.
+    """The tokens that a round emits.
 
     Attributes:
-        emitted: the drafted tokens that stand, followed by one more: a correction, or a bonus if none fell or an alternative stood.
-        alternative: index of the alternative that stands in place of the chain's token, as the last of the drafted ones; None if none does.
+        emitted: accepted tokens, followed by one token of the target: a correction token after a rejection, a
+            bonus token otherwise. An accepted alternative is the last accepted token, and a bonus token
+            follows it.
+        alternative: index in `Proposal.alternatives` of the accepted alternative; None if none was accepted.
     """
 
     emitted: list[int]
@@ -21,22 +23,26 @@ class RoundResult(NamedTuple):
 
 
 class Acceptance(Protocol):
-    """Picks tokens from engine outputs, and decides how much of a draft stands.
+    """Samples tokens from engine outputs, and decides which tokens of a proposal are accepted.
 
-    `position` is the absolute position, in the sequence, of the token that the first row of an output decides.
+    In each method, `position` is the absolute position, in the sequence, of the token that the output's first
+    row predicts.
     """
 
     def sample(self, output: StepOutput, position: int) -> int:
-        """Returns plain decoding's token from the first row of a verify pass."""
+        """Returns the token that autoregressive decoding samples from the first row of a pass."""
 
     def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
-        """Returns the draft's token from a draft pass, and after it up to so many alternatives, better ones first."""
+        """Returns the token sampled from a draft pass, then up to `max_alternatives` others, best first.
+
+        The others are alternatives: side branches of the token tree, one token long.
+        """
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
-        """Returns what of a proposal stands, and the token after it.
+        """Returns the accepted tokens of a proposal and the target's token after them.
 
         Args:
-            output: the rows of the committed token, of the chain, and then of the alternatives.
-            proposal: what was verified.
-            position: as above.
+            output: rows of the committed token, then of the draft sequence, then of the alternatives.
+            proposal: token tree that was verified.
+            position: absolute position that the first row predicts.
         """

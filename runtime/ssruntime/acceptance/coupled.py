@@ -1,7 +1,8 @@
-"""Coupled sampling: draft and target pick `argmax(score + noise)` with the same noise, and a draft token stands if they agree.
+"""Gumbel-coupled sampling: draft and target share their noise; a draft token is accepted if both sample it.
 
-By the Gumbel-max trick each pick has exactly the filtered distribution. As the noise depends on nothing but seed, position and
-token, the text is that of plain sampling with the same seed, whatever is drafted (Daliri, Musco & Suresh, arXiv 2408.07978).
+Each takes `argmax(score + noise)`. By the Gumbel-max trick, each sample has exactly the filtered
+distribution. The noise depends only on seed, position and token. So the text is that of autoregressive
+sampling (mode `plain`) with the same seed, whatever is drafted (Daliri, Musco & Suresh, arXiv 2408.07978).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ssruntime.sampling.shortlist import Shortlist
 
 
 class CoupledAcceptance:
-    """Samples with noise shared between draft and target; one request's."""
+    """Samples with noise that draft and target share. An instance belongs to one request."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
@@ -31,13 +32,14 @@ class CoupledAcceptance:
         self._shortlist = Shortlist(settings, self._noise) if Shortlist.helps(settings) else None
 
     def sample(self, output: StepOutput, position: int) -> int:
-        """Returns the target's pick for the first row."""
+        """Returns the target's sample from the first row."""
         return self._sample(output, 0, position)
 
     def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
-        """Returns the draft's pick, with the noise that the target will see, and the tokens that come next and near.
+        """Returns the draft's sample, with the noise that the target will use, then the alternatives.
 
-        The shortlist's do, sure or not: a proposal may be anything, and these seldom differ from the whole row's.
+        The ranking of the shortlist is used even where it is uncertain: it seldom differs from that of the
+        whole row, and an inexact proposal does not change the text.
         """
         if output.probability(0) >= self._certain_from:
             return [output.token(0)]
@@ -46,7 +48,7 @@ class CoupledAcceptance:
         return coupled_ranking(output.logits[0], position, self._settings, self._noise, max_alternatives)
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
-        """Returns the tokens that equal the target's pick, then the target's next one."""
+        """Returns the draft tokens that equal the target's samples, then the target's next token."""
         return accept_equal(proposal, lambda row, offset: self._sample(output, row, position + offset))
 
     def _sample(self, output: StepOutput, row: int, position: int) -> int:
@@ -61,7 +63,7 @@ class CoupledAcceptance:
 
 
 def coupled_sample(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise) -> int:
-    """Returns the token that coupled sampling takes from a row of logits float32[vocab], which decides an absolute position."""
+    """Returns the token that coupled sampling takes from logits float32[vocab] for an absolute position."""
     ids, weights = filtered(logits, settings)
     if len(ids) == 1:
         return int(ids[0])
@@ -71,11 +73,14 @@ def coupled_sample(logits: NDArray[np.float32], position: int, settings: FilterS
 def coupled_ranking(
     logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise, max_alternatives: int
 ) -> list[int]:
-    """Returns the token that `coupled_sample` takes, and up to so many next ones with scores within `ALTERNATIVE_GAP` of its."""
+    """Returns the token of `coupled_sample`, then the next-best ones within `ALTERNATIVE_GAP` of its score.
+
+    There are at most `max_alternatives` next-best tokens. Arguments as in `coupled_sample`.
+    """
     ids, weights = filtered(logits, settings)
     keys = noise.log_uniform(position, ids) / weights
     count = min(max_alternatives + 1, len(keys))
     best = keys.argpartition(-count)[-count:]
-    # A key k is below 0, and its score is -log(-k).
+    # Keys are below 0, and a key k has the score -log(-k): a gap of scores is a factor between keys.
     best = best[keys[best] >= keys.max() * math.exp(ALTERNATIVE_GAP)]
     return [int(t) for t in ids[best[np.lexsort((best, -keys[best]))]]]

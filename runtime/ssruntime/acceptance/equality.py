@@ -1,4 +1,4 @@
-"""Acceptance by equality: a draft token stands if the target, asked at the same place, picks the same one."""
+"""Acceptance by equality: a draft token is accepted if the target samples the same token at its position."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from ssruntime.proposal import Proposal
 
 
 def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int]) -> RoundResult:
-    """Returns the leading tokens that the target also picks, followed by its token after them.
+    """Returns the leading draft tokens that the target also samples, followed by the target's next token.
 
-    Where the target picks an alternative instead of the chain's token, that one stands, and its own row gives the token after it.
+    If the target samples an alternative instead of the token of the draft sequence, that alternative is
+    accepted, and its own row gives the next token.
 
     Args:
-        proposal: a chain of k tokens, and its alternatives.
-        target_token: gives the target's token for row 0..k of the chain, or k + 1 + i of alternative i, and its offset from the first
-            position decided; asked in order of the offsets, and no further than needed.
+        proposal: draft sequence of k tokens, with its alternatives.
+        target_token: function that returns the target's token for a row and its offset. Row 0 is the
+            committed token's, rows 1..k are the draft sequence's, row k + 1 + i is alternative i's. The
+            offset counts from the position that row 0 predicts. The function is called in order of offsets,
+            and only for the rows that are needed.
     """
     tokens = proposal.tokens
     emitted: list[int] = []

@@ -1,4 +1,4 @@
-"""Greedy acceptance: draft and target take their most probable token, as the graphs give it."""
+"""Greedy acceptance: a draft token is accepted if it is the target's most probable token."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ssruntime.proposal import ALTERNATIVE_GAP, Proposal
 
 
 class GreedyAcceptance:
-    """Reads the graphs' `token` and `top_tokens` outputs; the whole rows of logits are not looked at."""
+    """Uses only the graphs' on-graph TopK outputs, never whole rows of logits."""
 
     def sample(self, output: StepOutput, position: int) -> int:
         """Returns the most probable token of the first row."""
         return output.token(0)
 
     def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
-        """Returns the draft's most probable token, and the next ones that are nearly as probable."""
+        """Returns the draft's best token, then the next-best ones within `ALTERNATIVE_GAP` of its logit."""
         tokens, logits = output.top(0)
         chosen = [tokens[0]]
         least = logits[0] - ALTERNATIVE_GAP
@@ -27,5 +27,5 @@ class GreedyAcceptance:
         return chosen
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
-        """Returns the tokens that equal the target's choice, then the target's next one."""
+        """Returns the draft tokens that equal the target's best ones, then the target's next token."""
         return accept_equal(proposal, lambda row, _offset: output.token(row))

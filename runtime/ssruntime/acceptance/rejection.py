@@ -1,8 +1,10 @@
-"""Rejection sampling: a draft token stands with probability min(1, target / draft), else one is drawn from what the draft left uncovered.
+"""Rejection sampling: accepts a draft token with probability min(1, target / draft), else replaces it.
 
-Source: Leviathan et al., arXiv 2211.17192. The output has exactly the target's filtered distribution, but is not the text that
-plain sampling gives for the same seed. Both distributions are the filtered ones; the draft's token is always *drawn* from
-`draft_probs`, without which the test would not be lossless.
+The replacement, a correction token, is drawn from the residual distribution, proportional to max(0, target -
+draft). Source: Leviathan et al., arXiv 2211.17192. The output has exactly the target's filtered distribution,
+but it is not the text that autoregressive sampling (mode `plain`) gives for the same seed. Both distributions
+are taken after filtering. The test is lossless only if the draft's token was *drawn* from `draft_probs`, so
+`sample_draft` always draws.
 """
 
 from __future__ import annotations
@@ -22,18 +24,18 @@ _KEY_DOMAIN: Final = 0x52454A454354
 
 
 class Distribution(NamedTuple):
-    """Probabilities of the candidates; every other token has none.
+    """Probabilities of the candidate tokens; every other token has probability 0.
 
     Attributes:
-        ids: int64[n], distinct.
-        probs: float64[n], summing to 1.
+        ids: int64[n], distinct token ids.
+        probs: float64[n], their probabilities, with sum 1.
     """
 
     ids: NDArray[np.int64]
     probs: NDArray[np.float64]
 
     def prob(self, token: int) -> float:
-        """Returns a token's probability."""
+        """Returns the probability of a token."""
         found = np.flatnonzero(self.ids == token)
         return float(self.probs[found[0]]) if len(found) else 0.0
 
@@ -44,7 +46,7 @@ def accept_probability(token: int, target_probs: Distribution, draft_probs: Dist
 
 
 def residual(target_probs: Distribution, draft_probs: Distribution) -> Distribution:
-    """Returns the distribution proportional to max(0, target - draft), from which a rejected token is replaced."""
+    """Returns the distribution of correction tokens, proportional to max(0, target - draft)."""
     order = np.argsort(draft_probs.ids)
     sorted_ids = draft_probs.ids[order]
     at = np.searchsorted(sorted_ids, target_probs.ids)
@@ -52,19 +54,20 @@ def residual(target_probs: Distribution, draft_probs: Distribution) -> Distribut
     drafted = np.where(sorted_ids[at] == target_probs.ids, draft_probs.probs[order][at], 0.0)
     left = np.maximum(target_probs.probs - drafted, 0.0)
     total = left.sum()
-    # Nothing is left only where the two are equal up to rounding; a rejection then is rounding too, and the target itself is right.
+    # The total is 0 only if both distributions are equal up to rounding. The rejection is then a rounding
+    # error too, and drawing from the target's distribution is right.
     return Distribution(target_probs.ids, left / total) if total > 0 else target_probs
 
 
 def draw(distribution: Distribution, uniform: float) -> int:
-    """Returns the token at a uniform number in [0, 1) of the cumulative distribution."""
+    """Returns the token that a uniform number in [0, 1) selects in the cumulative distribution."""
     cumulative = np.cumsum(distribution.probs)
     index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
     return int(distribution.ids[min(index, len(distribution.ids) - 1)])
 
 
 class RejectionAcceptance:
-    """Draws from draft and target with one generator; one request's."""
+    """Draws draft and target tokens with one random generator. An instance belongs to one request."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
@@ -72,20 +75,21 @@ class RejectionAcceptance:
         self._drafted: list[Distribution] = []
 
     def sample(self, output: StepOutput, position: int) -> int:
-        """Returns a draw from the first row's distribution."""
+        """Returns a token drawn from the first row's distribution."""
         return draw(self._distribution(output.logits[0]), self._random.random())
 
     def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
-        """Returns a draw from the draft's distribution, which is kept for `accept`.
+        """Returns one token drawn from the draft's distribution, which is kept for `accept`; no alternatives.
 
-        No alternatives: a token that was not drawn from `draft_probs` would need a residual of its own to leave the law as it is.
+        An alternative is not drawn from `draft_probs`. To accept one without changing the output's
+        distribution would take a residual distribution of its own.
         """
         draft_probs = self._distribution(output.logits[0])
         self._drafted.append(draft_probs)
         return [draw(draft_probs, self._random.random())]
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
-        """Returns the tokens up to the first rejection, then a draw from the residual there, or from the target after all."""
+        """Returns the tokens before the first rejection and a correction, or all of them and a bonus."""
         drafted, self._drafted = self._drafted, []
         tokens = proposal.tokens
         for row, (token, draft_probs) in enumerate(zip(tokens, drafted, strict=True)):

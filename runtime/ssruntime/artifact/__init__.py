@@ -1,4 +1,4 @@
-"""The artifact folder: file names, the manifest, and the checks that a load makes first."""
+"""The artifact folder: its file names, its manifest, and the checks that a load makes first."""
 
 from __future__ import annotations
 

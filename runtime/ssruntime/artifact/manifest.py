@@ -12,7 +12,7 @@ SCHEMA_VERSION: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class SkipSet:
-    """Sublayers that a draft leaves out, as 0-based layer numbers in rising order."""
+    """Sublayers that a draft skips, as 0-based layer numbers in ascending order."""
 
     attention: tuple[int, ...] = ()
     mlp: tuple[int, ...] = ()
@@ -20,7 +20,15 @@ class SkipSet:
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """How long a draft goes on, as tuned for its skip set; what is None falls to the runtime's defaults."""
+    """A draft's stopping rule, tuned together with its skip set; None leaves the runtime's default.
+
+    Attributes:
+        exit: name of the stopping policy.
+        exit_threshold: draft confidence in [0, 1] below which drafting stops; not for the policy `fixed`.
+        max_draft: most tokens of a draft sequence.
+        max_alternatives: most alternatives (side branches of the token tree, one token long) beside each of
+            its tokens.
+    """
 
     exit: str | None = None
     exit_threshold: float | None = None
@@ -33,12 +41,13 @@ class DraftEntry:
     """One draft engine of an artifact.
 
     Attributes:
-        name: of the draft.
-        graph: its file.
-        dtype: of its computation.
-        skip: what it leaves out.
-        tuned: the exit that goes with that.
-        mode: how a load decodes unless told: `speculative`, or `plain` where a search found that the draft does not pay.
+        name: name of the draft.
+        graph: file name of the draft's graph.
+        dtype: data type of the draft's computation.
+        skip: sublayers that the draft skips.
+        tuned: stopping rule that was tuned for this draft.
+        mode: default mode of decoding: `speculative`, or `plain` (autoregressive decoding) if a search found
+            that the draft makes decoding no faster.
     """
 
     name: str
@@ -51,15 +60,16 @@ class DraftEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How the draft and its exit were found, and on what machine: elsewhere they may not be the best.
+    """How the draft and its stopping rule were found; on another machine, others may be better.
 
     Attributes:
-        speedup: measured over plain decoding, by the weights of the kinds of text; None where nothing was measured.
-        cpu: the processor's model name.
-        threads: of an engine.
-        onnxruntime: version.
-        trials: candidates that were tried.
-        remark: what the search said of itself.
+        speedup: measured speed-up over autoregressive decoding, weighted by kind of text; None if nothing was
+            measured.
+        cpu: model name of the processor.
+        threads: number of threads of each engine.
+        onnxruntime: version of ONNX Runtime.
+        trials: number of candidates that the search tried.
+        remark: the search's summary of its result, in a sentence.
     """
 
     speedup: float | None
@@ -72,7 +82,11 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What was exported: where it came from and its sizes. `window` is the narrowest of its layers', None where all see everything."""
+    """The exported model: its origin and its sizes.
+
+    `window` is the narrowest sliding window of the layers, in tokens; None if every layer attends to the
+    whole context.
+    """
 
     source: str
     revision: str | None
@@ -88,7 +102,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class KvLayout:
-    """The cache of one sequence: two buffers `dtype[1, kv_heads, context, head_dim]` a layer."""
+    """The KV cache of one sequence: two buffers `dtype[1, kv_heads, context, head_dim]` per layer."""
 
     num_layers: int
     kv_heads: int
@@ -96,7 +110,7 @@ class KvLayout:
     dtype: str
 
     def bytes_per_token(self) -> int:
-        """Returns the cache's bytes for one token of one sequence."""
+        """Returns the size of the KV cache for one token of one sequence, in bytes."""
         return 2 * self.num_layers * self.kv_heads * self.head_dim * (2 if self.dtype == "fp16" else 4)
 
 
@@ -110,7 +124,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What `manifest.json` holds. `files` lists every file of the artifact but the manifest and `search/`."""
+    """The content of `manifest.json`; `files` lists every file but the manifest and those in `search/`."""
 
     schema_version: int
     model: ModelInfo

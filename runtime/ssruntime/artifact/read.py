@@ -1,4 +1,4 @@
-"""An artifact's folder read and checked before any engine opens."""
+"""Reads an artifact's folder and checks it before any engine opens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssruntime.strict_reader import read_record
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A folder whose manifest was read and whose files are present with the right sizes."""
+    """An artifact folder whose manifest has been read and whose files are present with the listed sizes."""
 
     folder: Path
     manifest: Manifest
@@ -27,10 +27,11 @@ class Artifact:
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Reads the manifest and checks that every file it lists is there with its size.
+    """Returns the artifact in a folder, after checking that all listed files have the listed sizes.
 
     Raises:
-        ArtifactError: if the folder is missing, is a checkpoint instead, or its manifest or a file is cut, missing, or of a newer schema.
+        ArtifactError: if the folder is missing or is no artifact, its manifest is damaged or has another
+            schema version, or a file is missing or has another size.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
@@ -39,7 +40,7 @@ def read_artifact(folder: Path) -> Artifact:
         if not path.is_file():
             raise ArtifactError(f"{path} is missing from the artifact", "export the model again")
         if path.stat().st_size != entry.size:
-            raise ArtifactError(f"{path} has {path.stat().st_size} bytes where the manifest says {entry.size}", "export the model again")
+            raise ArtifactError(f"{path} has {path.stat().st_size} bytes, but the manifest lists {entry.size}", "export the model again")
     for needed in (VERIFY_GRAPH, WEIGHTS, *(d.graph for d in manifest.drafts)):
         if needed not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST} does not list {needed}", "export the model again")
@@ -82,10 +83,10 @@ def check_digests(artifact: Artifact, on_file: Callable[[str], None] | None = No
 
     Args:
         artifact: the artifact to check.
-        on_file: called with each file's name before it is hashed.
+        on_file: called with the name of each file before it is hashed.
 
     Raises:
-        ArtifactError: naming the first file whose content changed.
+        ArtifactError: if the content of a file has changed; the message names the first such file.
     """
     for name, entry in artifact.manifest.files.items():
         if on_file is not None:

@@ -1,1 +1,1 @@
-"""Where the engines run: the interface the decode loop sees, and ONNX Runtime behind it."""
+"""The interface between decoding and the inference engines, and its implementation on ONNX Runtime."""

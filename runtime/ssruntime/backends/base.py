@@ -1,4 +1,4 @@
-"""What the decode loop needs of a backend: places for sequences, and forward passes over their shared cache."""
+"""The interface between decoding and backends: KV-cache slots for sequences, and forward passes on them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from ssruntime.proposal import Alternative
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one pass gives for its N chosen positions: views of buffers that the next pass of the same engine overwrites.
+    """The outputs of one pass, one row for each of its N requested tokens.
+
+    The arrays are views of buffers that the slot's next pass through the same engine may overwrite.
 
     Attributes:
-        tokens: int64[N], the most probable token after each position.
-        confidence: float32[N], its probability at temperature 1.
-        top_tokens: int64[N, num_top], the most probable tokens, best first, ties by lower id.
-        top_logits: float32[N, num_top], their logits.
-        logits: float32[N, vocab].
+        tokens: int64[N], the most probable next token of each row.
+        confidence: float32[N], the probability of that token at temperature 1.
+        top_tokens: int64[N, num_top], the most probable next tokens, best first, ties by lower id.
+        top_logits: float32[N, num_top], the logits of `top_tokens`.
+        logits: float32[N, vocab], the logits of the whole vocabulary.
     """
 
     tokens: NDArray[np.int64]
@@ -29,7 +31,8 @@ class StepOutput:
     top_tokens: NDArray[np.int64]
     top_logits: NDArray[np.float32]
     logits: NDArray[np.float32]
-    # The same memory without numpy, whose calls cost ten times as much after a pass of an engine has emptied the processor's caches.
+    # The same memory, for reading single elements: numpy is much slower at that right after a pass, which
+    # evicts everything else from the CPU's caches.
     _tokens: memoryview = field(init=False, repr=False)
     _confidence: memoryview = field(init=False, repr=False)
     _top_tokens: memoryview = field(init=False, repr=False)
@@ -40,11 +43,11 @@ class StepOutput:
         self._top_tokens, self._top_logits = self.top_tokens.reshape(-1).data, self.top_logits.reshape(-1).data
 
     def head(self, count: int) -> StepOutput:
-        """Returns the first `count` positions, over the same memory."""
+        """Returns the first `count` rows, over the same memory."""
         return self._part(slice(count))
 
     def row(self, row: int) -> StepOutput:
-        """Returns one position alone, over the same memory."""
+        """Returns one row, as an output with N = 1 over the same memory."""
         return self._part(slice(row, row + 1))
 
     def _part(self, chosen: slice) -> StepOutput:
@@ -57,60 +60,74 @@ class StepOutput:
         )
 
     def token(self, row: int) -> int:
-        """Returns the most probable token after a position."""
+        """Returns the most probable next token of a row."""
         token: int = self._tokens[row]
         return token
 
     def probability(self, row: int) -> float:
-        """Returns that token's probability at temperature 1."""
+        """Returns the probability, at temperature 1, of a row's most probable next token."""
         probability: float = self._confidence[row]
         return probability
 
     def top(self, row: int) -> tuple[Sequence[int], Sequence[float]]:
-        """Returns the most probable tokens after a position, and their logits: not copied, as few of them are looked at."""
+        """Returns a row's `top_tokens` and `top_logits`, not copied because callers read few of them."""
         count = self.top_tokens.shape[1]
         chosen = slice(row * count, (row + 1) * count)
         return cast("Sequence[int]", self._top_tokens[chosen]), cast("Sequence[float]", self._top_logits[chosen])
 
 
 class Slot(Protocol):
-    """One sequence's cache, bound to the verify and draft engines. Used by one thread at a time.
+    """One sequence's KV cache, bound to the verify engine and the draft engine. Used by one thread at a time.
 
-    Positions count from 0. A pass writes the cache at `[start, start + S)` and attends to everything before; rolling back
-    is starting the next pass at a smaller `start`.
+    Positions count from 0. A pass over S tokens that starts at position `start` writes the entries
+    `[start, start + S)` of the KV cache and attends to all entries before them. To roll back, start the next
+    pass at a smaller `start`.
     """
 
     max_context: int
     alternatives_end: int
-    """Position from which on no alternative may stand: `max_context`, or the narrowest window where that is less. A kernel's window
-    reaches back from where a token lies in the cache, and an alternative lies further on than it stands."""
+    """First KV-cache entry that no alternative may use: the narrowest sliding window, at most `max_context`.
+
+    Kernels apply a sliding window by entry. The entry of an alternative has a higher index than its position
+    in the text, so the window would hide tokens that the alternative must attend to."""
     engine_seconds: float
-    """Time spent inside the engines' run call since it was last set to 0."""
+    """Time spent in the engines' run calls since it was last set to 0, in seconds."""
 
     def prefill(self, ids: Sequence[int]) -> StepOutput:
-        """Runs a whole prompt through the verify engine in chunks, from position 0; gives the last position (N = 1)."""
+        """Returns the output after a prompt's last token (N = 1).
+
+        Runs the prompt through the verify engine in chunks, from position 0.
+        """
 
     def forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
-        """Runs `ids` in one pass of the verify engine, of any width; gives the positions named (0-based within `ids`)."""
-
-    def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
-        """Runs up to `MAX_QUERY_LENGTH` tokens in one pass of the verify engine; gives a row for each.
+        """Returns the outputs of some tokens of one verify-engine pass of any query length.
 
         Args:
-            ids: the chain, from position `start` on.
-            start: of the first.
-            alternatives: beside the chain's tokens after the first: one of depth d stands at `start + 1 + d` and sees what is before
-                that. In the cache they lie behind the chain, in their order, and their rows come after its rows. Not at `start` 0.
+            ids: the tokens of the pass.
+            start: position of the first one.
+            positions: 0-based indices into `ids` of the tokens whose output is returned, in that order.
+        """
+
+    def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
+        """Returns a row for each token of one verify-engine pass of at most `MAX_QUERY_LENGTH` tokens.
+
+        Args:
+            ids: the last committed token and the draft sequence after it (the trunk of the token tree).
+            start: position of the first of `ids`.
+            alternatives: side branches of the token tree, each one token long. One of depth d may take the
+                place of `ids[1 + d]`: it has position `start + 1 + d` and attends to the tokens before that
+                position. In the KV cache and among the rows, the alternatives follow `ids`, in the order
+                given. Not allowed at `start` 0.
         """
 
     def copy_kv(self, source: int, target: int) -> None:
-        """Gives position `target` of the cache the keys and values of `source`, as where an alternative stands for good."""
+        """Copies KV-cache entry `source` to entry `target`: an accepted alternative's to its position."""
 
     def draft(self, token: int, position: int) -> StepOutput:
-        """Runs one token through the draft engine (N = 1)."""
+        """Returns the output after one token (N = 1); runs it through the draft engine."""
 
     def draft_forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
-        """As `forward`, through the draft engine: for measuring a draft's own parity."""
+        """Returns the same as `forward`, from the draft engine, to measure a draft's own parity."""
 
 
 class Backend(Protocol):
@@ -120,15 +137,19 @@ class Backend(Protocol):
     max_context: int
     has_draft: bool
     threads: int
-    """Threads that each engine computes with."""
+    """Number of threads that each engine computes with."""
     packing: str
-    """`shared`, or `private (why)`: whether the packed weights are one copy for every engine and process of this host."""
+    """`shared` if one copy of the packed weights serves every engine and process of this host, or
+    `private (why)`."""
 
     def acquire(self, timeout: float | None) -> Slot:
-        """Takes a slot from the pool, waiting up to `timeout` seconds (None: for as long as it takes).
+        """Returns a slot from the pool.
+
+        Args:
+            timeout: longest wait for a slot, in seconds; None waits without a limit.
 
         Raises:
-            BackendUnavailableError: if none came free in time.
+            BackendUnavailableError: if no slot is released in time.
         """
 
     def release(self, slot: Slot) -> None:

@@ -1,4 +1,4 @@
-"""A bounded pool: things are made when first needed, lent to one user at a time, and kept for the next."""
+"""A bounded pool: creates items on first use, lends each to one user at a time, keeps them for reuse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Pool(Generic[T]):
-    """Lends at most `limit` items; who comes when all are out waits for one."""
+    """Lends at most `limit` items at a time; further callers wait until an item is released."""
 
     def __init__(self, make: Callable[[], T], limit: int) -> None:
         self._make = make
@@ -23,10 +23,13 @@ class Pool(Generic[T]):
         self._changed = threading.Condition()
 
     def acquire(self, timeout: float | None) -> T:
-        """Takes an item, waiting up to `timeout` seconds (None: for as long as it takes).
+        """Returns a free item, or a new one while fewer than `limit` exist.
+
+        Args:
+            timeout: longest wait for an item, in seconds; None waits without a limit.
 
         Raises:
-            BackendUnavailableError: if none came free in time.
+            BackendUnavailableError: if no item is released in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
@@ -35,9 +38,9 @@ class Pool(Generic[T]):
                 if left is not None and left <= 0:
                     raise BackendUnavailableError(
                         f"all {self._limit} sequences of this engine stayed busy for {timeout:g} s",
-                        "raise max_sequences (each costs one cache), or wait longer",
+                        "raise max_sequences (each sequence needs a KV cache of its own) or the timeout",
                     )
-                # Not judged by what wait returns: a notice may come in the instant it times out, and must not be lost.
+                # What `wait` returns is not used: a release at the moment of the timeout must not be lost.
                 self._changed.wait(left)
             if self._free:
                 return self._free.pop()
@@ -57,7 +60,7 @@ class Pool(Generic[T]):
             self._changed.notify()
 
     def clear(self) -> None:
-        """Drops the items that nobody holds."""
+        """Drops the free items; items in use stay valid and return to the pool when they are released."""
         with self._changed:
             self._made -= len(self._free)
             self._free.clear()

@@ -1,4 +1,4 @@
-"""Decoding settings: what a caller may ask for, what the checkpoint says, and the two completed by defaults."""
+"""Decoding settings: a caller's configuration, the checkpoint's settings, and both completed by defaults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ssruntime.config.generation import (
 )
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
-    # configurations
+    # configurations and their functions
     "GenerationConfig",
     "CheckpointDefaults",
     "DecodeSettings",

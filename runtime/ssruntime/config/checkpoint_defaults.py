@@ -33,7 +33,7 @@ _NEUTRAL: Final[Mapping[str, object]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointDefaults:
-    """The parts of a checkpoint's `generation_config.json` that the runtime follows."""
+    """A checkpoint's generation settings; a setting that the checkpoint does not give is None."""
 
     eos_token_ids: frozenset[int] = frozenset()
     do_sample: bool | None = None
@@ -43,11 +43,11 @@ class CheckpointDefaults:
     min_p: float | None = None
     max_new_tokens: int | None = None
     ignored: tuple[str, ...] = field(default=())
-    """Settings that are set to something that matters but that the runtime does not implement."""
+    """Names of settings that would change the text but that the runtime does not implement."""
 
 
 def read_generation_config(path: Path) -> CheckpointDefaults:
-    """Reads a checkpoint's `generation_config.json`; a missing file gives defaults.
+    """Returns the settings of a checkpoint's `generation_config.json`; without the file, no setting is given.
 
     Raises:
         ArtifactError: if the file is not JSON or holds values that cannot be used.

@@ -1,4 +1,4 @@
-"""A caller's configuration completed: every choice made, from the artifact, the checkpoint and our defaults."""
+"""Completion of a caller's configuration from the artifact, the checkpoint and sstool's defaults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_MAX_ALTERNATIVES: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """A completed configuration: every choice made."""
+    """A completed configuration: every setting has a value. The settings are those of `GenerationConfig`."""
 
     max_new_tokens: int
     mode: str
@@ -41,32 +41,41 @@ class DecodeSettings:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether decoding takes the most probable token each time."""
+        """Whether decoding is greedy: it takes the most probable token at every position."""
         return self.temperature == 0.0
 
 
 def complete(
     config: GenerationConfig, defaults: CheckpointDefaults, tuned: StoppingRule | None, *, prefers_plain: bool = False
 ) -> DecodeSettings:
-    """Fills what `config` leaves open: the artifact's tuned exit, then the checkpoint's settings, then sstool's own defaults.
+    """Returns `config` with a value for every setting that it leaves open.
+
+    The draft's tuned stopping rule and the checkpoint's settings come first, sstool's own defaults last.
 
     Args:
-        config: what the caller asked for.
-        defaults: the checkpoint's generation settings.
-        tuned: the draft's tuned exit; None where the artifact has no draft.
-        prefers_plain: decode plainly unless told, as no draft was found that is faster.
+        config: the caller's configuration.
+        defaults: generation settings of the checkpoint.
+        tuned: stopping rule that the draft was tuned with; None if no draft is open.
+        prefers_plain: whether autoregressive decoding (mode `plain`) is the default although there is a
+            draft, because no draft was found that is faster.
 
     Raises:
-        ConfigError: if speculative decoding is asked of an artifact without a draft.
+        ConfigError: if mode `speculative` is given without a draft, or a threshold for a draft that was tuned
+            with exit `fixed`.
     """
     if config.mode == "speculative" and tuned is None:
-        raise ConfigError("mode 'speculative' needs a draft, and this artifact has none", "use mode 'plain', or export with a skip set")
+        raise ConfigError(
+            "mode 'speculative' needs a draft, and none is open", "use mode 'plain', or export with a skip set and load with draft=True"
+        )
     has_draft = tuned is not None
     tuned = tuned or StoppingRule()
     exit_name = config.exit or tuned.exit or DEFAULT_EXIT
     threshold = config.exit_threshold
     if threshold is not None and exit_name == "fixed":
-        raise ConfigError("exit_threshold has no meaning with exit 'fixed', which this draft was tuned for", "name another exit too")
+        raise ConfigError(
+            "exit_threshold has no meaning with exit 'fixed', which this draft was tuned with",
+            "leave exit_threshold out, or also set exit to 'confidence' or 'adaptive'",
+        )
     if threshold is None:
         threshold = tuned.exit_threshold if exit_name == (tuned.exit or DEFAULT_EXIT) else None
     return DecodeSettings(

@@ -1,4 +1,4 @@
-"""What a caller may ask of a generation, with the checks on it."""
+"""The decoding settings that a caller may give, with their range checks."""
 
 from __future__ import annotations
 
@@ -22,25 +22,33 @@ SEED_LIMIT: Final = 2**63
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How to decode. What is None is taken from the artifact: its tuned exit, the checkpoint's generation settings, then defaults.
+    """Decoding settings of a request.
+
+    A setting that is None is taken from the artifact: from the draft's tuned stopping rule or from the
+    checkpoint's generation settings. If the artifact does not give it, a default is used.
 
     Attributes:
-        max_new_tokens: most tokens to add, at least 1. Default 128.
-        mode: `plain` or `speculative`. Default speculative where the artifact has a draft.
-        exit: when a draft stops: `fixed` (always `max_draft`), `confidence` (below a fixed threshold), `adaptive` (the threshold
-            follows acceptance).
-        exit_threshold: draft confidence in [0, 1] below which drafting stops; not for `fixed`.
-        max_draft: most tokens a draft proposes in a round, 1 to 15.
-        max_alternatives: most of the draft's next-best tokens that are verified beside each, 0 to 3; those that are nearly as good as it
-            is. Default 2. None with `rejection`.
-        temperature: 0 for greedy decoding, or above 0.
-        top_k: keep the k most probable tokens; 0 keeps all.
-        top_p: keep the smallest set of tokens with at least this probability, in (0, 1].
-        min_p: keep tokens at least this fraction as probable as the best, in [0, 1].
-        sampling: `coupled` (the same text as plain sampling with the same seed) or `rejection` (the same distribution).
-        seed: 0 to 2**63 - 1. Random unless given.
-        stop: texts that end the output; they are left out of it.
-        ignore_eos: go on past end-of-sequence tokens.
+        max_new_tokens: largest number of tokens to generate, at least 1. Default 128.
+        mode: `plain` (autoregressive decoding) or `speculative`. Default: `speculative` if the artifact has a
+            draft, unless the draft is marked as not faster.
+        exit: stopping policy, which ends a draft sequence before `max_draft` tokens: `fixed` (never),
+            `confidence` (below a fixed threshold), `adaptive` (below a threshold that follows the acceptance
+            rate).
+        exit_threshold: draft confidence in [0, 1] below which drafting stops. Not allowed with `fixed`.
+        max_draft: largest number of tokens in a draft sequence, 1 to 15.
+        max_alternatives: largest number of alternatives for each drafted token, 0 to 3. An alternative is a
+            side branch of the token tree, one token long: one of the draft's next-best tokens, verified in
+            the same pass if it is nearly as good as the drafted one. Default 2. Sampling `rejection` uses no
+            alternatives.
+        temperature: 0 for greedy decoding, above 0 for sampling.
+        top_k: number of most probable tokens to keep; 0 keeps all.
+        top_p: total probability, in (0, 1], to keep: the smallest set of best tokens that reaches it.
+        min_p: smallest probability to keep, as a fraction of the most probable token's, in [0, 1].
+        sampling: `coupled` (Gumbel-coupled: the text of autoregressive sampling with the same seed) or
+            `rejection` (rejection sampling: the same distribution, another text).
+        seed: seed of the sampling, 0 to 2**63 - 1. Default: a random one.
+        stop: strings that end the text; the text does not include them.
+        ignore_eos: whether to continue past end-of-sequence tokens.
     """
 
     max_new_tokens: int | None = None
@@ -72,26 +80,32 @@ class GenerationConfig:
         check_float("top_p", self.top_p, 0.0, 1.0, above=True)
         check_float("min_p", self.min_p, 0.0, 1.0)
         if self.exit == "fixed" and self.exit_threshold is not None:
-            raise ConfigError("exit_threshold has no meaning with exit 'fixed'", "leave one of the two out")
+            raise ConfigError("exit_threshold has no meaning with exit 'fixed'", "leave exit_threshold out")
         ignores: object = self.ignore_eos
         if not isinstance(ignores, bool):
             raise ConfigError(f"ignore_eos must be true or false, found {ignores!r}")
         stops: object = self.stop
         if not isinstance(stops, list | tuple) or any(not isinstance(s, str) or not s for s in stops):
-            raise ConfigError(f"stop must be a list of texts, none of them empty, found {self.stop!r}", "leave empty ones out")
+            raise ConfigError(
+                f"stop must be a list of non-empty strings, found {self.stop!r}", "give a list, each string with at least one character"
+            )
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, object]) -> GenerationConfig:
-        """Builds a configuration from parsed JSON or keyword-like data.
+        """Returns the configuration that a mapping holds, such as parsed JSON.
 
         Raises:
-            ConfigError: for an unknown key, naming the closest known one, or a value out of its range.
+            ConfigError: for an unknown key (the hint names the closest known one) or a value out of range.
         """
         return read_record(cls, data, where="generation config", error=ConfigError)
 
 
 def check_stopping_rule(tuned: StoppingRule, mode: str | None) -> None:
-    """Checks an exit that a file says a draft was tuned for. Raises ConfigError if a value is out of its range."""
+    """Checks the tuned stopping rule and the mode that a file gives for a draft.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
     GenerationConfig(
         exit=tuned.exit,
         exit_threshold=tuned.exit_threshold,

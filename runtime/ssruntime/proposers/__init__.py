@@ -1,1 +1,1 @@
-"""Proposers: where draft tokens come from."""
+"""Proposers: the sources of draft tokens."""

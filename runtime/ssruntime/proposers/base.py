@@ -1,4 +1,4 @@
-"""What the decode loop needs of a proposer."""
+"""The interface of proposers, which give the decode loop tokens to verify."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from ssruntime.proposal import Proposal
 
 
 class Proposer(Protocol):
-    """Yields draft tokens for a sequence whose cache holds `[0, start)`."""
+    """Proposes tokens for a sequence whose KV cache holds positions `[0, start)`."""
 
     def propose(self, token: int, start: int, limit: int) -> Proposal:
-        """Returns a chain of up to `limit` tokens that may follow `token`, which stands at position `start`, with its alternatives."""
+        """Returns a draft sequence, with alternatives, that continues `token`.
+
+        Args:
+            token: last committed token.
+            start: position of that token.
+            limit: largest number of tokens in the draft sequence.
+        """
 
     def observe(self, proposed: int, accepted: int) -> None:
-        """Takes in how many tokens of the chain were proposed and accepted in a round."""
+        """Records how many tokens of a round's draft sequence were proposed and accepted.
+
+        Alternatives do not count.
+        """

@@ -1,6 +1,8 @@
-"""The self-speculative proposer: the model itself with some sublayers skipped, one token a step, until the exit policy stops it.
+"""The self-speculative proposer: drafts with the model itself, some of whose sublayers are skipped.
 
-The draft reads what the full model cached for the verified tokens, and writes its own tokens' cache in place; verify overwrites it.
+Each draft step gives one token, until the stopping policy or the limit ends the draft sequence. The draft
+reads the KV that the full model wrote for committed tokens. It writes the KV of its own tokens in place, and
+verify overwrites it.
 """
 
 from __future__ import annotations
@@ -12,16 +14,16 @@ from ssruntime.stopping import StoppingPolicy
 
 
 class SkipProposer:
-    """Drafts with the draft engine of one slot; the alternatives are the other tokens that the same steps found nearly as good."""
+    """Proposes with the draft engine of one slot. Alternatives are next-best tokens of the same steps."""
 
-    def __init__(self, slot: Slot, acceptance: Acceptance, exit_policy: StoppingPolicy, *, max_alternatives: int) -> None:
+    def __init__(self, slot: Slot, acceptance: Acceptance, stopping: StoppingPolicy, *, max_alternatives: int) -> None:
         self._slot = slot
         self._acceptance = acceptance
-        self._exit = exit_policy
+        self._stopping = stopping
         self._max_alternatives = max_alternatives
 
     def propose(self, token: int, start: int, limit: int) -> Proposal:
-        """Returns a chain of up to `limit` tokens that follow `token` at position `start`, with its alternatives."""
+        """Returns up to `limit` tokens that continue `token` at position `start`, with alternatives."""
         tokens: list[int] = []
         alternatives: list[Alternative] = []
         max_alternatives = self._max_alternatives if room_beside(1, start, self._slot.alternatives_end) else 0
@@ -30,10 +32,10 @@ class SkipProposer:
             token, *others = self._acceptance.sample_draft(output, start + depth + 1, max_alternatives)
             tokens.append(token)
             alternatives.extend(Alternative(depth, other) for other in others)
-            if self._exit.should_stop(output.probability(0)):
+            if self._stopping.should_stop(output.probability(0)):
                 break
         return Proposal(tokens, alternatives[: room_beside(len(tokens), start, self._slot.alternatives_end)])
 
     def observe(self, proposed: int, accepted: int) -> None:
-        """Tells the exit policy how the round went."""
-        self._exit.observe(proposed, accepted)
+        """Passes the result of a round on to the stopping policy."""
+        self._stopping.observe(proposed, accepted)

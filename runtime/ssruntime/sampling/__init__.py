@@ -1,1 +1,1 @@
-"""From logits to tokens: filters, and the noise that plain and speculative sampling share."""
+"""From logits to tokens: filters, and the noise that autoregressive and speculative sampling share."""

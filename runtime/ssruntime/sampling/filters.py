@@ -1,10 +1,11 @@
-"""Temperature, top-k, top-p and min-p, in that order: from a row of logits to the candidates that may be sampled.
+"""Temperature, top-k, top-p and min-p, in that order: from logits to the candidates that may be sampled.
 
-The order and the meaning of each filter are those of transformers: top-k keeps ties with the k-th, top-p is applied to the
-distribution renormalised after top-k and keeps the token that crosses the mark, min-p is relative to the best token.
+The order and the meaning of each filter are those of transformers: top-k keeps ties with the k-th, top-p is
+applied to the distribution renormalised after top-k and keeps the token that crosses the mark, min-p is
+relative to the best token.
 
-This runs once for every drafted and every verified token, between two passes that leave nothing of it in the processor's caches, so what
-counts is the number of array operations.
+The filters run once for every drafted and every verified token. Each engine pass in between evicts their code
+and data from the CPU caches, so their cost is the number of array operations.
 """
 
 from __future__ import annotations
@@ -16,45 +17,50 @@ from numpy.typing import NDArray
 
 
 class FilterSettings(Protocol):
-    """What the filters read of the decoding settings."""
+    """The decoding settings that the filters read."""
 
     @property
     def temperature(self) -> float:
-        """Divides the logits; above 0."""
+        """Divisor of the logits, above 0."""
 
     @property
     def top_k(self) -> int:
-        """Tokens to keep; 0 for all."""
+        """Number of tokens to keep; 0 for all."""
 
     @property
     def top_p(self) -> float:
-        """Probability to keep, in (0, 1]."""
+        """Probability, in (0, 1], that the tokens to keep must reach."""
 
     @property
     def min_p(self) -> float:
-        """Least probability relative to the best token's, in [0, 1]."""
+        """Smallest probability to keep, as a fraction of the best token's, in [0, 1]."""
 
 
 Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Token ids int64[n] and their weights float32[n]: probabilities relative to the row's best token, whose weight is 1."""
+"""Token ids int64[n] and weights float32[n]: probabilities divided by that of the row's best token."""
 
-_SHARES: Final = (1e-2, 1e-4, 0.0)
-"""Weights down to which candidates are looked for, in turn: mostly a few dozen tokens reach the mark, and few are quick to sort."""
+_CUTOFFS: Final = (1e-2, 1e-4, 0.0)
+"""Weights above which tokens are sorted, tried in this order: usually a few dozen tokens are enough."""
 _FEW: Final = 32
-"""Tokens up to which a plain loop adds up faster than an array operation whose code is not in the processor's caches."""
+"""Number of weights up to which a Python loop adds faster than an array operation with cold CPU caches."""
 _MAX_SCALE: Final = 1e30
-"""Of a temperature next to 0: more would overflow, and this leaves only the best token and its ties any probability."""
+"""Largest factor for the logits, which limits temperatures close to 0.
+
+A larger one could overflow. This one already leaves a probability above 0 only to the best token and its
+ties."""
 _CERTAINTY_MARGIN: Final = 1e-5
-"""Far above the rounding of a probability in fp32, so that the shortcut never decides what the filters would not."""
+"""Far above the fp32 rounding error of a probability, so that the shortcut never differs from the filters."""
 
 
 def certain_from(settings: FilterSettings) -> float:
-    """Returns the top-1 probability at temperature 1 from which the filters surely leave the best token alone; above 1 for never.
+    """Returns the top-1 probability, at temperature 1, from which the filters keep only the best token.
 
-    With top-k 1 they always do, exact ties left out: of those the graph's own choice, the first, is as good as any.
+    A result above 1 means that no probability is high enough. With top-k 1 the result is 0: only the best
+    token is kept, except for exact ties, of which the graph's choice (the first one) is as good as any.
 
-    A temperature of at most 1 sharpens a distribution. The best token gains least where one other token has all the rest, r times its own
-    probability; it then has 1 / (1 + r**(1/T)) of the whole, and is alone if that is at least top_p.
+    A temperature of at most 1 sharpens a distribution. The best token gains least if a single other token has
+    all the remaining probability, r times the best token's. The best token then gets
+    1 / (1 + r**(1/T)), and is the only one kept if that is at least top_p.
     """
     if settings.top_k == 1:
         return 0.0
@@ -65,18 +71,19 @@ def certain_from(settings: FilterSettings) -> float:
 
 
 def scale_of(settings: FilterSettings) -> float:
-    """Returns what the logits are multiplied by."""
+    """Returns the factor that temperature applies to the logits."""
     return min(1.0 / settings.temperature, _MAX_SCALE)
 
 
 def filtered(logits: NDArray[np.float32], settings: FilterSettings) -> Candidates:
-    """Returns the candidates that the filters leave, at least one.
+    """Returns the candidates that the filters keep, at least one.
 
     Args:
         logits: float32[vocab].
-        settings: temperature above 0, top_k, top_p, min_p.
+        settings: temperature (above 0), top_k, top_p and min_p.
     """
-    # In this order, so that what rounding costs a token grows with its distance from the best one and not with the logits' own size.
+    # Subtract before scaling: a token's rounding error grows with its distance from the best token,
+    # instead of with the size of the logits.
     scores = logits - np.maximum.reduce(logits)
     scores *= np.float32(scale_of(settings))
     weights = np.exp(scores)
@@ -84,7 +91,7 @@ def filtered(logits: NDArray[np.float32], settings: FilterSettings) -> Candidate
     if top_k or settings.top_p < 1.0:
         ids, kept = _best(weights, top_k, settings.top_p)
     else:
-        ids = weights.nonzero()[0]  # a weight that underflows to 0 is below any noise
+        ids = weights.nonzero()[0]  # noise cannot raise a weight that underflowed to 0
         kept = weights[ids]
     if settings.min_p > 0.0:
         above = kept >= settings.min_p
@@ -100,15 +107,18 @@ def probabilities(weights: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _best(weights: NDArray[np.float32], top_k: int, top_p: float) -> Candidates:
-    """Returns what top-k (0: all) and top-p leave, heaviest first, by sorting no more tokens than it takes to be sure."""
+    """Returns the candidates that top-k (0: all) and top-p keep, heaviest first.
+
+    It sorts no more tokens than necessary.
+    """
     mark = top_p * float(np.add.reduce(weights))
-    for share in _SHARES:
-        ids = (weights > share).nonzero()[0]
+    for cutoff in _CUTOFFS:
+        ids = (weights > cutoff).nonzero()[0]
         chosen = weights[ids]
         order = (-chosen).argsort(kind="stable")
         chosen = chosen[order]
         if top_k:
-            if len(ids) < top_k and share > 0.0:
+            if len(ids) < top_k and cutoff > 0.0:
                 continue
             chosen = chosen[: int((chosen >= chosen[min(top_k, len(ids)) - 1]).sum())]
             mark = top_p * float(np.add.reduce(chosen, dtype=np.float64))
@@ -119,7 +129,7 @@ def _best(weights: NDArray[np.float32], top_k: int, top_p: float) -> Candidates:
 
 
 def _reach(chosen: NDArray[np.float32], mark: float) -> int:
-    """Returns how many of these falling weights it takes to add up to `mark`; one more than there are if they do not."""
+    """Returns how many of the falling weights add up to `mark`; one more than there are if all fall short."""
     if len(chosen) > _FEW:
         return int(chosen.cumsum(dtype=np.float64).searchsorted(mark)) + 1
     total = 0.0

@@ -1,7 +1,8 @@
-"""A coupled pick from a row's best tokens alone, which says whether it surely is the pick of the whole row.
+"""Coupled sampling from a row's top tokens, with a flag that is set only if the whole row gives the same.
 
-`filtered` and the noise over what it leaves are the definition; they take some twenty array operations. After a pass of an engine, which
-leaves nothing of numpy in the processor's caches, each costs 5 to 15 us, and this one loop over Python numbers as much as two of them.
+The definition of coupled sampling is `filtered` plus noise over the whole row, which takes about twenty array
+operations. They are slow after an engine pass, which evicts numpy's code from the CPU caches. One loop over
+Python numbers costs as much as about two of them.
 """
 
 from __future__ import annotations
@@ -15,23 +16,22 @@ from ssruntime.sampling.filters import FilterSettings, scale_of
 from ssruntime.sampling.noise import CoupledNoise
 
 _MARGIN: Final = 1e-5
-"""Far above the rounding of weights, of their sums and of a probability in fp32, relative to them."""
+"""Relative margin, far above the fp32 rounding errors of weights, of their sums and of a probability."""
 _LEAD: Final = 1e-4
-"""How far ahead, relative to its key, a token must be of the next for rounding not to change their order."""
-
-
+"""Relative lead of the best key over the second one, above which rounding cannot change their order."""
 _GAP_FACTOR: Final = math.exp(ALTERNATIVE_GAP)
+"""`ALTERNATIVE_GAP` as a factor between keys."""
 
 
 class Pick(NamedTuple):
-    """A token, and whether the filters and the noise over the whole row surely give it."""
+    """A sampled token, and whether filters and noise over the whole row certainly give the same token."""
 
     token: int
     is_sure: bool
 
 
 class Shortlist:
-    """Picks for one request's settings and noise."""
+    """Samples from the top tokens of rows, with the settings and the noise of one request."""
 
     def __init__(self, settings: FilterSettings, noise: CoupledNoise) -> None:
         self._noise = noise
@@ -42,21 +42,22 @@ class Shortlist:
 
     @staticmethod
     def helps(settings: FilterSettings) -> bool:
-        """Whether there are picks of which it can be sure.
+        """Returns whether a pick can ever be certain with these settings.
 
-        Without filters the lightest token of the vocabulary may win. A temperature above 1 may lift any number of tokens out of a tail
-        of which nothing is known but its sum at temperature 1.
+        Without filters, even the least probable token of the vocabulary may be sampled. A temperature above 1
+        may raise any number of tokens of the tail, of which only the total probability at temperature 1 is
+        known.
         """
         return settings.temperature <= 1.0 and (settings.top_p < 1.0 or settings.top_k > 0 or settings.min_p > 0.0)
 
     def pick(self, tokens: Sequence[int], logits: Sequence[float], confidence: float, position: int) -> Pick:
-        """Returns the pick among a row's best tokens.
+        """Returns the token that coupled sampling takes from a row's top tokens.
 
         Args:
-            tokens: the best tokens, best first, ties by lower id.
-            logits: theirs.
-            confidence: the best token's probability at temperature 1.
-            position: the absolute position that the row decides.
+            tokens: top tokens of the row, best first, ties by lower id.
+            logits: logits of these tokens.
+            confidence: probability of the best token at temperature 1.
+            position: absolute position that the row predicts.
         """
         weights, is_closed, is_exact = self._weights(logits, confidence)
         noise = self._noise.log_uniforms(position, tokens[: len(weights)])
@@ -72,36 +73,38 @@ class Shortlist:
         return Pick(tokens[index], is_sure)
 
     def rank(self, tokens: Sequence[int], logits: Sequence[float], confidence: float, position: int, max_alternatives: int) -> list[int]:
-        """Returns the pick among a row's best tokens, sure or not, and the next ones whose scores are within `ALTERNATIVE_GAP` of its.
+        """Returns the token of `pick`, certain or not, then the next-best ones that are close to it.
+
+        Close means within `ALTERNATIVE_GAP` of its score.
 
         Args:
-            tokens: as in `pick`, and so the other three.
-            logits: theirs.
-            confidence: the best token's.
-            position: of the row.
-            max_alternatives: most tokens behind the pick.
+            tokens: top tokens of the row, as for `pick`.
+            logits: logits of these tokens.
+            confidence: probability of the best token at temperature 1.
+            position: absolute position that the row predicts.
+            max_alternatives: largest number of next-best tokens.
         """
         weights, _, _ = self._weights(logits, confidence)
         noise = self._noise.log_uniforms(position, tokens[: len(weights)])
         keys = [n / w for n, w in zip(noise, weights, strict=True)]
-        # A key k is below 0, and its score is -log(-k).
+        # Keys are below 0, and a key k has the score -log(-k): a gap of scores is a factor between keys.
         least = max(keys) * _GAP_FACTOR
         near = sorted((-key, index) for index, key in enumerate(keys) if key >= least)
         return [tokens[index] for _, index in near[: max_alternatives + 1]]
 
     def _weights(self, logits: Sequence[float], confidence: float) -> tuple[list[float], bool, bool]:
-        """Returns the weights, relative to the best token's, of the tokens that the filters may leave.
+        """Computes the weights, relative to the best token's, of the tokens that the filters may keep.
 
         Returns:
-            The weights; whether the filters surely leave no further token; whether the weights are all that top-k left, so that top-p's
-            total is their sum.
+            The weights; whether the filters certainly keep no further token; whether the weights cover all
+            tokens that top-k keeps, so that top-p refers to their sum.
         """
         best, scale, min_p = logits[0], self._scale, self._min_p
         count = self._top_k_count(logits)
         is_exact = count < len(logits)
         weights: list[float] = []
         mass = 0.0
-        # What the rest of the row weighs at temperature 1, of which the tokens seen are taken off one by one.
+        # Upper bound on the weight of the row's other tokens (the rest) at temperature 1; falls in the loop.
         tail = (1.0 + _MARGIN) / confidence
         for i in range(count):
             score = logits[i] - best
@@ -113,14 +116,14 @@ class Shortlist:
             if self._top_p < 1.0:
                 at_one = math.exp(score)
                 tail -= at_one
-                # No token of the rest has a better score, so temperature shrinks each by at least as much as this one.
+                # The rest has no higher score, so temperature shrinks each of its tokens at least as much.
                 rest = max(tail, 0.0) * weight / at_one
                 if mass > self._top_p * (mass + rest) * (1.0 + _MARGIN):
                     return weights, True, False
         return weights, is_exact, is_exact
 
     def _top_k_count(self, logits: Sequence[float]) -> int:
-        """Returns how many of the tokens top-k leaves, ties with the last included."""
+        """Returns how many of the tokens top-k keeps, including ties with the last one."""
         count = self._top_k
         if not 0 < count < len(logits):
             return len(logits)
@@ -129,7 +132,7 @@ class Shortlist:
         return count
 
     def _is_kept(self, index: int, weights: list[float], logits: Sequence[float], *, is_exact: bool) -> bool:
-        """Whether top-p and min-p surely keep one of the tokens."""
+        """Returns whether top-p and min-p certainly keep the token at `index`."""
         if index == 0:
             return True
         if self._min_p > 0.0 and weights[index] < self._min_p * (1.0 + _MARGIN):

@@ -1,4 +1,4 @@
-"""Exit policies: when a draft stops proposing. One policy a file; its state belongs to one request."""
+"""Stopping policies, one per file: each decides when a draft sequence ends, and belongs to one request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AdaptiveStopping", "ConfidenceStopping", "FixedStopping", "StoppingP
 
 
 def make_stopping_policy(settings: DecodeSettings) -> StoppingPolicy:
-    """Returns a fresh policy for one request."""
+    """Returns a new stopping policy for one request, as the settings `exit` and `exit_threshold` say."""
     if settings.exit == "fixed":
         return FixedStopping()
     if settings.exit == "confidence":

@@ -1,7 +1,7 @@
 """The adaptive exit of Draft & Verify: the confidence threshold follows how much of the drafts is accepted.
 
-Source: Zhang et al., arXiv 2309.08168, section 3.3 and its released code. After every verify, with smoothed acceptance m and
-threshold t:
+Source: Zhang et al., arXiv 2309.08168, section 3.3 and its released code. After every verify, with smoothed
+acceptance m and threshold t:
 
     m  <- beta1 * m + (1 - beta1) * accepted / proposed
     t' <- t + step if m < target;  t if proposed == max_draft;  else t - step

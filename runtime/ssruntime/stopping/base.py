@@ -1,4 +1,4 @@
-"""What the proposer and the decode loop need of an exit policy."""
+"""The interface of stopping policies, which end draft sequences."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import Protocol
 
 
 class StoppingPolicy(Protocol):
-    """Decides after each drafted token whether drafting goes on."""
+    """Decides after each drafted token whether to draft another one."""
 
     def should_stop(self, confidence: float) -> bool:
-        """Whether to stop after a token of this draft confidence; that token is still verified."""
+        """Returns whether to stop after a token with this draft confidence; that token is still verified."""
 
     def observe(self, proposed: int, accepted: int) -> None:
-        """Takes in how many tokens of a round's chain were proposed and accepted."""
+        """Records how many tokens of a round's draft sequence were proposed and accepted.
+
+        Alternatives do not count.
+        """

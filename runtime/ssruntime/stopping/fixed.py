@@ -1,14 +1,14 @@
-"""Fixed drafts: always as many tokens as the limit allows."""
+"""The policy `fixed`: every draft sequence has as many tokens as its limit allows."""
 
 from __future__ import annotations
 
 
 class FixedStopping:
-    """Never stops a draft early."""
+    """Never ends a draft sequence before its limit."""
 
     def should_stop(self, confidence: float) -> bool:
         """Returns False."""
         return False
 
     def observe(self, proposed: int, accepted: int) -> None:
-        """Learns nothing."""
+        """Does nothing: there is no threshold."""

@@ -1,1 +1,1 @@
-"""Between texts and tokens: the tokenizer, incremental text, stop strings and chat templates."""
+"""Between text and tokens: tokenizer, incremental detokenization, stop strings and chat templates."""

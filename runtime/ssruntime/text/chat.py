@@ -1,4 +1,4 @@
-"""Chat templates, rendered in a sandbox: a template comes with the checkpoint, so it is not trusted."""
+"""Chat templates, rendered in a sandbox because they come with the checkpoint and are not trusted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssruntime.errors import ArtifactError, PromptError
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """Takes `{% generation %}...{% endgeneration %}`, which marks the assistant's words for training, as its content."""
+    """Renders the content of `{% generation %}...{% endgeneration %}`; the tags mark text for training."""
 
     tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
 
@@ -29,14 +29,14 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """Turns messages into the text that a chat model was trained on."""
+    """Renders chat messages as text in the format that the model was trained on."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Compiles a template.
 
         Args:
-            source: Jinja2, as in `chat_template.jinja`.
-            special_tokens: `bos_token`, `eos_token` and the like, which templates refer to.
+            source: Jinja2 source text of the template, as in `chat_template.jinja`.
+            special_tokens: special tokens by name (`bos_token`, `eos_token`, ...), which templates refer to.
 
         Raises:
             ArtifactError: if the template does not compile.
@@ -51,10 +51,12 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as err:
-            raise ArtifactError(f"the chat template does not compile: {err}", "mend chat_template.jinja in the checkpoint") from err
+            raise ArtifactError(
+                f"the chat template does not compile: {err}", "correct chat_template.jinja in the checkpoint, then export again"
+            ) from err
 
     def render(self, messages: Sequence[Mapping[str, object]]) -> str:
-        """Returns the text of a conversation, ready for the assistant's next turn, special tokens included.
+        """Returns the text of a conversation up to the assistant's next turn, special tokens included.
 
         Raises:
             PromptError: if the template refuses the messages.
@@ -63,19 +65,21 @@ class ChatTemplate:
             if not isinstance(message.get("role"), str) or "content" not in message:
                 raise PromptError(f"message {index} lacks a role or content: {message!r}", 'use {"role": "user", "content": "..."}')
         try:
-            # tools and documents are None where there are none, as transformers passes them.
+            # Like transformers: absent tools and documents are None, which templates test for.
             return self._template.render(
                 messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
             )
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
-            raise PromptError(f"the chat template refuses these messages: {err}", "see the model's card for the roles it takes") from err
+            raise PromptError(f"the chat template refuses these messages: {err}", "see the model card for the messages it accepts") from err
 
 
 def read_special_tokens(tokenizer_config: Path) -> dict[str, str]:
-    """Returns the special tokens that `tokenizer_config.json` names, by their keys (`bos_token`, ...).
+    """Returns the special tokens in `tokenizer_config.json` by name (`bos_token`, ...).
+
+    Without the file there are none.
 
     Raises:
-        ArtifactError: if the file is there but is not JSON.
+        ArtifactError: if the file exists but does not hold a JSON object.
     """
     if not tokenizer_config.exists():
         return {}
@@ -96,7 +100,8 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja2's own filter escapes for HTML, which templates do not expect. The parameters are those of transformers' filter.
+    # Jinja2's own filter escapes HTML, which chat templates do not expect. The parameters are those of
+    # transformers' filter.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,4 @@
-"""An artifact's tokenizer and chat template: prompts of any kind to token ids."""
+"""Encoding of prompts (text, token ids or chat messages) with an artifact's tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssruntime.errors import ArtifactError, PromptError
 from ssruntime.text.chat import ChatTemplate, read_special_tokens
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, object]]
-"""A text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
+"""A prompt: text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
 
 
 class PromptCodec:
@@ -45,10 +45,12 @@ class PromptCodec:
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the token ids of a prompt, at least one.
 
-        A text gets the tokenizer's own special tokens; rendered messages get none, as templates write their own.
+        The tokenizer adds its special tokens to a text, but not to rendered messages, because chat templates
+        write them.
 
         Raises:
-            PromptError: if the prompt is empty or of no known kind, ids are outside the vocabulary, or there is no chat template.
+            PromptError: if the prompt is empty or of an unknown kind, an id is outside the vocabulary, the
+                chat template is missing, or it refuses the messages.
         """
         if isinstance(prompt, str):
             if not prompt:
@@ -81,15 +83,15 @@ class PromptCodec:
         checked: list[int] = []
         for item in ids:
             try:
-                token = -1 if isinstance(item, bool) else operator.index(item)  # type: ignore[arg-type]  # what is no integer raises
+                token = -1 if isinstance(item, bool) else operator.index(item)  # type: ignore[arg-type]  # raises if it is no integer
             except TypeError:
                 token = -1
             if not 0 <= token < self._vocab_size:
-                raise PromptError(f"{item!r} is not a token id of this model", f"ids are 0 to {self._vocab_size - 1}")
+                raise PromptError(f"{item!r} is not a token id of this model", f"token ids are 0 to {self._vocab_size - 1}")
             checked.append(token)
         return checked
 
 
 def _is_list_like(prompt: object) -> bool:
-    # Bytes are sequences of numbers, but hardly ever meant as token ids.
+    # Bytes are sequences of integers, but are hardly ever meant as token ids.
     return isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview)

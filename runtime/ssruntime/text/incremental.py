@@ -1,10 +1,11 @@
-"""Tokens to text piece by piece: never half a character, and spaces as they stand in the middle of a text.
+"""Incremental detokenization: text comes in pieces, without half characters, and with the right spaces.
 
-A window of tokens is decoded with and without the newest ones and the difference is emitted, so decoders that treat the start of a
-text specially (SentencePiece's leading space) see the prompt before it. The window starts at a whole character that was shown: a
-byte-fallback decoder gives up on a whole run of byte tokens if its first one is the middle of a character.
-`tokenizers.decoders.DecodeStream` works alike, but raises on byte tokens that form no UTF-8 ("Invalid prefix encountered", 0.23),
-which sampled text does contain.
+A window of tokens is decoded with and without the newest tokens, and the difference is emitted. Decoders that
+treat the start of a text specially (SentencePiece's leading space) thus see the tokens before. The window
+starts at a complete character that was already emitted, because a byte-fallback decoder fails on a whole run
+of byte tokens if the first one is in the middle of a character. `tokenizers.decoders.DecodeStream` works in
+the same way, but it raises on byte tokens that are not valid UTF-8 ("Invalid prefix encountered", tokenizers
+0.23), and sampled text may contain such tokens.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from tokenizers import Tokenizer
 
 _REPLACEMENT: Final = "\ufffd"
 _CONTEXT: Final = 6
-"""Prompt tokens kept before the first new one."""
+"""Number of prompt tokens kept before the first generated one."""
 _MAX_CHARACTER: Final = 4
-"""Bytes of the longest UTF-8 character."""
+"""Length of the longest UTF-8 character, in bytes."""
 _MAX_PENDING: Final = 64
-"""Tokens that may wait for a character to become whole; past it they are garbage and are let go."""
+"""Most tokens that may wait for a character to become complete; more are invalid, and emitted as they are."""
 
 
 class IncrementalText:
-    """Turns the tokens that follow a prompt into text, as they come."""
+    """Turns the tokens that follow a prompt into text, one token at a time."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._window, self._known = self._last_of(prompt_ids)
-        """The newest tokens, and how many of them have text that was emitted or is the prompt's."""
+        """The newest tokens, and how many of them have text that was emitted or belongs to the prompt."""
         self._known_text = self._decode(self._window[: self._known])
 
     def push(self, token: int) -> str:
-        """Takes a token; returns the text that it completes, often none."""
+        """Adds a token; returns the text that it completes, often an empty string."""
         self._window.append(token)
         text = self._decode(self._window)
         pending = len(self._window) - self._known
@@ -42,21 +43,24 @@ class IncrementalText:
         return self._emit(text)
 
     def finish(self) -> str:
-        """Returns what is still held back, without a character that never became whole."""
+        """Returns the text that is still held back, without an incomplete character at its end."""
         return self._emit(self._decode(self._window)).rstrip(_REPLACEMENT)
 
     def _emit(self, text: str) -> str:
         piece = text[len(self._known_text) :] if text.startswith(self._known_text) else text[_common(text, self._known_text) :]
         if piece:
             del self._window[: self._known]
-        else:  # special tokens, which leave no trace in later text either
+        else:  # special tokens have no text and do not affect later text
             del self._window[self._known :]
         self._known = len(self._window)
         self._known_text = self._decode(self._window)
         return piece
 
     def _last_of(self, prompt_ids: Sequence[int]) -> tuple[list[int], int]:
-        """Returns the prompt's last tokens, more than a few where those begin within a character, and how many of them are whole text."""
+        """Returns the prompt's last tokens, and how many of them form complete characters.
+
+        These are `_CONTEXT` tokens, or more if those begin within a character.
+        """
         for size in range(_CONTEXT, _MAX_PENDING):
             window = list(prompt_ids[-size:])
             for known in range(len(window), max(0, len(window) - _MAX_CHARACTER), -1):
@@ -72,5 +76,5 @@ class IncrementalText:
 
 
 def _common(first: str, second: str) -> int:
-    """Returns the length of the common start of two texts."""
+    """Returns the length of the common prefix of two texts."""
     return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))

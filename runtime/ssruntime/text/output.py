@@ -1,4 +1,4 @@
-"""The text of one request: tokens in, text that may be shown out, and whether a stop string ended it."""
+"""The text of one request: takes tokens, returns the text that may be shown, and detects stop strings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssruntime.text.stop import StopScanner
 
 
 class OutputText:
-    """Collects committed tokens. Without stop strings the work waits until the text is asked for, off the decode loop."""
+    """Collects committed tokens. Without stop strings, detokenization waits until text is taken."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str]) -> None:
         self._pieces = IncrementalText(tokenizer, prompt_ids)
@@ -21,21 +21,21 @@ class OutputText:
         self._shown: list[str] = []
 
     def push(self, token: int) -> bool:
-        """Takes a token; returns whether a stop string is complete with it."""
+        """Adds a token; returns whether a stop string is complete with it."""
         self._waiting.append(token)
         if self._scans:
             self._process()
         return self._scanner.stopped
 
     def take(self) -> str:
-        """Returns the text that may be shown and was not taken yet."""
+        """Returns the text that may be shown and has not been taken yet."""
         self._process()
         text = "".join(self._shown)
         self._shown.clear()
         return text
 
     def finish(self) -> str:
-        """Returns the rest of the text, as no more tokens come."""
+        """Returns the rest of the text, including text that was held back. No token may follow."""
         self._process()
         if not self._scanner.stopped:
             self._shown.append(self._scanner.push(self._pieces.finish()))

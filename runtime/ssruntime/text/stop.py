@@ -1,4 +1,4 @@
-"""Stop strings over incremental text: found wherever token boundaries fall, and never shown in part."""
+"""Stop strings in incremental text: found across token boundaries, and never shown in part."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopScanner:
-    """Holds back what may be the beginning of a stop string until it is clear."""
+    """Holds back text that may be the beginning of a stop string until later text decides it."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -14,11 +14,11 @@ class StopScanner:
         self.stopped = False
 
     def push(self, piece: str) -> str:
-        """Takes a piece of text; returns what may be shown. Sets `stopped` when a stop string is complete."""
+        """Adds a piece of text; returns what may be shown. Sets `stopped` when a stop string is complete."""
         if self.stopped:
             return ""
         self._held += piece
-        # The stop that is complete first ends the text, so that the result does not depend on how the text comes in pieces.
+        # The stop string that is complete first ends the text, however the text is divided into pieces.
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -29,12 +29,12 @@ class StopScanner:
         return shown
 
     def finish(self) -> str:
-        """Returns what was held back, as no more text comes."""
+        """Returns the text that was held back. No text may follow."""
         shown, self._held = self._held, ""
         return shown
 
     def _ambiguous(self) -> int:
-        """Returns the length of the longest end of the held text that begins a stop string."""
+        """Returns the length of the longest suffix of the held text that begins a stop string."""
         longest = 0
         for stop in self._stops:
             for size in range(min(len(stop) - 1, len(self._held)), longest, -1):

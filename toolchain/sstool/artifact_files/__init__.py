@@ -1,1 +1,1 @@
-"""An artifact's files: written, described, and published under their name in one step."""
+"""Writes an artifact's files, describes them, and publishes their folder in one step."""

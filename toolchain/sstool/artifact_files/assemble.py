@@ -1,4 +1,4 @@
-"""An artifact's files, made from a checkpoint and written into a folder: graphs, weights, text files and the manifest."""
+"""Writes an artifact's files from a checkpoint: graphs, weights, text files and the manifest."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ _TOOLS: Final = ("mobius-onnx", "onnx-ir", "onnxruntime", "transformers", "torch
 
 
 def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, max_context: int) -> Manifest:
-    """Writes a whole artifact, which nobody has compared with anything yet.
+    """Writes a whole artifact, which is not yet validated, and returns its manifest.
 
     Args:
-        folder: an empty folder.
-        model: where the checkpoint came from.
-        checkpoint: the checkpoint.
-        spec: the draft's skip set and the exit it was tuned for.
-        max_context: positions.
+        folder: empty folder to write into.
+        model: name, folder and revision of the checkpoint.
+        checkpoint: the checkpoint, described and checked.
+        spec: skip set of the draft, and the stopping rule that was tuned for it.
+        max_context: largest number of positions in one sequence.
 
     Returns:
         The manifest as written.
 
     Raises:
         CheckpointError: if the weights lack a tensor.
-        UnsupportedModelError: if no right graph can be built.
-        OSError: if the disk is full or refuses.
+        UnsupportedModelError: if no correct graph can be built.
+        OSError: if the disk is full or a file cannot be written.
     """
     _write_graphs(folder, checkpoint, spec.skip(), max_context)
     write_text_files(checkpoint, folder)
@@ -59,7 +59,7 @@ def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: S
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json`."""
+    """Writes the manifest to `manifest.json` in an artifact's folder."""
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
@@ -67,7 +67,7 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, max_conte
     verify = lower_verify(build_decoder(checkpoint.folder), plan_lowering(checkpoint, max_context))
     draft = lower_draft(verify, skip)
     save_graphs(folder, {VERIFY_GRAPH: verify, DRAFT_GRAPH: draft})
-    # Graphs hold themselves in cycles, and the checkpoint's weights with them: gone before the gate loads these anew.
+    # Graphs are reference cycles that hold the weights: free these before the gate loads them again.
     del verify, draft
     gc.collect()
 

@@ -1,4 +1,4 @@
-"""What an artifact holds and what it costs to run, read from its manifest and from opening its engines once."""
+"""Describes what an artifact holds and costs to run, from its manifest and by opening its engines once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ssruntime.engine import DEFAULT_MAX_CONTEXT
 
 @dataclass(frozen=True, kw_only=True)
 class KvCost:
-    """What one sequence's cache takes, in bytes.
+    """Memory of one sequence's KV cache.
 
     Attributes:
-        bytes_per_token: for each token of context.
-        default_context: tokens that a load makes room for unless told.
-        bytes_at_default_context: the whole cache at that.
-        bytes_at_max_context: the whole cache at the artifact's full context.
+        bytes_per_token: bytes for each token of context.
+        default_context: context, in tokens, of an engine that is loaded with default settings.
+        bytes_at_default_context: bytes at the default context.
+        bytes_at_max_context: bytes at the artifact's largest context.
     """
 
     bytes_per_token: int
@@ -29,13 +29,14 @@ class KvCost:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactDescription:
-    """An artifact's manifest with what follows from it.
+    """An artifact's manifest, and what it costs to run.
 
     Attributes:
-        folder: where it lies, as named by the caller.
-        manifest: what it says of itself.
-        kv: memory of one sequence.
-        packing: `shared`, `private (why)`, or `unknown (why)` where the engines cannot be opened here.
+        folder: folder of the artifact, as the caller named it.
+        manifest: the artifact's manifest.
+        kv: memory of one sequence's KV cache.
+        packing: how processes hold the packed weights: `shared`, `private (reason)`, or `unknown (reason)` if
+            the engines cannot be opened on this machine.
     """
 
     folder: Path
@@ -44,16 +45,18 @@ class ArtifactDescription:
     packing: str
 
     def to_json(self) -> dict[str, object]:
-        """Returns what `inspect --json` prints: the manifest, with the cache's costs under `kv`, and `packing`."""
+        """Returns what `inspect --json` prints: the manifest, `packing`, and KV cache costs under `kv`."""
         data = asdict(self.manifest)
         return {**data, "kv": {**data["kv"], **asdict(self.kv)}, "packing": self.packing}
 
 
 def describe_artifact(folder: Path) -> ArtifactDescription:
-    """Reads an artifact and opens its engines, which packs its weights if this host has not yet.
+    """Returns the description of an artifact after opening its engines once.
+
+    Opening them packs the artifact's weights if this host has not packed them yet.
 
     Raises:
-        ArtifactError: if it is missing, damaged or of another schema.
+        ArtifactError: if the artifact is missing, damaged or of another schema.
     """
     manifest = read_artifact(folder).manifest
     per_token = manifest.kv.bytes_per_token()

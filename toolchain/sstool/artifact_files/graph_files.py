@@ -1,19 +1,27 @@
-"""Verify and draft graphs saved as small files over one weights file, in which every weight lies once."""
+"""Saves verify and draft graphs as small checked files over one weights file that holds every weight once."""
 
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import onnx
 import onnx_ir as ir
 
 from ssruntime.artifact import WEIGHTS
+from ssruntime.errors import UnsupportedModelError
 
 EXTERNAL_FROM_BYTES: Final = 1024
-"""Tensors of at least this size go to the weights file; smaller ones (axes, shapes) stay where shape inference can read them."""
+"""Tensors of at least this size go to the weights file.
+
+Smaller ones (axes, shapes) stay in the graph, where shape inference can read them.
+"""
 _PAGE: Final = 4096
+_MAX_REASON: Final = 300
+"""Characters of a checker's message, which may list every node of a graph."""
 
 
 def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
@@ -21,9 +29,11 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
 
     Args:
         folder: where to write.
-        graphs: graphs by file name; the first one holds every weight, the others some of the same, under the same names.
+        graphs: graphs by file name. The first one holds every weight; the others hold some of the same
+            weights under the same names.
 
     Raises:
+        UnsupportedModelError: if a graph is not valid ONNX.
         OSError: if the disk is full or refuses.
     """
     first, *others = graphs.values()
@@ -32,7 +42,50 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
         for name, value in other.graph.initializers.items():
             value.const_value = first.graph.initializers[name].const_value
     for name, model in graphs.items():
-        ir.save(model, folder / name)
+        write_graph(model, folder / name)
+
+
+def write_graph(model: ir.Model, path: Path) -> None:
+    """Writes a graph whose large tensors lie in the weights file beside it; an invalid graph is not written.
+
+    Raises:
+        UnsupportedModelError: if the graph is not valid ONNX.
+        OSError: if the disk is full or refuses.
+    """
+    data: bytes = ir.to_proto(model).SerializeToString()
+    check_graph(data, path.name)
+    path.write_bytes(data)
+
+
+def check_graph(graph: bytes, name: str) -> None:
+    """Checks a graph's structure with `onnx.checker`, and its dtypes and shapes with shape inference.
+
+    ONNX has no schemas for the operators of com.microsoft: only the names of their inputs and outputs are
+    checked here. ONNX Runtime checks the rest when the gate opens the graph.
+
+    Args:
+        graph: a serialized ONNX model.
+        name: what errors call it.
+
+    Raises:
+        UnsupportedModelError: if the graph is not valid ONNX.
+    """
+    model = onnx.load_model_from_string(graph)
+    # The checker refuses external data in a file with several hard links, and a search shares an artifact's
+    # weights file in this way. So the weights are checked as graph inputs of the same type and shape.
+    weights = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    small = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(small)
+    model.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)
+    try:
+        onnx.checker.check_model(model)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        reason = textwrap.shorten(str(err), _MAX_REASON, placeholder=" ...")
+        raise UnsupportedModelError(
+            f"{name} is not valid ONNX: {reason}", "please report this with the model's config.json; nothing was published"
+        ) from err
 
 
 def _externalize(model: ir.Model, folder: Path) -> None:

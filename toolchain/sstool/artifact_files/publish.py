@@ -1,4 +1,4 @@
-"""An artifact appears under its name whole or not at all, and an old one stays whole until the new one is in its place."""
+"""Publishes an artifact whole or not at all; an old artifact stays whole until the new one replaces it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ _FOLDER_MODE: Final = 0o777
 
 @contextlib.contextmanager
 def staged_folder(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """Gives a temporary folder beside `out`; publishes it under that name if the block ends well, removes it otherwise.
+    """Yields a temporary folder next to `out`, and renames it to `out` if the block succeeds.
+
+    If the block fails, the temporary folder is removed.
 
     Args:
-        out: the artifact's folder to be. Parents that are missing are made, and removed again if the block fails.
-        force: replace an artifact, or an empty folder, of that name.
-        is_ours: whether a folder that is there may be replaced; by default an artifact may.
+        out: folder that the artifact is to have. Missing parents are created, and removed again if the block
+            fails.
+        force: whether to replace an existing artifact, or an empty folder, at `out`.
+        is_ours: returns whether an existing folder may be replaced; by default, an artifact may be replaced.
 
     Raises:
-        ArtifactError: if `out` is taken, cannot be written, or the disk is full.
+        ArtifactError: if `out` exists and may not be replaced, cannot be written, or the disk is full.
     """
     out = Path(os.path.realpath(out))
     recover(out)
@@ -54,26 +57,28 @@ def staged_folder(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | N
 
 
 def check_free(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None = None) -> None:
-    """Checks that `out` may be written; `is_ours` as in `staged_folder`.
+    """Checks that `out` does not exist or may be replaced; `force` and `is_ours` are as in `staged_folder`.
 
     Raises:
-        ArtifactError: if it exists and `force` is not given, or is no folder, or holds something that is not an artifact.
+        ArtifactError: if `out` exists without `force`, is not a folder, or holds files that may not be
+            replaced.
     """
     if not os.path.lexists(out):
         return
     if not out.is_dir():
         raise ArtifactError(f"{out} is a file", "name a folder for the artifact with --out")
     if not force:
-        raise ArtifactError(f"{out} exists", "pass --force to replace it, or name another folder")
+        raise ArtifactError(f"{out} already exists", "pass --force to replace it, or name another folder")
     if any(out.iterdir()) and not (is_ours or _is_ours)(out):
         kind = "artifact" if is_ours is None else "search"
-        raise ArtifactError(f"{out} holds files but no {kind} of sstool's, so it is not replaced", "name another folder with --out")
+        raise ArtifactError(f"{out} holds files but no sstool {kind}, so it is not replaced", "name another folder with --out")
 
 
 def recover(out: Path) -> None:
-    """Undoes an exchange that was cut short on a system that cannot exchange folders at once, and sweeps dead builders' debris.
+    """Repairs an interrupted replacement of `out`, and removes temporary folders of ended processes.
 
-    Call it before reading or writing `out`; it leaves living builders alone.
+    Only systems that cannot exchange two folders in one step need the repair. Call this before reading or
+    writing `out`. Temporary folders of running processes are left alone.
     """
     aside = out.parent / _ASIDE.format(name=out.name)
     if not aside.is_dir():
@@ -93,7 +98,7 @@ def recover(out: Path) -> None:
 
 
 def write_error(out: Path, err: OSError) -> ArtifactError:
-    """Returns what to say of a failed write."""
+    """Returns the error that tells the user why `out` could not be written."""
     if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ArtifactError(
             f"no room on the disk for {out}: {err.strerror}", "free some space, or name a folder on another disk with --out"
@@ -102,7 +107,11 @@ def write_error(out: Path, err: OSError) -> ArtifactError:
 
 
 def make_parents(parent: Path) -> list[Path]:
-    """Makes a folder and its parents; gives the new ones, innermost first."""
+    """Creates a folder and its missing parents; returns the created ones, innermost first.
+
+    Raises:
+        ArtifactError: if one of them cannot be created.
+    """
     missing: list[Path] = []
     while not parent.exists():
         missing.append(parent)
@@ -120,17 +129,21 @@ def _publish(folder: Path, out: Path, *, force: bool, is_ours: Callable[[Path], 
     os.umask(umask)
     folder.chmod(_FOLDER_MODE & ~umask)
     sync_tree(folder)
-    check_free(out, force=force, is_ours=is_ours)  # again: exporting took a while
+    check_free(out, force=force, is_ours=is_ours)  # again, because `out` may have appeared since
     if not out.exists():
         _rename(folder, out, _RENAME_NOREPLACE)
     elif not _rename(folder, out, _RENAME_EXCHANGE):
         _swap_aside(folder, out)
-    # After an exchange the old artifact lies in the scratch folder's place, and goes with it.
+    # After an exchange, the scratch folder's path holds the old artifact, which is removed with it.
     sync(out.parent)
 
 
 def _rename(source: Path, target: Path, flag: int) -> bool:
-    """Renames in one step with a flag of Linux's; where there is none, plainly, or not at all if that would not be one step."""
+    """Renames a folder in one step, and returns whether it did.
+
+    Uses Linux's `renameat2` with `flag`. Where that is missing, it uses an ordinary rename, or does nothing
+    for an exchange, which an ordinary rename cannot do.
+    """
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is not None:
         if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag) == 0:
@@ -145,7 +158,7 @@ def _rename(source: Path, target: Path, flag: int) -> bool:
 
 
 def _swap_aside(folder: Path, out: Path) -> None:
-    """Replaces `out` in two steps; `recover` undoes the first if there was no second."""
+    """Replaces `out` in two steps. If the second one never happens, `recover` undoes the first."""
     aside = out.parent / _ASIDE.format(name=out.name)
     with locked(out):
         out.rename(aside)
@@ -164,6 +177,6 @@ def _is_ours(folder: Path) -> bool:
     except OSError:
         return False
     except ValueError:
-        # A manifest cut short: ours if the artifact's other files are there.
+        # A truncated manifest still belongs to an artifact if the other files of an artifact are there.
         return all((folder / name).exists() for name in (VERIFY_GRAPH, DRAFT_GRAPH, WEIGHTS))
     return isinstance(data, dict) and "schema_version" in data and "drafts" in data

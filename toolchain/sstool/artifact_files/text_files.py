@@ -1,4 +1,4 @@
-"""An artifact's tokenizer, chat template and generation settings, each in the one place where the runtime looks for it."""
+"""Writes an artifact's tokenizer, chat template and generation settings where the runtime looks for them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ _TOKEN_IDS: Final = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
 def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copies or derives the files that turn tokens into text and say when to stop.
+    """Writes the tokenizer, its config, the chat template and the generation settings of a checkpoint.
 
-    A chat template that lies inside `tokenizer_config.json` gets its own file. What `generation_config.json` lacks of the
-    special tokens is taken from `config.json`, so that end-of-sequence is never lost.
+    A chat template inside `tokenizer_config.json` gets its own file. Special tokens that
+    `generation_config.json` lacks are taken from `config.json`, so that no end-of-sequence token is lost.
+
+    Args:
+        checkpoint: checkpoint to read the files of.
+        folder: folder of the artifact, to write into.
 
     Raises:
-        CheckpointError: if one of the files holds something that cannot be used.
-        OSError: if the disk refuses.
+        CheckpointError: if a file of the checkpoint holds a value that cannot be used.
+        OSError: if a file cannot be written.
     """
     source = checkpoint.folder
     shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
@@ -36,7 +40,7 @@ def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
     try:
         read_generation_config(folder / GENERATION_CONFIG)
     except ArtifactError as err:
-        raise CheckpointError(f"{source / GENERATION_CONFIG}: {err.message.partition(': ')[2]}", "correct the value") from err
+        raise CheckpointError(f"{source / GENERATION_CONFIG}: {err.message.partition(': ')[2]}", "correct the value in that file") from err
 
 
 def _chat_template(source: Path, settings: dict[str, Any]) -> str | None:
@@ -44,7 +48,7 @@ def _chat_template(source: Path, settings: dict[str, Any]) -> str | None:
         return (source / CHAT_TEMPLATE).read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):
-        # Several named templates: the one called default is meant for chats.
+        # Of several named templates, the one called "default" is meant for chats.
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None

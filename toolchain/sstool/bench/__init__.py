@@ -1,4 +1,4 @@
-"""Plain against speculative decoding, taking turns prompt by prompt, and what the numbers mean."""
+"""Measures speculative against autoregressive decoding (mode `plain`) on the same prompts."""
 
 from __future__ import annotations
 

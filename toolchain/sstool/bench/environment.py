@@ -1,4 +1,4 @@
-"""What a measurement ran on: enough to judge a number by, nothing that names the machine."""
+"""Describes what a measurement ran on: enough to interpret its numbers, nothing to identify the machine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ssruntime.machine import cpu_model, logical_cpus, total_memory
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The machine, the versions and the engine's set-up.
+    """The machine, the versions and the engine's configuration.
 
     Attributes:
         cpu: the processor's model name.
-        logical_cpus: processors that this process may use, hardware threads counted.
-        threads: what each engine computes with.
-        memory_gb: the machine's memory in 10^9 bytes; None where it cannot be read.
-        onnxruntime: version.
-        python: version.
+        logical_cpus: number of hardware threads that this process may use.
+        threads: number of threads per engine.
+        memory_gb: the machine's memory in units of 10^9 bytes; None if it cannot be read.
+        onnxruntime: version of ONNX Runtime.
+        python: version of Python.
         system: operating system, its release and the machine type.
-        artifact: the artifact folder's own name.
-        packing: `shared`, or `private (why)`.
+        artifact: name of the artifact's folder, without its parents.
+        packing: `shared` (all processes of the host share the packed weights) or `private (reason)`.
     """
 
     cpu: str
@@ -43,7 +43,7 @@ class Environment:
 
 
 def describe_environment(engine: Engine) -> Environment:
-    """Returns what `engine` runs on."""
+    """Returns the environment that `engine` runs in."""
     memory = total_memory()
     return Environment(
         cpu=cpu_model(),

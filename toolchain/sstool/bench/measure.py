@@ -1,4 +1,4 @@
-"""Runs the modes in turns, prompt by prompt in alternating order, so that what drifts on the machine drifts for both."""
+"""Runs the modes alternately on each prompt, so that a drift of the machine's speed affects both alike."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_REPEAT: Final = 3
 _WARM_UP_TOKENS: Final = 32
-"""Enough rounds to open every engine, bind the usual widths and fill the caches."""
+"""Enough tokens to open every engine, bind the usual query lengths and fill the processor's caches."""
 
 Progress = Callable[[int, int, str], None]
-"""Called with runs done, runs in all, and the id of the prompt that is next."""
+"""Called with the number of finished prompt runs, the total number, and the id of the next prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What to run.
+    """Which modes to measure, and how often.
 
     Attributes:
-        modes: any of `plain` and `speculative`, each once; None: both where the artifact has a draft.
-        repeat: times that every prompt is run in every mode, at least 1.
+        modes: `plain` (autoregressive decoding), `speculative` or both; None for both if the artifact has a
+            draft, else `plain` alone.
+        repeat: number of runs of each prompt in each mode, at least 1.
     """
 
     modes: tuple[str, ...] | None = None
@@ -58,18 +59,18 @@ def run_bench(
     *,
     on_progress: Progress | None = None,
 ) -> BenchReport:
-    """Measures the modes on the same prompts with the same seeds, and compares their tokens.
+    """Returns speeds and token comparisons of the modes, measured on the same prompts with the same seeds.
 
     Args:
-        engine: the engine to measure; nothing else should use it meanwhile.
-        prompts: in the order of their file, which gives each its seed.
-        config: how to decode; `mode` is left aside. A seed is drawn if it has none.
-        options: the modes, and how often.
-        on_progress: told before every prompt.
+        engine: the engine to measure; nothing else should use it at the same time.
+        prompts: the prompts. The seed of each derives from its index in its file.
+        config: decoding settings; `mode` is ignored. If it has no seed, one is drawn.
+        options: the modes and the number of repeats.
+        on_progress: called before each prompt run, and once at the end.
 
     Raises:
-        PromptError: if no prompt can be run.
-        ConfigError: if a mode cannot be run on this artifact.
+        PromptError: if none of the prompts can be run.
+        ConfigError: if the artifact cannot be decoded in one of the modes.
     """
     options = options or BenchOptions()
     modes = tuple(m for m in MODES if m in (options.modes or _modes_of(engine)))
@@ -101,7 +102,7 @@ def _modes_of(engine: Engine) -> tuple[str, ...]:
 
 
 def _encode(engine: Engine, prompts: Sequence[PromptRecord]) -> tuple[list[tuple[PromptRecord, list[int]]], int]:
-    """Returns the prompts that fit, with their token ids, and how many do not."""
+    """Returns the prompts that can be run, with their token ids, and the number of the others."""
     runnable, refused = [], 0
     for prompt in prompts:
         try:
@@ -110,7 +111,10 @@ def _encode(engine: Engine, prompts: Sequence[PromptRecord]) -> tuple[list[tuple
             logger.warning("prompt %s is refused: %s", prompt.id, err.message)
             refused += 1
     if not runnable:
-        raise PromptError(f"none of the {len(prompts)} prompts can be run", "give shorter prompts, or a larger --max-context")
+        raise PromptError(
+            f"none of the {len(prompts)} prompts can be run",
+            "give prompts that are not empty and fit the context, or a larger --max-context",
+        )
     return runnable, refused
 
 
@@ -122,7 +126,7 @@ def _warm_up(engine: Engine, modes: Sequence[str], config: GenerationConfig, ids
 def _run_prompt(
     engine: Engine, order: Sequence[str], config: GenerationConfig, prompt: PromptRecord, ids: Sequence[int], repeat: int
 ) -> list[Sample]:
-    """Runs one prompt in every mode, then compares."""
+    """Returns one sample per mode, with the verdict of the comparison between the modes."""
     runs: dict[str, TracedRun] = {}
     samples = []
     for mode in order:
@@ -140,7 +144,7 @@ def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun
 
 
 def is_uncoupled(settings: DecodeSettings) -> bool:
-    """Whether speculative tokens only have plain's distribution, and need not be the same."""
+    """Whether speculative decoding keeps only the distribution of plain decoding, and not its tokens."""
     return not settings.is_greedy and settings.sampling == "rejection"
 
 

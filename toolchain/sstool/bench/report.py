@@ -12,7 +12,7 @@ from sstool.validation.lossless import Verdict
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """Median, least and largest of a few measurements."""
+    """Median, minimum and maximum of several measurements."""
 
     median: float
     min: float
@@ -20,13 +20,19 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        """Returns the spread of `values`; None where there are none."""
+        """Returns the spread of `values`; None if there are none."""
         return cls(median=statistics.median(values), min=min(values), max=max(values)) if values else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdenticalCounts:
-    """How many runs gave plain's tokens, gave them but for near ties, or did not; the sum is the number of runs."""
+    """Numbers of runs by their tokens, compared with autoregressive decoding (mode `plain`).
+
+    Attributes:
+        yes: number of runs with the same tokens.
+        near_tie: number of runs with the same tokens except for near ties.
+        no: number of runs with other tokens.
+    """
 
     yes: int
     near_tie: int
@@ -38,12 +44,13 @@ class PromptRow:
     """One prompt run once in one mode.
 
     Attributes:
-        id: the prompt's name in its file.
-        repeat: 0-based.
-        mode: `plain` or `speculative`.
-        tokens: tokens after the first, so that tokens / decode_s is the speed.
+        id: name of the prompt in its file.
+        repeat: 0-based number of the repeat.
+        mode: `plain` (autoregressive decoding) or `speculative`.
+        tokens: number of tokens after the first; tokens / decode_s is the speed.
         decode_s: wall seconds from the first token to the last.
-        identical: against plain in the same repeat; None for plain, for rejection sampling, and where plain was not run.
+        identical: verdict of the comparison with plain decoding in the same repeat; None for plain, for
+            rejection sampling, and if plain was not run.
     """
 
     id: str
@@ -56,20 +63,24 @@ class PromptRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModeReport:
-    """What one mode did over all prompts and repeats.
+    """The results of one mode over all prompts and repeats.
 
     Attributes:
-        mode: `plain` or `speculative`.
-        tokens_per_second: per repeat, the prompts' tokens over the sum of their decode times; None if no run had two tokens.
-        ratio_to_plain: the same, over plain's in the same repeat; None for plain, and where plain was not run.
-        ratio_interval_95: paired bootstrap over prompts; None as above, or with fewer than two prompts.
-        acceptance_rate: accepted / proposed over everything; None if nothing was proposed.
-        tokens_per_round: emitted / rounds over everything; None if there were no rounds.
-        host_overhead: 1 - time inside the engines' run call / decode time, over everything.
-        prefill_s: median over runs of the seconds to the first token.
-        identical: None for plain, for rejection sampling, and where plain was not run.
-        prompts: runs counted: prompts x repeats, refused ones left out.
-        refused: prompts of the file that are empty or do not fit the context.
+        mode: `plain` (autoregressive decoding) or `speculative`.
+        tokens_per_second: speed of each repeat: tokens of all prompts over their summed decode times; None if
+            no run had two tokens.
+        ratio_to_plain: speed-up of each repeat over plain decoding in the same repeat; None for plain, and if
+            plain was not run.
+        ratio_interval_95: 95 % interval of the speed-up by a paired bootstrap over prompts; None as above, or
+            with fewer than two prompts.
+        acceptance_rate: accepted / proposed over all runs; None if nothing was proposed.
+        tokens_per_round: emitted / rounds over all runs; None if there were no rounds.
+        host_overhead: 1 - time inside the engines' run call / decode time, over all runs.
+        prefill_s: seconds to the first token, median over all runs.
+        identical: comparison with plain decoding; None for plain, for rejection sampling, and if plain was
+            not run.
+        prompts: number of runs: prompts x repeats, without refused prompts.
+        refused: number of prompts that are empty or do not fit the context.
     """
 
     mode: str
@@ -87,13 +98,13 @@ class ModeReport:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """All that `sstool bench` measured.
+    """The whole result of `sstool bench`.
 
     Attributes:
-        environment: machine, versions, threads, packing.
-        settings: the completed decoding settings, JSON-ready, with `repeat`.
-        runs: one a mode, plain first.
-        per_prompt: one a prompt, repeat and mode, in the order they ran.
+        environment: machine, versions, threads and packing of the weights.
+        settings: the completed decoding settings as JSON values, with `repeat`.
+        runs: one report per mode, plain first.
+        per_prompt: one row per prompt, repeat and mode, in the order of the runs.
     """
 
     environment: Environment
@@ -103,11 +114,11 @@ class BenchReport:
 
     @property
     def num_differing(self) -> int:
-        """How many runs gave other tokens than plain decoding, near ties left out."""
+        """The number of runs whose tokens differ from plain decoding's, near ties not counted."""
         return sum(run.identical.no for run in self.runs if run.identical is not None)
 
     def to_json(self) -> dict[str, object]:
-        """Returns the object that `bench --json` prints; times in seconds, rates in tokens a second."""
+        """Returns the object that `bench --json` prints; times in seconds, speeds in tokens per second."""
         return {
             "environment": self.environment.to_json(),
             "settings": dict(self.settings),

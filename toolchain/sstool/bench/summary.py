@@ -1,4 +1,4 @@
-"""From single runs to the numbers of a mode: speeds and ratios per repeat, and a paired bootstrap over prompts."""
+"""Summarises the runs of a mode: speed and speed-up per repeat, and a paired bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sstool.validation.lossless import NEAR_TIE, NO, YES, Verdict
 
 _RESAMPLES: Final = 4000
 _BOOTSTRAP_SEED: Final = 20240915
-"""Fixed, so that the same measurements always give the same interval."""
+"""A constant, so that the same measurements always give the same interval."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimedRun:
-    """One prompt decoded once; `index` is the prompt's place in its file."""
+    """One prompt decoded once; `index` is the 0-based position of the prompt in its file."""
 
     index: int
     stats: DecodeStats
 
     @property
     def tokens(self) -> int:
-        """Tokens after the first."""
+        """The number of tokens after the first."""
         return self.stats.emitted - self.stats.discarded
 
 
@@ -43,12 +43,12 @@ class Sample(TimedRun):
 
 
 def summarize(mode: str, samples: Sequence[Sample], *, refused: int) -> ModeReport:
-    """Returns a mode's report from the samples of all modes.
+    """Returns the report of one mode.
 
     Args:
         mode: the mode to report.
-        samples: every run of every mode, at least one of `mode`.
-        refused: prompts left out.
+        samples: all runs of all modes, at least one of them in `mode`.
+        refused: number of prompts that could not be run.
     """
     own = [s for s in samples if s.mode == mode]
     plain = [s for s in samples if s.mode == "plain"] if mode != "plain" else []
@@ -69,14 +69,16 @@ def summarize(mode: str, samples: Sequence[Sample], *, refused: int) -> ModeRepo
 
 
 def ratio_interval(plain: Sequence[Sample], other: Sequence[Sample]) -> tuple[float, float] | None:
-    """Returns the 95 % interval of the speed ratio, drawing prompts with replacement and keeping each prompt's runs together.
+    """Returns the 95 % interval of the speed-up of one mode over autoregressive decoding (mode `plain`).
+
+    The bootstrap draws prompts with replacement and keeps all runs of a prompt together.
 
     Args:
-        plain: plain's samples.
-        other: the other mode's samples of the same prompts.
+        plain: samples of plain decoding.
+        other: samples of the other mode, of the same prompts.
 
     Returns:
-        The 2.5th and 97.5th percentile; None with fewer than two prompts or nothing decoded.
+        The 2.5th and the 97.5th percentile; None with fewer than two prompts, or if nothing was decoded.
     """
     if not _ratios(plain, other):
         return None
@@ -86,17 +88,18 @@ def ratio_interval(plain: Sequence[Sample], other: Sequence[Sample]) -> tuple[fl
 def weighted_interval(
     base: Mapping[str, Sequence[TimedRun]], other: Mapping[str, Sequence[TimedRun]], shares: Mapping[str, float]
 ) -> tuple[float, float] | None:
-    """Returns the 95 % interval of `other`'s speed over `base`'s where kinds of text count by shares of the time for a token.
+    """Returns the 95 % interval of the speed-up of `other` over `base` on a mix of several kinds of text.
 
-    Prompts are drawn with replacement; all runs of a prompt stay together.
+    The speed on the mix is 1 over the weighted mean of the kinds' seconds per token. The bootstrap draws
+    prompts with replacement and keeps all runs of a prompt together.
 
     Args:
-        base: samples by kind.
-        other: samples of the same prompts by kind.
-        shares: of the kinds that count; sums to 1.
+        base: runs of the baseline, by kind of text.
+        other: runs of the same prompts to compare with it, by kind of text.
+        shares: weight of each kind; the weights sum to 1.
 
     Returns:
-        The 2.5th and 97.5th percentile; None with fewer than two prompts.
+        The 2.5th and the 97.5th percentile; None with fewer than two prompts.
     """
     indices = sorted({s.index for runs in base.values() for s in runs} & {s.index for runs in other.values() for s in runs})
     if len(indices) < 2:
@@ -104,7 +107,7 @@ def weighted_interval(
     drawn = np.random.default_rng(_BOOTSTRAP_SEED).integers(len(indices), size=(_RESAMPLES, len(indices)))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = _paces(base, indices, drawn, shares) / _paces(other, indices, drawn, shares)
-    # A draw has no speed in which nothing was decoded, or nothing of some kind.
+    # A draw without decoded tokens of some kind has no finite ratio.
     low, high = np.percentile(ratios[np.isfinite(ratios)], [2.5, 97.5])
     return float(low), float(high)
 
@@ -112,7 +115,7 @@ def weighted_interval(
 def _paces(
     samples: Mapping[str, Sequence[TimedRun]], indices: Sequence[int], drawn: NDArray[np.int64], shares: Mapping[str, float]
 ) -> NDArray[np.float64]:
-    """Returns seconds per token of every draw, float64[draws]; not finite where a kind has none."""
+    """Returns seconds per token for each draw, float64[draws]; not finite if a kind of text has no tokens."""
     paces = np.zeros(len(drawn))
     for kind, share in shares.items():
         sums = np.array([_totals(samples[kind], i) for i in indices], dtype=np.float64)
@@ -127,7 +130,7 @@ def _totals(samples: Sequence[TimedRun], index: int) -> tuple[float, float]:
 
 
 def _speeds(samples: Sequence[Sample]) -> dict[int, float]:
-    """Returns tokens a second by repeat; a repeat in which nothing was decoded has none."""
+    """Returns tokens per second by repeat, without the repeats in which nothing was decoded."""
     speeds = {}
     for repeat in sorted({s.repeat for s in samples}):
         own = [s for s in samples if s.repeat == repeat]

@@ -1,4 +1,4 @@
-"""Whether an artifact is what it claims: digests, parity with its checkpoint, losslessness and memory."""
+"""Checks an artifact: digests of its files, parity with its checkpoint, losslessness and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The finished comparisons of a long check, kept on disk so that an interrupted one goes on where it was."""
+"""Stores the finished comparisons of a long check on disk, so that an interrupted check can be resumed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CaseOutcome:
-    """One comparison's result.
+    """The result of one comparison.
 
     Attributes:
         verdict: `yes`, `near_tie` or `no`.
-        tokens: positions compared.
-        near_ties: differences that are near ties.
-        difference: the `no` if there is one, else the first near tie.
+        tokens: number of compared positions.
+        near_ties: number of differences that are near ties.
+        difference: the difference with verdict `no` if there is one, else the first near tie, else None.
     """
 
     verdict: str
@@ -48,12 +48,13 @@ class CaseOutcome:
 
 
 class Journal:
-    """Outcomes by unit, appended to a file of JSON lines as they come. Without a path it keeps them in memory only.
+    """Outcomes by unit (one comparison), each appended to a file of JSON Lines as soon as it is known.
 
-    A line that is damaged (a process was killed while it wrote) is dropped, and its unit is run again.
+    A damaged line, as a kill leaves it, is dropped, and its unit is run again.
     """
 
     def __init__(self, path: Path | None) -> None:
+        """Opens a journal and reads the outcomes it holds; with None it is kept in memory only."""
         self._path = path
         self._outcomes: dict[str, CaseOutcome] = {}
         self._log: JsonlLog | None = None
@@ -61,21 +62,21 @@ class Journal:
             self._open(path)
 
     def get(self, unit: str) -> CaseOutcome | None:
-        """Returns a unit's outcome; None where it was not finished."""
+        """Returns the outcome of a unit; None if the unit is not finished."""
         return self._outcomes.get(unit)
 
     def add(self, unit: str, outcome: CaseOutcome) -> None:
-        """Keeps a unit's outcome."""
+        """Stores the outcome of a unit."""
         self._outcomes[unit] = outcome
         if self._log is not None:
             try:
                 self._log.append({"unit": unit, **asdict(outcome)})
             except OSError as err:
-                logger.warning("the check's progress is no longer kept: %s", err)
+                logger.warning("the progress of the check is no longer saved: %s", err)
                 self._log = None
 
     def close(self, *, done: bool) -> None:
-        """Closes the file; removes it if the check is done."""
+        """Closes the file, and removes it if the check is done."""
         if self._log is not None:
             with contextlib.suppress(OSError):
                 self._log.close()
@@ -88,11 +89,11 @@ class Journal:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._log = JsonlLog(path, kept=self._read(path))
         except OSError as err:
-            logger.warning("the check's progress cannot be kept, so it could not be resumed: %s", err)
+            logger.warning("the progress of the check cannot be saved, so an interrupted check starts over: %s", err)
 
     def _read(self, path: Path) -> list[bytes]:
-        """Reads the outcomes that are there; returns the lines that are whole and sound."""
-        sound = []
+        """Reads the stored outcomes; returns the lines that are complete and valid."""
+        valid = []
         for line in whole_lines(path.read_bytes()) if path.exists() else ():
             try:
                 data = json.loads(line)
@@ -100,10 +101,10 @@ class Journal:
                 self._outcomes[unit] = read_record(CaseOutcome, data, where=str(path), error=SelfSpecError)
             except (ValueError, KeyError, AttributeError, TypeError, SelfSpecError):
                 continue
-            sound.append(line)
-        return sound
+            valid.append(line)
+        return valid
 
 
 def journal_name(parts: Mapping[str, object]) -> str:
-    """Returns the file name for a check that `parts` (JSON values) describe wholly."""
+    """Returns the file name of the journal of a check that `parts` (JSON values) describe completely."""
     return f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]}.jsonl"

@@ -1,4 +1,4 @@
-"""Decodes a plan's prompts in plain and in every setting, and compares token by token."""
+"""Compares speculative with autoregressive decoding (mode `plain`), token by token, over a plan's prompts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sstool.validation.lossless import compare, traced
 logger = logging.getLogger(__name__)
 
 OnCompared = Callable[[int, int, str], None]
-"""Called with comparisons done, comparisons in all, and the name of the next one."""
+"""Called with the number of finished comparisons, the total number, and the name of the next one."""
 
 
 def check_losslessness(engine: Engine, plan: Plan, *, resumable: bool, on_progress: OnCompared | None = None) -> LosslessnessReport:
-    """Compares speculative with plain decoding.
+    """Returns how speculative decoding compares with plain decoding over a plan.
 
     Args:
-        engine: has a draft.
-        plan: what to decode.
-        resumable: keep finished comparisons in the cache folder, and go on from there after an interruption.
-        on_progress: told before every comparison.
+        engine: an engine with a draft.
+        plan: the prompts and settings to decode.
+        resumable: whether to store finished comparisons in the cache folder, and to skip those stored there.
+        on_progress: called before each comparison, and once at the end.
     """
     path = cache_folder() / "check" / journal_name(_identity(engine, plan)) if resumable else None
     journal = Journal(path)
@@ -48,7 +48,7 @@ def check_losslessness(engine: Engine, plan: Plan, *, resumable: bool, on_progre
 
 
 class _Checker:
-    """Runs tasks and counts what comes of them."""
+    """Runs tasks and counts their outcomes."""
 
     def __init__(self, engine: Engine, plan: Plan, journal: Journal, on_progress: OnCompared | None) -> None:
         self._engine = engine
@@ -62,7 +62,7 @@ class _Checker:
         self._first: FirstDifference | None = None
 
     def run(self, task: Task) -> None:
-        """Decodes a task's prompt in plain, unless all is known already, and compares every case with that."""
+        """Compares each case of a task with plain decoding, unless the journal already has the comparison."""
         try:
             ids = self._engine.encode(task.prompt.prompt)
         except PromptError as err:
@@ -127,7 +127,7 @@ def _unit(task: Task, case: Case) -> str:
 
 
 def _identity(engine: Engine, plan: Plan) -> dict[str, object]:
-    """Returns all that the outcomes of a plan depend on."""
+    """Returns everything that the outcomes of a plan depend on."""
     prompts = hashlib.sha256()
     for task in plan.tasks:
         prompts.update(f"{task.file}\0{task.prompt.index}\0{task.prompt.prompt}\0".encode())

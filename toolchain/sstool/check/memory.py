@@ -1,11 +1,14 @@
-"""What a draft, and a second process, cost in memory: proportional set sizes (PSS) of fresh processes, on Linux.
+"""Measures the memory that a draft and a second process add, as PSS (proportional set size), on Linux.
 
-* draft: PSS after speculative decoding, less PSS after as much plain decoding by an engine that was opened without a draft;
-* second process: what it adds beside a first one, less what a process with the same imports and an equally filled cache, but no
-  engine, adds beside that first one. Both sums are taken with the two processes alive, so that pages they share count once.
-  This is never less than `PSS(A + B) - PSS(A alone) - PSS(no engine)`, which counts the shared libraries in the engine's favour.
+* Draft: PSS after speculative decoding, minus PSS after the same amount of autoregressive decoding (mode
+  `plain`) in an engine that was opened without a draft.
+* Second process: PSS that it adds beside a first process, minus PSS that a process without an engine adds.
+  The process without an engine has the same imports and a KV cache of the same size and fill. Each sum is
+  read while both processes are alive, so that pages they share count once. The result is never less than
+  `PSS(A + B) - PSS(A alone) - PSS(no engine)`, which would count shared libraries in the engine's favour.
 
-Nothing else should hold the artifact's engines meanwhile, this process included: pages that it shared would not be counted.
+No other process, and not this one either, may have engines of the artifact open during the measurement: pages
+shared with such an engine would count only in part.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from sstool.check.memory_probe import ProbeJob, ProbeReady, Work
 
 NUM_TOKENS: Final = 64
 JUDGED_FROM_BYTES: Final = 100_000_000
-"""Below this size of the weights the bars' constant parts say nothing, so memory is reported and not judged."""
+"""Smallest weights for which the limits apply. For smaller ones, the constant part of a limit dominates."""
 
 _DRAFT_BAR: Final = (0.02, 4_000_000)
 _SECOND_BAR: Final = (0.10, 16_000_000)
@@ -38,13 +41,13 @@ class MemoryReport:
 
     Attributes:
         weights_bytes: size of the weights file.
-        draft_bytes: what the draft adds; None where the artifact has none.
-        draft_bar_bytes: most it may add: 2 % of the weights + 4 MB.
-        second_process_bytes: what a second process adds.
-        second_process_bar_bytes: most it may add: 10 % of the weights + 16 MB.
-        packing: `shared`, or `private (why)`.
-        judged: whether the bars count: the weights have at least 100 MB.
-        readings: every PSS that was read.
+        draft_bytes: memory that the draft adds; None if the artifact has no draft.
+        draft_bar_bytes: limit of `draft_bytes`: 2 % of the weights + 4 MB.
+        second_process_bytes: memory that a second process adds.
+        second_process_bar_bytes: limit of `second_process_bytes`: 10 % of the weights + 16 MB.
+        packing: `shared` (all processes of the host share the packed weights) or `private (reason)`.
+        judged: whether the limits apply: they do if the weights have at least 100 MB.
+        readings: every PSS that was read, by name.
     """
 
     weights_bytes: int
@@ -58,7 +61,7 @@ class MemoryReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing that is judged is above its bar."""
+        """Whether no limit that applies is exceeded."""
         if not self.judged:
             return True
         draft_fits = self.draft_bytes is None or self.draft_bytes <= self.draft_bar_bytes
@@ -66,24 +69,24 @@ class MemoryReport:
 
 
 def can_measure() -> bool:
-    """Whether this system tells a process's PSS."""
+    """Whether this system reports the PSS of a process."""
     return Path("/proc/self/smaps_rollup").exists()
 
 
 def measure_memory(folder: Path, *, threads: int | None = None, max_context: int | None = None) -> MemoryReport:
-    """Measures an artifact in fresh processes.
+    """Returns the memory of an artifact's engines, measured in new processes.
 
     Args:
-        folder: the artifact.
-        threads: the engines' threads; None for the default.
-        max_context: None for the default.
+        folder: folder of the artifact.
+        threads: number of threads per engine; None for the default.
+        max_context: number of positions of the KV cache; None for the default.
 
     Raises:
         ArtifactError: if the artifact cannot be read.
-        BackendUnavailableError: if a process fails, or this system does not tell a process's PSS.
+        BackendUnavailableError: if a process fails, or this system does not report the PSS of a process.
     """
     if not can_measure():
-        raise BackendUnavailableError("memory cannot be measured here: no /proc/self/smaps_rollup", "measure on Linux")
+        raise BackendUnavailableError("memory cannot be measured: this system has no /proc/self/smaps_rollup", "measure on Linux")
     manifest = read_artifact(folder).manifest
     weights = manifest.files[WEIGHTS].size
     decoding: Work = "speculative" if manifest.drafts else "plain"
@@ -99,7 +102,7 @@ def measure_memory(folder: Path, *, threads: int | None = None, max_context: int
             filled=like.filled if like else 0,
         )
 
-    # The first process to come packs the weights, in memory of its own: it is not measured.
+    # The first process packs the weights, in private memory, and is not measured.
     with _probe(job(decoding)) as first:
         ready = first.ready
     readings = {}
@@ -142,8 +145,8 @@ class _Probe:
         self.ready = ProbeReady(**{**data, "modules": tuple(data["modules"])})
 
     def pss(self) -> int:
-        """Returns the process's PSS now, in bytes."""
-        with contextlib.suppress(BrokenPipeError):  # an ended process is reported when its answer is missing
+        """Returns the current PSS of the process, in bytes."""
+        with contextlib.suppress(BrokenPipeError):  # `_answer` reports a process that has ended
             self._stdin.write("pss\n")
             self._stdin.flush()
         return int(self._answer())
@@ -156,14 +159,14 @@ class _Probe:
         self._stderr.seek(0)
         said = [text for text in self._stderr.read().splitlines() if text.strip()]
         raise BackendUnavailableError(
-            f"a process that measures memory ended with status {self._process.returncode}: {said[-1] if said else 'no message'}",
-            "see whether `sstool generate` works on the artifact",
+            f"a process whose memory is measured ended with status {self._process.returncode}: {said[-1] if said else 'no message'}",
+            "run `sstool generate` on the artifact to see whether it works",
         )
 
 
 @contextlib.contextmanager
 def _probe(job: ProbeJob) -> Iterator[_Probe]:
-    """Starts a probe and waits until its work is done; ends it on the way out."""
+    """Starts a probe and waits until its work is done; ends it when the block ends."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
         command = [sys.executable, "-m", "sstool.check.memory_probe", job.to_json()]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as process:

@@ -1,8 +1,9 @@
-"""A fresh process whose memory is measured: it does one kind of work, then reports its proportional set size on request.
+"""A process whose memory is measured: it does one job, then reports its PSS (proportional set size).
 
-Run as `python -m sstool.check.memory_probe JOB`, where JOB is the JSON of a `ProbeJob`. It imports the runtime alone, so that what it
-holds is what a service that embeds the runtime would hold. It writes one JSON line when its work is done, then one number (PSS
-in bytes) for every line that it reads, and ends with its input. See `sstool.check.memory`.
+Run as `python -m sstool.check.memory_probe JOB`, where JOB is a `ProbeJob` as JSON. The process imports only
+the runtime, so that it holds what a service that embeds the runtime holds. It writes one line of JSON when
+its job is done, then one number (PSS in bytes) for each line that it reads, and exits at the end of its
+input. See `sstool.check.memory`.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ PROMPT: Final = "Once upon a time there was a small house at the edge of the woo
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """What a probe does before it is measured.
+    """The job that a probe does before it is measured.
 
     Attributes:
-        artifact: the artifact's folder.
-        work: decode `speculative`, decode `plain` without opening a draft, or only import `modules` and hold a cache of the same
-            size, filled as far (`imports`).
-        num_tokens: tokens to decode.
-        threads: the engines' threads; None for the default.
-        max_context: None for the default.
-        modules: names of modules to import.
-        filled: positions of the cache to fill; used by `imports`.
+        artifact: folder of the artifact.
+        work: `speculative` decodes speculatively; `plain` decodes autoregressively in an engine without a
+            draft; `imports` only imports `modules` and allocates a KV cache.
+        num_tokens: number of tokens to decode.
+        threads: number of threads per engine; None for the default.
+        max_context: number of positions of the KV cache; None for the default.
+        modules: names of the modules to import; used by `imports`.
+        filled: number of positions of the KV cache to fill; used by `imports`.
     """
 
     artifact: str
@@ -57,13 +58,13 @@ class ProbeJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReady:
-    """What a probe says when its work is done.
+    """The message of a probe when its job is done.
 
     Attributes:
         packing: how the weights are packed; empty without an engine.
-        modules: every module that is loaded.
-        filled: positions in the cache.
-        max_context: the cache's size in positions.
+        modules: names of all loaded modules.
+        filled: number of filled positions of the KV cache.
+        max_context: number of positions of the KV cache.
     """
 
     packing: str
@@ -73,26 +74,26 @@ class ProbeReady:
 
 
 def pss_bytes() -> int:
-    """Returns this process's proportional set size: shared pages count by their share.
+    """Returns the PSS of this process in bytes: a page shared by n processes counts 1/n.
 
     Raises:
-        OSError: if the system does not tell.
+        OSError: if the system does not report it.
     """
     for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/smaps_rollup has no line Pss")
+    raise OSError("/proc/self/smaps_rollup: expected a line Pss, found none")
 
 
 def run(job: ProbeJob) -> tuple[ProbeReady, object]:
     """Does a job.
 
     Returns:
-        What to say, and what must stay alive while the process is measured.
+        The message to send, and an object that must stay alive during the measurement.
     """
     if job.work == "imports":
         for name in job.modules:
-            # Some modules are only parts of others and cannot be imported by their names.
+            # Some modules are parts of others and cannot be imported by name.
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         cache = _filled_cache(job)
@@ -116,7 +117,7 @@ def _filled_cache(job: ProbeJob) -> list[NDArray[np.float32]]:
 
 
 def main() -> None:
-    """Does the job named on the command line, then answers until its input ends."""
+    """Does the job given on the command line, then answers until its input ends."""
     data = json.loads(sys.argv[1])
     job = ProbeJob(**{**data, "modules": tuple(data["modules"])})
     ready, alive = run(job)

@@ -1,4 +1,4 @@
-"""What a losslessness check decodes: settings, and which prompts each of them sees."""
+"""The plan of a losslessness check: the decoding settings, and the prompts that each setting is run on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FULL_GRID_PROMPTS: Final = 8
 FULL_MAX_DRAFTS: Final = range(1, 13)
 QUICK_TOKENS: Final = 32
 QUICK_PROMPTS: Final = 3
-"""Of each file."""
+"""Prompts of each file in a quick check."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen: everything that plain decoding's text depends on, besides the seed."""
+    """How tokens are sampled: everything but the seed that the text of autoregressive decoding depends on."""
 
     name: str
     temperature: float
@@ -33,7 +33,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One setting of speculative decoding; what is None is the artifact's own."""
+    """One setting of speculative decoding; None takes the value that the artifact was tuned for."""
 
     name: str
     sampling: Sampling
@@ -59,20 +59,24 @@ NAMED_CASES: Final = (
         max_alternatives=MAX_ALTERNATIVES_LIMIT,
     ),
 )
-"""Run on all prompts of a full check: the artifact's own exit twice, and the widest passes with most alternatives and all filters."""
+"""Settings that a full check runs on all prompts.
+
+The artifact's own stopping rule greedily and sampled, and the longest passes with the most alternatives and
+all filters.
+"""
 
 QUICK_CASES: Final = (*NAMED_CASES, Case(name="greedy fixed 12", sampling=GREEDY, exit="fixed", max_draft=12, max_alternatives=0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One prompt under one sampling: plain decoding once, then every case.
+    """One prompt with one kind of sampling: autoregressive decoding (mode `plain`) once, then each case.
 
     Attributes:
-        file: the prompt file's name.
-        prompt: the prompt; its place in the file gives the seed.
-        sampling: what all cases share.
-        cases: the settings to compare with plain.
+        file: name of the prompt file.
+        prompt: the prompt; its index in the file gives the seed.
+        sampling: sampling of plain decoding and of all cases.
+        cases: the settings of speculative decoding to compare with plain decoding.
     """
 
     file: str
@@ -83,24 +87,25 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A whole check: `num_tokens` new tokens a run."""
+    """All tasks of a check; each run generates up to `num_tokens` tokens."""
 
     tasks: tuple[Task, ...]
     num_tokens: int
 
     @property
     def num_comparisons(self) -> int:
-        """How many runs are compared with plain."""
+        """The number of speculative runs that are compared with plain decoding."""
         return sum(len(task.cases) for task in self.tasks)
 
 
 def plan_check(files: Sequence[PromptFile], *, full: bool) -> Plan:
-    """Returns what to decode.
+    """Returns the plan of a check.
 
     Args:
         files: the prompts.
-        full: every exit policy with drafts of 1 to 12, greedy and sampled, on the first prompts of each file, and the named cases
-            on all of them; else a few prompts and settings.
+        full: True runs every stopping rule with drafts of 1 to 12 tokens, greedy and sampled, on the first
+            prompts of each file, and `NAMED_CASES` on all prompts. False runs a few settings on a few
+            prompts.
     """
     if full:
         return Plan(tasks=tuple(_full_tasks(files)), num_tokens=FULL_TOKENS)
@@ -109,7 +114,7 @@ def plan_check(files: Sequence[PromptFile], *, full: bool) -> Plan:
 
 
 def case_config(case: Case, *, num_tokens: int, seed: int, mode: str) -> GenerationConfig:
-    """Returns the configuration of a case; for mode `plain` only its sampling matters."""
+    """Returns the decoding settings of a case; in mode `plain` only the sampling has an effect."""
     return GenerationConfig(
         max_new_tokens=num_tokens,
         mode=mode,

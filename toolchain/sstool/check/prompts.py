@@ -1,4 +1,4 @@
-"""The prompts that a check decodes: files of the caller's, or a few of our own that suit any model."""
+"""The prompts that a check decodes: the caller's files, or a few built-in prompts that suit any model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sstool.prompts import PromptRecord
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFile:
-    """The prompts of one file, in its order, which gives each its seed."""
+    """The prompts of one file, in its order; the seed of a prompt derives from its index."""
 
     name: str
     prompts: Sequence[PromptRecord]
@@ -30,7 +30,7 @@ _TEXTS: Final = {
 
 
 def built_in_prompts() -> PromptFile:
-    """Returns eight short prompts of several kinds, written for this purpose."""
+    """Returns eight short prompts of different kinds, written for this check."""
     return PromptFile(
         name="built-in", prompts=[PromptRecord(id=name, prompt=text, index=i) for i, (name, text) in enumerate(_TEXTS.items())]
     )

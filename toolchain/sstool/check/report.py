@@ -9,10 +9,10 @@ from typing import Final, Literal
 from sstool.bench.environment import Environment
 
 Status = Literal["passed", "failed", "skipped", "not measured", "reported"]
-"""`reported`: measured, but not judged (memory of a small model)."""
+"""`reported`: measured, but without a limit that applies (memory of a small model)."""
 
 TOKENS_PER_NEAR_TIE: Final = 10_000
-"""More near ties than one in so many tokens mean that some width computes something else."""
+"""More near ties than one in this many tokens mean that passes of some query length compute wrong logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,9 @@ class CheckSection:
     """The outcome of one part of a check.
 
     Attributes:
-        status: how it went; `failed` fails the check.
-        reason: why it failed or was left out, in one line.
-        details: numbers, JSON-ready.
+        status: outcome of the part; `failed` fails the whole check.
+        reason: why the part failed or was not run, in one line.
+        details: figures of the part, as JSON values.
     """
 
     status: Status
@@ -30,13 +30,13 @@ class CheckSection:
     details: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """Returns status and reason, and the details beside them."""
+        """Returns status, reason and details as one flat object."""
         return {"status": self.status, **({"reason": self.reason} if self.reason else {}), **self.details}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstDifference:
-    """Where speculative and plain decoding first differed: the first `no` if there is one, else the first near tie."""
+    """The difference to report: the first one with verdict `no` if there is one, else the first near tie."""
 
     file: str
     id: str
@@ -51,18 +51,18 @@ class FirstDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class LosslessnessReport:
-    """Speculative against plain decoding over many settings.
+    """Speculative compared with autoregressive decoding (mode `plain`) over many settings.
 
     Attributes:
-        comparisons: runs compared; yes + near_tie + no.
-        yes: runs that gave plain's tokens.
-        near_tie: runs that gave them but for near ties.
-        no: runs that did not.
-        tokens: positions compared.
-        near_ties: near ties met, several in one run counted each.
-        refused: prompts left out, being empty or longer than the context.
-        resumed: comparisons taken over from an interrupted check.
-        first_difference: None if nothing differed.
+        comparisons: number of compared runs: yes + near_tie + no.
+        yes: number of runs with the tokens of plain decoding.
+        near_tie: number of runs with the tokens of plain decoding except for near ties.
+        no: number of runs with other tokens.
+        tokens: number of compared positions.
+        near_ties: number of near ties; several in one run all count.
+        refused: number of prompts that are empty or do not fit the context.
+        resumed: number of comparisons that an interrupted check had already finished.
+        first_difference: the difference to report; None if there is none.
     """
 
     comparisons: int
@@ -77,37 +77,41 @@ class LosslessnessReport:
 
     @property
     def near_ties_per_10k(self) -> float:
-        """Near ties in 10,000 tokens."""
+        """The number of near ties per 10,000 tokens."""
         return self.near_ties * TOKENS_PER_NEAR_TIE / self.tokens if self.tokens else 0.0
 
     @property
     def reason(self) -> str | None:
-        """Why it fails, or None: any `no`, more near ties than one in 10,000 tokens (one is always allowed), or nothing compared."""
+        """Why the check fails, or None if it passes.
+
+        It fails if a run has other tokens, if there is more than one near tie per 10,000 tokens (a single one
+        is always allowed), or if nothing was compared.
+        """
         if self.no:
             return f"{self.no} of {self.comparisons} runs differ from plain decoding"
         if self.near_ties > max(1, self.tokens // TOKENS_PER_NEAR_TIE):
-            return f"{self.near_ties} near ties in {self.tokens} tokens: more than one in {TOKENS_PER_NEAR_TIE}"
+            return f"{self.near_ties} near ties in {self.tokens} tokens; the limit is one in {TOKENS_PER_NEAR_TIE}"
         if not self.comparisons:
             return "no prompt could be run"
         return None
 
     def section(self) -> CheckSection:
-        """Returns the report as a section."""
+        """Returns the report as a section of the check."""
         details = {**asdict(self), "near_ties_per_10k": self.near_ties_per_10k}
         return CheckSection(status="failed" if self.reason else "passed", reason=self.reason, details=details)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """All that `sstool check` found.
+    """The whole result of `sstool check`.
 
     Attributes:
-        environment: None where no engine was opened.
-        full: whether the long form ran.
-        digests: every file against the manifest.
-        parity: the verify graph against the checkpoint.
-        losslessness: speculative against plain decoding.
-        memory: what a draft and a second process cost.
+        environment: machine, versions and threads; None if no engine was opened.
+        full: whether the full losslessness check was run.
+        digests: digests of all files, compared with the manifest.
+        parity: logits of the verify engine, compared with the checkpoint's.
+        losslessness: tokens of speculative decoding, compared with plain decoding's.
+        memory: memory that a draft and a second process add.
     """
 
     environment: Environment | None
@@ -119,12 +123,12 @@ class CheckReport:
 
     @property
     def sections(self) -> dict[str, CheckSection]:
-        """The parts by name, in the order of the report."""
+        """The sections by name, in the order of the report."""
         return {"digests": self.digests, "parity": self.parity, "losslessness": self.losslessness, "memory": self.memory}
 
     @property
     def ok(self) -> bool:
-        """Whether no part failed."""
+        """Whether no section failed."""
         return all(s.status != "failed" for s in self.sections.values())
 
     def to_json(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The whole check of an artifact, part by part; what cannot be run is reported as such, never left out in silence."""
+"""Checks an artifact part by part; a part that cannot be run is reported as skipped or not measured."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ssruntime.artifact import Artifact, check_digests, read_artifact
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
+from ssruntime.folder_lock import require_locks
 from sstool.bench.environment import Environment, describe_environment
 from sstool.check.losslessness import check_losslessness
 from sstool.check.memory import can_measure, measure_memory
@@ -18,19 +19,19 @@ from sstool.check.prompts import PromptFile, built_in_prompts
 from sstool.check.report import CheckReport, CheckSection, Status
 
 Progress = Callable[[str, int, int, str], None]
-"""Called with the part's name, steps done, steps in all, and what comes next."""
+"""Called with the name of the part, the finished steps, the total number, and the name of the next step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How to check.
+    """Options of a check.
 
     Attributes:
-        model: checkpoint folder or hub id to compare with; None leaves parity out.
-        revision: the checkpoint's revision, for a hub id.
-        full: the long form of the losslessness check.
-        threads: the engines' threads; None for the default.
-        max_context: None for the default.
+        model: checkpoint to compare with, a folder or a hub id; None skips parity.
+        revision: branch, tag or commit of a hub id.
+        full: whether to run the full losslessness check.
+        threads: number of threads per engine; None for the default.
+        max_context: number of positions of the KV cache; None for the default.
     """
 
     model: str | None = None
@@ -47,31 +48,33 @@ def run_check(
     prompt_files: Sequence[PromptFile] = (),
     on_progress: Progress | None = None,
 ) -> CheckReport:
-    """Checks an artifact.
+    """Returns the result of checking an artifact.
 
     Args:
-        folder: the artifact.
-        options: how.
-        prompt_files: what to decode; without any, a few prompts of our own.
-        on_progress: told before every step.
+        folder: folder of the artifact.
+        options: options of the check.
+        prompt_files: the prompts to decode; the built-in prompts if there is none.
+        on_progress: called before each step.
 
     Raises:
-        ArtifactError: if the artifact cannot be read at all.
+        ArtifactError: if the artifact cannot be read.
         PromptError: if two prompt files have the same name.
-        SelfSpecError: if the checkpoint of `options.model` cannot be read.
+        SelfSpecError: if the checkpoint `options.model` cannot be read.
+        BackendUnavailableError: if this system has no folder locks, without which no artifact is loaded.
     """
+    require_locks()
     options = options or CheckOptions()
     tell = on_progress or _ignore
     names = [f.name for f in prompt_files]
     if len(set(names)) < len(names):
-        raise PromptError(f"a prompt file is named twice: {max(names, key=names.count)}", "name each once")
+        raise PromptError(f"a prompt file is given twice: {max(names, key=names.count)}", "give each file once")
     artifact = read_artifact(folder)
     checkpoint = _find_checkpoint(options)
     digests = _check_digests(artifact, tell)
     if digests.status == "failed":
-        skipped = CheckSection(status="skipped", reason="a file's content is not what was exported")
+        skipped = CheckSection(status="skipped", reason="a file does not match its digest")
         return CheckReport(environment=None, full=options.full, digests=digests, parity=skipped, losslessness=skipped, memory=skipped)
-    # Memory first: this process must not hold the engines that it is measured against. The longest part comes last.
+    # Memory comes first: this process must not hold engines of the artifact. The longest part comes last.
     memory = _check_memory(artifact, options, tell)
     parity = _check_parity(artifact, checkpoint, tell, threads=options.threads)
     losslessness, environment = _check_losslessness(artifact, options, prompt_files or (built_in_prompts(),), tell)
@@ -86,7 +89,7 @@ def run_check(
 
 
 def _ignore(part: str, done: int, total: int, what: str) -> None:
-    """Tells nobody."""
+    """Reports no progress."""
 
 
 def _check_digests(artifact: Artifact, tell: Progress) -> CheckSection:
@@ -101,10 +104,10 @@ def _check_digests(artifact: Artifact, tell: Progress) -> CheckSection:
 def _check_memory(artifact: Artifact, options: CheckOptions, tell: Progress) -> CheckSection:
     if not can_measure():
         return CheckSection(status="not measured", reason="memory is measured on Linux only")
-    tell("memory", 0, 1, "in fresh processes")
+    tell("memory", 0, 1, "in new processes")
     report = measure_memory(artifact.folder, threads=options.threads, max_context=options.max_context)
     status: Status = "reported" if not report.judged else "passed" if report.ok else "failed"
-    reason = None if report.ok else "a draft or a second process takes more than its bar"
+    reason = None if report.ok else "the draft or a second process takes more memory than its limit"
     return CheckSection(status=status, reason=reason, details=asdict(report))
 
 
@@ -136,19 +139,19 @@ def _find_checkpoint(options: CheckOptions) -> Path | None:
 
 
 def _need_toolchain() -> None:
-    """Raises BackendUnavailableError where torch or transformers is missing: only this part of a check needs them."""
+    """Raises BackendUnavailableError if a package is missing that only parity needs."""
     missing = [name for name in ("torch", "transformers", "mobius", "huggingface_hub") if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailableError(
-            f"parity is measured with {missing[0]}, which is not installed", "pip install 'sstool[toolchain]', or leave --model out"
+            f"parity needs the package {missing[0]}, which is not installed", "pip install 'sstool[toolchain]', or omit --model"
         )
 
 
 def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *, threads: int | None) -> CheckSection:
     if checkpoint is None:
-        return CheckSection(status="skipped", reason="no checkpoint was named (--model)")
+        return CheckSection(status="skipped", reason="no checkpoint was given (--model)")
     tell("parity", 0, 1, "against transformers")
-    # Imported here: nothing else of a check needs torch.
+    # Imported here because no other part of a check needs torch.
     from sstool.validation.parity import measure_parity
 
     engine = load(artifact.folder, threads=threads, max_context=artifact.manifest.max_context, max_sequences=1, draft=False)
@@ -156,6 +159,6 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
         report = measure_parity(engine.backend, checkpoint)
     finally:
         engine.close()
-    reason = None if report.passed else f"logits differ by {report.max_relative:.1e} of their scale, allowed is {report.tolerance:.0e}"
+    reason = None if report.passed else f"logits differ by {report.max_relative:.1e} of their scale; the limit is {report.tolerance:.0e}"
     details = {key: value for key, value in report.to_json().items() if key != "passed"}
     return CheckSection(status="passed" if report.passed else "failed", reason=reason, details=details)

@@ -1,1 +1,1 @@
-"""A Hugging Face checkpoint: found on disk or on the hub, read, and refused with a reason where it cannot be exported."""
+"""Finds and reads a Hugging Face checkpoint, on disk or on the hub; refuses one that cannot be exported."""

@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, refused with a reason where it cannot be exported."""
+"""Reads and checks a checkpoint folder, and refuses one that cannot be exported, with a reason."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SUPPORTED_FAMILIES: Final = frozenset(
         "starcoder2",
     }
 )
-"""Families whose graphs the tests hold to transformers; others may be right too, and nobody has shown it."""
+"""Families whose graphs the tests compare with transformers. Others may work, but no test shows it."""
 
 _HEAD_DIM_STEP: Final = 16
 _FP32_BYTES: Final = 4
@@ -48,33 +48,33 @@ _COUNTS: Final = (
     "vocab_size",
     "max_position_embeddings",
 )
-"""Settings that are checked before transformers reads them, whose own messages take a page."""
+"""Settings that are checked before transformers reads them, because its own messages fill a page."""
 _DECODERS: Final = ("ForCausalLM", "LMHeadModel")
 _AGAIN: Final = "download the checkpoint again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A decoder checkpoint on disk, whose files have been checked.
+    """A decoder checkpoint on disk whose config, tokenizer and weight headers have been checked.
 
     Attributes:
-        folder: where it lies.
-        settings: `config.json`.
-        config: the same as transformers reads it, with the family's defaults.
-        model_type: the family, for example `llama`.
-        architecture: the class the weights belong to, for example `LlamaForCausalLM`.
-        num_layers: decoder layers.
+        folder: folder of the checkpoint.
+        settings: content of `config.json`.
+        config: the config as transformers reads it, with the family's defaults filled in.
+        model_type: model family, for example `llama`.
+        architecture: model class that the weights belong to, for example `LlamaForCausalLM`.
+        num_layers: number of decoder layers.
         hidden_size: width of the residual stream.
-        num_heads: query heads.
-        kv_heads: key and value heads.
-        head_dim: width of a head.
-        vocab_size: rows of the embedding.
-        max_context: positions the model is made for.
-        attention: each layer's window and rotary embedding.
-        original_context: positions before scaling; `max_context` where nothing is scaled.
-        tensors: every tensor of the weight files.
-        num_parameters: numbers in them.
-        weight_bytes: their bytes in fp32.
+        num_heads: number of query heads in a layer.
+        kv_heads: number of key and value heads in a layer.
+        head_dim: width of one head.
+        vocab_size: number of rows of the embedding.
+        max_context: number of positions that the model supports.
+        attention: sliding window and RoPE of each layer.
+        original_context: number of positions before RoPE scaling; `max_context` for a model without scaling.
+        tensors: records of all tensors in the weight files.
+        num_parameters: number of parameters in all tensors.
+        weight_bytes: size of all parameters in fp32, in bytes.
     """
 
     folder: Path
@@ -97,14 +97,14 @@ class Checkpoint:
 
 
 def describe_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and checks a checkpoint folder: its config, its tokenizer, and the headers of its weight files.
+    """Returns a checkpoint after checking its config, its tokenizer and the headers of its weight files.
 
     Raises:
-        CheckpointError: if a file is missing, cut or corrupt, or the model is not a decoder.
-        UnsupportedModelError: if the model is sound, but not of a kind that is exported correctly.
+        CheckpointError: if a file is missing, truncated or corrupt, or the model is not a decoder.
+        UnsupportedModelError: if the checkpoint is sound, but sstool cannot export it correctly.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"no model folder at {folder}", "check the path, or name a hub id such as org/name")
+        raise CheckpointError(f"no model folder at {folder}", "check the path, or pass a hub id such as org/name")
     if not any(folder.iterdir()):
         raise CheckpointError(f"the model folder {folder} is empty", _AGAIN)
     settings = _read_config(folder)
@@ -118,8 +118,8 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
     head_dim = getattr(config, "head_dim", None) or hidden_size // num_heads
     if head_dim % _HEAD_DIM_STEP:
         raise UnsupportedModelError(
-            f"{folder} has heads of {head_dim}; the attention kernels take multiples of {_HEAD_DIM_STEP}",
-            "pad the heads with zeros, which does not change the function",
+            f"{folder} has attention heads of {head_dim}; the attention kernels need a multiple of {_HEAD_DIM_STEP}",
+            f"choose a model whose head_dim is a multiple of {_HEAD_DIM_STEP}",
         )
     num_parameters = sum(t.num_elements for t in tensors)
     return Checkpoint(
@@ -147,16 +147,16 @@ def check_weights(checkpoint: Checkpoint) -> None:
     """Reads every weight once and refuses NaN and infinity.
 
     Raises:
-        CheckpointError: naming the tensor.
+        CheckpointError: if a tensor holds NaN or infinity; the message names the tensor.
     """
     check_finite(checkpoint.tensors)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object of a checkpoint.
+    """Returns the JSON object in one of a checkpoint's files.
 
     Raises:
-        CheckpointError: if the file cannot be read or holds anything else.
+        CheckpointError: if the file cannot be read or does not hold a JSON object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -171,8 +171,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CHECKPOINT_CONFIG
     if not path.exists():
         if (folder / "manifest.json").exists():
-            raise CheckpointError(f"{folder} is an artifact, not a checkpoint", "name the model folder it was exported from")
-        raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder", "name the folder that holds config.json")
+            raise CheckpointError(f"{folder} is an artifact, not a checkpoint", "pass the model folder that it was exported from")
+        raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder", "pass the folder that holds config.json")
     return read_json(path)
 
 
@@ -180,23 +180,30 @@ def _family(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
     model_type = config.get("model_type")
     architectures = config.get("architectures") or []
     if not isinstance(model_type, str) or not isinstance(architectures, list):
-        raise CheckpointError(f"{folder / 'config.json'} does not say which model it is: model_type is {model_type!r}", _AGAIN)
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not identify the model: model_type is {model_type!r}, architectures is {architectures!r}",
+            _AGAIN,
+        )
     architecture = str(architectures[0]) if architectures else "unnamed"
     if config.get("is_encoder_decoder") or not architecture.endswith(_DECODERS):
         raise CheckpointError(
-            f"{folder} is not a decoder: its architecture is {architecture}", f"sstool exports models that end in {' or '.join(_DECODERS)}"
+            f"{folder} is not a decoder: its architecture is {architecture}",
+            f"sstool exports architectures whose names end in {' or '.join(_DECODERS)}",
         )
     if model_type not in SUPPORTED_FAMILIES:
         raise UnsupportedModelError(
             f"{folder} is of the family {model_type!r}, which is not yet supported", f"supported: {', '.join(sorted(SUPPORTED_FAMILIES))}"
         )
     if config.get("quantization_config"):
-        raise UnsupportedModelError(f"{folder} is quantized", "export the checkpoint before it was quantized")
+        raise UnsupportedModelError(f"{folder} is quantized", "export the checkpoint that it was quantized from")
     return model_type, architecture
 
 
 def _complete(folder: Path, settings: dict[str, Any]) -> Any:
-    """Returns the config as transformers reads it: other names of the same settings, and the family's defaults for what is left out."""
+    """Returns the config as transformers reads it.
+
+    Settings have their common names there, and missing ones have the family's defaults.
+    """
     from transformers import AutoConfig
 
     if not all(isinstance(settings.get(key) or {}, dict) for key in ("rope_parameters", "rope_scaling")):
@@ -207,13 +214,16 @@ def _complete(folder: Path, settings: dict[str, Any]) -> Any:
     try:
         with quiet():
             return AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except Exception as err:  # transformers raises whatever its checks raise
+    except Exception as err:  # transformers' checks raise many types
         reason = " ".join(str(err).split())
-        raise CheckpointError(f"{folder / 'config.json'} is not a config of {settings['model_type']!r}: {reason}", _AGAIN) from err
+        raise CheckpointError(f"{folder / 'config.json'} is not a valid config of {settings['model_type']!r}: {reason}", _AGAIN) from err
 
 
 def _count(folder: Path, settings: dict[str, Any], config: Any, key: str) -> int:
-    """Returns a number that config.json itself must give, under its common name or the family's own: no default would fit the weights."""
+    """Returns a count that config.json itself must give, under the common name or the family's own name.
+
+    The family's default is not used, because it would not fit the weights.
+    """
     own_name = config.attribute_map.get(key, key)
     value: Any = settings.get(own_name, settings.get(key))
     _check_count(folder, own_name, value)
@@ -229,11 +239,11 @@ def _check_tokenizer(folder: Path) -> None:
     path = folder / TOKENIZER
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {TOKENIZER}", "convert its tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"{folder} has no {TOKENIZER}", "create it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     try:
         Tokenizer.from_file(str(path))
-    except Exception as err:  # the library raises nothing narrower
+    except Exception as err:  # the library has no narrower type
         raise CheckpointError(f"{path} is not a tokenizer: {err}", _AGAIN) from err
     if (folder / TOKENIZER_CONFIG).exists():
         read_json(folder / TOKENIZER_CONFIG)

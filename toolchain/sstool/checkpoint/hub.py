@@ -1,4 +1,4 @@
-"""A model's name becomes a folder on disk: the folder itself, or a hub snapshot of safetensors, config and tokenizer files only."""
+"""Resolves a model's name to a local folder; downloads only safetensors, config and tokenizer files."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _WANTED: Final = (
     "special_tokens_map.json",
     CHAT_TEMPLATE,
 )
-_OWN_FOLDER_HINT: Final = "pass the folder of a checkpoint on disk: --model PATH"
+_OWN_FOLDER_HINT: Final = "pass a checkpoint folder on disk: --model PATH"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
-    """Where a checkpoint lies.
+    """A checkpoint's folder and its origin.
 
     Attributes:
-        source: what the user named: the hub id, or the folder's name without the rest of its path.
-        folder: the files.
-        revision: the hub commit; None for a folder.
+        source: hub id, or the name of the user's folder without the path before it.
+        folder: folder that holds the checkpoint's files.
+        revision: hub commit; None for a folder of the user.
     """
 
     source: str
@@ -39,32 +39,37 @@ class ResolvedModel:
 
 
 def resolve(model: str | Path, revision: str | None = None) -> ResolvedModel:
-    """Finds the folder of a model, downloading a hub snapshot if need be. Runs no code of the model and fetches no pickle.
+    """Returns the local folder of a model, after downloading a hub snapshot if needed.
+
+    Runs no code of the model and downloads no pickle file.
 
     Args:
-        model: a folder, or a hub id such as `org/name`.
-        revision: a hub branch, tag or commit; only for hub ids.
+        model: folder, or hub id such as `org/name`.
+        revision: hub branch, tag or commit; only with a hub id.
 
     Raises:
-        CheckpointError: if there is no such folder, or the hub has no such model or cannot be reached.
+        CheckpointError: if the folder does not exist, the hub has no such model, or it cannot be reached.
     """
     name = str(model)
     if not name.strip():
-        raise CheckpointError("no model folder at an empty name", "name a folder, or a hub id such as org/name")
+        raise CheckpointError("no model folder at '': the name is empty", "pass a folder, or a hub id such as org/name")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise CheckpointError(f"{name} is a folder, which has no revision {revision!r}", "leave the revision out, or name a hub id")
+            raise CheckpointError(f"{name} is a folder, which has no revision {revision!r}", "leave out the revision, or pass a hub id")
         return ResolvedModel(source=folder.resolve().name, folder=folder, revision=None)
     if folder.exists():
-        raise CheckpointError(f"{name} is a file, not a model folder", "name the folder that holds config.json")
+        raise CheckpointError(f"{name} is a file, not a model folder", "pass the folder that holds config.json")
     if _is_path(name, folder):
-        raise CheckpointError(f"no model folder at {name}", "check the path, or name a hub id such as org/name")
+        raise CheckpointError(f"no model folder at {name}", "check the path, or pass a hub id such as org/name")
     return _download(name, revision)
 
 
 def _is_path(name: str, folder: Path) -> bool:
-    """Whether a name can only mean a folder: a hub id has one slash at most, and its first half is no folder here."""
+    """Returns whether a name must be a path.
+
+    A hub id has at most one slash, and the part before the slash is not the name of a local folder.
+    """
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
         return True
     return "/" in name and folder.parent.is_dir()
@@ -82,16 +87,16 @@ def _download(name: str, revision: str | None) -> ResolvedModel:
         folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_WANTED))
     except errors.HFValidationError as err:
         raise CheckpointError(
-            f"no model folder at {name}, and it is no hub id", "check the path, or name a hub id such as org/name"
+            f"no model folder at {name}, and the name is not a valid hub id", "check the path, or pass a hub id such as org/name"
         ) from err
     except errors.GatedRepoError as err:
         raise CheckpointError(
-            f"hub model {name} asks for permission first", "accept its terms on the hub and log in: hf auth login"
+            f"hub model {name} is gated: downloads need permission", "accept its terms on the hub and log in: hf auth login"
         ) from err
     except errors.RepositoryNotFoundError as err:
         raise CheckpointError(f"no model folder at {name}, and the hub has no model of that name", _OWN_FOLDER_HINT) from err
     except errors.RevisionNotFoundError as err:
-        raise CheckpointError(f"hub model {name} has no revision {revision!r}", "name a branch, tag or commit of the model") from err
+        raise CheckpointError(f"hub model {name} has no revision {revision!r}", "pass a branch, tag or commit of the model") from err
     except (errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError, errors.OfflineModeIsEnabled) as err:
         raise CheckpointError(
             f"no model folder at {name}, and the hub model{at} cannot be fetched: no network, or offline mode", _OWN_FOLDER_HINT

@@ -1,4 +1,4 @@
-"""A folder of hard links to a checkpoint's files, beside it, for libraries that take no symbolic links, or another config."""
+"""A temporary folder of hard links to a checkpoint's files: no symbolic links, and files can be replaced."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from ssruntime.scratch import scratch_folder
 
 @contextlib.contextmanager
 def linked_folder(folder: Path, purpose: str) -> Iterator[Path]:
-    """Gives a temporary folder with the same files, whatever symbolic links lead to them.
+    """Yields a temporary folder with the checkpoint's files; symbolic links are resolved.
 
-    They are hard links, or copies where the system has none between the two places; files that are mapped stay so after the folder is gone.
-    It lies beside `folder`, or where temporary files go if nothing can be written there.
+    The files are hard links, or copies where the file system allows no hard link. Memory-mapped files stay
+    valid after the folder is removed. The folder is created next to `folder`, or in the system's temporary
+    folder if that place is not writable.
 
     Args:
-        folder: the checkpoint.
-        purpose: becomes part of the name.
+        folder: folder of the checkpoint.
+        purpose: word that becomes part of the temporary folder's name.
     """
     root = folder.resolve()
     parent = root.parent if os.access(root.parent, os.W_OK) else Path(tempfile.gettempdir())

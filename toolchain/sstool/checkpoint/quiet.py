@@ -1,4 +1,4 @@
-"""The libraries that read checkpoints, kept from writing to the terminal."""
+"""Keeps the libraries that read checkpoints from writing to the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOISY_LOGGERS: Final = ("mobius", "onnxscript", "onnx_ir", "transformers")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the progress bars, warnings and log lines of the libraries that read checkpoints off stderr."""
+    """Within the block, hides these libraries' progress bars, warnings, and log lines below ERROR."""
     levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Tables of a model's rotary angles, made with transformers' own frequencies, for every kind of scaling that a context fixes."""
+"""RoPE cos/sin tables from transformers' own frequencies, for every scaling that depends on position only."""
 
 from __future__ import annotations
 
@@ -13,44 +13,50 @@ from sstool.checkpoint.attention_pattern import EVERY_LAYER, rope_parameters
 SCALINGS: Final = frozenset({"default", "linear", "llama3", "yarn", "dynamic", "longrope"})
 
 Table = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Cosines and sines float32[positions, rotary_dim / 2]."""
+"""Cosines and sines, each float32[positions, rotary_dim / 2]."""
 
 
 def check_scaling(config: Any, max_context: int) -> None:
-    """Refuses a rotary embedding whose angles are not fixed by the position.
+    """Refuses a RoPE scaling that does not depend on position only.
 
-    `dynamic` scaling leaves positions within the model's own context as they are, which is as far as an export goes. `longrope` turns
-    every position by other angles as soon as a text is longer than the original context, so it is fixed by staying within that.
+    `dynamic` scaling changes nothing within the model's own context, and no export has a longer context.
+    `longrope` changes the frequencies of every position once a text is longer than the original context, so
+    it is accepted only for contexts up to the original one.
+
+    Args:
+        config: the checkpoint's config as transformers reads it.
+        max_context: number of positions of the export.
 
     Raises:
-        UnsupportedModelError: saying what would fix it.
+        UnsupportedModelError: if the scaling is not supported, or not for this context.
     """
     for parameters in rope_parameters(config).values():
         kind = parameters.get("rope_type", "default")
         if kind not in SCALINGS:
             raise UnsupportedModelError(
-                f"the model scales its positions with {kind!r}, which is not yet supported", f"supported: {', '.join(sorted(SCALINGS))}"
+                f"the model's RoPE scaling {kind!r} is not yet supported", f"supported: {', '.join(sorted(SCALINGS))}"
             )
         original = _original_context(config, parameters)
         if kind == "longrope" and max_context > original:
             raise UnsupportedModelError(
-                f"the model scales its positions with 'longrope': past {original} tokens it turns every position by other angles",
+                f"the model's RoPE scaling 'longrope' changes its frequencies in texts of more than {original} tokens,"
+                f" and the context is {max_context}",
                 f"export it with --max-context {original}",
             )
 
 
 def original_context(config: Any) -> int:
-    """Returns the positions before scaling: the fewest of the model's rotary embeddings."""
+    """Returns the number of positions before scaling; the smallest if the model has several RoPEs."""
     contexts = [_original_context(config, p) for p in rope_parameters(config).values()]
     return min(contexts, default=int(config.max_position_embeddings))
 
 
 def rope_tables(config: Any, max_context: int) -> dict[str, Table]:
-    """Returns the table of each of the model's rotary embeddings, by its name in the attention pattern.
+    """Returns the cos/sin tables of each of the model's RoPEs, by its name in the attention pattern.
 
     Args:
-        config: the checkpoint's, as transformers read it; `check_scaling` accepted it.
-        max_context: positions.
+        config: the checkpoint's config as transformers reads it; `check_scaling` must have accepted it.
+        max_context: number of positions, which is the number of rows.
     """
     return {name: _table(config, name, max_context) for name in rope_parameters(config)}
 
@@ -59,9 +65,9 @@ def _table(config: Any, name: str, max_context: int) -> Table:
     import torch
 
     frequencies, scale = _frequencies(config, name)
-    # As transformers has it, in fp32: positions times frequencies, not powers of one angle.
-    angles = torch.arange(max_context, dtype=torch.float32)[:, None] * frequencies[None, :]
-    return (angles.cos() * scale).numpy(), (angles.sin() * scale).numpy()
+    # As in transformers: fp32 products of positions and frequencies, not powers of one rotation.
+    phases = torch.arange(max_context, dtype=torch.float32)[:, None] * frequencies[None, :]
+    return (phases.cos() * scale).numpy(), (phases.sin() * scale).numpy()
 
 
 def _frequencies(config: Any, name: str) -> tuple[Any, float]:

@@ -1,45 +1,38 @@
-"""The tensors of a checkpoint, found and checked from its files alone: whole shards, known dtypes, finite numbers; never a pickle."""
+"""Finds and checks a checkpoint's weights: whole shards, known dtypes, finite numbers, never a pickle."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
 
 _INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
-_LENGTH_BYTES: Final = 8
-_MAX_HEADER: Final = 100_000_000
-_CHUNK: Final = 1 << 22
+_DTYPES: Final = ("F64", "F32", "F16", "BF16")
+_NO_HEADER: Final = ("header too small", "header too large", "invalid header length")
+"""What the safetensors library says of a file that ends within its header, or has none."""
+_WRONG_SIZE: Final = "file not fully covered"
+_PART: Final = 1 << 15
+"""Numbers in one call of torch: so few that it starts no threads, which are slow on cores that others use."""
 _AGAIN: Final = "download the checkpoint again"
-
-_EXPONENTS: Final[dict[str, tuple[type[np.unsignedinteger[Any]], int]]] = {
-    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
-    "F32": (np.uint32, 0x7F80_0000),
-    "F16": (np.uint16, 0x7C00),
-    "BF16": (np.uint16, 0x7F80),
-}
-"""By dtype: the integer of its width, and the bits that are all set in NaN and infinity only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRecord:
-    """One tensor in a safetensors file. `offset` counts bytes from the start of the file."""
+    """The header entry of one tensor in a safetensors file."""
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    offset: int
-    size: int
 
     @property
     def num_elements(self) -> int:
@@ -48,19 +41,24 @@ class TensorRecord:
 
 
 def read_tensors(folder: Path) -> list[TensorRecord]:
-    """Reads the headers of a checkpoint's weight files and checks them against the files' sizes and the index.
+    """Returns the tensors of a checkpoint, as the headers of its weight files list them.
 
     Raises:
-        CheckpointError: if there are no safetensors, a shard is missing, a file is cut or corrupt, or a tensor of the index is absent.
+        CheckpointError: if there are no safetensors, a shard is missing, a file is cut or corrupt, two files
+            hold the same tensor, or a tensor of the index is absent.
     """
     files, listed = _weight_files(folder)
-    tensors = [record for file in files for record in _read_header(file)]
-    absent = set(listed) - {t.name for t in tensors}
+    tensors: dict[str, TensorRecord] = {}
+    for record in itertools.chain.from_iterable(map(_read_header, files)):
+        first = tensors.setdefault(record.name, record)
+        if first is not record:
+            raise CheckpointError(f"tensor {record.name!r} is in two weight files: {first.file} and {record.file.name}", _AGAIN)
+    absent = set(listed) - tensors.keys()
     if absent:
         raise CheckpointError(f"{folder / _INDEX} lists tensor {min(absent)!r}, which no weight file holds", _AGAIN)
     if not tensors:
         raise CheckpointError(f"the weight files in {folder} hold no tensors", _AGAIN)
-    return tensors
+    return list(tensors.values())
 
 
 def check_dtypes(tensors: Iterable[TensorRecord]) -> None:
@@ -70,41 +68,34 @@ def check_dtypes(tensors: Iterable[TensorRecord]) -> None:
         UnsupportedModelError: naming the first such tensor.
     """
     for tensor in tensors:
-        if tensor.dtype not in _EXPONENTS:
+        if tensor.dtype not in _DTYPES:
             raise UnsupportedModelError(
-                f"tensor {tensor.name!r} has dtype {tensor.dtype}; sstool reads {', '.join(_EXPONENTS)}",
+                f"tensor {tensor.name!r} has dtype {tensor.dtype}; sstool reads {', '.join(_DTYPES)}",
                 "export the checkpoint before it was quantized",
             )
 
 
 def check_finite(tensors: Iterable[TensorRecord]) -> None:
-    """Reads every number once, a few megabytes at a time.
+    """Reads every number once, one tensor at a time.
 
     Raises:
         CheckpointError: naming the first tensor that holds a NaN or an infinity.
     """
-    for tensor in tensors:
-        integer, exponent = _EXPONENTS[tensor.dtype]
-        bad = 0
-        with tensor.file.open("rb") as handle:
-            handle.seek(tensor.offset)
-            left = tensor.size
-            while left > 0:
-                data = handle.read(min(left, _CHUNK))
-                if not data:
-                    raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name!r}", _AGAIN)
-                left -= len(data)
-                bad += _count_set(np.frombuffer(data, dtype=integer), exponent)
-        if bad:
-            raise CheckpointError(
-                f"tensor {tensor.name!r} in {tensor.file} holds {bad} numbers that are NaN or infinite",
-                "the weights are damaged or diverged",
-            )
+    import torch  # imported here because reading the headers does not need it
 
-
-def _count_set(bits: NDArray[np.unsignedinteger[Any]], mask: int) -> int:
-    wide = bits.dtype.type(mask)
-    return int(np.count_nonzero((bits & wide) == wide))
+    for file, records in itertools.groupby(tensors, key=lambda tensor: tensor.file):
+        with _open(file, framework="pt") as weights:
+            for record in records:
+                values: torch.Tensor = weights.get_tensor(record.name)
+                if values.numel() == 0:
+                    continue
+                # A NaN or an infinity is the least or greatest number of its part; finding it copies nothing.
+                extremes = [number for part in torch.split(values.flatten(), _PART) for number in torch.aminmax(part)]
+                if not torch.isfinite(torch.stack(extremes)).all():
+                    raise CheckpointError(
+                        f"tensor {record.name!r} in {file} holds {int((~torch.isfinite(values)).sum())} numbers that are NaN or infinite",
+                        "the weights are damaged or diverged",
+                    )
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -135,34 +126,25 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _read_header(file: Path) -> list[TensorRecord]:
-    size = file.stat().st_size
-    with file.open("rb") as handle:
-        length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
-        if size < _LENGTH_BYTES or not 2 <= length <= min(_MAX_HEADER, size - _LENGTH_BYTES):
-            raise CheckpointError(f"{file} is cut or not a safetensors file: {size} bytes, a header of {length}", _AGAIN)
-        header = handle.read(length)
+    with _open(file, framework="numpy") as weights:
+        slices = {name: weights.get_slice(name) for name in weights.offset_keys()}
+        return [TensorRecord(name=n, file=file, dtype=s.get_dtype(), shape=tuple(s.get_shape())) for n, s in slices.items()]
+
+
+def _open(file: Path, *, framework: str) -> safe_open:
+    """Opens a file, whose header the library then has checked against the file's size.
+
+    Raises:
+        CheckpointError: if the file is cut or corrupt.
+    """
     try:
-        entries = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
-        tensors = [_record(file, name, entry, _LENGTH_BYTES + length) for name, entry in entries.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise CheckpointError(f"{file} has a damaged header: {err!r}", _AGAIN) from err
-    end = max((t.offset + t.size for t in tensors), default=_LENGTH_BYTES + length)
-    if end != size:
-        raise CheckpointError(f"{file} has {size} bytes where its header says {end}", _AGAIN)
-    return tensors
-
-
-def _record(file: Path, name: str, entry: dict[str, Any], start: int) -> TensorRecord:
-    first, last = (int(n) for n in entry["data_offsets"])
-    record = TensorRecord(
-        name=name,
-        file=file,
-        dtype=str(entry["dtype"]),
-        shape=tuple(int(n) for n in entry["shape"]),
-        offset=start + first,
-        size=last - first,
-    )
-    integer, _ = _EXPONENTS.get(record.dtype, (None, 0))
-    if first < 0 or last < first or (integer is not None and record.num_elements * integer().itemsize != record.size):
-        raise ValueError(f"tensor {name!r} of shape {record.shape} spans {record.size} bytes")
-    return record
+        return safe_open(file, framework, backend="pread")  # tensors of a mapped file would all stay in memory
+    except SafetensorError as err:
+        reason, size = str(err).removeprefix("Error while deserializing header: "), file.stat().st_size
+        if reason.startswith(_NO_HEADER):
+            message = f"{file} is cut or not a safetensors file: {size} bytes, {reason}"
+        elif _WRONG_SIZE in reason:
+            message = f"{file} has {size} bytes where its header says another number"
+        else:
+            message = f"{file} has a damaged header: {reason}"
+        raise CheckpointError(message, _AGAIN) from err

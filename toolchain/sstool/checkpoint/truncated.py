@@ -1,4 +1,4 @@
-"""A checkpoint's first layers as a checkpoint of their own, for comparing a model that is too large to hold a second time."""
+"""Makes a checkpoint of a model's first layers, to compare a model that does not fit in memory twice."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
 from sstool.checkpoint.linked_folder import linked_folder
 
 _PATTERNS: Final = 2
-"""How many times the layers' pattern is compared in full."""
+"""Periods of the layers' attention pattern that a comparison covers at least."""
 _LAYERS: Final = 4
-"""Layers compared at least."""
+"""Layers that a comparison covers at least."""
 _ROOM: Final = 1.5
-"""Memory that transformers needs for a model, in sizes of its fp32 weights: they are read, cast and run."""
+"""Memory that transformers needs to read, cast and run a model, as a multiple of its fp32 weights' size."""
 
 
 def layers_to_compare(checkpoint: Checkpoint, available: int | None) -> int:
-    """Returns how many of a model's layers its comparison with transformers covers: all that fit in memory, or two patterns.
+    """Returns how many of a model's first layers to compare with transformers.
+
+    These are all layers if the model fits in memory. Otherwise they are as few as still cover the attention
+    pattern twice, and at least four.
 
     Args:
-        checkpoint: the model.
-        available: bytes of memory there are; None if unknown, and then all layers are compared.
+        checkpoint: checkpoint of the model.
+        available: available memory in bytes; None if unknown, in which case all layers are compared.
     """
     if available is None or checkpoint.weight_bytes * _ROOM <= available:
         return checkpoint.num_layers
@@ -34,15 +37,18 @@ def layers_to_compare(checkpoint: Checkpoint, available: int | None) -> int:
 
 @contextlib.contextmanager
 def first_layers(checkpoint: Checkpoint, num_layers: int) -> Iterator[Checkpoint]:
-    """Gives a checkpoint of the first layers: another config over the same weight files, whose further tensors nobody asks for."""
+    """Yields a checkpoint of the first `num_layers` layers.
+
+    It has its own config, and links to the same weight files. The other layers' tensors stay in them, unused.
+    """
     with linked_folder(checkpoint.folder, "first-layers") as folder:
         settings = {key: _cut(value, checkpoint.num_layers, num_layers) for key, value in checkpoint.settings.items()}
         settings[checkpoint.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = num_layers
-        (folder / CHECKPOINT_CONFIG).unlink()  # a link to the whole model's, which must not be written through
+        (folder / CHECKPOINT_CONFIG).unlink()  # a hard link: writing to it would change the original
         (folder / CHECKPOINT_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
         yield describe_checkpoint(folder)
 
 
 def _cut(value: Any, before: int, after: int) -> Any:
-    """Returns a setting as it is, or its beginning if it lists something for each layer."""
+    """Returns the first entries of a setting with one entry per layer, and any other setting unchanged."""
     return value[:after] if isinstance(value, list) and len(value) == before else value

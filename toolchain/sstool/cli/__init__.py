@@ -1,1 +1,1 @@
-"""The command line: each command parses, calls the library and renders; errors and exit codes are in `main` alone."""
+"""The command line: each command parses options, calls the library and prints; only `main` handles errors."""

@@ -1,4 +1,4 @@
-"""`sstool bench`: plain and self-speculative decoding side by side, measured in turns on the same prompts."""
+"""`sstool bench`: measures autoregressive and self-speculative decoding on the same prompts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @click.command(name="bench")
 @artifact_argument
-@click.option("--prompts", required=True, metavar="FILE", type=click.Path(path_type=Path), help='JSON Lines of {"id"?, "prompt"}.')
-@click.option("--modes", metavar="M,M", help="Of plain and speculative.  [default: both, where there is a draft]")
-@click.option("--repeat", type=int, default=3, show_default=True, metavar="N", help="Times that each prompt is run in each mode.")
+@click.option("--prompts", required=True, metavar="FILE", type=click.Path(path_type=Path), help='JSON Lines file of {"id"?, "prompt"}.')
+@click.option("--modes", metavar="M,M", help="Modes to measure: plain, speculative.  [default: both if the artifact has a draft]")
+@click.option("--repeat", type=int, default=3, show_default=True, metavar="N", help="Runs of each prompt in each mode.")
 @decoding_options
 @json_option
 @debug_option
 def command(folder: Path, prompts: Path, modes: str | None, repeat: int, decoding: DecodingOptions, as_json: bool) -> None:
-    """Compare plain with self-speculative decoding.
+    """Compare autoregressive with self-speculative decoding.
 
-    The modes take turns prompt by prompt after a warm-up. Exits with 1 if a prompt's tokens differ from plain decoding's, near
-    ties left out.
+    After a warm-up, each prompt is run in both modes, in alternating order. Exits with 1 if the tokens of a
+    prompt differ from autoregressive decoding (mode plain); near ties do not count.
     """
     if modes is not None and decoding.config["mode"] is not None:
         raise click.UsageError("--mode and --modes exclude each other: here --mode M is short for --modes M")
@@ -72,7 +72,7 @@ def _print_report(report: BenchReport) -> None:
     console.print(_table(report))
     how = report.settings
     sampled = "greedy" if how["temperature"] == 0 else f"temperature {how['temperature']:g}, top-p {how['top_p']:g}, {how['sampling']}"
-    setting = f"{sampled}; {how['max_new_tokens']} tokens, {how['repeat']} repeats, seed {how['seed']}; medians (least to most)"
+    setting = f"{sampled}; {how['max_new_tokens']} tokens, {how['repeat']} repeats, seed {how['seed']}; median (minimum to maximum)"
     console.print(setting, style="dim", soft_wrap=True, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""`sstool check`: digests, parity, losslessness and memory of an artifact; exit code 0 only if no part failed."""
+"""`sstool check`: checks digests, parity, losslessness and memory; exits with 0 only if no part failed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ _COLOURS: Final = {"passed": "green", "failed": "red"}
 
 @click.command(name="check")
 @artifact_argument
-@click.option("--model", metavar="M", help="The checkpoint it was made from: compare logits with transformers.")
-@click.option("--prompts", multiple=True, metavar="FILE", type=click.Path(path_type=Path), help="JSON Lines to decode; may be repeated.")
-@click.option("--full", is_flag=True, help="Every exit policy with drafts of 1 to 12, greedy and sampled. Takes long; can be resumed.")
+@click.option("--model", metavar="M", help="Checkpoint of the artifact, to compare its logits with transformers.")
+@click.option(
+    "--prompts", multiple=True, metavar="FILE", type=click.Path(path_type=Path), help="JSON Lines file to decode; may be repeated."
+)
+@click.option(
+    "--full", is_flag=True, help="Try every stopping rule with drafts of 1 to 12, greedy and sampled. Slow; resumes if interrupted."
+)
 @json_option
 @debug_option
 def command(folder: Path, model: str | None, prompts: tuple[Path, ...], full: bool, as_json: bool) -> None:
-    """Prove an artifact intact, lossless and lean.
+    """Check the files, parity, losslessness and memory of an artifact.
 
-    Exits with 1 if a part fails. What cannot be checked here is reported as skipped or not measured.
+    Exits with 1 if a part fails. A part that cannot be checked is reported as skipped or not measured.
     """
     from sstool.check import CheckOptions, PromptFile, run_check
     from sstool.cli.progress import progress_bar

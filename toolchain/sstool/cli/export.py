@@ -1,4 +1,4 @@
-"""`sstool export`: a checkpoint in, an artifact out, or nothing under the artifact's name."""
+"""`sstool export`: turns a checkpoint into an artifact, or leaves nothing at the artifact's path."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @click.command(name="export")
 @click.option(
-    "--model", metavar="PATH_OR_HUB_ID", help="A folder with a Hugging Face checkpoint, or a hub id.  [required, here or in the recipe]"
+    "--model", metavar="PATH_OR_HUB_ID", help="Folder of a Hugging Face checkpoint, or a hub id.  [required, here or in the recipe]"
 )
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Where the artifact goes.")
-@click.option("--force", is_flag=True, help="Replace an artifact that is there.")
-@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these settings; a flag beats it.")
-@click.option("--target", metavar="NAME", help="What to compile for.  [default: ort-cpu]")
-@click.option("--dtype", metavar="TYPE", help="Type of the weights.  [default: fp32]")
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder of the artifact.")
+@click.option("--force", is_flag=True, help="Replace an existing artifact.")
+@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML file with these settings; flags override it.")
+@click.option("--target", metavar="NAME", help="Execution target.  [default: ort-cpu]")
+@click.option("--dtype", metavar="TYPE", help="Data type of the weights.  [default: fp32]")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of prompt and output together.  [default: the checkpoint's]")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
-@click.option("--skip-attention", metavar="3,5,7", help="Layers whose attention a draft skips, counted from 0.")
-@click.option("--skip-mlp", metavar="4,6", help="Layers whose MLP a draft skips.")
-@click.option("--skip-set", metavar="FILE", type=click.Path(path_type=Path), help='JSON: {"attention": [3, 5], "mlp": [4]}.')
-@click.option("--no-search", is_flag=True, help="Take a default skip set instead of searching one.")
+@click.option("--skip-attention", metavar="3,5,7", help="Layers whose attention the draft skips, counted from 0.")
+@click.option("--skip-mlp", metavar="4,6", help="Layers whose MLP the draft skips, counted from 0.")
+@click.option("--skip-set", metavar="FILE", type=click.Path(path_type=Path), help='JSON file: {"attention": [3, 5], "mlp": [4]}.')
+@click.option("--no-search", is_flag=True, help="Use the default skip set instead of searching for one.")
 @search_options
 @debug_option
 def command(
@@ -51,8 +51,9 @@ def command(
 ) -> None:
     """Make an artifact from a checkpoint.
 
-    Compares the result with the checkpoint, and plain with self-speculative decoding, before it gets its name. Unless a skip set is
-    given, here or in the recipe, one is searched on this machine.
+    The artifact is published only if its logits agree with the checkpoint's and self-speculative decoding
+    gives the same tokens as autoregressive decoding. Unless a skip set is given, by a flag or in the recipe,
+    the command searches for one on this machine.
     """
     if skip_set is not None and (skip_attention is not None or skip_mlp is not None):
         raise click.UsageError("--skip-set excludes --skip-attention and --skip-mlp")
@@ -68,7 +69,7 @@ def command(
     skip = _skip_spec(skip_attention, skip_mlp, skip_set) or (None if options.asks_for_search() else base.skip_set)
     is_searched = skip is None and not no_search
     if not is_searched and options.given():
-        raise click.UsageError(f"{options.given()[0]} has no meaning where nothing is searched")
+        raise click.UsageError(f"{options.given()[0]} has no meaning without a search")
     starts = [spec.skip() for spec in (base.skip_set, base.warm_start) if spec is not None]
     with status_line() as say:
         artifact = export_artifact(
@@ -120,11 +121,11 @@ def _summary(artifact: Artifact, out: Path) -> str:
     model = manifest.model
     skipped = [f"{len(d.skip.attention) + len(d.skip.mlp)} of {2 * model.num_layers}" for d in manifest.drafts]
     draft = f", draft skips {' / '.join(skipped)} sublayers" if skipped else ""
-    plainly = "; decodes plainly unless told" if any(d.mode == "plain" for d in manifest.drafts) else ""
-    text = f"{out}: {model.family}, {model.num_parameters / 1e6:.1f} M parameters, {manifest.dtype}{draft}; the gate passed{plainly}"
-    return text if manifest.tuning is None else f"{text}. {_found(manifest.tuning)}"
+    mode = "; the default mode is plain" if any(d.mode == "plain" for d in manifest.drafts) else ""
+    text = f"{out}: {model.family}, {model.num_parameters / 1e6:.1f} M parameters, {manifest.dtype}{draft}; the gate passed{mode}"
+    return text if manifest.tuning is None else f"{text}. {_search_result(manifest.tuning)}"
 
 
-def _found(tuning: Tuning) -> str:
+def _search_result(tuning: Tuning) -> str:
     speed = "" if tuning.speedup is None else f"{tuning.speedup:.2f} x plain, measured. "
     return f"{speed}{tuning.remark}"

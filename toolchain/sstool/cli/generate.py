@@ -1,4 +1,4 @@
-"""`sstool generate`: text as it comes, or one JSON object a prompt; one bad prompt of a file does not stop the others."""
+"""`sstool generate`: streams text, or prints a JSON object per prompt; a bad prompt does not stop a file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @click.command(name="generate")
 @artifact_argument
-@click.option("--prompt", metavar="TEXT", help="Text to go on from, as it is.")
-@click.option("--prompts", metavar="FILE", type=click.Path(path_type=Path), help='JSON Lines of {"id"?, "prompt"}.')
-@click.option("--chat", is_flag=True, help="Give each prompt to the model's chat template as a user's message.")
+@click.option("--prompt", metavar="TEXT", help="Text to continue, without a chat template.")
+@click.option("--prompts", metavar="FILE", type=click.Path(path_type=Path), help='JSON Lines file of {"id"?, "prompt"}.')
+@click.option("--chat", is_flag=True, help="Format each prompt as a user message with the model's chat template.")
 @decoding_options
 @json_option
 @debug_option
@@ -33,7 +33,7 @@ def command(folder: Path, prompt: str | None, prompts: Path | None, chat: bool, 
     config = decoding.generation_config()
     records = _records(prompt, prompts)
     with decoding.open_engine(folder) as engine:
-        # One seed for the whole run, drawn here if none is given, so that a run can be repeated from its output.
+        # One seed for the whole run, drawn here if none is given, so that the printed seed repeats the run.
         config = dataclasses.replace(config, seed=engine.settings(config).seed)
         if prompts is None:
             _run_one(engine, records[0], config, chat=chat, as_json=as_json)
@@ -50,7 +50,7 @@ def _records(prompt: str | None, prompts: Path | None) -> list[PromptRecord]:
 
 
 def _run_file(engine: Engine, records: list[PromptRecord], config: GenerationConfig, *, chat: bool, as_json: bool) -> bool:
-    """Runs every prompt that can be run; returns whether all could."""
+    """Runs the prompts that can be run; returns whether all of them could."""
     from ssruntime.errors import PromptError
     from sstool.cli.progress import progress_bar
 
@@ -110,7 +110,7 @@ def _summary(stats: DecodeStats, finish_reason: str, seed: int) -> Iterator[str]
     if stats.proposed:
         yield f"acceptance {stats.accepted / stats.proposed:.2f}"
     if stats.rounds:
-        yield f"{stats.emitted / stats.rounds:.2f} tokens a round"
+        yield f"{stats.emitted / stats.rounds:.2f} tokens per round"
     yield f"seed {seed}"
 
 

@@ -1,4 +1,4 @@
-"""The command group: a command's module is imported only when that command runs, so that `sstool --help` is quick."""
+"""The command group: it imports a command's module only when that command runs, to keep `--help` fast."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ COMMANDS: Final = {
     "export": "Make an artifact from a checkpoint.",
     "search": "Find the draft's skip set.",
     "generate": "Complete a prompt, or a file of prompts.",
-    "bench": "Compare plain with self-speculative decoding.",
-    "check": "Prove an artifact intact, lossless and lean.",
-    "inspect": "Show what an artifact holds.",
+    "bench": "Compare autoregressive with self-speculative decoding.",
+    "check": "Check the files, parity, losslessness and memory of an artifact.",
+    "inspect": "Show the content of an artifact.",
     "report": "(Re)write report.html of a search.",
 }
-"""Every command with the first sentence of its help, kept here so that listing them imports none."""
+"""Each command with the first sentence of its help, repeated here so that the list imports no command."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of the same name."""
+    """A group whose commands are in modules of the same names."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the commands in the order in which one uses them."""
+        """Returns the names of the commands in the order of their typical use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports one command; None if there is no such command."""
+        """Imports and returns one command; None if there is no such command."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"sstool.cli.{cmd_name}").command
@@ -53,4 +53,4 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
 @debug_option
 def cli() -> None:
-    """Lossless self-speculative decoding: export a checkpoint, then generate the same text sooner."""
+    """Lossless self-speculative decoding: export a checkpoint, then generate the same text faster."""

@@ -1,4 +1,4 @@
-"""`sstool inspect`: an artifact's model, sizes, skip sets, files and gate on one screen."""
+"""`sstool inspect`: shows the model, sizes, skip sets, files and gate of an artifact on one screen."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 @json_option
 @debug_option
 def command(folder: Path, as_json: bool) -> None:
-    """Show what an artifact holds.
+    """Show the content of an artifact.
 
-    Opens its engines once to see whether this host keeps one shared copy of the packed weights.
+    Opens its engines once to find out whether all processes of this host share one copy of the packed
+    weights.
     """
     from sstool.artifact_files.describe import describe_artifact
 
@@ -51,7 +52,7 @@ def _model(found: ArtifactDescription) -> Iterator[str]:
         [
             ("source", model.source + (f" at {model.revision}" if model.revision else "")),
             ("family", f"{model.family} ({model.architecture})"),
-            ("sizes", f"{model.num_layers} layers, width {model.hidden_size}, vocabulary {model.vocab_size}"),
+            ("sizes", f"{model.num_layers} layers, hidden size {model.hidden_size}, vocabulary {model.vocab_size}"),
             ("parameters", f"{model.num_parameters / 1e6:.1f} M, {found.manifest.dtype}, {_size(model.weight_bytes)}"),
             ("target", found.manifest.target),
             ("context", f"{found.manifest.max_context} tokens"),
@@ -65,7 +66,7 @@ def _memory(found: ArtifactDescription) -> Iterator[str]:
     yield from _pairs(
         [
             ("packing", found.packing),
-            ("cache", f"{_size(kv.bytes_per_token)} a token ({shape})"),
+            ("KV cache", f"{_size(kv.bytes_per_token)} a token ({shape})"),
             ("a sequence", f"{_size(kv.bytes_at_default_context)} at the default context of {kv.default_context}"),
             ("", f"{_size(kv.bytes_at_max_context)} at the full context of {found.manifest.max_context}"),
         ]
@@ -75,21 +76,21 @@ def _memory(found: ArtifactDescription) -> Iterator[str]:
 def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
     skipped = len(draft.skip.attention) + len(draft.skip.mlp)
     own = draft.tuned
-    exits = (
-        ("rule", own.exit),
+    settings = (
+        ("exit", own.exit),
         ("threshold", own.exit_threshold),
         ("max draft", own.max_draft),
         ("max alternatives", own.max_alternatives),
     )
-    tuned = ", ".join(f"{name} {value}" for name, value in exits if value is not None)
+    tuned = ", ".join(f"{name} {value}" for name, value in settings if value is not None)
     yield from _pairs(
         [
             ("skips", f"{skipped} of {2 * num_layers} sublayers ({len(draft.skip.attention)} attention, {len(draft.skip.mlp)} mlp)"),
             ("layer", _ruler(num_layers)),
             ("attention", skip_strip(draft.skip.attention, num_layers)),
             ("mlp", skip_strip(draft.skip.mlp, num_layers)),
-            ("exit", tuned or "the runtime's defaults"),
-            ("decodes", f"{draft.mode} unless told"),
+            ("stopping rule", tuned or "the runtime's defaults"),
+            ("default mode", draft.mode),
         ]
     )
 
@@ -97,16 +98,16 @@ def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
 def _tuning(tuning: Tuning) -> Iterator[str]:
     speed = "" if tuning.speedup is None else f"{tuning.speedup:.2f} x plain"
     found = f"{tuning.trials} trials on {tuning.cpu}, {tuning.threads} threads, onnxruntime {tuning.onnxruntime}"
-    yield from _pairs([("measured", speed or "no draft was faster than plain decoding"), ("search", found), ("", tuning.remark)])
+    yield from _pairs([("measured", speed or "no draft was faster than autoregressive decoding"), ("search", found), ("", tuning.remark)])
 
 
 def skip_strip(skipped: Sequence[int], num_layers: int) -> str:
-    """Returns one character a layer: `#` where the sublayer is kept, `.` where a draft skips it."""
+    """Returns one character per layer: `#` if the draft keeps the sublayer, `.` if it skips it."""
     return "".join("." if layer in skipped else "#" for layer in range(num_layers))
 
 
 def _ruler(num_layers: int) -> str:
-    """Returns layer numbers above a strip, every fifth written out."""
+    """Returns the line of layer numbers above a strip; every fifth number is written out."""
     ruler = [" "] * (num_layers + 3)
     for layer in range(0, num_layers, 5):
         ruler[layer : layer + len(str(layer))] = str(layer)
@@ -128,7 +129,7 @@ def _flat(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _size(num_bytes: int) -> str:
-    """Returns bytes in decimal units."""
+    """Returns a number of bytes as text in decimal units."""
     size = float(num_bytes)
     for unit in ("B", "kB", "MB"):
         if size < 1000:

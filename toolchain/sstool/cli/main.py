@@ -1,4 +1,4 @@
-"""The entry point: every way a command can fail ends in one line on stderr and exit code 1, or 2 for wrong usage."""
+"""The entry point: every failure ends in one line on stderr, and exit code 1, or 2 for wrong usage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXTRA_OF: Final = {"click": "cli", "rich": "cli", "onnxruntime": "cpu"} | dict.
 
 
 class _WarningsOnStderr(logging.Handler):
-    """Shows warnings of our own loggers as lines on whatever stderr is at the time."""
+    """Writes the warnings of our own loggers as lines to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = "".join(c if c.isprintable() else " " for c in record.getMessage())
@@ -37,14 +37,14 @@ def main() -> None:
 
 
 def run(args: list[str]) -> int:
-    """Runs `sstool` with `args` and returns its exit code; never raises for what a user can cause."""
+    """Runs `sstool` with `args` and returns its exit code; errors that a user can cause do not raise."""
     for stream in (sys.stdout, sys.stderr):
         _survive_other_encodings(stream)
     _show_warnings()
     state = RunState()
     try:
         return _invoke(args, state)
-    except KeyboardInterrupt:  # before click was there to turn it into an Abort
+    except KeyboardInterrupt:  # before click was imported, which turns it into an Abort
         return EXIT_INTERRUPTED
     except Exception as err:  # noqa: BLE001 - the one place where errors become a line and an exit code
         if state.debug:
@@ -81,12 +81,12 @@ def _report(err: Exception) -> int:
     elif isinstance(err, OSError):
         _print_error(_one_line(str(err)), "check the path, its permissions and the free space there")
     else:
-        _print_error(_one_line(f"unexpected {type(err).__name__}: {err}"), "run again with --debug for the traceback, and report it")
+        _print_error(_one_line(f"unexpected {type(err).__name__}: {err}"), "run again with --debug for the traceback, and please report it")
     return EXIT_FAILED
 
 
 def _missing_package(err: BaseException | None) -> str | None:
-    """Returns the package of one of our extras whose absence caused an error, directly or not."""
+    """Returns the missing package of our extras that caused an error, directly or indirectly; else None."""
     while err is not None:
         package = (err.name or "").partition(".")[0] if isinstance(err, ModuleNotFoundError) else ""
         if package in _EXTRA_OF:
@@ -96,7 +96,7 @@ def _missing_package(err: BaseException | None) -> str | None:
 
 
 def format_error(message: str, hint: str) -> str:
-    """Returns an error as the one line in which every command shows it."""
+    """Returns an error as one line, in the form that all commands use."""
     return f"error: {message}; hint: {hint}" if hint else f"error: {message}"
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, the decoding options among them; their values are checked by the runtime alone."""
+"""Options that several commands share, such as the decoding options; only the runtime checks their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# As in ssruntime.config, which is not imported here: it would slow `--help` down. A test holds them equal.
+# Repeated from ssruntime.config, whose import would slow `--help` down. A test keeps both equal.
 MODES: Final = ("plain", "speculative")
 EXITS: Final = ("fixed", "confidence", "adaptive")
 SAMPLINGS: Final = ("coupled", "rejection")
@@ -31,7 +31,7 @@ def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None
 debug_option: Final = click.option(
     "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug, help="Show a traceback on errors."
 )
-"""The group and every command take it, so that it may stand before or after a command's name."""
+"""The group and every command have this option, so that it works before and after the name of a command."""
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -44,17 +44,17 @@ def _recover(_ctx: click.Context, _param: click.Parameter, value: Path) -> Path:
 
 
 artifact_argument: Final = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=_recover)
-"""An artifact's folder. An exchange with a newer export that was cut short is undone before it is read."""
+"""The folder of an artifact, repaired before it is read if an export was killed while replacing it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """The decoding options as given, unchecked.
+    """The decoding options as the user gave them, not checked yet.
 
     Attributes:
-        config: what the runtime's `GenerationConfig` takes; None where not given.
-        threads: threads an engine uses, or None for the machine's physical cores.
-        max_context: tokens of prompt and output together, or None for the default.
+        config: arguments of the runtime's `GenerationConfig`; None for an option that was not given.
+        threads: number of threads per engine; None for the physical cores that are available.
+        max_context: largest number of tokens of prompt and output together; None for the default.
     """
 
     config: dict[str, Any]
@@ -72,11 +72,11 @@ class DecodingOptions:
         return GenerationConfig(**self.config)
 
     def open_engine(self, folder: Path) -> Engine:
-        """Loads an artifact for one request at a time; to be used in a `with` statement.
+        """Returns an engine for one request at a time, to be used in a `with` statement.
 
         Raises:
-            ArtifactError: if the folder holds no whole artifact.
-            ConfigError: if threads or context are out of range.
+            ArtifactError: if the folder holds no complete artifact.
+            ConfigError: if `threads` or `max_context` is out of its range.
         """
         from ssruntime import load
 
@@ -84,40 +84,48 @@ class DecodingOptions:
 
 
 _DECODING: Final = (
-    click.option("--max-new-tokens", type=int, metavar="N", help="Most tokens to add.  [default: 128]"),
-    click.option("--mode", type=click.Choice(MODES), help="Default: speculative, where the artifact has a draft."),
-    click.option("--exit", type=click.Choice(EXITS), help="When a draft stops.  [default: as tuned, else adaptive]"),
+    click.option("--max-new-tokens", type=int, metavar="N", help="Most tokens to generate.  [default: the checkpoint's setting, else 128]"),
+    click.option("--mode", type=click.Choice(MODES), help="plain: autoregressive decoding.  [default: the artifact's]"),
+    click.option("--exit", type=click.Choice(EXITS), help="Stopping rule of the draft.  [default: as tuned, else adaptive]"),
     click.option(
-        "--exit-threshold", type=float, metavar="X", help="Draft confidence, 0 to 1, below which it stops.  [default: as tuned, else 0.6]"
+        "--exit-threshold",
+        type=float,
+        metavar="X",
+        help="Draft confidence, 0 to 1, below which drafting stops.  [default: as tuned, else 0.6]",
     ),
     click.option("--max-draft", type=int, metavar="K", help="Most tokens drafted in a round, 1 to 15.  [default: as tuned, else 12]"),
     click.option(
         "--max-alternatives",
         type=int,
         metavar="N",
-        help="Most next-best tokens verified beside each drafted one, 0 to 3.  [default: as tuned, else 2]",
+        help="Most alternatives (one-token side branches) verified beside each drafted token, 0 to 3.  [default: as tuned, else 2]",
     ),
-    click.option("--threads", type=int, metavar="T", help="Threads an engine uses.  [default: the physical cores at hand]"),
+    click.option("--threads", type=int, metavar="T", help="Threads per engine.  [default: the available physical cores]"),
     click.option(
-        "--max-context", type=int, metavar="N", help="Prompt and output together; costs memory.  [default: the artifact's, at most 4096]"
+        "--max-context",
+        type=int,
+        metavar="N",
+        help="Most tokens of prompt and output together; takes memory.  [default: the artifact's, at most 4096]",
     ),
-    click.option("--temperature", type=float, metavar="X", help="0 is greedy.  [default: as the checkpoint says, else greedy]"),
+    click.option("--temperature", type=float, metavar="X", help="0 is greedy.  [default: the checkpoint's setting, else greedy]"),
     click.option("--top-k", type=int, metavar="K", help="Sample from the K most probable tokens; 0 for all."),
-    click.option("--top-p", type=float, metavar="P", help="Sample from the fewest tokens with this probability together."),
-    click.option("--min-p", type=float, metavar="P", help="Sample from tokens at least this fraction as probable as the best."),
+    click.option("--top-p", type=float, metavar="P", help="Sample from the smallest set of tokens with this total probability."),
+    click.option(
+        "--min-p", type=float, metavar="P", help="Sample from tokens at least this fraction as probable as the most probable one."
+    ),
     click.option(
         "--sampling",
         type=click.Choice(SAMPLINGS),
-        help="coupled: the text of plain sampling with this seed. rejection: the same distribution.  [default: coupled]",
+        help="coupled: same text as autoregressive sampling with this seed. rejection: same distribution.  [default: coupled]",
     ),
-    click.option("--seed", type=int, metavar="S", help="Gives the same text again.  [default: random]"),
-    click.option("--stop", type=str, multiple=True, metavar="TEXT", help="End before this text; may be repeated."),
-    click.option("--ignore-eos", is_flag=True, help="Go on past end-of-sequence tokens."),
+    click.option("--seed", type=int, metavar="S", help="Seed of the sampling; the same seed gives the same text.  [default: random]"),
+    click.option("--stop", type=str, multiple=True, metavar="TEXT", help="End the output before this text; may be repeated."),
+    click.option("--ignore-eos", is_flag=True, help="Continue after end-of-sequence tokens."),
 )
 
 
 def decoding_options(command: F) -> F:
-    """Adds the decoding options to a command, which gets them as one `decoding: DecodingOptions`."""
+    """Adds the decoding options to a command, which receives them as `decoding: DecodingOptions`."""
 
     @functools.wraps(command)
     def gather(*args: object, threads: int | None, max_context: int | None, **rest: Any) -> object:

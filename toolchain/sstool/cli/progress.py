@@ -1,4 +1,4 @@
-"""Progress bars on stderr, where that is a terminal, and silence where it is not."""
+"""Progress bars and status lines on stderr if that is a terminal; no output otherwise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 Advance: TypeAlias = Callable[[int, int, str], None]
-"""Called with steps done, steps in all, and what comes next."""
+"""Called with the number of finished steps, the total number, and the name of the next step."""
 
 
 @contextlib.contextmanager
@@ -16,11 +16,11 @@ def progress_bar(title: str, *, shown: bool = True) -> Iterator[Advance]:
     """Shows a bar while the block runs.
 
     Args:
-        title: what is being done.
-        shown: False for no bar even on a terminal, as where the command's own output goes there as it comes.
+        title: name of the work.
+        shown: False for no bar even on a terminal, as for a command that streams its output to the terminal.
 
     Yields:
-        What to call as the work goes on.
+        The function to call before each step.
     """
     if not shown or not sys.stderr.isatty():
         yield _be_silent
@@ -48,10 +48,10 @@ def _be_silent(_done: int, _total: int, _what: str) -> None:
 
 @contextlib.contextmanager
 def status_line() -> Iterator[Callable[[str], None]]:
-    """Shows what a block is doing, where stderr is a terminal.
+    """Shows the current step of a block if stderr is a terminal.
 
     Yields:
-        What to call with the name of each step as it begins.
+        The function to call with the name of each step when it begins.
     """
     if not sys.stderr.isatty():
         yield _say_nothing

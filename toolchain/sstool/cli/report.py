@@ -1,4 +1,4 @@
-"""`sstool report`: the page of a search, made again from what the search wrote."""
+"""`sstool report`: writes the page of a search from the search's records."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sstool.cli.options import artifact_argument, debug_option
 def command(folder: Path) -> None:
     """(Re)write report.html of a search.
 
-    DIR is an artifact's folder, which gets search/report.html, or a folder that itself holds trials.jsonl, of a search that may
-    still be running. The page is one file that opens without a network.
+    DIR is the folder of an artifact, which gets search/report.html, or a folder that holds trials.jsonl. The
+    search may still be running. The page is a single file that needs no network.
     """
     from sstool.search.log.read import find_search
     from sstool.search_report import write_report

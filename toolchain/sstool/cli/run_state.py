@@ -1,4 +1,4 @@
-"""What options that are accepted anywhere on the command line have set."""
+"""The state that is set by options which are accepted anywhere on the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class RunState:
     """The state of one run of `sstool`.
 
     Attributes:
-        debug: show a traceback on errors.
+        debug: whether errors show a traceback.
     """
 
     debug: bool = False

@@ -1,4 +1,4 @@
-"""`sstool search`: find the sublayers that a draft skips, for an artifact or for a checkpoint."""
+"""`sstool search`: finds the sublayers that the draft skips, for an artifact or for a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
 
 
 @click.command(name="search")
-@click.option("--model", metavar="PATH_OR_HUB_ID", help="Search for a checkpoint; needs --out.")
-@click.option("--artifact", metavar="DIR", type=click.Path(path_type=Path), help="Search for an artifact, which gets the new draft.")
-@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML with these settings; a flag beats it.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write skip_set.json and the search's records there.")
-@click.option("--force", is_flag=True, help="Replace a search that is there.")
+@click.option("--model", metavar="PATH_OR_HUB_ID", help="Checkpoint to search for; needs --out.")
+@click.option("--artifact", metavar="DIR", type=click.Path(path_type=Path), help="Artifact to search for; it gets the new draft.")
+@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML file with these settings; flags override it.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder for skip_set.json and the records of the search.")
+@click.option("--force", is_flag=True, help="Replace the records of an earlier search.")
 @search_options
 @debug_option
 def command(model: str | None, artifact: Path | None, recipe: Path | None, out: Path | None, force: bool, options: SearchOptions) -> None:
     """Find the draft's skip set.
 
-    Tries candidates as real engines over text that the model itself writes, and times the best of them for real. An artifact gets the
-    winner as its new draft; with --out, the skip set goes there instead, for `sstool export --skip-set`.
+    Runs candidates in real engines on text that the model itself generated, and times the best ones head to
+    head. An artifact gets the winner as its new draft. With --out, the skip set is written there instead, for
+    `sstool export --skip-set`.
     """
     if model is not None and artifact is not None:
         raise click.UsageError("--model and --artifact exclude each other")
@@ -38,7 +39,7 @@ def command(model: str | None, artifact: Path | None, recipe: Path | None, out: 
     if artifact is None and source is None:
         raise click.UsageError("Missing option '--model' or '--artifact'")
     if artifact is None and out is None:
-        raise click.UsageError("Missing option '--out': a checkpoint has no place for what is found")
+        raise click.UsageError("Missing option '--out': the results of a search for a checkpoint need a folder")
     with status_line() as say:
         outcome = search_for(
             SearchTarget(
@@ -64,7 +65,7 @@ def _summary(outcome: SearchOutcome, where: Path | None, hint: str) -> str:
     spent += f", {seconds.get('ax', 0):.0f} s Ax)"
     trial = outcome.winner
     if trial is None:
-        return f"{where}: {outcome.result.remark} It decodes plainly unless told. {spent}"
+        return f"{where}: {outcome.result.remark} The default mode is plain. {spent}"
     skipped = f"{len(trial.skip.attention)} attention and {len(trial.skip.mlp)} MLP sublayers skipped"
     exit_ = trial.exit if trial.exit_threshold is None else f"{trial.exit} {trial.exit_threshold:g}"
     return (

@@ -1,4 +1,4 @@
-"""Options that `search` and `export` share: how a skip set is searched."""
+"""The options of a search for a skip set, which `search` and `export` share."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ F = TypeVar("F", bound=Callable[..., object])
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """The options as given.
+    """The search options as the user gave them.
 
     Attributes:
-        changes: what they set of `SearchSettings`.
-        threads: of an engine.
-        resume: whether to go on with an interrupted search.
+        changes: fields of `SearchSettings` that were given, with their values.
+        threads: number of threads per engine; None for the default.
+        resume: whether to resume an interrupted search.
     """
 
     changes: dict[str, Any]
@@ -33,7 +33,7 @@ class SearchOptions:
     resume: bool
 
     def settings(self, recipe: Recipe) -> SearchSettings:
-        """Returns the recipe's settings, or the defaults, with what the flags change.
+        """Returns the recipe's search settings, or the defaults, with the changes of the flags.
 
         Raises:
             ConfigError: if a value is out of its range.
@@ -43,7 +43,7 @@ class SearchOptions:
         return dataclasses.replace(recipe.search or SearchSettings(), **self.changes)
 
     def asks_for_search(self) -> bool:
-        """Whether a flag was given that only a search heeds, so that a recipe's skip set is where one begins."""
+        """Whether a flag was given that only a search uses; a recipe's skip set then only starts it."""
         return bool(self.changes) or self.resume
 
     def given(self) -> list[str]:
@@ -52,24 +52,25 @@ class SearchOptions:
         return [*flags, *(["--threads"] if self.threads is not None else [])]
 
 
+# Defaults are written out, as importing `SearchSettings` would slow `--help` down. A test holds them true.
 _OPTIONS: Final = (
     click.option(
         "--calibration",
         metavar="FILE",
         type=click.Path(),
-        help='Prompts to search with, JSON Lines of {"prompt": ...}.  [default: 32 of ours]',
+        help='Prompts to search with: JSON Lines file of {"prompt": ...}.  [default: 64 built-in prompts]',
     ),
     click.option("--trials", type=int, metavar="N", help="Most candidates to try.  [default: 80]"),
-    click.option("--budget", metavar="TIME", help="Most time to take, such as 90s, 10m or 1.5h.  [default: 10m]"),
-    click.option("--seed", type=int, metavar="S", help="Of all that is drawn.  [default: 0]"),
-    click.option("--threads", type=int, metavar="T", help="Threads an engine uses.  [default: the physical cores at hand]"),
-    click.option("--resume", is_flag=True, help="Go on with a search that was interrupted."),
+    click.option("--budget", metavar="TIME", help="Time limit, such as 90s, 10m or 1.5h.  [default: 10m]"),
+    click.option("--seed", type=int, metavar="S", help="Seed of all random choices.  [default: 0]"),
+    click.option("--threads", type=int, metavar="T", help="Threads per engine.  [default: the available physical cores]"),
+    click.option("--resume", is_flag=True, help="Resume an interrupted search."),
 )
 _SETTINGS: Final = ("calibration", "trials", "budget", "seed")
 
 
 def search_options(command: F) -> F:
-    """Adds the search options to a command, which gets them as one `options: SearchOptions`."""
+    """Adds the search options to a command, which receives them as `options: SearchOptions`."""
 
     @functools.wraps(command)
     def gather(*args: object, threads: int | None, resume: bool, **rest: Any) -> object:
@@ -84,7 +85,7 @@ def search_options(command: F) -> F:
 
 
 def read_recipe_or_none(path: Path | None) -> Recipe:
-    """Returns a recipe, or an empty one where none is named."""
+    """Returns the recipe in a file, or an empty one if no file is given."""
     from sstool.pipelines.recipe import Recipe, read_recipe
 
     return Recipe() if path is None else read_recipe(path)

@@ -1,1 +1,1 @@
-"""Graphs: built from a checkpoint, read for their sublayers, and saved over one weights file."""
+"""Decoder graphs: built from a checkpoint, divided into sublayers, and rewritten pass by pass."""

@@ -1,4 +1,4 @@
-"""A decoder graph built from a checkpoint folder, with every weight present, or an error that says what is wrong."""
+"""Builds a checkpoint's decoder graph with all of its weights, or raises an error that says why it cannot."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def build_decoder(folder: Path) -> ir.Model:
-    """Builds the fp32 graph of a checkpoint, lowered for ONNX Runtime's CPU kernels.
+    """Returns the fp32 graph of a checkpoint, lowered for ONNX Runtime's CPU kernels.
 
-    Weights stay lazy: they are read from the checkpoint's memory-mapped files, cast and transposed one by one when the graph
-    is saved.
+    Weights stay lazy. They are read from the checkpoint's memory-mapped files, cast and transposed one at a
+    time when the graph is saved.
 
     Args:
-        folder: a checkpoint that `sstool.checkpoint.describe.describe_checkpoint` accepted.
+        folder: checkpoint folder that `sstool.checkpoint.describe.describe_checkpoint` accepted.
 
     Returns:
-        A model with inputs `input_ids`, `attention_mask` and `past_key_values.*`, outputs `logits` and `present.*`.
+        A model with the inputs `input_ids`, `attention_mask` and `past_key_values.*` and the outputs `logits`
+        and `present.*`.
 
     Raises:
         UnsupportedModelError: if no graph can be built for this model.
@@ -44,7 +45,10 @@ def build_decoder(folder: Path) -> ir.Model:
 
 @contextlib.contextmanager
 def _without_links(folder: Path) -> Iterator[Path]:
-    """Gives a folder that mobius will read: it takes no weights through symbolic links, of which the hub's cache consists."""
+    """Yields the checkpoint in a folder without symbolic links that lead out of it.
+
+    mobius reads no weights through such links, and a hub snapshot consists of them.
+    """
     root = folder.resolve()
     if all(path.resolve().is_relative_to(root) for path in folder.iterdir()):
         yield folder
@@ -54,18 +58,18 @@ def _without_links(folder: Path) -> Iterator[Path]:
 
 
 def _build(folder: Path) -> ir.Model:
-    # Read when the libraries are imported, which happens here first: no look at the hub for a folder that is on disk.
+    # Read when the libraries are first imported, which may be here.
     os.environ.setdefault("TQDM_DISABLE", "1")
     from mobius import build
 
     try:
         package = build(str(folder), execution_provider="cpu", dtype="f32")
         model = package["model"]
-    except Exception as err:  # mobius raises whatever its model code ran into
+    except Exception as err:  # mobius' model code raises many types
         logger.debug("mobius could not build %s", folder, exc_info=True)
         reason = f"{type(err).__name__}: {err}"
         if "shape mismatch" in reason:
-            raise CheckpointError(f"{folder}: {err}", "config.json and the weights belong to different models") from err
+            raise CheckpointError(f"{folder}: {err}", "use config.json and weights of the same model") from err
         raise UnsupportedModelError(f"{folder}: no graph can be built: {reason}", "this model cannot be exported yet") from err
     if not isinstance(model, ir.Model):
         raise UnsupportedModelError(f"{folder}: mobius built no decoder graph", "this model cannot be exported yet")

@@ -1,4 +1,4 @@
-"""The passes in their order: from the graph mobius builds to the pair that an artifact ships."""
+"""Runs the passes in their order: from the graph that mobius builds to the verify and the draft graph."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from sstool.graph.passes.windows_and_rope import WindowsAndRopePass
 
 @dataclass(frozen=True, kw_only=True)
 class LoweringPlan:
-    """What the passes need to know of the model, for a context.
+    """What the passes need to know about the model, for one context length.
 
     Attributes:
         hidden_size: width of the residual stream.
-        attention: each layer's.
-        rope: the table of each rotary embedding that they name, with as many rows as the context has positions.
+        attention: sliding window and RoPE of each layer.
+        rope: cos/sin tables of each RoPE that `attention` names, one row per position of the context.
     """
 
     hidden_size: int
@@ -43,7 +43,7 @@ class LoweringPlan:
 
 
 def plan_lowering(checkpoint: Checkpoint, max_context: int) -> LoweringPlan:
-    """Returns the plan of a checkpoint for a context of `max_context` positions."""
+    """Returns the plan for a checkpoint and a context of `max_context` positions."""
     return LoweringPlan(
         hidden_size=checkpoint.hidden_size,
         attention=checkpoint.attention,
@@ -52,10 +52,12 @@ def plan_lowering(checkpoint: Checkpoint, max_context: int) -> LoweringPlan:
 
 
 def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
-    """Rewrites a decoder graph to the graph contract, in place, as fast as ONNX Runtime's own extended optimizations make it.
+    """Returns the verify graph: `model`, rewritten in place to the graph contract.
+
+    The passes fuse what ONNX Runtime's extended optimizations would fuse, so these find nothing left to do.
 
     Raises:
-        UnsupportedModelError: if the graph is not one that the passes can take.
+        UnsupportedModelError: if a pass cannot handle the graph.
     """
     passes = ir.passes.Sequential(
         FoldConstantsPass(),
@@ -72,15 +74,15 @@ def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
         common.NameFixPass(),
     )
     lowered = passes(model).model
-    lowered.graph.name = "verify"  # mobius names it after the folder, which is nobody's business
+    lowered.graph.name = "verify"  # mobius names it after the checkpoint's folder, which the artifact must not reveal
     return lowered
 
 
 def lower_draft(verify: ir.Model, skip: SkipSet) -> ir.Model:
-    """Returns a draft: a copy of the verify graph, over the same tensors, without the sublayers of `skip`.
+    """Returns a draft graph: the verify graph without the skipped sublayers, as a copy over the same tensors.
 
     Raises:
-        UnsupportedModelError: if a sublayer cannot be taken out.
+        UnsupportedModelError: if a sublayer cannot be left out.
     """
     draft = CausalOnlyPass()(FuseResidualNormsPass()(ElidePass(skip)(verify.clone()))).model
     draft.graph.name = "draft"

@@ -1,7 +1,8 @@
-"""Which sublayer a node belongs to, and where sublayers join the residual stream, in any decoder graph that mobius builds.
+"""Finds the sublayer of each node, and the residual adds, in any decoder graph that mobius builds.
 
-Nothing here knows a family by name: a node's module path (kept in its metadata) says which sublayer it computes, and a join is
-an addition, alone or fused with the norm that follows, of two computed values outside every sublayer.
+The code needs no list of model families. A node's sublayer follows from its module path, which is in its
+metadata. A residual add is an addition of two computed values outside every sublayer. It is a node of its
+own, or fused with the norm that follows it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _SCOPES: Final = "pkg.onnxscript.name_scopes"
 _LAYER: Final = re.compile(r"(?:layers|h|blocks)\.(\d+)")
 _MLP_NAMES: Final = frozenset({"mlp", "feed_forward", "ffn", "block_sparse_moe"})
 NORM_OF_FUSED_ADD: Final = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
-"""The fused joins, and the norm that each ends with."""
+"""Operators that fuse a residual add with a norm, and the operator of that norm alone."""
 SUM_OUTPUT: Final = 3
-"""Output of a fused join that is the sum; output 0 is its norm."""
+"""Output of a fused residual add that is the sum; output 0 is the norm of the sum."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -35,10 +36,10 @@ class Sublayer:
 
 
 def sublayer_of_path(path: tuple[str, ...]) -> Sublayer | None:
-    """Returns the sublayer a module path leads into, None for norms, embeddings, the head and whole layers.
+    """Returns the sublayer of a module path; None for norms, embeddings, the LM head and whole layers.
 
     Args:
-        path: module names from the root, for example `("model", "layers.1", "self_attn", "o_proj")`.
+        path: module names from the root on, for example `("model", "layers.1", "self_attn", "o_proj")`.
     """
     for part, child in itertools.pairwise(path):
         match = _LAYER.fullmatch(part)
@@ -53,12 +54,12 @@ def sublayer_of_path(path: tuple[str, ...]) -> Sublayer | None:
 
 
 def sublayer_of(node: ir.Node) -> Sublayer | None:
-    """Returns the sublayer that a node helps to compute, None for one outside every sublayer."""
+    """Returns the sublayer that a node is part of; None for a node outside every sublayer."""
     return _sublayer_of_scopes(node.metadata_props.get(_SCOPES, "[]"))
 
 
 def is_residual_add(node: ir.Node) -> bool:
-    """Whether a node adds two computed values outside every sublayer, as a residual connection does."""
+    """Returns whether a node is a residual add: the sum of two computed values, outside every sublayer."""
     if node.op_type not in NORM_OF_FUSED_ADD and node.op_type != "Add":
         return False
     if len(node.inputs) < 2 or sublayer_of(node) is not None:
@@ -67,20 +68,23 @@ def is_residual_add(node: ir.Node) -> bool:
 
 
 def is_fused_residual_add(node: ir.Node) -> bool:
-    """Whether a join also normalizes: output 0 is the norm of the sum, output 3 the sum."""
+    """Returns whether a residual add is fused with a norm: output 0 is the norm of the sum, 3 the sum."""
     return node.op_type in NORM_OF_FUSED_ADD
 
 
 def branch_of(value: ir.Value | None) -> Sublayer | None:
-    """Returns the sublayer whose result a value is, possibly normalized or scaled on the way; None for the residual stream."""
+    """Returns the sublayer whose result a value is; None for the residual stream.
+
+    A result that is then normalized or scaled still counts as the sublayer's.
+    """
     node = None if value is None else value.producer()
     if node is None:
         return None
     found = sublayer_of(node)
     if found is not None or is_residual_add(node):
         return found
-    feeds = [v for v in node.inputs if v is not None and v.const_value is None]
-    branches = {branch_of(v) for v in feeds}
+    computed = [v for v in node.inputs if v is not None and v.const_value is None]
+    branches = {branch_of(v) for v in computed}
     return branches.pop() if len(branches) == 1 else None
 
 

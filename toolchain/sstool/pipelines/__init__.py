@@ -1,1 +1,1 @@
-"""What a command does from beginning to end: export a checkpoint, search a draft, replace a draft."""
+"""The commands from beginning to end: export a checkpoint, search for a draft, replace a draft."""

@@ -1,4 +1,4 @@
-"""From a checkpoint to an artifact: the whole pipeline, and nothing gets its name before it passed the gate."""
+"""Exports a checkpoint to an artifact; the artifact is published only after it has passed the gate."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Final
 from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.checks import check_choice
 from ssruntime.errors import ConfigError
+from ssruntime.folder_lock import require_locks
 from sstool.artifact_files.assemble import assemble, write_manifest
 from sstool.artifact_files.publish import staged_folder
 from sstool.checkpoint.describe import Checkpoint, check_weights, describe_checkpoint
@@ -27,30 +28,32 @@ logger = logging.getLogger(__name__)
 TARGETS: Final = ("ort-cpu",)
 DTYPES: Final = ("fp32",)
 _MIN_CONTEXT: Final = 2
-"""A prompt's token and a new one."""
+"""One token of a prompt and one new token."""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What to export and where to.
+    """The input and the options of an export.
 
     Attributes:
-        model: a checkpoint folder, a hub id, or what `hub.resolve` found.
-        out: the artifact's folder.
-        force: replace an artifact of that name.
+        model: a checkpoint folder, a hub id, or a model that `hub.resolve` returned.
+        out: folder of the artifact.
+        force: whether to replace an existing artifact at `out`.
         revision: branch, tag or commit of a hub id.
-        target: what the graphs are lowered for.
-        dtype: of the weights and the computation.
-        max_context: longest sequence, at most the checkpoint's, which is the default.
-        skip: the draft's skip set and the exit it was tuned for; None takes `default_skip_set`.
-        search: search a better draft before the artifact gets its name; None for none.
+        target: execution target that the graphs are lowered for.
+        dtype: data type of the weights and of the computation.
+        max_context: length of the longest sequence in tokens, at most the checkpoint's; None takes the
+            checkpoint's.
+        skip: skip set of the draft and the stopping rule it was tuned for; None takes `default_skip_set`.
+        search: settings of a search for a better draft before publication; None for no search.
         starts: skip sets that the search tries first.
-        threads: of an engine while searching.
-        resume: go on with a search for this `out` that was interrupted.
-        check: called with the checkpoint's number of layers before anything is built; what it raises ends the export.
-        progress: called with the name of each step as it begins.
+        threads: number of threads per engine during the search; None for the default.
+        resume: whether to resume an interrupted search for this `out`.
+        check: called with the checkpoint's number of layers before anything is built; an exception ends the
+            export.
+        progress: called with the name of each step when it begins.
     """
 
     model: str | Path | ResolvedModel
@@ -70,19 +73,22 @@ class ExportRequest:
 
 
 def export_artifact(request: ExportRequest) -> Artifact:
-    """Exports a checkpoint, compares the result with it, and publishes it.
+    """Exports a checkpoint, compares the result with the checkpoint, and publishes it.
 
     Returns:
-        The artifact, under the name asked for.
+        The published artifact.
 
     Raises:
-        CheckpointError: if the model is missing, damaged, or no decoder.
-        UnsupportedModelError: if it cannot be exported correctly.
-        RecipeError: if the skip set does not fit the model, or an interrupted search is in the way.
+        CheckpointError: if the model is missing or damaged, or is not a decoder.
+        UnsupportedModelError: if the model cannot be exported correctly.
+        RecipeError: if the skip set does not fit the model, or `out` has an interrupted search that is
+            neither resumed nor replaced.
         ConfigError: if a setting is out of its range.
         ArtifactError: if the artifact cannot be written.
         PromptError: if the calibration prompts of a search cannot be used.
+        BackendUnavailableError: if this system has no folder locks.
     """
+    require_locks()
     say = request.progress or logger.info
     check_choice("target", request.target, TARGETS)
     check_choice("dtype", request.dtype, DTYPES)
@@ -110,7 +116,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
 
 
 def _check_search(request: ExportRequest, settings: SearchSettings) -> None:
-    """Finds out what a search would refuse before anything is built for it."""
+    """Raises the errors of a search that can be found before anything is built."""
     from sstool.search.log.work_folder import check_work
     from sstool.search.run import check_search
 
@@ -119,8 +125,8 @@ def _check_search(request: ExportRequest, settings: SearchSettings) -> None:
 
 
 def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings, until_published: contextlib.ExitStack) -> None:
-    """Searches a draft for an artifact that has no name yet, and puts it in; the search's own folder is held until it has one."""
-    # Imported here: an export that searches nothing needs neither Ax nor plots.
+    """Searches for a better draft before publication; the search's folder stays locked until then."""
+    # Imported here because an export without a search needs neither Ax nor plotly.
     from sstool.pipelines.replace_draft import draft_of, replace_draft
     from sstool.search.log.records import LATENCY, SEARCH_FOLDER
     from sstool.search.log.work_folder import work_folder
@@ -142,7 +148,7 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
         )
     )
     spec, tuning = draft_of(outcome)
-    say("proving the draft that was found")
+    say("checking the new draft")
     replace_draft(folder, spec, search=work, tuning=tuning)
 
 
@@ -158,5 +164,7 @@ def _max_context(asked: int | None, checkpoint: Checkpoint) -> int:
     if asked is None:
         return checkpoint.max_context
     if not _MIN_CONTEXT <= asked <= checkpoint.max_context:
-        raise ConfigError(f"max_context is out of range: {asked}", f"this model takes {_MIN_CONTEXT} to {checkpoint.max_context} positions")
+        raise ConfigError(
+            f"max_context is out of range: {asked}", f"this model allows {_MIN_CONTEXT} to {checkpoint.max_context} positions"
+        )
     return asked

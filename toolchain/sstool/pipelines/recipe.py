@@ -1,4 +1,4 @@
-"""Recipes: an export and its search written down in YAML, read strictly, with paths relative to the recipe."""
+"""Recipes: settings of an export and its search as YAML, read strictly, with paths relative to the recipe."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from sstool.skip_set import SkipSpec, check_skip_spec
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a recipe may say; what is None is left to flags and defaults.
+    """The content of a recipe; a value that is None is left to flags and defaults.
 
     Attributes:
-        model: folder or hub id. One that names a folder relative to the recipe is made absolute.
-        revision: hub branch, tag or commit.
-        dtype: of the weights and the computation.
-        target: what the graphs are lowered for.
-        max_context: longest sequence of the artifact.
-        num_layers: decoder layers of the model that the recipe is for; it is refused for a model of another depth.
-        skip_set: the draft's skip set and its tuned exit: the answer, for which nothing is searched.
-        warm_start: a skip set that a search tries among its first, and not an answer: a set found elsewhere, or for other weights.
-        search: how to search. Its calibration file is made absolute, relative to the recipe.
+        model: checkpoint folder or hub id. A folder relative to the recipe is made absolute.
+        revision: branch, tag or commit of a hub id.
+        dtype: data type of the weights and of the computation.
+        target: execution target that the graphs are lowered for.
+        max_context: length of the longest sequence in tokens.
+        num_layers: number of decoder layers of the model that the recipe is for; a model of another depth is
+            refused.
+        skip_set: skip set and stopping rule of the draft. They are final: an export then does not search.
+        warm_start: skip set that a search tries early, but that is not final: a set found elsewhere, or
+            for other weights.
+        search: settings of the search. The path of the calibration file is made absolute, relative to the
+            recipe.
     """
 
     model: str | None = None
@@ -43,25 +46,26 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Reads a recipe. Where it says how deep its model is, its skip sets are checked against that.
+    """Returns the content of a recipe file. If it has `num_layers`, its skip sets are checked against that.
 
     Raises:
-        RecipeError: if the file is missing, is not YAML, or holds an unknown key (the closest is named), a key twice, a value of
-            another type or out of its range, or a skip set that does not fit its own `num_layers`.
+        RecipeError: if the file is missing or not YAML, or holds an unknown key (the message names the
+            closest known one), a key twice, a value of the wrong type or out of its range, or a skip set that
+            does not fit its own `num_layers`.
     """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as err:
         raise RecipeError(f"recipe {path} cannot be read: {err.strerror}", "check the path") from err
-    except (yaml.YAMLError, ValueError, RecursionError) as err:  # a date of no calendar, or text that is not UTF-8, is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # an impossible date, or text that is not UTF-8, is a ValueError
         raise RecipeError(f"recipe {path} is not YAML: {err}", "see recipes/demo.yaml for an example") from err
     try:
         recipe = read_record(Recipe, {} if data is None else _with_text_budget(data), where=str(path), error=RecipeError)
-    except ConfigError as err:  # only the search section checks its values as it is built
+    except ConfigError as err:  # only the search section checks its values during construction
         raise RecipeError(f"{path}: search: {err.message}", err.hint) from err
     if recipe.num_layers is not None:
         if recipe.num_layers < 1:
-            raise RecipeError(f"{path}: num_layers is out of range: {recipe.num_layers}", "1 or more")
+            raise RecipeError(f"{path}: num_layers is out of range: {recipe.num_layers}", "give 1 or more")
         check_recipe_depth(recipe, recipe.num_layers, where=str(path))
     return _with_absolute_paths(recipe, path.parent)
 
@@ -70,17 +74,18 @@ def check_recipe_depth(recipe: Recipe, num_layers: int, *, where: str = "recipe"
     """Checks that a recipe, and each skip set in it, fits a model of `num_layers` decoder layers.
 
     Args:
-        recipe: what was read.
-        num_layers: of the model it is to be used for.
-        where: what to call the recipe in messages.
+        recipe: the recipe to check.
+        num_layers: number of decoder layers of the model.
+        where: name of the recipe in messages.
 
     Raises:
-        RecipeError: if the recipe is for another depth, or a skip set of it cannot be used with this one.
+        RecipeError: if the recipe is for a model of another depth, or one of its skip sets does not fit this
+            one.
     """
     if recipe.num_layers is not None and recipe.num_layers != num_layers:
         raise RecipeError(
-            f"{where}: it is for a model of {recipe.num_layers} layers, and this one has {num_layers}",
-            "name a recipe for this model, or none",
+            f"{where}: the recipe is for a model of {recipe.num_layers} layers, and this one has {num_layers}",
+            "use a recipe for this model, or no recipe",
         )
     for name, spec in (("skip_set", recipe.skip_set), ("warm_start", recipe.warm_start)):
         if spec is not None:
@@ -88,7 +93,7 @@ def check_recipe_depth(recipe: Recipe, num_layers: int, *, where: str = "recipe"
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice: of two skip sets, say, YAML's loader would keep the last in silence."""
+    """Refuses a key that is given twice, where YAML's own loader silently keeps the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -101,12 +106,12 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _with_text_budget(data: object) -> object:
-    """Turns a budget of bare seconds, which YAML reads as a number, into the text that the settings hold."""
+    """Returns the recipe with a budget in bare seconds, which YAML reads as a number, turned into text."""
     search = data.get("search") if isinstance(data, dict) else None
     budget = search.get("budget") if isinstance(search, dict) else None
     if not isinstance(data, dict) or not isinstance(search, dict) or isinstance(budget, bool) or not isinstance(budget, int | float):
         return data
-    text = str(budget) if isinstance(budget, int) else f"{budget:f}"  # no exponent: a time is not written with one
+    text = str(budget) if isinstance(budget, int) else f"{budget:f}"  # a budget must not have an exponent
     return {**data, "search": {**search, "budget": text}}
 
 

@@ -1,4 +1,4 @@
-"""A finished artifact gets another draft: a new small graph over the same weights, its skip set and exit, and how they were found."""
+"""Replaces the draft of an artifact: graph, skip set, stopping rule, and the records of the search for it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ssruntime.artifact import (
 from ssruntime.engine import load
 from ssruntime.errors import RecipeError
 from sstool.artifact_files.assemble import write_manifest
+from sstool.artifact_files.graph_files import write_graph
 from sstool.graph.lower import lower_draft
 from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
 from sstool.search.run import SearchOutcome
@@ -31,25 +32,26 @@ from sstool.validation.gate import require_sound
 
 
 def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Manifest:
-    """Replaces the draft of an artifact that nobody reads yet, and proves the new one.
+    """Replaces the draft of an unpublished artifact, and checks the new one.
 
     Args:
-        folder: a whole artifact, under no name of its own.
-        spec: the skip set and its exit.
-        search: folder with the search's records, which are copied.
-        tuning: what the manifest says of it.
+        folder: folder of a complete artifact that is not published and that no process reads.
+        spec: skip set and stopping rule of the new draft.
+        search: folder with the records of the search, which are copied.
+        tuning: the manifest's record of the search.
 
     Returns:
-        The manifest as written.
+        The new manifest.
 
     Raises:
-        UnsupportedModelError: if a sublayer cannot be left out, or decoding with the draft gives other tokens.
-        OSError: if the disk is full or refuses.
+        UnsupportedModelError: if a sublayer cannot be skipped, the graph is not valid ONNX, or speculative
+            decoding gives other tokens than autoregressive decoding.
+        OSError: if the disk is full or a file cannot be written.
     """
     artifact = read_artifact(folder)
     path = folder / DRAFT_GRAPH
-    path.unlink(missing_ok=True)  # where it is a link to another artifact's, that one stays as it is
-    ir.save(lower_draft(ir.load(folder / VERIFY_GRAPH), spec.skip()), path)
+    path.unlink(missing_ok=True)  # it may be a hard link to the file of a published artifact
+    write_graph(lower_draft(ir.load(folder / VERIFY_GRAPH), spec.skip()), path)
     _copy_records(search, folder / SEARCH_FOLDER)
     manifest = dataclasses.replace(
         artifact.manifest,
@@ -57,23 +59,28 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning)
         files={**artifact.manifest.files, DRAFT_GRAPH: FileEntry(size=path.stat().st_size, sha256=file_digest(path))},
         tuning=tuning,
     )
-    _write_manifest_anew(folder, manifest)
+    _replace_manifest(folder, manifest)
     with load(folder, max_context=manifest.max_context, max_sequences=1) as engine:
         lossless = require_sound(engine, manifest.model.source)
     manifest = dataclasses.replace(manifest, gate={**manifest.gate, "lossless": lossless})
-    _write_manifest_anew(folder, manifest)
+    _replace_manifest(folder, manifest)
     return manifest
 
 
 def draft_of(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:
-    """Returns what a search found, as an artifact keeps it: the winner, or the one that came closest to plain decoding.
+    """Returns the draft that a search found, and the manifest's record of the search.
+
+    The draft is the winner of the search. If no candidate was faster than autoregressive decoding, it is the
+    closest one, and the artifact's default mode is `plain`.
 
     Raises:
         RecipeError: if every candidate failed.
     """
     trial = outcome.winner or outcome.closest
     if trial is None:
-        raise RecipeError(f"the search found no draft that works. {outcome.result.remark}", "export with --no-search, and report this")
+        raise RecipeError(
+            f"the search found no draft that works. {outcome.result.remark}", "export with --no-search, and please report this"
+        )
     spec = dataclasses.replace(trial.spec(), mode="plain" if outcome.winner is None else None)
     tuning = Tuning(
         speedup=outcome.result.speedup,
@@ -87,12 +94,12 @@ def draft_of(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:
 
 
 def clone_files(artifact: Artifact, folder: Path) -> None:
-    """Puts an artifact's files into an empty folder, without a second copy of the weights where the file system can link.
+    """Puts the files of an artifact into an empty folder, as hard links if the file system supports them.
 
-    What a user put beside them comes along; the records of an earlier search do not.
+    Files that a user added to the artifact's folder are copied; the records of an earlier search are not.
 
     Raises:
-        OSError: if the disk is full or refuses.
+        OSError: if the disk is full or a file cannot be written.
     """
     ours = {*artifact.manifest.files, MANIFEST}
     for source in artifact.folder.iterdir():
@@ -112,8 +119,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_manifest_anew(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).unlink(missing_ok=True)  # never through a link
+def _replace_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).unlink(missing_ok=True)  # it may be a hard link to the file of a published artifact
     write_manifest(folder, manifest)
 
 

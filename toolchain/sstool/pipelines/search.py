@@ -1,4 +1,4 @@
-"""A search for an artifact, which gets the draft that was found, or for a folder of results."""
+"""Searches for a draft, and publishes it in the artifact or writes its skip set to a folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.errors import ArtifactError, RecipeError
+from ssruntime.folder_lock import require_locks
 from ssruntime.scratch import write_whole
 from sstool.artifact_files.publish import recover, staged_folder
 from sstool.checkpoint.describe import describe_checkpoint
@@ -31,19 +32,19 @@ from sstool.skip_set import SkipSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTarget:
-    """What to search for, and where the result goes.
+    """The model to search a draft for, and the place of the result.
 
     Attributes:
-        model: a checkpoint, exported for the search alone; None with an artifact.
-        artifact: an artifact.
+        model: checkpoint to export for this search alone, a folder or a hub id; None if `artifact` is given.
+        artifact: folder of the artifact to search for; None if `model` is given.
         out: folder for the results; None puts them into the artifact.
-        force: replace the results of an earlier search in `out`.
-        recipe: its skip sets are tried first; it must be for a model of this depth.
-        recipe_name: what to call it in errors.
-        settings: how to search.
-        threads: of an engine.
-        resume: go on with an interrupted search.
-        progress: told what is being done.
+        force: whether to replace the results of an earlier search in `out`.
+        recipe: recipe whose skip sets are tried first; it must fit the depth of the model.
+        recipe_name: name of the recipe in error messages.
+        settings: settings of the search.
+        threads: number of threads per engine; None for the default.
+        resume: whether to resume an interrupted search.
+        progress: called with the name of each step.
     """
 
     model: str | None
@@ -59,15 +60,16 @@ class SearchTarget:
 
 
 def search_for(target: SearchTarget) -> SearchOutcome:
-    """Searches and publishes.
+    """Searches for a draft, publishes the result, and returns the outcome of the search.
 
     Raises:
-        SelfSpecError: see `run_search`, `export_artifact` and `staged_folder`.
+        SelfSpecError: as `run_search`, `export_artifact` and `staged_folder` raise it.
     """
+    require_locks()
     place = target.out if target.out is not None else target.artifact
     assert place is not None
     check_search(target.settings, target.threads)
-    model = _check_model(target)  # before a folder is made for it, or an interrupted search is cleared
+    model = _check_model(target)  # before a folder is made, or an interrupted search is removed
     with work_folder(place, resume=target.resume, force=target.force) as work, contextlib.ExitStack() as stack:
         if target.out is not None:
             results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
@@ -76,19 +78,19 @@ def search_for(target: SearchTarget) -> SearchOutcome:
         else:
             outcome, artifact = _search(target, model, work)
             folder = stack.enter_context(staged_folder(artifact.folder, force=True))
-            target.progress("proving the draft that was found")
-            _renew(folder, artifact, outcome, work)
+            target.progress("checking the new draft")
+            _copy_with_draft(folder, artifact, outcome, work)
     return outcome
 
 
 def holds_search(folder: Path) -> bool:
-    """Whether a folder holds a search's results and nothing else."""
+    """Whether a folder holds the results of a search and nothing else."""
     names = {path.name for path in folder.iterdir()}
     return TRIALS in names and names <= {TRIALS, LATENCY, SKIP_SET, REPORT}
 
 
 def _check_model(target: SearchTarget) -> ResolvedModel | None:
-    """Finds the checkpoint, if it is one that is searched for; refuses it, or the artifact, as far as can be told without the weights."""
+    """Returns the resolved checkpoint, or None for an artifact, after the checks that need no weights."""
     if target.artifact is not None:
         recover(target.artifact)
         model, num_layers = None, read_artifact(target.artifact).manifest.model.num_layers
@@ -118,7 +120,7 @@ def _search(target: SearchTarget, model: ResolvedModel | None, work: Path) -> tu
 
 
 def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> Artifact:
-    """Returns the artifact to search for; of a checkpoint, one that is made for the search alone and kept with it."""
+    """Returns the artifact to search for; a checkpoint is exported to a temporary one in the work folder."""
     if model is None:
         assert target.artifact is not None
         return read_artifact(Path(os.path.realpath(target.artifact)))
@@ -130,8 +132,8 @@ def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> 
             if (work / CHECKPOINT).read_bytes() == checkpoint:
                 return artifact
             raise RecipeError(
-                f"{work} is of a search for another checkpoint, or its files have changed since",
-                "search anew, without --resume, or with the model that it was begun with",
+                f"{work} holds a search for another checkpoint, or the checkpoint's files have changed since",
+                "pass the checkpoint that the search started with, or start over with --force instead of --resume",
             )
     artifact = export_artifact(
         ExportRequest(
@@ -149,7 +151,7 @@ def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> 
 
 
 def _checkpoint_json(model: ResolvedModel, recipe: Recipe) -> bytes:
-    """Returns what tells one checkpoint and its export from another, short of reading the weights."""
+    """Returns the identity of a checkpoint and its export, without reading the weights."""
     files = sorted(path for pattern in ("*.json", "*.safetensors") for path in model.folder.glob(pattern))
     stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     found = {"folder": str(model.folder.resolve()), "revision": model.revision, "max_context": recipe.max_context, "files": stats}
@@ -182,7 +184,7 @@ def _skip_set_json(spec: SkipSpec) -> str:
     return json.dumps({key: value for key, value in dataclasses.asdict(spec).items() if value is not None}) + "\n"
 
 
-def _renew(folder: Path, artifact: Artifact, outcome: SearchOutcome, work: Path) -> None:
+def _copy_with_draft(folder: Path, artifact: Artifact, outcome: SearchOutcome, work: Path) -> None:
     clone_files(artifact, folder)
     spec, tuning = draft_of(outcome)
     replace_draft(folder, spec, search=work, tuning=tuning)

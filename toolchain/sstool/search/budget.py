@@ -1,8 +1,8 @@
-"""How much calibration text a search can afford: in time, as parts of its budget, and in memory, for the texts' caches.
+"""The calibration plan of a search: how many prompts, and how much text of each, its time and memory afford.
 
-Large models decode slowly and keep megabytes for every position, and a user's file may hold any number of prompts. What cannot be
-afforded is left out evenly, and said. Small models are given longer texts: with few tokens the best of many candidates is the luckiest,
-and on a model of 13 million parameters the sets found with 80 and 96 tokens a prompt were 3 and 4 % faster on other text than with 32.
+Large models decode slowly and need megabytes of KV cache per position, and a user's file may hold any number
+of prompts. Prompts beyond the limits are left out at even intervals, with a log message. Small models get
+longer texts: with few tokens, the best-scoring candidate of many is mostly the luckiest one.
 """
 
 from __future__ import annotations
@@ -25,37 +25,42 @@ logger = logging.getLogger(__name__)
 
 
 _TEXT_SHARE: Final = 0.15
-"""Of the budget, for writing the texts."""
+"""Share of the budget for making the calibration texts."""
 _MEMORY_SHARE: Final = 0.5
-"""Of the memory there is, for the texts' caches."""
+"""Share of the available memory for the texts' KV caches."""
 _TRIALS_SHARE: Final = 0.45
-"""Of the budget, for trying candidates: neither more prompts nor longer texts may take more."""
+"""Share of the budget for trying candidates: it limits both the number of prompts and the length of texts."""
 _TRIAL_HOST: Final = 0.0008
 _TRIAL_STEPS: Final = 0.2
-"""Seconds and plain steps that a candidate's run takes for a token of the texts: many stop early, and drafts are not verified."""
+"""Estimated time of a candidate's run per token of the texts: seconds of host work, and autoregressive steps.
+
+It is less than one step, because many candidates stop early and drafts are not verified."""
 _USUAL_TRIALS: Final = 80
-"""Of more the last are worth less than text: whoever asks for thousands expects the budget to end the search."""
+"""Most trials that the plan leaves time for. Further trials are worth less than more text, and a user who
+asks for thousands expects the budget to end the search."""
 _MOST_TOKENS: Final = 96
 _TOKENS_STEP: Final = 8
 _LEAST_SEARCH: Final = 4
 _PROMPT_TOKENS_A_STEP: Final = 8
-"""Tokens of a prompt that are read in the time of a step."""
+"""Prompt tokens that prefill reads in the time of one autoregressive step."""
 _LATENCY_STEPS: Final = 720
-"""Steps' worth of time that the latency table takes at least; of a small model it takes more, in the time that it is allowed."""
+"""Shortest time that measuring the latency table takes, in autoregressive steps. Small models are measured
+for more steps, within a time limit."""
 _FEW_SEARCH: Final = 16
-"""Prompts of ours fewer than which are worth a warning."""
+"""If fewer of the shipped prompts than this are used, a warning says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What there is to spend.
+    """The time and memory of a search.
 
     Attributes:
-        step: seconds of a plain step.
-        budget: seconds; infinite for no limit.
-        memory: bytes that may be taken; None if unknown.
-        position_bytes: of the cache of one position.
-        spent: seconds of the budget that are gone. What is chosen does not depend on them, only whether there is time for it.
+        step: seconds of one autoregressive step (mode `plain`).
+        budget: time budget in seconds; infinite for no limit.
+        memory: available memory in bytes; None if unknown.
+        position_bytes: bytes of KV cache per position.
+        spent: seconds of the budget already used. The plan does not depend on them; they only decide whether
+            there is time left for it.
     """
 
     step: float
@@ -67,12 +72,12 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPlan:
-    """The prompts of one search.
+    """The prompts of one search, and the length of its texts.
 
     Attributes:
-        search: to try candidates on.
-        final: to time the finalists on.
-        sampled_tokens: tokens of each sampled text.
+        search: prompts whose texts candidates are scored on.
+        final: held-out prompts that finalists are timed on.
+        sampled_tokens: length of each sampled text, in tokens.
     """
 
     search: list[PromptRecord]
@@ -80,7 +85,13 @@ class CalibrationPlan:
     sampled_tokens: int
 
     def seconds(self, settings: SearchSettings, resources: Resources, length: float) -> float:
-        """Returns what the texts, the latency table and the finalists take together at least, about, with prompts of that mean length."""
+        """Returns the estimated least time, in seconds, of the texts, the latency table and the finalists.
+
+        Args:
+            settings: settings of the search.
+            resources: time and memory of the search.
+            length: mean length of the prompts, in tokens.
+        """
         given = dataclasses.replace(settings, sampled_tokens=self.sampled_tokens)
         texts = len(self.search) * _text_steps(given, length) * resources.step
         return texts + _LATENCY_STEPS * resources.step + final_reserve(len(self.final), settings, resources.step, resources.budget)
@@ -89,16 +100,16 @@ class CalibrationPlan:
 def plan_calibration(
     prompts: Sequence[PromptRecord], tokens: Sequence[int], settings: SearchSettings, resources: Resources
 ) -> CalibrationPlan:
-    """Returns the prompts to search with, fewer than there are where too dear, the texts' length, and the prompts to time finalists on.
+    """Returns the calibration plan: as many prompts as time and memory allow, and the length of their texts.
 
     Args:
-        prompts: usable ones.
-        tokens: the length of each.
-        settings: how long the continuations are, and how many finalists there will be.
-        resources: what there is to spend.
+        prompts: usable prompts.
+        tokens: length of each prompt, in tokens.
+        settings: settings of the search.
+        resources: time and memory of the search.
 
     Raises:
-        ConfigError: if not even the fewest fit the budget.
+        ConfigError: if not even the smallest plan fits the budget.
     """
     search, final = split_prompts(prompts)
     length = sum(tokens) / len(tokens)
@@ -111,16 +122,16 @@ def plan_calibration(
     needed = found.seconds(settings, resources, length)
     if needed > resources.budget - resources.spent:
         raise ConfigError(
-            f"the budget of {settings.budget} is too small for one trial: at {1000 * resources.step:.3g} ms a step, the texts, the latency"
-            f" table and the finalists take {needed:.0f} s",
+            f"the budget of {settings.budget} is too small for one trial: at {1000 * resources.step:.3g} ms a step, the calibration"
+            f" texts, the latency table and the finalists take {needed:.0f} s",
             f"give at least {math.ceil(2 * needed)}s",
         )
     if len(found.search) < len(search):
-        # Whoever brings prompts wants to know; of ours there are more than small models need.
+        # Users want to know what happens to their own prompts. Of the shipped prompts, some can be spared.
         is_news = settings.calibration is not None or len(found.search) < _FEW_SEARCH
         logger.log(
             logging.WARNING if is_news else logging.INFO,
-            "calibrating with %d of %d prompts: with the texts of all, the search does not fit the budget or the memory",
+            "calibrating with %d of %d prompts: the texts of all of them do not fit the time budget or the memory",
             len(found.search),
             len(search),
         )
@@ -128,7 +139,7 @@ def plan_calibration(
 
 
 def repeat_plan(prompts: Sequence[PromptRecord], header: Header) -> CalibrationPlan:
-    """Returns what an earlier run took of the same prompts."""
+    """Returns the plan of an earlier run over the same prompts, from the header of its log."""
     search, final = split_prompts(prompts)
     return CalibrationPlan(
         search=_evenly(search, header.search_prompts, 1),
@@ -138,7 +149,7 @@ def repeat_plan(prompts: Sequence[PromptRecord], header: Header) -> CalibrationP
 
 
 def _most_prompts(settings: SearchSettings, length: float, resources: Resources) -> float:
-    """Returns how many prompts' texts can be written, kept, and tried candidates on."""
+    """Returns for how many prompts texts can be made, kept in memory and used to score candidates."""
     to_write = resources.budget * _TEXT_SHARE / (_text_steps(settings, length) * resources.step)
     to_try = resources.budget * _TRIALS_SHARE / (min(settings.trials, _USUAL_TRIALS) * _trial_seconds(settings, resources))
     in_time = min(to_write, to_try)
@@ -148,12 +159,12 @@ def _most_prompts(settings: SearchSettings, length: float, resources: Resources)
 
 
 def _trial_seconds(settings: SearchSettings, resources: Resources) -> float:
-    """Returns what the texts of one prompt take of a candidate's run."""
+    """Returns the seconds that a candidate's run takes for the texts of one prompt."""
     return sum(n * tokens for n, tokens in settings.texts_per_prompt()) * (_TRIAL_HOST + _TRIAL_STEPS * resources.step)
 
 
 def _sampled_tokens(num_prompts: int, length: float, settings: SearchSettings, resources: Resources) -> int:
-    """Returns the tokens of each sampled text: what the settings say, or as many as can be afforded for so many prompts."""
+    """Returns the length of each sampled text: that of the settings, or the longest affordable one."""
     if settings.sampled_tokens is not None:
         return settings.sampled_tokens
     for tokens in range(_MOST_TOKENS, FEWEST_TOKENS, -_TOKENS_STEP):
@@ -163,14 +174,16 @@ def _sampled_tokens(num_prompts: int, length: float, settings: SearchSettings, r
 
 
 def _text_steps(settings: SearchSettings, length: float) -> float:
-    """Returns the steps' worth of a prompt's texts."""
+    """Returns the time of making one prompt's texts, in autoregressive steps."""
     return sum(n * (tokens + TAIL + length / _PROMPT_TOKENS_A_STEP) for n, tokens in settings.texts_per_prompt())
 
 
 def _positions(settings: SearchSettings, length: float) -> float:
+    """Returns the positions of KV cache that one prompt's texts take."""
     return sum(n * (tokens + TAIL + length) for n, tokens in settings.texts_per_prompt())
 
 
 def _evenly(prompts: list[PromptRecord], most: float, least: int) -> list[PromptRecord]:
+    """Returns up to `most` prompts at even intervals; never fewer than `least` unless there are fewer."""
     count = min(len(prompts), max(least, int(min(most, len(prompts)))))
     return [prompts[n * len(prompts) // count] for n in range(count)]

@@ -1,4 +1,4 @@
-"""Trial after trial: the warm starts, then what Ax makes of all that is known, until the trials or the budget are used up."""
+"""Tries candidates, warm starts and then Ax's suggestions, until the trials or the budget are used up."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from sstool.search.sources.ax import AxDriver, AxFailedError
 logger = logging.getLogger(__name__)
 
 _MOST_IDLE: Final = 5
-"""Batches in a row with nothing in them that was not tried, after which Ax is taken to have no more to say."""
+"""Batches in a row without a new candidate after which Ax is taken to have no more suggestions."""
 
 OnTrial = Callable[[int, int, float | None], None]
-"""Told trials done, trials at most, and the best modelled speed-up so far."""
+"""Called after each trial with the trials done, the most trials, and the best modelled speed-up so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """When to stop.
+    """When to stop trying candidates.
 
     Attributes:
-        trials: most trials.
-        reserve: seconds of the budget that are kept for what comes after.
+        trials: largest number of trials, those of an interrupted run included.
+        reserve: seconds of the budget that are kept for timing the finalists.
     """
 
     trials: int
@@ -38,12 +38,15 @@ class Limits:
 
 
 class Explorer:
-    """The trials of one search so far, each written down as it ends."""
+    """The trials of one search so far; each is written to the log when it ends."""
 
     def __init__(
         self, evaluator: Evaluator, writer: SearchWriter, clock: Clock, limits: Limits, num_layers: int, on_trial: OnTrial
     ) -> None:
-        """Takes up the trials of the log, if it was begun earlier."""
+        """Starts with the trials of the log, if the search is resumed.
+
+        The best of them is run again, because the evaluator compares later candidates with it.
+        """
         self._evaluator = evaluator
         self._writer = writer
         self._clock = clock
@@ -58,33 +61,36 @@ class Explorer:
             evaluator.run(best.index, best.source, bits_of(best.skip, num_layers), whole=True)
 
     def best(self, *, warm: bool = False) -> Trial | None:
-        """Returns the completed trial with the best modelled speed; with `warm`, of the warm starts."""
+        """Returns the completed trial with the best modelled speed; with `warm`, only among warm starts."""
         completed = [t for t in self.trials if t.status == COMPLETED and not (warm and t.source in SUGGESTED)]
         return next(iter(best_of(completed, 1)), None)
 
     def is_over(self) -> bool:
-        """Whether there is no room, or no time, for another trial."""
+        """Returns whether the trials, the sets or the time for another trial are used up."""
         if len(self.trials) >= self._limits.trials or len(self._by_bits) >= 2 ** (2 * self._num_layers) - 2:
             return True
         last = [t.seconds for t in self.trials[-3:]]
         return self._clock.left() - self._limits.reserve < (max(last) if last else 0.0)
 
     def consider(self, source: str, sets: Iterable[Bits]) -> list[Trial]:
-        """Tries the sets that nobody has tried yet, as long as there is room; returns the trials of all that were ever tried."""
+        """Runs the untried sets, until the search is over; returns the trials of all sets ever tried."""
         for bits in sets:
             if is_draft(bits) and bits not in self._by_bits and not self.is_over():
                 self._try(source, bits, 0.0)
         return [self._by_bits[bits] for bits in sets if bits in self._by_bits]
 
     def follow_ax(self, settings: SearchSettings) -> None:
-        """Has Ax suggest candidates, a batch at a time, until it is over; what goes wrong inside Ax ends that, and not the search."""
+        """Runs the candidates that Ax suggests, a batch at a time, until the search is over.
+
+        A failure inside Ax ends the suggestions, not the search.
+        """
         if self.is_over() or self.best() is None:
             return
         try:
             self._follow_ax(settings)
         except AxFailedError as err:
             self.ax_error = str(err)[:200]
-            logger.warning("Ax suggested no more candidates after trial %d: %s", len(self.trials) - 1, self.ax_error)
+            logger.warning("Ax failed after trial %d and suggests no more candidates: %s", len(self.trials) - 1, self.ax_error)
 
     def _follow_ax(self, settings: SearchSettings) -> None:
         with self._clock.part("ax"):
@@ -99,10 +105,11 @@ class Explorer:
                 suggested = driver.suggest(count)
             seconds = (self._clock.elapsed() - before) / max(1, len(suggested))
             if not suggested:
-                logger.info("Ax has nothing more to suggest")
+                logger.info("Ax has no more suggestions")
                 return
             idle = 0 if any(bits not in self._by_bits for bits in suggested) else idle + 1
-            # In the order of the batch, so that the same results always lead to the same suggestions.
+            # Trials run in the order of the batch, so that the same results always lead to the same
+            # suggestions.
             done = [self._by_bits.get(bits) or self._try(AX, bits, seconds) for bits in suggested]
             with self._clock.part("ax"):
                 for bits, trial in zip(suggested, done, strict=True):

@@ -1,4 +1,4 @@
-"""How far a search is, and the one line that says so."""
+"""The progress of a search, as a record and as one line of text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a search is.
+    """The progress of a search.
 
     Attributes:
-        part: what is being done.
-        done: how much of that.
-        total: of how much.
-        best: modelled speed-up of the best candidate so far.
-        seconds_left: of the budget; infinite where there is none.
+        part: description of the current part.
+        done: units of the part that are done.
+        total: units of the part in all.
+        best: modelled speed-up of the best candidate so far; None before the first one.
+        seconds_left: seconds left of the budget; infinite without a budget.
     """
 
     part: str
@@ -26,10 +26,10 @@ class Progress:
 
 
 def describe_progress(progress: Progress) -> str:
-    """Returns a search's progress as one line."""
+    """Returns the progress as one line of text."""
     parts = [f"{progress.part} {progress.done} of {progress.total}" if progress.total > 1 else progress.part]
     if progress.best is not None:
-        parts.append(f"best so far {progress.best:.2f} x plain")
+        parts.append(f"best modelled speed-up {progress.best:.2f}")
     if math.isfinite(progress.seconds_left):
         left = max(0, round(progress.seconds_left))
         parts.append(f"{left // 60}:{left % 60:02d} left")

@@ -1,4 +1,4 @@
-"""A whole search: texts, latency table, warm starts, Ax, finalists, and the result, all of it written down as it comes."""
+"""Runs a whole search, from calibration texts to the result, and writes every step to disk when it ends."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ from sstool.search.texts.stored import prepare_texts
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """What to search.
+    """What to search, and how.
 
     Attributes:
-        folder: the artifact, whose verify engine and weights the candidates share.
-        work: the folder of the running search; made if it is not there.
-        settings: how to search.
-        starts: skip sets to try first, with their source: `recipe` or `earlier`.
-        known_latency: where earlier searches may have left a latency table, used if it is this machine's and this model's.
-        threads: of an engine; None for the default.
-        resume: go on with what is in `work`.
-        progress: told how far the search is.
+        folder: folder of the artifact; the candidates share its verify engine and weights.
+        work: work folder of the search; created if it does not exist.
+        settings: settings of the search.
+        starts: skip sets to try first, each with its source, `recipe` or `earlier`.
+        known_latency: files in which earlier searches may have left a latency table. A table is used if it
+            was measured with this model, on this machine and with as many threads.
+        threads: number of threads of each engine; None for the default.
+        resume: whether to continue the search that was interrupted in `work`.
+        progress: function that is called with the progress of the search; None for no reports.
     """
 
     folder: Path
@@ -65,15 +66,15 @@ class SearchRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOutcome:
-    """What came of a search.
+    """The outcome of a search.
 
     Attributes:
-        header: what was searched.
-        result: what came of it.
-        winner: the trial that won; None where nothing beat plain decoding.
-        closest: the trial of the fastest finalist, the winner or not; None where none was timed.
-        finalists: as they were timed.
-        num_trials: candidates that were tried.
+        header: log record of what was searched.
+        result: log record of the conclusion.
+        winner: trial that won; None if no draft beat autoregressive decoding (mode `plain`).
+        closest: trial of the fastest finalist, whether it won or not; None if no finalist was timed.
+        finalists: finalists with their timings.
+        num_trials: number of candidates tried.
     """
 
     header: Header
@@ -85,11 +86,11 @@ class SearchOutcome:
 
 
 def run_search(request: SearchRequest) -> SearchOutcome:
-    """Searches, and leaves `trials.jsonl` and `latency.json` in the work folder.
+    """Returns the outcome of a search; `trials.jsonl` and `latency.json` remain in the work folder.
 
     Raises:
         PromptError: if the calibration prompts cannot be used.
-        RecipeError: if the search to be resumed is another one.
+        RecipeError: if the search to resume had another model or other settings, or its log is damaged.
         ConfigError: if the budget is too small for one trial.
         ArtifactError: if the artifact cannot be loaded.
     """
@@ -101,13 +102,13 @@ def run_search(request: SearchRequest) -> SearchOutcome:
 
 
 def check_search(settings: SearchSettings, threads: int | None) -> None:
-    """Finds out what is wrong with what a search is given, without an artifact.
+    """Checks the inputs of a search that can be checked before there is an artifact.
 
     Raises:
-        PromptError: if the calibration file cannot be read, or a line of it is no prompt.
+        PromptError: if the calibration file cannot be read, or one of its lines is not a prompt.
         ConfigError: if the number of threads is out of its range.
     """
-    # A pipe can be read once only, and is left to the search.
+    # A pipe can be read only once, so it is left for the search to read.
     if settings.calibration is None or not Path(settings.calibration).exists() or Path(settings.calibration).is_file():
         read_calibration(settings)
     checked_threads(threads)
@@ -117,13 +118,13 @@ def read_calibration(settings: SearchSettings) -> list[PromptRecord]:
     """Returns the calibration prompts.
 
     Raises:
-        PromptError: if the file cannot be read, or a line of it is no prompt.
+        PromptError: if the file cannot be read, or one of its lines is not a prompt.
     """
     return read_prompts(Path(settings.calibration) if settings.calibration else DEFAULT_CALIBRATION)
 
 
 class _Search:
-    """One search under way: what its parts share."""
+    """One running search: the state that its parts share."""
 
     def __init__(self, request: SearchRequest, clock: Clock, builder: DraftBuilder, prompts: Sequence[PromptRecord]) -> None:
         self._request, self._clock, self._builder = request, clock, builder
@@ -133,7 +134,7 @@ class _Search:
         self._best: float | None = None
 
     def run(self) -> SearchOutcome:
-        """Goes through the parts in their order."""
+        """Runs the parts of the search in their order."""
         header = check_resumable(self._request.work, self._identity()) if self._request.resume else None
         known = find_latency(self._builder, [self._request.work / LATENCY, *self._request.known_latency])
         self._prompts = self._plan(header, known)
@@ -155,7 +156,7 @@ class _Search:
             return self._search(texts, table, pool)
 
     def _plan(self, header: Header | None, known: LatencyTable | None) -> CalibrationPlan:
-        """Returns the prompts to use: those of the run that is gone on with, or what can be afforded."""
+        """Returns the calibration plan: the resumed run's, or as much text as time and memory afford."""
         if header is not None:
             return repeat_plan(self._usable, header)
         engine = self._builder.engine
@@ -178,8 +179,8 @@ class _Search:
         reserve = 5 + final_reserve(len(self._prompts.final), self._settings, plain, self._settings.budget_seconds)
         if self._clock.left() - reserve <= 0:
             raise ConfigError(
-                f"the budget of {self._settings.budget} is too small for one trial: {self._clock.elapsed():.0f} s went into the texts and"
-                f" the latency table, and the finalists need {reserve:.0f} s",
+                f"the budget of {self._settings.budget} is too small for one trial: {self._clock.elapsed():.0f} s went into the"
+                f" calibration texts and the latency table, and timing the finalists needs {reserve:.0f} s",
                 f"give at least {math.ceil((self._clock.elapsed() + reserve) * 1.5)}s",
             )
         with SearchWriter(self._request.work, header, resume=self._request.resume) as writer:
@@ -192,21 +193,21 @@ class _Search:
             return self._finish(explorer, writer, header, costs)
 
     def _workers(self) -> int:
-        """Returns how many texts a candidate is run over at a time: whatever threads of the machine its engine leaves free, and one.
+        """Returns how many texts are replayed in parallel: one, plus the threads that an engine leaves free.
 
-        Every text has a cache and noise of its own, so the counts are the same for any number.
+        Every text has its own KV cache and noise, so the counts do not depend on this number.
         """
         return max(1, default_threads() - self._builder.backend.threads + 1)
 
     def _finish(self, explorer: Explorer, writer: SearchWriter, header: Header, costs: CostModel) -> SearchOutcome:
         if not explorer.trials:
-            raise ConfigError(f"the budget of {self._settings.budget} ended before the first trial did", "give a larger --budget")
+            raise ConfigError(f"the budget of {self._settings.budget} was used up before the first trial ended", "give a larger --budget")
         warm = explorer.best(warm=True)
         chosen = choose_finalists(explorer.trials, warm, self._settings.finalists)
         finalists: list[Finalist] = []
         if chosen:
             with self._clock.part("finalists"):
-                tell = self._teller("timing the best for real")
+                tell = self._teller("timing the finalists")
                 finalists = time_finalists(
                     self._builder, chosen, self._prompts.final, self._settings, costs, lambda took: self._clock.left() > took, tell
                 )

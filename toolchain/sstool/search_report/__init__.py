@@ -1,4 +1,4 @@
-"""One page to look at: what a search tried, what it chose, why, and what that gives on this machine."""
+"""The report of a search as one HTML page: the trials, the choice, its reasons and the measured speed-up."""
 
 from __future__ import annotations
 

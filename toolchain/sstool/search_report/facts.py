@@ -1,4 +1,4 @@
-"""What follows from a search's log: rates, ranks and the speed-up that a round would have; every figure and sentence takes it from here."""
+"""Rates, ranks and modelled speed-ups from a search's log, for all figures and texts of the report."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sstool.search.log.read import SearchLog
 from sstool.search.log.records import COMPLETED, FAILED, SUGGESTED, Counts, Finalist, LatencyRow, Trial
 
 NUM_BEST: Final = 10
-"""Trials that count as the best ones."""
+"""How many trials the table and the skip frequencies call the best ones."""
 _HALVINGS: Final = 40
 
 
 def ranked(log: SearchLog) -> list[Trial]:
-    """Returns the completed trials, the best modelled speed-up first and the earlier of equals before the later."""
+    """Returns the completed trials by modelled speed-up, best first, and the earlier of equals first."""
     completed = [t for t in log.trials if t.status == COMPLETED]
     return sorted(completed, key=lambda t: (-speedup_of(t), t.index))
 
 
 def speedup_of(trial: Trial) -> float:
-    """Returns a trial's modelled speed-up; 0 where it has none."""
+    """Returns a trial's modelled speed-up; 0 if it has none."""
     return trial.speedup or 0.0
 
 
@@ -34,43 +34,50 @@ def failed(log: SearchLog) -> list[Trial]:
 
 
 def winner(log: SearchLog) -> Trial | None:
-    """Returns the chosen trial; None while the search goes on, and where nothing beat plain decoding."""
+    """Returns the chosen trial.
+
+    It is None while the search runs, and if no draft beat autoregressive decoding (mode `plain`).
+    """
     return trial_of(log, None if log.result is None else log.result.trial)
 
 
 def shown(log: SearchLog) -> Trial | None:
     """Returns the trial to show in detail; None if none completed.
 
-    It is the winner; where nothing won, the finalist that came closest; before any was timed, the best by modelled speed.
+    It is the winner. Without a winner it is the fastest finalist, and before any finalist was timed the trial
+    with the best modelled speed-up.
     """
     closest = max(log.finalists, key=lambda f: f.speedup, default=None)
     return winner(log) or trial_of(log, None if closest is None else closest.trial) or next(iter(ranked(log)), None)
 
 
 def trial_of(log: SearchLog, index: int | None) -> Trial | None:
-    """Returns the trial of an index."""
+    """Returns the trial with an index; None if there is none."""
     return next((t for t in log.trials if t.index == index), None)
 
 
 def finalist_of(log: SearchLog, trial: Trial) -> Finalist | None:
-    """Returns what a trial's real timing gave; None if it was not timed."""
+    """Returns a trial's head-to-head timing as a finalist; None if it was no finalist."""
     return next((f for f in log.finalists if f.trial == trial.index), None)
 
 
 def is_warm_start(trial: Trial) -> bool:
-    """Whether a trial was known before the search proposed anything of its own."""
+    """Returns whether a trial is a warm start: neither suggested by Ax nor drawn at random."""
     return trial.source not in SUGGESTED
 
 
 def best_warm_start(log: SearchLog) -> Trial | None:
-    """Returns the warm start of the best modelled speed; None without a completed one."""
+    """Returns the warm start with the best modelled speed-up; None if no warm start completed."""
     if log.result is not None:
         return trial_of(log, log.result.best_warm_start)
     return next((t for t in ranked(log) if is_warm_start(t)), None)
 
 
 def gain(log: SearchLog) -> float | None:
-    """Returns the best trial's modelled speed over the best warm start's, minus 1; so far, if the search has not ended."""
+    """Returns the best trial's modelled speed-up / the best warm start's - 1; None if unknown.
+
+    While the search runs, the value covers the trials so far.
+    """
     if log.result is not None:
         return log.result.gain
     best, warm = next(iter(ranked(log)), None), best_warm_start(log)
@@ -80,7 +87,7 @@ def gain(log: SearchLog) -> float | None:
 
 
 def best_so_far(log: SearchLog) -> list[tuple[int, float]]:
-    """Returns the best modelled speed-up up to each trial, with the trial's index, from the first completed one on."""
+    """Returns trial indices with the best modelled speed-up so far, from the first completed trial on."""
     curve: list[tuple[int, float]] = []
     best: float | None = None
     for trial in log.trials:
@@ -92,7 +99,14 @@ def best_so_far(log: SearchLog) -> list[tuple[int, float]]:
 
 
 def acceptance_rate(trial: Trial, weights: Mapping[str, float]) -> float | None:
-    """Returns accepted / proposed over all kinds of text, weighted as in the objective; None if nothing was drafted."""
+    """Returns the acceptance rate: accepted / proposed; None if nothing was drafted.
+
+    The kinds of text are weighted as in the score of the search.
+
+    Args:
+        trial: the trial with its counts by kind of text.
+        weights: weight of each kind of text.
+    """
     shares = _shares(trial.counts, weights)
     proposed = sum(share * trial.counts[kind].proposed / trial.counts[kind].tokens for kind, share in shares.items())
     accepted = sum(share * trial.counts[kind].accepted / trial.counts[kind].tokens for kind, share in shares.items())
@@ -100,14 +114,21 @@ def acceptance_rate(trial: Trial, weights: Mapping[str, float]) -> float | None:
 
 
 def tokens_per_round(trial: Trial, weights: Mapping[str, float]) -> float | None:
-    """Returns emitted / rounds over all kinds of text, weighted likewise; None if nothing was decoded."""
+    """Returns the tokens per round: emitted / rounds; None if nothing was decoded.
+
+    The kinds of text are weighted as in the score of the search.
+
+    Args:
+        trial: the trial with its counts by kind of text.
+        weights: weight of each kind of text.
+    """
     shares = _shares(trial.counts, weights)
     rounds = sum(share * trial.counts[kind].rounds / trial.counts[kind].tokens for kind, share in shares.items())
     return 1 / rounds if rounds > 0 else None
 
 
 def skip_frequency(trials: Sequence[Trial], num_layers: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns how often each attention and each MLP is skipped in some trials, float64[num_layers] each, as parts of 1."""
+    """Returns the share of trials that skip each attention and each MLP, 0 to 1, two float64[num_layers]."""
     counts = np.zeros((2, num_layers))
     for trial in trials:
         counts[0, list(trial.skip.attention)] += 1
@@ -117,25 +138,29 @@ def skip_frequency(trials: Sequence[Trial], num_layers: int) -> tuple[NDArray[np
 
 
 def median_clock_error(log: SearchLog) -> float:
-    """Returns the median difference between measured and modelled speed over the timed trials, as a part of the modelled; 0 without any."""
+    """Returns the median of |measured / modelled speed - 1|; 0 if no trial was timed."""
     errors = [abs(t.timed.ratio - 1) for t in log.trials if t.timed is not None]
     return statistics.median(errors) if errors else 0.0
 
 
 def verify_ratios(row: LatencyRow) -> NDArray[np.float64]:
-    """Returns v(k), float64[widths]: at index k, verifying k drafted tokens over a plain step."""
+    """Returns the verify ratios v(k), float64[query_lengths].
+
+    Index k holds the latency of a pass over k + 1 tokens, divided by that of an autoregressive step.
+    """
     return np.array(row.verify) / row.verify[0]
 
 
 def round_speedup(acceptance: NDArray[np.float64], cost: NDArray[np.float64], ratios: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the speed-up of a round, E[emitted] / (k c + v(k)), with the best number k of drafted tokens for each entry.
+    """Returns a round's speed-up E[emitted] / (k c + v(k)) at the best draft length k, float64[n].
 
-    Every token is taken to be accepted with the same probability whatever came before, and nothing ends a draft early.
+    Assumes that every token is accepted with the same probability, independently of the others, and that no
+    stopping rule ends a draft early.
 
     Args:
-        acceptance: float64[n], 0 to 1.
-        cost: float64[n], a draft step over a plain step.
-        ratios: float64[widths], v(k) at index k.
+        acceptance: float64[n], the probability that a token is accepted.
+        cost: float64[n], the cost ratio c: draft step / autoregressive step.
+        ratios: float64[query_lengths], v(k) at index k.
     """
     drafted = np.arange(1, len(ratios))
     emitted = np.cumsum(acceptance[:, None] ** np.arange(len(ratios)), axis=1)[:, 1:]
@@ -144,12 +169,12 @@ def round_speedup(acceptance: NDArray[np.float64], cost: NDArray[np.float64], ra
 
 
 def iso_line(speedup: float, cost: NDArray[np.float64], ratios: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the acceptance that gives a speed-up at each cost, float64[n]; NaN where none does.
+    """Returns the acceptance probability that gives a speed-up at each cost ratio, float64[n]; else NaN.
 
     Args:
-        speedup: the level of the line.
-        cost: float64[n], a draft step over a plain step.
-        ratios: float64[widths], v(k) at index k.
+        speedup: the speed-up along the line.
+        cost: float64[n], the cost ratio c: draft step / autoregressive step.
+        ratios: float64[query_lengths], v(k) at index k.
     """
     low, high = np.zeros_like(cost), np.ones_like(cost)
     reachable = (round_speedup(low, cost, ratios) <= speedup) & (speedup <= round_speedup(high, cost, ratios))
@@ -161,6 +186,6 @@ def iso_line(speedup: float, cost: NDArray[np.float64], ratios: NDArray[np.float
 
 
 def _shares(counts: Mapping[str, Counts], weights: Mapping[str, float]) -> dict[str, float]:
-    """Returns the weights of the kinds that gave tokens; all alike where none of them has a weight."""
+    """Returns the weights of the kinds of text that gave tokens; equal weights if all of them are 0."""
     present = {kind: weights.get(kind, 0.0) for kind, c in counts.items() if c.tokens > 0}
     return present if sum(present.values()) > 0 else dict.fromkeys(present, 1.0)

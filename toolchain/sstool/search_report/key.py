@@ -1,4 +1,8 @@
-"""The key of a figure as part of the page, where it wraps in a narrow window and never covers or squeezes the plot."""
+"""Legends as part of the HTML page, so that they wrap in a narrow window and take no room from the plot.
+
+Plotly's own legend takes its room from the plot: in a narrow window the cells of a skip set would become a
+few pixels high.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import plotly.graph_objects as go
 
 _DASHES: Final = {"dash": "5 3", "dot": "2 2"}
 _CORNERS: Final = {
-    # Corners on a circle of radius 1: how many, and the direction of the first one in degrees, 90 being up.
+    # Number of corners, direction of the first one in degrees (90 is up), radius as a multiple of `_RADIUS`.
     "square": (4, 45, 1.15),
     "diamond": (4, 90, 1.15),
     "triangle-up": (3, 90, 1.2),
@@ -24,16 +28,16 @@ _RADIUS: Final = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of a key.
+    """One entry of a legend.
 
     Attributes:
-        name: what the sign stands for, not escaped.
-        stroke: colour of lines; `none` for none.
-        fill: colour of the sign's inside; `none` for an outline.
-        line: whether a line runs through the sign.
-        dashes: of that line, as SVG takes them; empty for a solid one.
-        path: the sign's outline around (0, 0), as SVG takes it; empty for none.
-        hatched: whether the inside is hatched.
+        name: the trace's name, not escaped.
+        stroke: colour of the line and of an outline; `none` for no stroke.
+        fill: colour inside the marker; `none` for an outline only.
+        line: whether a horizontal line runs through the marker.
+        dashes: SVG dash pattern of that line; empty for a solid line.
+        path: SVG path of the marker's outline around (0, 0); empty for no marker.
+        hatched: whether the marker is hatched.
     """
 
     name: str
@@ -46,12 +50,12 @@ class Entry:
 
 
 def key_of(figure: go.Figure) -> list[Entry]:
-    """Returns an entry for each named trace of a figure that is not kept out of its legend."""
+    """Returns a legend entry for each trace of a figure, except for traces with `showlegend` False."""
     return [_entry(trace) for trace in figure.data if trace.showlegend is not False]
 
 
 def _entry(trace: Any) -> Entry:
-    # Names were escaped for plotly; the page escapes them itself.
+    # Names are escaped for plotly, and the page's template escapes its text itself.
     name = html.unescape(trace.name)
     if trace.type == "bar":
         hatched = bool(trace.marker.pattern.shape)
@@ -73,7 +77,7 @@ def _entry(trace: Any) -> Entry:
 
 
 def _filled(symbols: Any) -> str:
-    """Returns the sign that a source's trials share, as of those that ran to their end."""
+    """Returns the filled marker of a trace with filled and open ones; `circle` for a trace without points."""
     return str(symbols[0]).removesuffix("-open") if symbols else "circle"
 
 

@@ -5,7 +5,7 @@
     responsive: true,
     displayModeBar: false,
   };
-  // A finger that scrolls the page must not zoom a figure.
+  // On a touch screen, dragging scrolls the page, so it must not zoom a figure.
   const touch = window.matchMedia("(pointer: coarse)").matches;
 
   for (const [id, figure] of Object.entries(figures)) {
@@ -13,7 +13,7 @@
     Plotly.newPlot(id, figure.data, figure.layout, config);
   }
 
-  // Plotly's own resizing comes after a pause, by which a printer's picture of the page is taken.
+  // Plotly resizes figures after a delay, which would be too late for printing.
   window.addEventListener("beforeprint", () => {
     document.body.classList.add("printing");
     for (const id of Object.keys(figures)) Plotly.relayout(id, { width: document.getElementById(id).clientWidth });

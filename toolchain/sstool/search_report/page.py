@@ -1,4 +1,4 @@
-"""Writes `report.html`: one file that needs nothing else, asks the network for nothing, and obeys no text that comes from data."""
+"""Writes `report.html`: one file that makes no network request and never runs text from data as code."""
 
 from __future__ import annotations
 
@@ -25,14 +25,11 @@ _SCRIPT: Final = Path(__file__).with_name("page.js")
 
 
 def write_report(folder: Path) -> Path:
-    """Writes or replaces the report of the search in `folder`; an old report stays whole until the new one is in its place.
-
-    Returns:
-        The report's path.
+    """Writes the report of the search in `folder`, replaces an old one in one step, and returns its path.
 
     Raises:
         RecipeError: if the folder holds no search, or a damaged one.
-        OSError: if the disk refuses.
+        OSError: if the file cannot be written.
     """
     content = render(read_search(folder))
     path = folder / REPORT
@@ -41,7 +38,7 @@ def write_report(folder: Path) -> Path:
 
 
 def render(log: SearchLog) -> bytes:
-    """Returns the page, UTF-8."""
+    """Returns the page of a search, UTF-8."""
     parts = sections(log)
     plotly = _script(get_plotlyjs())
     draw = _script(_SCRIPT.read_text(encoding="utf-8"))
@@ -50,7 +47,7 @@ def render(log: SearchLog) -> bytes:
     )
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         policy=_policy(plotly, draw),
-        style=Markup(_STYLE.read_text(encoding="utf-8")),  # our own file
+        style=Markup(_STYLE.read_text(encoding="utf-8")),  # a file of this package, not data
         plotly=plotly,
         draw=draw,
         figures=_figures(parts),
@@ -71,24 +68,24 @@ def _clean(value: object) -> object:
 
 
 def _script(source: str) -> Markup:
-    """Returns JavaScript of our own, or plotly's, as the content of an element."""
-    # A browser reads every line break as a line feed, and hashes what it read.
+    """Returns JavaScript, plotly's or a file of this package, as the content of a `script` element."""
+    # The browser turns every line break into a line feed before it compares the hash of the policy.
     source = source.replace("\r\n", "\n").replace("\r", "\n")
     assert "</script" not in source.lower()
     assert "<!--" not in source
-    return Markup(source)  # never from data
+    return Markup(source)  # from files of packages, never from data
 
 
 def _policy(*scripts: str) -> str:
-    """Returns a content security policy: nothing is fetched, and no script runs but these."""
+    """Returns a content security policy that forbids all requests, and all scripts except these."""
     digests = (base64.b64encode(hashlib.sha256(s.encode("utf-8")).digest()).decode("ascii") for s in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    # Plotly writes style rules of its own into the page; icons and downloads are data.
+    # Plotly adds style rules to the page at run time, and the icon is a `data:` address.
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 
 
 def _figures(parts: list[PageSection]) -> Markup:
-    """Returns the figures by the ids of their places, as JSON that no text in it can end."""
+    """Returns the figures as JSON by the ids of their `div`s; no text in it can end the `script` element."""
     figures = {plot.id: json.loads(plot.figure.to_json()) for part in parts for plot in part.plots}
     text = json.dumps(figures, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # escaped here
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # escaped in this line

@@ -1,4 +1,4 @@
-"""The report's sections: each has its figures and what to make of them, or says in words why there is nothing to draw."""
+"""The sections of the report: figures with captions, or a sentence that says why a figure is missing."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from sstool.search_report.trial_plots import clock_figure, iso_row, progress_fig
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One figure in the page.
+    """One figure of the page.
 
     Attributes:
-        id: of its `div`, the same in every report.
-        says: what it shows, for whom cannot see it.
-        figure: what plotly draws.
-        caption: how to read it.
+        id: id of its `div`, the same in every report.
+        alt_text: text that replaces the figure for screen readers.
+        figure: the plotly figure.
+        caption: how to read the figure.
     """
 
     id: str
-    says: str
+    alt_text: str
     figure: go.Figure
     caption: str
 
     @property
     def key(self) -> list[Entry]:
-        """What the figure's signs stand for."""
+        """The entries of the figure's legend."""
         return key_of(self.figure)
 
 
@@ -43,10 +43,10 @@ class PageSection:
     """One part of the page.
 
     Attributes:
-        id: of the section, the same in every report.
-        heading: its title.
+        id: id of the section's element, the same in every report.
+        heading: title of the section.
         text: paragraphs before the figures.
-        missing: sentences that stand where a figure cannot.
+        missing: sentences that say why a figure is missing.
         plots: the figures.
     """
 
@@ -63,54 +63,48 @@ def sections(log: SearchLog) -> list[PageSection]:
 
 
 def _progress(log: SearchLog) -> PageSection:
-    section_id, heading = "progress", "Best so far"
+    section_id, heading = "progress", "Progress of the search"
     if not log.trials:
         return PageSection(id=section_id, heading=heading, missing=("No trial has ended yet.",))
     curve = facts.best_so_far(log)
-    says = f"{_count(len(log.trials), 'trial')}"
-    says += (
-        f"; the best modelled speed-up grew from {curve[0][1]:.2f} to {curve[-1][1]:.2f} times plain decoding"
-        if curve
-        else ", none completed"
-    )
+    alt_text = f"{_count(len(log.trials), 'trial')}"
+    alt_text += f"; the best modelled speed-up rose from {curve[0][1]:.2f} to {curve[-1][1]:.2f}" if curve else ", none completed"
     plot = Plot(
         id="plot-progress",
-        says=says + ".",
+        alt_text=alt_text + ".",
         figure=progress_figure(log),
-        caption="A point is a trial: one skip set, run as a real draft engine over the calibration texts. Its speed is computed from what "
-        "was accepted and from the latency table. The line is the best completed trial up to there."
-        + (
-            " A trial drawn as an outline was stopped after a part of the text, as it could not become the best."
-            if _has_stopped(log)
-            else ""
-        ),
+        caption="Each point is a trial: one skip set, run as a real draft engine over the calibration texts. Its speed-up over "
+        "autoregressive decoding is modelled from the number of accepted tokens and the latency table. The solid line is the best "
+        "completed trial so far."
+        + (" Outlines are trials that were stopped early, because they could not become the best." if _has_stopped(log) else ""),
     )
     return PageSection(
-        id=section_id, heading=heading, missing=() if curve else ("No trial has completed, so there is no best one.",), plots=(plot,)
+        id=section_id, heading=heading, missing=() if curve else ("No trial has completed, so there is no best trial.",), plots=(plot,)
     )
 
 
 def _trade(log: SearchLog) -> PageSection:
-    section_id, heading = "trade", "Cheap drafts against accepted drafts"
+    section_id, heading = "trade", "Draft cost and acceptance rate"
     figure = trade_figure(log)
     if figure is None:
         return PageSection(
             id=section_id, heading=heading, missing=("No trial has both a cost ratio and an acceptance rate, so there is nothing to draw.",)
         )
     row = iso_row(log)
-    caption = "To the left drafts are cheaper, to the top more of what they propose is accepted; a good one is both. "
+    caption = "Drafts further left are cheaper, and drafts further up have more of their tokens accepted. A good draft is both. "
     missing: tuple[str, ...] = ()
     if row is None:
-        missing = ("There is no latency table beside this search, so no lines of equal speed-up can be drawn.",)
+        missing = ("There is no latency table for several query lengths, so no lines of equal speed-up can be drawn.",)
     else:
         caption += (
-            f"Lines join points of equal speed-up, as {row.context} positions in the cache would give it if every token were accepted with "
-            "the same chance and each draft had its best fixed length; on the dashed line drafting is just as fast as plain decoding. "
-            "A draft that stops where it is unsure does better than its line says, and alternatives cost a little that the lines leave out."
+            f"Each line joins points of equal speed-up for {row.context} tokens in the KV cache, if every token is accepted with the same "
+            "probability and the draft length is fixed at its best value. On the dashed line speculative decoding is as fast as "
+            "autoregressive decoding. A draft that stops at low confidence does better than its line. The lines leave out the small cost "
+            "of alternatives (side branches of the token tree, one token long)."
         )
     absent = [t for t in log.trials if facts.acceptance_rate(t, log.header.weights) is None or t.cost_ratio is None]
-    text = (f"{_count(len(absent), 'trial')} drafted nothing that could be counted and cannot be placed here.",) if absent else ()
-    plot = Plot(id="plot-trade", says="Every trial by its draft's cost ratio and its acceptance rate.", figure=figure, caption=caption)
+    text = (f"Not drawn for lack of an acceptance rate or a cost ratio: {_count(len(absent), 'trial')}.",) if absent else ()
+    plot = Plot(id="plot-trade", alt_text="All trials by draft cost ratio and acceptance rate.", figure=figure, caption=caption)
     return PageSection(id=section_id, heading=heading, text=text, missing=missing, plots=(plot,))
 
 
@@ -122,13 +116,13 @@ def _strip(log: SearchLog) -> PageSection:
         return PageSection(id=section_id, heading=heading, missing=("No trial has completed, so there is no skip set to show.",))
     num_layers = log.header.num_layers
     skipped = len(trial.skip.attention) + len(trial.skip.mlp)
-    text = f"Trial {trial.index} leaves out {skipped} of {2 * num_layers} sublayers: {skip_text(trial)}."
-    says = f"Skipped attention layers: {layer_ranges(trial.skip.attention)}. Skipped MLP layers: {layer_ranges(trial.skip.mlp)}."
+    text = f"Trial {trial.index} skips {skipped} of {2 * num_layers} sublayers: {skip_text(trial)}."
+    alt_text = f"Skipped attention layers: {layer_ranges(trial.skip.attention)}. Skipped MLP layers: {layer_ranges(trial.skip.mlp)}."
     plot = Plot(
         id="plot-skip-set",
-        says=says,
+        alt_text=alt_text,
         figure=strip_figure(trial, num_layers),
-        caption="Coloured cells are left out of the draft; pale ones are kept.",
+        caption="The draft skips the coloured sublayers and keeps the grey ones.",
     )
     return PageSection(id=section_id, heading=heading, text=(text,), missing=_not_chosen(log), plots=(plot,))
 
@@ -137,90 +131,91 @@ def _sublayers(log: SearchLog) -> PageSection:
     missing: list[str] = []
     plots: list[Plot] = []
     if log.sensitivity is None:
-        missing.append("The influence of single sublayers was not measured" + (" yet." if log.result is None else "."))
+        missing.append("The leave-one-out sensitivity of the sublayers was not measured" + (" yet." if log.result is None else "."))
     else:
         plots.append(
             Plot(
                 id="plot-influence",
-                says="How much of what the model expects next is lost when one sublayer is left out, by layer, for attention and MLPs.",
+                alt_text="Leave-one-out sensitivity of each attention and MLP sublayer, by layer.",
                 figure=sensitivity_figure(log.sensitivity),
-                caption="With one sublayer alone left out: the part of the next token's probability that moves elsewhere, which is how "
-                "often even the luckiest draft token would be wrong. High bars are sublayers that a draft needs; where a bar goes beyond "
-                "the scale, its value is written on it.",
+                caption="Leave-one-out sensitivity: the total variation distance between the next-token distributions of the full "
+                "model and of a draft that skips only this sublayer. It is the lowest rejection rate that this draft could have when "
+                "sampling. A draft needs the sublayers with high bars. A bar that exceeds the scale is labelled with its value.",
             )
         )
     best = facts.ranked(log)[: facts.NUM_BEST]
     if not best:
-        missing.append("No trial has completed, so there are no best trials to count over.")
+        missing.append("No trial has completed, so there are no best trials to compare.")
     else:
         plots.append(
             Plot(
                 id="plot-frequency",
-                says=f"How often each attention and MLP is skipped in the best {_count(len(best), 'trial')}.",
+                alt_text=f"How often the best {_count(len(best), 'trial')} skip each attention and each MLP, by layer.",
                 figure=frequency_figure(best, log.header.num_layers),
-                caption="Where the best trials agree: sublayers that nearly all of them skip, and sublayers that none of them can spare."
+                caption=f"Share of the best {len(best)} trials that skip a sublayer. A sublayer without a bar is kept by all of them."
                 if len(best) > 1
-                else "Only one trial has completed: it skips what is at 100 %.",
+                else "Only one trial has completed: it skips the sublayers at 100\u00a0%.",
             )
         )
     return PageSection(id="sublayers", heading="Which sublayers matter", missing=tuple(missing), plots=tuple(plots))
 
 
 def _latency(log: SearchLog) -> PageSection:
-    section_id, heading = "latency", "What a step costs"
+    section_id, heading = "latency", "Latency of verify passes and draft steps"
     table = log.latency
     if table is None:
         return PageSection(id=section_id, heading=heading, missing=("There is no latency table beside this search.",))
     text = (
-        f"Measured once on {table.cpu} with {_count(table.threads, 'thread')} and ONNX Runtime {table.onnxruntime}; every modelled speed "
-        "comes from this table. "
-        "A draft has a size, a base and a share for each sublayer that it keeps, and its steps take a part of that size. "
-        f"A step modelled so misses the ones it was fitted to by at most {100 * table.fit_error:.1f}\u00a0%."
+        f"The latency table was measured once on {table.cpu} with {_count(table.threads, 'thread')} and ONNX Runtime "
+        f"{table.onnxruntime}; every modelled speed is computed from it. The speed model gives each draft a size in ms: a base plus the "
+        "cost of each sublayer that it keeps. A draft step takes this size times the factor in the last figure. The measured steps of the "
+        f"probe drafts differ from the modelled ones by at most {100 * table.fit_error:.1f}\u00a0%."
     )
     verify = Plot(
         id="plot-verify",
-        says="Time of a verify pass by the number of positions it verifies, for each context length.",
+        alt_text="Latency of a verify pass by query length, with a line for each context length.",
         figure=verify_figure(table),
-        caption="A pass over one position is a plain step. The flatter the line, the cheaper it is to check a long draft.",
+        caption="A pass over one token is an autoregressive step. The flatter the line, the cheaper it is to verify a long draft.",
     )
     shown = facts.shown(log)
     parts = Plot(
         id="plot-draft-cost",
-        says="The parts of a draft's size beside a plain step, for each context length.",
+        alt_text="The parts of a draft's size and the latency of an autoregressive step, for each context length.",
         figure=draft_cost_figure(table, shown),
-        caption="The parts of a draft's size with nothing skipped"
-        + (f"; the pale ones are what trial {shown.index} saves." if shown is not None else ".")
-        + " The upright mark is a plain step of the full model.",
+        caption="The parts of the size of a draft that skips nothing"
+        + (f"; trial {shown.index} saves the pale parts." if shown is not None else ".")
+        + " The vertical mark is the latency of an autoregressive step of the full model.",
     )
     steps = Plot(
         id="plot-steps",
-        says="Time of a draft's first and later steps as a part of its size, by size, for each context length.",
+        alt_text="Latency of the first and of later draft steps in percent of the draft's size, by size, for each context length.",
         figure=step_figure(table),
-        caption="A verify pass reads all the weights. So a draft's first step after one finds little of its own in the processor's caches, "
-        "and a small draft's later steps find more.",
+        caption="A verify pass reads all weights of the model, so the first draft step after it finds few of the draft's weights in the "
+        "CPU caches. Later steps of a small draft find more of them there and are faster.",
     )
     return PageSection(id=section_id, heading=heading, text=(text,), plots=(verify, parts, steps))
 
 
 def _clock(log: SearchLog) -> PageSection:
-    section_id, heading = "clock", "The model of speed against the clock"
+    section_id, heading = "clock", "Speed model and measured speed"
     figure = clock_figure(log)
     if figure is None:
         return PageSection(id=section_id, heading=heading, missing=("No trial was timed.",))
     error = facts.median_clock_error(log)
     plot = Plot(
         id="plot-clock",
-        says=f"Measured over modelled speed of every trial that was timed; the median distance from 1 is {100 * error:.1f}\u00a0%.",
+        alt_text=f"Measured / modelled speed of every timed trial; the median distance from 1 is {100 * error:.1f}\u00a0%.",
         figure=figure,
-        caption="Trials that completed decoded one text by the clock, a few dozen tokens each. The table of costs gave the same rounds the "
-        f"speed that theirs is divided by; half of them are within {100 * error:.1f}\u00a0% of it. So short a run tells less than a "
-        "finalist's; trials that drift away from 1 one after the other say that the machine changed its pace while the search ran.",
+        caption="Completed trials also decoded a few dozen tokens of one text in a timed run. A point is the measured speed of this run, "
+        f"divided by the modelled speed of the same rounds; half of the points are within {100 * error:.1f}\u00a0% of 1. Such a short run "
+        "is less reliable than the timing of a finalist. If successive trials drift away from 1, the machine became faster or slower "
+        "during the search.",
     )
     return PageSection(id=section_id, heading=heading, plots=(plot,))
 
 
 def _positions(log: SearchLog) -> PageSection:
-    section_id, heading = "positions", "Acceptance by place in the draft"
+    section_id, heading = "positions", "Acceptance by position in the draft"
     trial = facts.shown(log)
     figure = position_figure(trial.counts) if trial is not None else None
     if trial is None or figure is None:
@@ -228,44 +223,44 @@ def _positions(log: SearchLog) -> PageSection:
         return PageSection(id=section_id, heading=heading, missing=(f"{why}, so there is nothing to count.",))
     plot = Plot(
         id="plot-positions",
-        says=f"Part of trial {trial.index}'s drafts that are accepted up to each place, by kind of text.",
+        alt_text=f"Share of trial {trial.index}'s drafts that are accepted up to each position, by kind of text.",
         figure=figure,
-        caption=f"Trial {trial.index}, over the calibration texts: of the drafts that are at least this long, the part whose tokens were "
-        "all accepted up to here, the last of them perhaps as an alternative. "
-        "Bars are 95\u00a0% intervals (Wilson). A draft only gets long where it was sure of itself, so the line may rise.",
+        caption=f"Trial {trial.index} on the calibration texts. A point is the share of the drafts with at least this many tokens in which "
+        "every token up to this one was accepted. The last of them may be an alternative (a side branch of the token tree, one token "
+        "long). Error bars are 95\u00a0% Wilson intervals. Only confident drafts become long, so a line may rise.",
     )
     return PageSection(id=section_id, heading=heading, missing=_not_chosen(log), plots=(plot,))
 
 
 def _final(log: SearchLog) -> PageSection:
-    section_id, heading = "final", "Plain against speculative, timed"
+    section_id, heading = "final", "Head-to-head timing of the finalists"
     if not log.finalists:
-        why = "No finalist was timed for real" + (": the search has not ended yet." if log.result is None else ".")
+        why = "No finalist was timed" + (": the search has not ended yet." if log.result is None else ".")
         return PageSection(id=section_id, heading=heading, missing=(why,))
     chosen = facts.winner(log)
     missing: tuple[str, ...] = ()
     if log.result is not None and chosen is None:
-        missing = ("None of the finalists beat plain decoding, so the artifact decodes plainly.",)
+        missing = ("No finalist beat autoregressive decoding, so the artifact decodes autoregressively (mode plain).",)
     best = max(log.finalists, key=lambda f: f.speedup)
     plot = Plot(
         id="plot-final",
-        says=f"Measured and modelled speed of {_count(len(log.finalists), 'finalist')} beside plain decoding; the fastest reached "
-        f"{best.speedup:.2f} times plain.",
+        alt_text=f"Speed of autoregressive decoding and measured and modelled speed of {_count(len(log.finalists), 'finalist')}; the "
+        f"best speed-up is {best.speedup:.2f}.",
         figure=finalists_figure(log.finalists, None if chosen is None else chosen.index),
-        caption=f"Timed in turns with plain decoding, prompt by prompt ({_count(best.prompts, 'run')}). The line at the end of a bar is "
-        "the 95\u00a0% interval of the speed-up (paired bootstrap over prompts). The hatched bar is what the model of costs said of the "
-        "same text.",
+        caption=f"Finalists and autoregressive decoding took turns, prompt by prompt ({_count(best.prompts, 'run')} each). The error bar "
+        "is the 95\u00a0% interval of the speed-up (paired bootstrap over prompts). The hatched bar is the modelled speed on the same "
+        "text.",
     )
     return PageSection(id=section_id, heading=heading, missing=missing, plots=(plot,))
 
 
 def skip_text(trial: Trial) -> str:
-    """Returns a skip set in words."""
+    """Returns the skip set of a trial in words."""
     return f"attention {layer_ranges(trial.skip.attention)}; MLP {layer_ranges(trial.skip.mlp)}"
 
 
 def layer_ranges(layers: Sequence[int]) -> str:
-    """Returns layer numbers with runs of them drawn together, such as `1, 3-6`."""
+    """Returns layer numbers in rising order, three or more consecutive ones as a range, such as `1, 3-6`."""
     runs: list[list[int]] = []
     for layer in sorted(set(layers)):
         if runs and layer == runs[-1][-1] + 1:
@@ -284,10 +279,10 @@ def _run(run: Sequence[int]) -> str:
 def _not_chosen(log: SearchLog) -> tuple[str, ...]:
     if facts.winner(log) is not None:
         return ()
-    which = "the finalist that came closest" if log.finalists else "the best trial by modelled speed"
+    which = "the fastest finalist" if log.finalists else "the best trial by modelled speed"
     if log.result is None:
-        return (f"The search has not ended: this is {'the fastest finalist' if log.finalists else which} so far.",)
-    return (f"Nothing beat plain decoding, so no draft was chosen: this is {which}.",)
+        return (f"The search has not ended: this is {which} so far.",)
+    return (f"No draft beat autoregressive decoding, so none was chosen: this is {which}.",)
 
 
 def _has_stopped(log: SearchLog) -> bool:

@@ -1,4 +1,4 @@
-"""How figures look: one frame for all, one colour and marker for each source, told apart without colour vision too."""
+"""The look of all figures: one template, and a colour and a marker for each source of trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INK: Final = "#1d2733"
 MUTED: Final = "#5f6b7a"
 GRID: Final = "#e3e7ec"
 PALE: Final = "#ccd3db"
-# Okabe and Ito's colours, which stay apart with every common kind of colour blindness.
+# The palette of Okabe and Ito, whose colours differ under every common kind of colour blindness.
 BLUE: Final = "#0072b2"
 ORANGE: Final = "#e69f00"
 GREEN: Final = "#009e73"
@@ -26,12 +26,12 @@ PALE_ORANGE: Final = "#f8e2b3"
 
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 TIMES: Final = "\u00a0\u00d7"
-"""Behind a speed-up, never parted from it by the end of a line."""
+"""The unit after a speed-up; the space does not break."""
 CONTEXT_SHADES: Final = (SKY, BLUE, INK)
-"""For the rising context lengths."""
+"""Colours by context length, shortest first."""
 _LONGEST_LABEL: Final = 60
 _STEERING: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
-"""Characters that turn the direction of the text around them."""
+"""Characters that change the direction of the text around them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class SourceStyle:
     """How the trials of one source are drawn.
 
     Attributes:
-        title: as a legend says it.
-        colour: of its markers.
-        symbol: plotly's name of the marker; `-open` behind it draws the outline only.
+        title: the source's name in legends.
+        colour: colour of its markers.
+        symbol: plotly's name of the marker; with the suffix `-open` only its outline is drawn.
     """
 
     title: str
@@ -55,17 +55,17 @@ SOURCES: Final = {
     "leave-one-out": SourceStyle(title="leave-one-out order", colour=ORANGE, symbol="triangle-up"),
     "block": SourceStyle(title="contiguous block", colour=GREEN, symbol="square"),
     "every-other": SourceStyle(title="every other layer", colour=PURPLE, symbol="diamond"),
-    "dynamic-programme": SourceStyle(title="dynamic programme", colour=VERMILION, symbol="triangle-down"),
+    "dynamic-programme": SourceStyle(title="dynamic programming", colour=VERMILION, symbol="triangle-down"),
     "random": SourceStyle(title="random", colour="#8c96a3", symbol="hexagon"),
     "ax": SourceStyle(title="Ax", colour=BLUE, symbol="circle"),
 }
-"""By source, in the order of a legend."""
+"""Styles by source, in the order of legends."""
 _TEXT_STYLES: Final = {"sampled": (BLUE, "circle"), "greedy": (ORANGE, "square")}
 _OTHER_TEXTS: Final = ((GREEN, "diamond"), (VERMILION, "triangle-up"), (PURPLE, "triangle-down"))
 
 
 def source_style(source: str) -> SourceStyle:
-    """Returns the style of a source, known or not."""
+    """Returns the style of a source; unknown sources share one colour and marker."""
     return SOURCES.get(source, SourceStyle(title=label(source), colour=MUTED, symbol="cross"))
 
 
@@ -76,23 +76,23 @@ def text_styles(kinds: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def plain_text(text: str) -> str:
-    """Returns text without characters that a page may not hold or that act on the text around them; U+FFFD stands in their place."""
+    """Returns text with U+FFFD for each character that HTML forbids or that changes the text's direction."""
     return "".join("\ufffd" if _is_unfit(c) else c for c in text)
 
 
 def label(text: str) -> str:
-    """Returns text from data for use in a figure: short, and free of the tags that plotly would obey."""
+    """Returns text from data for use in a figure: at most 60 characters, with markup escaped."""
     text = " ".join(plain_text(text).split())
     shortened = text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"
-    # Plotly turns these three entities back, and leaves quotes as they are.
+    # Plotly decodes the entities of &, < and >, and shows quotes unchanged.
     return html.escape(shortened, quote=False)
 
 
 def new_figure(*, height: int, x: str, y: str) -> go.Figure:
-    """Returns an empty figure in the common frame, as wide as its place in the page.
+    """Returns an empty figure with the common template, as wide as its `div` in the page.
 
     Args:
-        height: in pixels.
+        height: height in pixels.
         x: title of the x axis, with its unit.
         y: title of the y axis, with its unit.
     """
@@ -107,7 +107,16 @@ def new_figure(*, height: int, x: str, y: str) -> go.Figure:
 
 
 def level_line(figure: go.Figure, ends: tuple[float, float], y: float, name: str, *, dash: str, colour: str = MUTED) -> None:
-    """Draws a horizontal line, which the legend names: a word beside it would hide points in a narrow window."""
+    """Adds a horizontal line with a legend entry; a label in the plot would hide points in a narrow window.
+
+    Args:
+        figure: the figure to draw in.
+        ends: x of both ends.
+        y: height of the line.
+        name: name in the legend.
+        dash: plotly's name of the dash pattern.
+        colour: colour of the line.
+    """
     line = {"color": colour, "width": 1.6, "dash": dash}
     figure.add_trace(go.Scatter(x=list(ends), y=[y, y], mode="lines", name=name, line=line, hoverinfo="skip"))
 
@@ -139,7 +148,7 @@ _TEMPLATE: Final = go.layout.Template(
         "plot_bgcolor": "#ffffff",
         "margin": {"l": 12, "r": 12, "t": 14, "b": 12, "pad": 0},
         "hoverlabel": {"bgcolor": "#ffffff", "bordercolor": PALE, "font": {"family": FONT, "size": 12, "color": INK}, "align": "left"},
-        # The page holds the keys: in a narrow window plotly's legend takes the plot's room.
+        # The page has its own legends (see `key.py`).
         "showlegend": False,
         "hovermode": "closest",
         "xaxis": _axis(),

@@ -1,4 +1,4 @@
-"""Figures by sublayer: what a draft skips, how much the model misses each, and what the best trials agree on."""
+"""Figures by sublayer: a skip set, leave-one-out sensitivity, and how often the best trials skip each one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from sstool.search_report.style import BLUE, GRID, INK, ORANGE, PALE, new_figure
 
 ATTENTION: Final = BLUE
 MLP: Final = ORANGE
-"""The kinds' colours in every figure by sublayer."""
+"""Colours of attention and MLP in every figure by sublayer."""
 _KEPT: Final = GRID
 _ROW: Final = 0.86
-"""Height of a cell within its row of height 1."""
+"""Height of a cell in a row of height 1."""
 _MOST_LAYER_TICKS: Final = 12
 _USUAL: Final = 0.9
-"""The part of the values that is usual; what is more than `_FAR` times above all of these would flatten them."""
+"""The quantile up to which values count as usual."""
 _FAR: Final = 4.0
+"""Factor over the usual values above which a value is cut off, because it would flatten the other bars."""
 
 
 def strip_figure(trial: Trial, num_layers: int) -> go.Figure:
-    """Draws a skip set: a row of attention above a row of MLPs, a cell a layer, filled where it is skipped."""
+    """Returns a figure of a skip set: attention above MLP, one cell per layer, coloured if skipped."""
     figure = new_figure(height=150, x="layer", y="")
     rows = (("MLP", trial.skip.mlp, 0, MLP), ("attention", trial.skip.attention, 1, ATTENTION))
     for name, skipped, base, colour in reversed(rows):
@@ -48,19 +49,19 @@ def strip_figure(trial: Trial, num_layers: int) -> go.Figure:
 
 
 def sensitivity_figure(sensitivity: Sensitivity) -> go.Figure:
-    """Draws the part of the next token's probability that moves elsewhere with one sublayer left out: how much the model misses it."""
-    lost = [[100 * (1 - a) for a in kind] for kind in (sensitivity.attention, sensitivity.mlp)]
-    return _pair_figure(*lost, top=_scale_end([*lost[0], *lost[1]]), hover="%{y:.1f} % of what comes next is lost")
+    """Returns a figure of leave-one-out sensitivity: 100 % minus the overlap of draft and target."""
+    distances = [[100 * (1 - a) for a in kind] for kind in (sensitivity.attention, sensitivity.mlp)]
+    return _pair_figure(*distances, top=_scale_end([*distances[0], *distances[1]]), hover="sensitivity %{y:.1f} %")
 
 
 def frequency_figure(best: Sequence[Trial], num_layers: int) -> go.Figure:
-    """Draws how many of the best trials skip each sublayer."""
+    """Returns a figure of the share of the best trials that skip each sublayer."""
     attention, mlp = facts.skip_frequency(best, num_layers)
     return _pair_figure((100 * attention).tolist(), (100 * mlp).tolist(), top=104, hover="skipped by %{y:.0f} %")
 
 
 def layer_ticks(num_layers: int) -> dict[str, Any]:
-    """Returns settings for an axis of layers: whole numbers from 0, as many as have room in a narrow window."""
+    """Returns plotly's settings for an axis of layers: whole numbers, few enough for a narrow window."""
     steps = (1, 2, 4, 5, 10, 20, 50, 100)
     return {"tickangle": 0, "tick0": 0, "dtick": next((s for s in steps if num_layers / s <= _MOST_LAYER_TICKS), steps[-1])}
 
@@ -79,13 +80,15 @@ def _cells(name: str, kind: str, layers: Sequence[int], base: int, colour: str, 
 
 
 def _pair_figure(attention: Sequence[float], mlp: Sequence[float], *, top: float, hover: str) -> go.Figure:
-    """Returns a row of attention above a row of MLPs, on one scale: a bar a layer stays wide enough in the deepest model.
+    """Returns a figure with a row of attention above a row of MLPs, on the same scale.
+
+    Two rows keep the bars wide enough in deep models.
 
     Args:
-        attention: percent, by layer.
-        mlp: likewise.
-        top: end of both scales.
-        hover: what to say of a bar, as plotly takes it.
+        attention: percentages of the attention sublayers, by layer.
+        mlp: percentages of the MLP sublayers, by layer.
+        top: upper end of both scales; a bar beyond it is labelled with its value.
+        hover: plotly template of the text shown on a bar.
     """
     figure = new_figure(height=340, x="", y="")
     figure.set_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09)
@@ -109,7 +112,7 @@ def _pair_figure(attention: Sequence[float], mlp: Sequence[float], *, top: float
 
 
 def _scale_end(values: Sequence[float]) -> float:
-    """Returns the end of a scale on which most values can be told apart, though a few be far above them."""
+    """Returns the upper end of a scale that shows most values well, even if a few are far larger."""
     highest, usual = max(1.0, *values), max(1.0, float(np.quantile(values, _USUAL)))
     return 1.05 * highest if highest < _FAR * usual else _FAR / 2 * usual
 

@@ -1,4 +1,4 @@
-"""The top of the page and its table: what came of the search, in a few numbers and words."""
+"""Texts and numbers for the top of the page, the table of the best trials and the list of failed ones."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from sstool.search_report.sections import skip_text
 from sstool.search_report.style import TIMES, source_style
 
 NOTHING: Final = "\u2013"
-"""Stands in a table where there is no value."""
+"""Text of a table cell without a value."""
 _PARTS: Final = {
     "texts": "calibration texts",
     "latency": "latency table",
-    "influence": "influence of sublayers",
-    "dynamic_programme": "dynamic programme",
+    "influence": "leave-one-out sensitivity",
+    "dynamic_programme": "dynamic programming",
     "candidates": "running candidates",
     "ax": "Ax",
-    "finalists": "timing finalists",
+    "finalists": "head-to-head timing",
 }
-"""Where the time went, in the order in which a search spends it."""
+"""Names of the parts of a search's time, in the order in which a search spends it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One number that stands out.
+    """One highlighted number of the summary.
 
     Attributes:
-        name: what it is.
-        value: with its unit.
-        note: what to know beside it; may be empty.
+        name: name of the quantity.
+        value: the number with its unit.
+        note: remark under the number; may be empty.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table of trials, as text."""
+    """One row of the table of trials, as text."""
 
     trial: str
     source: str
@@ -59,26 +59,26 @@ class Row:
 
 
 def verdict(log: SearchLog) -> str:
-    """Returns what came of the search in a sentence."""
+    """Returns the result of the search in one sentence."""
     if log.result is None:
         best = next(iter(facts.ranked(log)), None)
         so_far = f"{len(log.trials)} of at most {log.header.trials} trials so far"
         if best is None:
             return f"The search has not ended: {so_far}{', none of them completed' if log.trials else ''}."
         modelled = f"{facts.speedup_of(best):.2f}{TIMES}"
-        return f"The search has not ended: {so_far}, the best modelled at {modelled} plain decoding (trial {best.index})."
+        return f"The search has not ended: {so_far}, the best modelled speed-up is {modelled} (trial {best.index})."
     winner = facts.winner(log)
     if winner is None:
-        return "Nothing beat plain decoding here, so the artifact decodes plainly."
+        return "No draft beat autoregressive decoding here, so the artifact decodes autoregressively (mode plain)."
     if log.result.speedup is None:
         modelled = f"{facts.speedup_of(winner):.2f}{TIMES}"
-        return f"Trial {winner.index} was chosen by modelled speed, {modelled} plain decoding; it was not timed for real."
+        return f"Trial {winner.index} was chosen by its modelled speed-up of {modelled}; it was not timed."
     measured = f"{log.result.speedup:.2f}{TIMES}"
-    return f"Drafting with trial {winner.index}'s skip set is {measured} as fast as plain decoding, measured on {log.header.cpu}."
+    return f"Drafting with trial {winner.index}'s skip set is {measured} as fast as autoregressive decoding, measured on {log.header.cpu}."
 
 
 def tiles(log: SearchLog) -> list[Tile]:
-    """Returns the numbers to see first."""
+    """Returns the highlighted numbers."""
     trial = facts.shown(log)
     found: list[Tile] = []
     if trial is not None:
@@ -88,8 +88,8 @@ def tiles(log: SearchLog) -> list[Tile]:
         found.append(Tile(name="gain over warm starts", value=f"{100 * gain:+.1f}\u00a0%", note="by modelled speed"))
     if trial is not None:
         rate = facts.acceptance_rate(trial, log.header.weights)
-        found.append(Tile(name="acceptance rate", value=_percent(rate), note="calibration texts"))
-        found.append(Tile(name="draft cost ratio", value=_number(trial.cost_ratio, 2), note="of a plain step"))
+        found.append(Tile(name="acceptance rate", value=_percent(rate), note="on calibration texts"))
+        found.append(Tile(name="draft cost ratio", value=_number(trial.cost_ratio, 2), note="of an autoregressive step"))
     states = Counter(t.status for t in log.trials)
     parts = ", ".join(f"{states[s]} {s}" for s in (COMPLETED, STOPPED, FAILED) if states[s])
     found.append(Tile(name="trials", value=str(len(log.trials)), note=parts))
@@ -97,7 +97,7 @@ def tiles(log: SearchLog) -> list[Tile]:
 
 
 def details(log: SearchLog) -> list[tuple[str, str]]:
-    """Returns names and values of what was searched, with what, and what was chosen."""
+    """Returns names and values of the search's model, machine, settings, choice and time."""
     header, trial = log.header, facts.shown(log)
     weights = ", ".join(f"{name} {weight:g}" for name, weight in header.weights.items())
     rows = [
@@ -105,7 +105,7 @@ def details(log: SearchLog) -> list[tuple[str, str]]:
         ("Machine", f"{header.cpu}, {header.threads} {'thread' if header.threads == 1 else 'threads'}, ONNX Runtime {header.onnxruntime}"),
         ("Budget", f"at most {header.trials} trials, {header.batch} suggested at a time, seed {header.seed}"),
         ("Text weights", weights or "none"),
-        ("Plain decoding", plain_speed_text(log)),
+        ("Baseline", plain_speed_text(log)),
     ]
     if trial is not None:
         title = "Chosen" if facts.winner(log) is not None else ("Best so far" if log.result is None else "Best candidate")
@@ -116,12 +116,12 @@ def details(log: SearchLog) -> list[tuple[str, str]]:
 
 
 def remark(log: SearchLog) -> str:
-    """Returns what the search says of itself; empty where it says nothing."""
+    """Returns the remark that the search recorded; empty if it recorded none."""
     return "" if log.result is None else log.result.remark
 
 
 def best_rows(log: SearchLog) -> list[Row]:
-    """Returns the table of the best trials by modelled speed, the winner marked."""
+    """Returns the best trials by modelled speed-up, and the winner if it is not among them."""
     winner = facts.winner(log)
     best = facts.ranked(log)[: facts.NUM_BEST]
     if winner is not None and winner not in best:
@@ -130,43 +130,43 @@ def best_rows(log: SearchLog) -> list[Row]:
 
 
 def failures(log: SearchLog) -> list[tuple[str, str]]:
-    """Returns each failed trial with why it failed."""
-    return [(f"Trial {t.index} ({source_title(t)})", t.error or "no reason was written down") for t in facts.failed(log)]
+    """Returns the name and the error of each failed trial."""
+    return [(f"Trial {t.index} ({source_title(t)})", t.error or "no error was recorded") for t in facts.failed(log)]
 
 
 def source_title(trial: Trial) -> str:
-    """Returns a trial's source in words, not escaped."""
+    """Returns the name of a trial's source, not escaped."""
     known = source_style(trial.source)
     return trial.source if known.symbol == "cross" else known.title
 
 
 def exit_text(trial: Trial) -> str:
-    """Returns a trial's tuned exit in words."""
+    """Returns a trial's tuned stopping rule in words."""
     if trial.exit is None:
-        return "no exit was tuned"
+        return "no stopping rule was tuned"
     threshold = "" if trial.exit_threshold is None else f", threshold {trial.exit_threshold:g}"
-    return f"exit {trial.exit}{threshold}, at most {'?' if trial.max_draft is None else trial.max_draft} drafted a round"
+    return f"stopping rule {trial.exit}{threshold}, at most {'?' if trial.max_draft is None else trial.max_draft} draft tokens per round"
 
 
 def plain_speed_text(log: SearchLog) -> str:
-    """Returns plain decoding's speed, as modelled and, where finalists were timed, as measured beside them."""
-    modelled = f"{log.header.plain:.1f} tokens/s, modelled"
+    """Returns the modelled and, if finalists were timed, the measured speed of autoregressive decoding."""
+    modelled = f"autoregressive decoding, {log.header.plain:.1f} tokens/s modelled"
     measured = [f.plain for f in log.finalists]
-    return f"{modelled}; {statistics.median(measured):.1f} tokens/s, measured beside the finalists" if measured else modelled
+    return f"{modelled}, {statistics.median(measured):.1f} tokens/s measured with the finalists" if measured else modelled
 
 
 def time_text(log: SearchLog) -> str:
-    """Returns where the time went."""
+    """Returns how long the parts of the search took."""
     if log.result is None:
         candidates, suggesting = sum(t.seconds for t in log.trials), sum(t.suggest_seconds for t in log.trials)
-        return f"so far {_seconds(candidates)} in running candidates, {_seconds(suggesting)} in suggesting them"
+        return f"so far: running candidates {_seconds(candidates)}, suggesting candidates {_seconds(suggesting)}"
     spent = log.result.seconds
     parts = [
         f"{_PARTS.get(name, name)} {_seconds(spent[name])}" for name in (*_PARTS, *(n for n in spent if n not in _PARTS)) if name in spent
     ]
     parts = [p for p in parts if not p.startswith("total ")]
     total = f"{_seconds(spent['total'])} in all" if "total" in spent else ""
-    return ": ".join(p for p in (total, ", ".join(parts)) if p) or "not written down"
+    return ": ".join(p for p in (total, ", ".join(parts)) if p) or "not recorded"
 
 
 def _speed_tile(log: SearchLog, trial: Trial) -> Tile:

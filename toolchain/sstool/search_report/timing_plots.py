@@ -1,4 +1,4 @@
-"""Figures of time: what passes and draft steps cost, how far drafts are accepted, and what the finalists really gave."""
+"""Figures of the latency table, of acceptance by position in the draft, and of the head-to-head timing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from sstool.search.log.records import Counts, Finalist, LatencyTable, Trial
+from sstool.search.log.records import Counts, Finalist, LatencyRow, LatencyTable, Trial
 from sstool.search_report.style import (
     BLUE,
     CONTEXT_SHADES,
@@ -28,8 +28,8 @@ _SYMBOLS = ("circle", "square", "diamond")
 
 
 def verify_figure(table: LatencyTable) -> go.Figure:
-    """Draws what a verify pass takes by its width, a line for each context length."""
-    figure = new_figure(height=340, x="positions verified in one pass", y="time of the pass (ms)")
+    """Returns a figure of the latency of a verify pass by query length, a line for each context length."""
+    figure = new_figure(height=340, x="query length (tokens per pass)", y="latency of the pass (ms)")
     for at, row in enumerate(table.rows):
         figure.add_trace(
             go.Scatter(
@@ -37,11 +37,11 @@ def verify_figure(table: LatencyTable) -> go.Figure:
                 y=[1000 * s for s in row.verify],
                 customdata=[s / row.verify[0] for s in row.verify],
                 mode="lines+markers",
-                name=f"after {row.context} positions",
+                name=_context(row),
                 line={"color": _shade(at, table), "width": 2},
                 marker={"symbol": _SYMBOLS[at % len(_SYMBOLS)], "size": 7},
-                hovertemplate=f"{row.context} positions before, %{{x}} verified:<br>"
-                "%{y:.2f} ms, %{customdata:.2f} plain steps<extra></extra>",
+                hovertemplate=f"{_context(row)}, query length %{{x}}:<br>"
+                "%{y:.2f} ms, %{customdata:.2f} autoregressive steps<extra></extra>",
             )
         )
     figure.update_yaxes(rangemode="tozero")
@@ -50,8 +50,11 @@ def verify_figure(table: LatencyTable) -> go.Figure:
 
 
 def step_figure(table: LatencyTable) -> go.Figure:
-    """Draws what a draft's first step and its later ones take as a part of its size, by size, two lines for each context length."""
-    figure = new_figure(height=340, x="size of the draft (ms)", y="time of a step (% of the size)")
+    """Returns a figure of the latency of first and later draft steps by the draft's size, in percent of it.
+
+    Each context length has two lines. A draft's size is its base plus the cost of the sublayers it keeps.
+    """
+    figure = new_figure(height=340, x="draft size (ms)", y="latency of a draft step (% of size)")
     for at, row in enumerate(table.rows):
         for name, parts, dash in (("first step", row.first, "solid"), ("later steps", row.later, "dot")):
             figure.add_trace(
@@ -60,15 +63,18 @@ def step_figure(table: LatencyTable) -> go.Figure:
                     y=[100 * part for part in parts],
                     customdata=[1000 * size * part for size, part in zip(row.sizes, parts, strict=True)],
                     mode="lines+markers",
-                    name=f"{name}, after {row.context} positions",
+                    name=f"{name}, {_context(row)}",
                     line={"color": _shade(at, table), "width": 2, "dash": dash},
                     marker={"symbol": _SYMBOLS[at % len(_SYMBOLS)], "size": 7},
-                    hovertemplate=f"{name}, {row.context} positions before:<br>"
-                    "%{customdata:.2f} ms, %{y:.0f} % of %{x:.2f} ms<extra></extra>",
+                    hovertemplate=f"{name}, {_context(row)}:<br>%{{customdata:.2f}} ms, %{{y:.0f}} % of %{{x:.2f}} ms<extra></extra>",
                 )
             )
     figure.update_xaxes(rangemode="tozero")
     return figure
+
+
+def _context(row: LatencyRow) -> str:
+    return f"context of {row.context} tokens"
 
 
 def _shade(at: int, table: LatencyTable) -> str:
@@ -76,16 +82,19 @@ def _shade(at: int, table: LatencyTable) -> str:
 
 
 def draft_cost_figure(table: LatencyTable, trial: Trial | None) -> go.Figure:
-    """Draws the parts of a draft's size with nothing skipped, what a trial's draft keeps in full colour, beside a plain step."""
+    """Returns a figure of the parts of a draft's size and of an autoregressive step, by context length.
+
+    The bars show a draft that skips nothing. The parts that the trial's draft skips are pale.
+    """
     height = 90 + 60 * len(table.rows)
-    figure = new_figure(height=height, x="size of a draft (ms)", y="")
+    figure = new_figure(height=height, x="draft size (ms)", y="")
     skipped = (
         {"attention": set(trial.skip.attention), "mlp": set(trial.skip.mlp)} if trial is not None else {"attention": set(), "mlp": set()}
     )
-    contexts = [f"after {row.context}<br>positions" for row in table.rows]
-    parts: list[tuple[str, str, list[float]]] = [("embedding, norms, head, host", MUTED, [row.draft_base for row in table.rows])]
+    contexts = [f"context of<br>{row.context} tokens" for row in table.rows]
+    parts: list[tuple[str, str, list[float]]] = [("embedding, norms, LM head, host", MUTED, [row.draft_base for row in table.rows])]
     for skip, suffix, colours in ((False, "kept" if trial else "", (BLUE, ORANGE)), (True, "skipped", (PALE_BLUE, PALE_ORANGE))):
-        for (kind, title), colour in zip((("attention", "attention"), ("mlp", "MLPs")), colours, strict=True):
+        for (kind, title), colour in zip((("attention", "attention"), ("mlp", "MLP")), colours, strict=True):
             values = [
                 math.fsum(s for layer, s in enumerate(costs) if (layer in skipped[kind]) == skip)
                 for costs in ((row.attention if kind == "attention" else row.mlp) for row in table.rows)
@@ -108,9 +117,9 @@ def draft_cost_figure(table: LatencyTable, trial: Trial | None) -> go.Figure:
             y=contexts,
             x=[1000 * row.verify[0] for row in table.rows],
             mode="markers",
-            name="a plain step",
+            name="autoregressive step",
             marker={"symbol": "line-ns", "size": 30, "line": {"width": 3, "color": INK}, "color": INK},
-            hovertemplate="a plain step: %{x:.3f} ms<extra></extra>",
+            hovertemplate="autoregressive step: %{x:.3f} ms<extra></extra>",
         )
     )
     figure.update_layout(barmode="stack", bargap=0.35)
@@ -120,16 +129,19 @@ def draft_cost_figure(table: LatencyTable, trial: Trial | None) -> go.Figure:
 
 
 def position_figure(counts: Mapping[str, Counts]) -> go.Figure | None:
-    """Draws how often the token at each place of a draft is accepted, of the drafts that reach so far; None if nothing was drafted."""
+    """Returns a figure of the share of drafts accepted up to each position; None if nothing was drafted.
+
+    A position's share is over the drafts that have a token there.
+    """
     drafted = {kind: c for kind, c in counts.items() if any(c.reached)}
     if not drafted:
         return None
-    figure = new_figure(height=340, x="place in the draft", y="drafts accepted up to here (%)")
+    figure = new_figure(height=340, x="position in the draft", y="drafts accepted so far (%)")
     for at, (kind, (colour, symbol)) in enumerate(text_styles(list(drafted)).items()):
         points = [(j, k, r) for j, (k, r) in enumerate(zip(drafted[kind].kept, drafted[kind].reached, strict=True), start=1) if r]
         low, high = zip(*(wilson_interval(k, r) for _, k, r in points), strict=True)
         rates = [k / r for _, k, r in points]
-        # Side by side, so that the kinds' intervals do not hide each other.
+        # Shifted, so that the error bars of different kinds of text do not cover each other.
         shift = 0.12 * (at - (len(drafted) - 1) / 2)
         figure.add_trace(
             go.Scatter(
@@ -147,7 +159,7 @@ def position_figure(counts: Mapping[str, Counts]) -> go.Figure | None:
                 name=f"{label(kind)} text",
                 line={"color": colour, "width": 2},
                 marker={"symbol": symbol, "size": 8},
-                hovertemplate="place %{customdata[0]}: %{customdata[1]} of %{customdata[2]} drafts, %{y:.1f} %<extra></extra>",
+                hovertemplate="position %{customdata[0]}: %{customdata[1]} of %{customdata[2]} drafts, %{y:.1f} %<extra></extra>",
             )
         )
     longest = max(len(c.reached) for c in drafted.values())
@@ -157,11 +169,16 @@ def position_figure(counts: Mapping[str, Counts]) -> go.Figure | None:
 
 
 def finalists_figure(finalists: Sequence[Finalist], chosen: int | None) -> go.Figure:
-    """Draws each finalist's measured speed with its interval, plain decoding's in the same run, and the modelled speed."""
+    """Returns a figure of the finalists' measured and modelled speeds and of autoregressive decoding's speed.
+
+    Args:
+        finalists: the timed finalists, at least one.
+        chosen: index of the chosen trial; None if none was chosen.
+    """
     figure = new_figure(height=90 + 92 * len(finalists), x="tokens per second", y="")
     names = [_finalist_name(f, chosen) for f in finalists]
     series = (
-        ("plain, measured", PALE, "", [f.plain for f in finalists]),
+        ("autoregressive, measured", PALE, "", [f.plain for f in finalists]),
         ("speculative, measured", BLUE, "", [f.measured for f in finalists]),
         ("speculative, modelled", PALE_BLUE, "/", [f.modelled for f in finalists]),
     )
@@ -184,7 +201,7 @@ def finalists_figure(finalists: Sequence[Finalist], chosen: int | None) -> go.Fi
 
 
 def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a rate by Wilson's score, which stays within 0 and 1."""
+    """Returns the 95 % Wilson score interval of a rate, which stays within 0 and 1."""
     rate, spread = hits / trials, _Z_95**2 / trials
     middle = (rate + spread / 2) / (1 + spread)
     half = _Z_95 / (1 + spread) * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
@@ -192,7 +209,7 @@ def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
 
 
 def _interval(finalists: Sequence[Finalist]) -> dict[str, object]:
-    """Returns the speed-up's interval in tokens per second, around the measured speed."""
+    """Returns the intervals of the speed-ups as plotly's error bars, in tokens per second."""
     bounds = [f.interval_95 or (f.speedup, f.speedup) for f in finalists]
     return {
         "type": "data",

@@ -1,4 +1,4 @@
-"""Figures of the trials: how the best grew, and where each lies between a cheap draft and an accepted one."""
+"""Figures of all trials: progress, cost ratio and acceptance rate, and measured against modelled speed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _LEVELS: Final = (0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.25, 2.5, 3
 _MOST_LINES: Final = 8
 _LINE_POINTS: Final = 160
 _LABEL_ROOM: Final = (0.13, 0.05)
-"""Parts of the figure's width and height within which two lines do not both get a label."""
+"""Fractions of the figure's width and height; of two lines whose ends are closer, only one gets a label."""
 
 
 def progress_figure(log: SearchLog) -> go.Figure:
-    """Draws every trial's modelled speed-up in the order of trials, the best so far and the best warm start."""
-    figure = new_figure(height=420, x="trial", y="modelled speed-up over plain decoding (\u00d7)")
+    """Returns a figure of the modelled speed-up by trial, with the best so far and the best warm start."""
+    figure = new_figure(height=420, x="trial", y="modelled speed-up (\u00d7)")
     scored = [t for t in log.trials if t.speedup is not None]
     ends = _scale_by_trial(figure, log)
-    level_line(figure, ends, 1.0, "plain decoding", dash="dot")
+    level_line(figure, ends, 1.0, "autoregressive decoding", dash="dot")
     warm = facts.best_warm_start(log)
     if warm is not None and warm.speedup is not None:
         level_line(
@@ -45,16 +45,19 @@ def progress_figure(log: SearchLog) -> go.Figure:
             )
         )
     _add_trials(figure, log, scored, {t.index: (float(t.index), facts.speedup_of(t)) for t in scored})
-    # Failed trials have no speed-up: they stand at the foot, where they can be counted.
+    # Failed trials have no speed-up. They are drawn below all others, where they can be counted.
     failures = facts.failed(log)
     if failures:
-        foot = min([1.0, *(facts.speedup_of(t) for t in scored)]) - 0.06
-        _add_failed(figure, log, failures, {t.index: (float(t.index), foot) for t in failures})
+        bottom = min([1.0, *(facts.speedup_of(t) for t in scored)]) - 0.06
+        _add_failed(figure, log, failures, {t.index: (float(t.index), bottom) for t in failures})
     return figure
 
 
 def trade_figure(log: SearchLog) -> go.Figure | None:
-    """Draws every trial by draft cost ratio and acceptance rate, over lines of equal speed-up; None if no trial has both."""
+    """Returns a figure of cost ratio and acceptance rate, with lines of equal speed-up.
+
+    It is None if no trial has both values.
+    """
     places: dict[int, tuple[float, float]] = {}
     for trial in log.trials:
         rate = facts.acceptance_rate(trial, log.header.weights)
@@ -62,7 +65,7 @@ def trade_figure(log: SearchLog) -> go.Figure | None:
             places[trial.index] = (trial.cost_ratio, 100 * rate)
     if not places:
         return None
-    figure = new_figure(height=520, x="draft cost ratio c: a draft step / a plain step", y="acceptance rate: accepted / proposed (%)")
+    figure = new_figure(height=520, x="cost ratio c: draft step / autoregressive step", y="acceptance rate: accepted / proposed (%)")
     xs, ys = [x for x, _ in places.values()], [y for _, y in places.values()]
     x_range = [max(0.0, min(xs) - 0.06), max(max(xs) + 0.06, min(xs) + 0.2)]
     y_range = [max(0.0, min(ys) - 8.0), min(102.0, max(max(ys) + 8.0, min(ys) + 20.0))]
@@ -81,7 +84,7 @@ def trade_figure(log: SearchLog) -> go.Figure | None:
 
 
 def clock_figure(log: SearchLog) -> go.Figure | None:
-    """Draws every timed trial's speed over the one that the table gave the same rounds, by trial; None if none was timed."""
+    """Returns a figure of measured / modelled speed by trial; None if no trial was timed."""
     places = {t.index: (float(t.index), t.timed.ratio) for t in log.trials if t.timed is not None}
     if not places:
         return None
@@ -93,13 +96,16 @@ def clock_figure(log: SearchLog) -> go.Figure | None:
 
 
 def iso_row(log: SearchLog) -> LatencyRow | None:
-    """Returns the costs that lines of equal speed-up are drawn for, those of the shortest context; None where none can be drawn."""
+    """Returns the costs for lines of equal speed-up, those at the shortest context.
+
+    It is None without a latency table of several query lengths.
+    """
     row = log.latency.rows[0] if log.latency is not None else None
     return row if row is not None and len(row.verify) > 1 else None
 
 
 def _scale_by_trial(figure: go.Figure, log: SearchLog) -> tuple[float, float]:
-    """Gives a figure an x axis of trials, and returns its ends."""
+    """Sets the x axis of a figure to trials and returns its two ends."""
     last = max((t.index for t in log.trials), default=0)
     ends = (-0.03 * last - 0.6, last * 1.03 + 0.6)
     figure.update_xaxes(range=list(ends), **_whole_ticks(last))
@@ -145,7 +151,7 @@ def _add_iso_lines(figure: go.Figure, row: LatencyRow, x_range: list[float], y_r
 
 
 def _levels(ratios: np.ndarray[Any, Any], x_range: list[float], y_range: list[float]) -> list[float]:
-    """Returns the speed-ups that lines are drawn for: those inside the figure, thinned to a few, plain decoding's among them."""
+    """Returns the speed-ups to draw lines for: at most a few inside the figure, always 1 if it is inside."""
     corners = np.array([y_range[0], min(y_range[1], 100.0)]) / 100
     costs = np.array([x_range[1], max(x_range[0], 0.005)])
     low, high = facts.round_speedup(corners, costs, ratios)
@@ -155,7 +161,7 @@ def _levels(ratios: np.ndarray[Any, Any], x_range: list[float], y_range: list[fl
 
 
 def _add_trials(figure: go.Figure, log: SearchLog, trials: Iterable[Trial], places: Mapping[int, tuple[float, float]]) -> None:
-    """Adds a trace for each source, in the legend's order, with the outlines of trials that were stopped early."""
+    """Adds a trace for each source, in the order of legends; trials that were stopped early are outlines."""
     trials = list(trials)
     sources = sorted({t.source for t in trials}, key=lambda s: (list(SOURCES).index(s) if s in SOURCES else len(SOURCES), s))
     for source in sources:
@@ -196,7 +202,7 @@ def _add_failed(figure: go.Figure, log: SearchLog, trials: list[Trial], places: 
 
 
 def _ring(figure: go.Figure, log: SearchLog, places: Mapping[int, tuple[float, float]]) -> None:
-    """Puts a ring around the winner, or the best so far."""
+    """Adds a ring around the trial that the page shows in detail."""
     trial = facts.shown(log)
     if trial is None or trial.index not in places:
         return
@@ -225,13 +231,13 @@ def _outline(style: SourceStyle, trial: Trial) -> str:
 
 
 def _describe(log: SearchLog, trial: Trial) -> str:
-    """Returns what a trial says of itself when pointed at."""
+    """Returns the text shown when the pointer is on a trial."""
     lines = [f"<b>trial {trial.index}</b> · {source_style(trial.source).title} · {trial.status}"]
     if trial.speedup is not None:
         lines.append(f"modelled speed-up {trial.speedup:.3f}{TIMES}")
     rate = facts.acceptance_rate(trial, log.header.weights)
     if rate is not None:
-        lines.append(f"acceptance {100 * rate:.1f} %")
+        lines.append(f"acceptance rate {100 * rate:.1f} %")
     if trial.cost_ratio is not None:
         lines.append(f"cost ratio {trial.cost_ratio:.3f}")
     lines.append(f"skips {len(trial.skip.attention)} attention, {len(trial.skip.mlp)} MLP of {log.header.num_layers} layers")
@@ -241,5 +247,5 @@ def _describe(log: SearchLog, trial: Trial) -> str:
 
 
 def _whole_ticks(last: int) -> dict[str, Any]:
-    """Few trials would get ticks between whole numbers."""
+    """Returns plotly's settings for whole-numbered ticks, which few trials would not get by default."""
     return {"dtick": 1} if last < 8 else {}

@@ -1,1 +1,1 @@
-"""Proof that an artifact computes its checkpoint's logits and that drafting changes no token."""
+"""Checks that an artifact computes its checkpoint's logits and that speculative decoding changes no token."""

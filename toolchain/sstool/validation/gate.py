@@ -1,4 +1,4 @@
-"""The gate: no artifact gets its name unless it computes its checkpoint's logits and its draft changes no token."""
+"""The gate: an artifact is published only if its logits are right and its draft changes no token."""
 
 from __future__ import annotations
 
@@ -36,32 +36,38 @@ _CONFIDENCE_TOLERANCE: Final = 1e-4
 
 
 def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Compares the verify engine with the checkpoint, and decoding with the draft with decoding without.
+    """Compares the verify engine with the checkpoint, and speculative decoding with autoregressive decoding.
 
-    Of a model that transformers cannot hold in this machine's memory, the first layers are compared, two full patterns of them, by an
-    artifact of their own.
+    If transformers cannot hold the whole model in this machine's memory, the comparison with the checkpoint
+    covers only the first layers: two periods of the attention pattern, exported to a temporary artifact of
+    their own.
 
     Args:
-        artifact: a finished artifact, not yet under its name.
-        checkpoint: what it was exported from.
+        artifact: a complete artifact that is not published yet.
+        checkpoint: the checkpoint that the artifact was exported from.
 
     Returns:
-        What the manifest keeps: the parity figures and the losslessness run.
+        The manifest's record of the gate: the parity figures and the result of the losslessness run.
 
     Raises:
-        UnsupportedModelError: if either differs; what the run left in the packed-weights cache is removed.
+        UnsupportedModelError: if either comparison fails. The artifact's entries in the packed-weights cache
+            are then removed.
     """
     max_context = artifact.manifest.max_context
     num_layers = layers_to_compare(checkpoint, available_memory())
     if num_layers == checkpoint.num_layers:
         plan = plan_parity(checkpoint, max_context)
-        # The reference comes and goes before the engines open, so that two copies of the weights are never in memory together.
+        # The reference model is freed before the engines open, so that memory never holds the weights twice.
         reference = reference_logits(checkpoint.folder, plan.ids, plan.positions)
         with _opened(artifact) as engine:
             parity = _require_parity(engine, plan, reference, checkpoint)
             lossless = require_sound(engine, str(checkpoint.folder))
     else:
-        logger.warning("only %d of %d layers fit in memory with transformers, and are compared", num_layers, checkpoint.num_layers)
+        logger.warning(
+            "only %d of %d layers fit in memory with transformers; the comparison with the checkpoint covers these alone",
+            num_layers,
+            checkpoint.num_layers,
+        )
         parity = _truncated_parity(checkpoint, num_layers, max_context)
         with _opened(artifact) as engine:
             lossless = require_sound(engine, str(checkpoint.folder))
@@ -70,7 +76,7 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened(artifact: Artifact) -> Iterator[Engine]:
-    """Opens an artifact; after an error nothing of it stays in the packed-weights cache."""
+    """Opens an artifact; after an error, removes its entries from the packed-weights cache."""
     try:
         with load(artifact.folder, max_context=artifact.manifest.max_context, max_sequences=1) as engine:
             yield engine
@@ -105,24 +111,24 @@ def _require_parity(engine: Engine, plan: ParityPlan, reference: NDArray[np.floa
 
 
 def require_sound(engine: Engine, what: str) -> dict[str, Any]:
-    """Holds both engines' outputs to their logits, and decoding with the draft to decoding without.
+    """Checks both engines' outputs against their logits, and speculative against autoregressive decoding.
 
     Args:
-        engine: with its draft.
-        what: what to call it in errors.
+        engine: an open engine with a draft.
+        what: name of the artifact in error messages.
 
     Returns:
-        What the manifest keeps of the losslessness run.
+        The manifest's record of the losslessness run.
 
     Raises:
-        UnsupportedModelError: if anything differs.
+        UnsupportedModelError: if a check fails.
     """
     _require_outputs(engine, what)
     return _require_lossless(engine, what)
 
 
 def _require_outputs(engine: Engine, what: str) -> None:
-    """Holds both engines' best tokens and their `confidence` to their own logits, which decoding seldom looks at."""
+    """Checks the on-graph TopK and `confidence` of both engines against their logits."""
     prompt = _random_prompt(engine)
     slot = engine.backend.acquire(None)
     try:
@@ -136,8 +142,8 @@ def _require_outputs(engine: Engine, what: str) -> None:
             same &= bool((output.top_logits == np.take_along_axis(output.logits, order, axis=-1)).all())
             if not same or np.abs(output.confidence - best).max() > _CONFIDENCE_TOLERANCE:
                 raise UnsupportedModelError(
-                    f"{what}: the {name} graph's best tokens or confidence are not its logits'",
-                    "nothing was written; please report this",
+                    f"{what}: the {name} graph's top tokens or confidence do not agree with its logits",
+                    "nothing was published; please report this",
                 )
     finally:
         engine.backend.release(slot)
@@ -158,8 +164,8 @@ def _require_lossless(engine: Engine, what: str) -> dict[str, Any]:
     verdict = compare(engine, speculative, plain=expected.token_ids, run=run).verdict
     if verdict == NO:
         raise UnsupportedModelError(
-            f"{what}: decoding with the draft gives other tokens than decoding without",
-            "nothing was written; please report this",
+            f"{what}: speculative decoding gives other tokens than autoregressive decoding",
+            "nothing was published; please report this",
         )
     stats = completion.stats
     return {"tokens": len(expected.token_ids), "identical": verdict, "proposed": stats.proposed, "accepted": stats.accepted}

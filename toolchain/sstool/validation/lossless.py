@@ -1,9 +1,15 @@
-"""Whether speculative output is plain output: every first difference is replayed, and is a near tie or a defect.
+"""Compares a speculative run with autoregressive decoding (mode `plain`), and tells near ties from defects.
 
-Two widths of one engine differ by float rounding, so a true tie may flip. A difference is a `near_tie` only if all hold:
-replaying the committed text with the run's exact widths, rejected proposals included, gives the run's token; replaying it one
-position at a time gives plain's; and in both replays the two tokens' decision scores (for a filtered token, its distance to the
-cut) are within `NEAR_TIE_TOLERANCE`. Plain's token is then forced and the comparison goes on. Anything else is `no`.
+Passes of different query lengths round differently, so two tokens that are almost equally good can swap. A
+difference is a `near_tie` only if all of this holds:
+
+* a replay with the run's own passes, rejected proposals included, gives the run's token;
+* a replay with one position per pass gives the plain token;
+* in both replays the decision scores of the two tokens differ by at most `NEAR_TIE_TOLERANCE` (for a token
+  that a filter dropped: its score and the filter's cut).
+
+The run is then restarted after the plain token, and the comparison continues. Every other difference is a
+`no`.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ NO: Final[Verdict] = "no"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TracedRun:
-    """A completion's tokens and the passes that gave them."""
+    """The tokens of a completion and the passes that produced them."""
 
     token_ids: tuple[int, ...]
     trace: Trace
@@ -37,15 +43,16 @@ class TracedRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """A position where a run and plain decoding gave different tokens.
+    """A position at which a run and plain decoding gave different tokens.
 
     Attributes:
-        index: place in the completion, 0 for its first token.
-        run_token: the run's token; None where the run had already ended.
-        plain_token: plain decoding's; None where that had already ended.
+        index: 0-based position in the completion.
+        run_token: token of the run; None if the run had already ended.
+        plain_token: token of plain decoding; None if it had already ended.
         verdict: `near_tie` or `no`.
-        reason: why, in one line.
-        gap: largest distance, over both replays, of the scores or cuts that decided; None if the replays did not give the tokens.
+        reason: explanation of the verdict, in one line.
+        gap: distance between the two values that decided (two scores, or a score and a cut), the larger one
+            of both replays; None if a replay did not reproduce its token.
     """
 
     index: int
@@ -58,12 +65,12 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """The outcome of one run against plain decoding.
+    """The result of comparing one run with plain decoding.
 
     Attributes:
-        verdict: `yes`, `near_tie` (at least one, and no defect) or `no`.
-        tokens: positions compared.
-        differences: what differed, in order; only the last one can be a `no`.
+        verdict: `yes`, `near_tie` (at least one near tie and no defect) or `no`.
+        tokens: number of compared positions.
+        differences: the differences found, by position; only the last one can be a `no`.
     """
 
     verdict: Verdict
@@ -72,12 +79,12 @@ class Comparison:
 
     @property
     def num_near_ties(self) -> int:
-        """How many of the differences are near ties."""
+        """The number of differences that are near ties."""
         return sum(d.verdict == NEAR_TIE for d in self.differences)
 
 
 def traced(engine: Engine, prompt: Prompt, config: GenerationConfig) -> tuple[Completion, TracedRun]:
-    """Generates, and keeps what a replay needs.
+    """Returns a completion, and the tokens and passes that a replay of it needs.
 
     Raises:
         PromptError: if the prompt is empty or too long.
@@ -88,13 +95,13 @@ def traced(engine: Engine, prompt: Prompt, config: GenerationConfig) -> tuple[Co
 
 
 def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], run: TracedRun) -> Comparison:
-    """Compares a run with plain decoding's tokens of the same prompt, and goes on past near ties.
+    """Returns how a run differs from plain decoding of the same prompt; near ties do not end the comparison.
 
     Args:
-        engine: the engine of both; a replay takes one of its slots at a time.
-        config: what the run was made with; its seed must be given where it samples.
-        plain: plain decoding's token ids with the same settings and seed.
-        run: what is compared.
+        engine: the engine of both runs. A replay takes one of its slots at a time.
+        config: settings of the run. The seed must be set if they sample.
+        plain: token ids of plain decoding with the same settings and seed.
+        run: the run to compare.
     """
     settings = engine.settings(config)
     prompt_ids = tuple(run.trace.prompt_ids)
@@ -105,13 +112,13 @@ def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], r
         index = _first_difference(run.token_ids, expected)
         if index is None:
             return Comparison(verdict=NEAR_TIE if differences else YES, tokens=len(plain), differences=tuple(differences))
-        found = _judge(engine.backend, settings, prompt_ids + tuple(plain[:forced]), len(prompt_ids), expected, run, index)
+        found = _classify(engine.backend, settings, prompt_ids + tuple(plain[:forced]), len(prompt_ids), expected, run, index)
         differences.append(dataclasses.replace(found, index=forced + index))
         forced += index + 1
         if found.verdict == NO or forced >= len(plain):
             verdict = NO if found.verdict == NO else NEAR_TIE
             return Comparison(verdict=verdict, tokens=min(forced, len(plain)), differences=tuple(differences))
-        # Stop strings are plain's business: it has ended where it should, and a text cut in two might hide one.
+        # Plain decoding has applied the stop strings; a restarted run could miss one that spans the restart.
         onward = dataclasses.replace(config, max_new_tokens=len(plain) - forced, stop=())
         _, run = traced(engine, [*prompt_ids, *plain[:forced]], onward)
 
@@ -123,7 +130,7 @@ def _first_difference(run: Sequence[int], plain: Sequence[int]) -> int | None:
     return None if len(run) == len(plain) else min(len(run), len(plain))
 
 
-def _judge(
+def _classify(
     backend: Backend,
     settings: DecodeSettings,
     prefix: tuple[int, ...],
@@ -132,7 +139,10 @@ def _judge(
     run: TracedRun,
     index: int,
 ) -> Difference:
-    """Classifies the difference at `index` of a run that began after `prefix`, of which `num_prompt` tokens are the prompt's."""
+    """Returns the verdict on the difference at `index` of a run that began after `prefix`.
+
+    The first `num_prompt` tokens of `prefix` are the prompt.
+    """
     run_token = run.token_ids[index] if index < len(run.token_ids) else None
     plain_token = expected[index] if index < len(expected) else None
 
@@ -142,45 +152,47 @@ def _judge(
     if run_token is None or plain_token is None:
         return found(NO, f"{'the run' if run_token is None else 'plain decoding'} ended first, after the same tokens")
     sequence = prefix + run.token_ids[:index]
-    wide = _replay_rounds(backend, sequence, run.trace, index)
-    if wide is None:
+    as_run = _replay_rounds(backend, sequence, run.trace, index)
+    if as_run is None:
         return found(NO, "the run's trace does not hold the pass that gave the token")
-    if decide(wide, settings) != run_token:
-        return found(NO, f"replaying the run's own passes gives token {decide(wide, settings)}")
-    narrow = _replay_singly(backend, sequence, num_prompt)
-    if decide(narrow, settings) != plain_token:
-        return found(NO, f"replaying one position at a time gives token {decide(narrow, settings)}")
-    reason, gap = _nearness(
-        [standing(row, settings, run_token) for row in (wide, narrow)], [standing(row, settings, plain_token) for row in (wide, narrow)]
+    if decide(as_run, settings) != run_token:
+        return found(NO, f"replaying the run's own passes gives token {decide(as_run, settings)}")
+    as_plain = _replay_singly(backend, sequence, num_prompt)
+    if decide(as_plain, settings) != plain_token:
+        return found(NO, f"replaying one position at a time gives token {decide(as_plain, settings)}")
+    reason, gap = _deciding_gap(
+        [standing(row, settings, run_token) for row in (as_run, as_plain)],
+        [standing(row, settings, plain_token) for row in (as_run, as_plain)],
     )
     return found(NEAR_TIE if gap <= NEAR_TIE_TOLERANCE else NO, f"{reason} by {gap:.1e}", gap)
 
 
-def _nearness(run: Sequence[Standing], plain: Sequence[Standing]) -> tuple[str, float]:
-    """Returns what lets rounding flip the choice between two tokens, and how far it is from doing so, the larger of both replays.
+def _deciding_gap(run: Sequence[Standing], plain: Sequence[Standing]) -> tuple[str, float]:
+    """Returns which two values decided between the tokens, and their larger distance in the two replays.
 
     Args:
-        run: the run's token, with the run's widths and one position at a time.
-        plain: plain's token, likewise.
+        run: the run's token in the replay with the run's own passes, and in the one with one position per
+            pass.
+        plain: the plain token in the same two replays.
     """
     gaps = [r.score - p.score for r, p in zip(run, plain, strict=True)]
     score_gap = max(abs(g) for g in gaps)
     if score_gap > NEAR_TIE_TOLERANCE and all(g < 0 for g in gaps) and not plain[0].kept:
-        # Plain's token is the better one at both widths, so the run can only have taken another because a filter dropped it.
-        return "plain's token and the cut differ", max(p.to_cut for p in plain)
+        # The plain token scores higher in both replays, so only a filter can have dropped it in the run.
+        return "the plain token and the filter's cut differ", max(p.to_cut for p in plain)
     if score_gap > NEAR_TIE_TOLERANCE and all(g > 0 for g in gaps) and not run[1].kept:
-        return "the run's token and the cut differ", max(r.to_cut for r in run)
+        return "the run's token and the filter's cut differ", max(r.to_cut for r in run)
     return "decision scores differ", score_gap
 
 
 def _replay_rounds(backend: Backend, sequence: Sequence[int], trace: Trace, index: int) -> Row | None:
-    """Runs a traced run's passes again up to the one that decided token `index`; None where no recorded pass can have.
+    """Returns the row that decided token `index`, from the run's own passes; None if the trace lacks it.
 
     Args:
         backend: the engines that made the run.
         sequence: the run's prompt and its tokens before `index`.
-        trace: the run's passes.
-        index: place in the run's completion.
+        trace: the passes of the run.
+        index: 0-based position in the run's completion.
     """
     position = len(trace.prompt_ids) + index
     rounds = [r for r in trace.rounds if r.start < position]
@@ -201,20 +213,20 @@ def _replay_rounds(backend: Backend, sequence: Sequence[int], trace: Trace, inde
 
 
 def _decides(rounds: Sequence[Round], sequence: Sequence[int], position: int) -> bool:
-    """Whether the last of `rounds` gives the token at `position`: the tokens between were its first ones that stood."""
+    """Whether the last of `rounds` decided the token at `position`, by accepting every token before it."""
     if not rounds:
         return False
     last = rounds[-1]
     between = tuple(sequence[last.start + 1 : position])
-    stood = last.proposals
+    accepted = last.proposals
     if last.alternative is not None:
         depth, token = last.alternatives[last.alternative]
-        stood = (*last.proposals[:depth], token)
-    return stood[: len(between)] == between
+        accepted = (*last.proposals[:depth], token)
+    return accepted[: len(between)] == between
 
 
 def _deciding_row(last: Round, position: int) -> int:
-    """Returns which row of a round's output decides the token at `position`."""
+    """Returns the row of a round's output that decides the token at `position`."""
     offset = position - 1 - last.start
     if last.alternative is not None and offset > last.alternatives[last.alternative].depth:
         return 1 + len(last.proposals) + last.alternative
@@ -222,7 +234,7 @@ def _deciding_row(last: Round, position: int) -> int:
 
 
 def _replay_singly(backend: Backend, sequence: Sequence[int], num_prompt: int) -> Row:
-    """Runs a prompt and then its continuation one position a pass, as plain decoding does; gives the row after the last token."""
+    """Returns the row after the last token, computed as in plain decoding: one position per pass."""
     slot = backend.acquire(None)
     try:
         output = slot.prefill(sequence[:num_prompt])

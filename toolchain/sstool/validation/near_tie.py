@@ -1,8 +1,9 @@
-"""How near a token's choice was: decision scores, and distances to the cuts of the filters, of one row of logits.
+"""Measures how close the choice of a token was: its decision score and its distance to the filters' cuts.
 
-A decoded token is the argmax of decision scores: the logits when greedy; when sampling, logits / temperature plus the noise of
-(seed, position, token), among the candidates that top-k, top-p and min-p leave. A change of rounding size flips it only where two
-scores, or a score and a cut, lie that near; `sstool.validation.lossless` asks here whether they do.
+Decoding chooses the token with the highest decision score. In greedy decoding the score is the logit. In
+sampling it is logit / temperature plus the noise of (seed, position, token), among the candidates that top-k,
+top-p and min-p keep. Rounding can change the choice only if two scores, or a score and a cut, are within
+rounding of each other. `sstool.validation.lossless` uses these distances to tell near ties from defects.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from ssruntime.sampling.filters import filtered
 from ssruntime.sampling.noise import CoupledNoise, gumbel
 
 NEAR_TIE_TOLERANCE: Final = 1e-4
-"""Most that decision scores may differ by in a near tie (fp32)."""
+"""Largest difference of two decision scores in a near tie (fp32)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """How one token stands in one row.
+    """The decision score of one token in one row, and its distance to the filters' cuts.
 
     Attributes:
-        score: its decision score, whether or not a filter leaves it.
-        kept: whether the filters leave it; always so when greedy.
-        to_cut: how far its score (for top-p also its cumulative probability) is from changing `kept`; infinite without filters.
+        score: decision score of the token, even if a filter drops it.
+        kept: whether the filters keep the token; always True in greedy decoding.
+        to_cut: smallest change of the token's score (for top-p also of the probability before it) that
+            changes `kept`; infinite without filters.
     """
 
     score: float
@@ -52,14 +54,14 @@ class Row:
 
 
 def decide(row: Row, settings: DecodeSettings) -> int:
-    """Returns the token that plain decoding takes from a row."""
+    """Returns the token that autoregressive decoding (mode `plain`) chooses from a row."""
     if settings.is_greedy:
         return int(row.logits.argmax())
     return coupled_sample(row.logits, row.position, settings, CoupledNoise(settings.seed))
 
 
 def standing(row: Row, settings: DecodeSettings, token: int) -> Standing:
-    """Returns how `token` stands in a row."""
+    """Returns the decision score of `token` in a row and its distance to the filters' cuts."""
     if settings.is_greedy:
         return Standing(score=float(row.logits[token]), kept=True, to_cut=math.inf)
     scores = row.logits * np.float32(1.0 / settings.temperature)
@@ -68,48 +70,59 @@ def standing(row: Row, settings: DecodeSettings, token: int) -> Standing:
     ids, _ = filtered(row.logits, settings)
     kept = bool((ids == token).any())
     return Standing(
-        score=float(scores[token]) + float(noise[0]), kept=kept, to_cut=_to_cut(scores.astype(np.float64), settings, token, kept)
+        score=float(scores[token]) + float(noise[0]),
+        kept=kept,
+        to_cut=_distance_to_change(scores.astype(np.float64), settings, token, kept),
     )
 
 
-def _to_cut(scores: NDArray[np.float64], settings: DecodeSettings, token: int, kept: bool) -> float:
-    """Returns the least change that lets `token` out, or in: out takes the nearest cut, in takes passing every cut it is beyond."""
-    sides = list(_sides(scores, settings, token))
-    beyond = [side for side in sides if side < 0]
-    if kept or not beyond:
-        return min((abs(side) for side in sides), default=math.inf)
-    return max(-side for side in beyond)
+def _distance_to_change(scores: NDArray[np.float64], settings: DecodeSettings, token: int, kept: bool) -> float:
+    """Returns the smallest change that makes the filters drop a kept token, or keep a dropped one.
+
+    A kept token is dropped as soon as it fails its nearest cut. A dropped token is kept only if it passes all
+    the cuts that it fails now, so the farthest of these counts.
+    """
+    distances = _distances_to_cuts(scores, settings, token)
+    failed = [distance for distance in distances if distance < 0]
+    if kept or not failed:
+        return min((abs(distance) for distance in distances), default=math.inf)
+    return max(-distance for distance in failed)
 
 
-def _sides(scores: NDArray[np.float64], settings: DecodeSettings, token: int) -> list[float]:
-    """Returns the signed distance to each filter's cut: negative where that filter drops the token."""
+def _distances_to_cuts(scores: NDArray[np.float64], settings: DecodeSettings, token: int) -> list[float]:
+    """Returns the signed distance of `token` to each active filter's cut: negative if the filter drops it."""
     own = scores[token]
-    sides = []
-    left = np.arange(len(scores))
+    distances = []
+    remaining = np.arange(len(scores))
     if 0 < settings.top_k < len(scores):
         ordered = np.sort(scores)[::-1]
         kth = ordered[settings.top_k - 1]
-        sides.append(float(own - kth) if own < kth else _above(own, scores[scores < kth]))
-        left = np.flatnonzero((scores >= kth) | (np.arange(len(scores)) == token))
+        distances.append(float(own - kth) if own < kth else _distance_to_dropped(own, scores[scores < kth]))
+        remaining = np.flatnonzero((scores >= kth) | (np.arange(len(scores)) == token))
     if settings.top_p < 1.0:
-        sides.append(_top_p_side(scores, left, settings.top_p, token))
+        distances.append(_distance_to_nucleus(scores, remaining, settings.top_p, token))
     if settings.min_p > 0.0:
-        sides.append(float(own - math.log(settings.min_p)))
-    return sides
+        distances.append(float(own - math.log(settings.min_p)))
+    return distances
 
 
-def _above(score: np.float64, dropped: NDArray[np.float64]) -> float:
+def _distance_to_dropped(score: np.float64, dropped: NDArray[np.float64]) -> float:
+    """Returns the distance of a kept score to the best dropped one; infinite if nothing is dropped."""
     return float(score - dropped.max()) if len(dropped) else math.inf
 
 
-def _top_p_side(scores: NDArray[np.float64], left: NDArray[np.int64], top_p: float, token: int) -> float:
-    """Returns the signed distance to the nucleus: in probability before the token, or in score to its neighbour across the cut."""
-    order = left[np.argsort(-scores[left], kind="stable")]
+def _distance_to_nucleus(scores: NDArray[np.float64], remaining: NDArray[np.int64], top_p: float, token: int) -> float:
+    """Returns the signed distance of `token` to the cut of top-p, negative if it is outside.
+
+    It is the smaller one of two distances: of the probability before the token to `top_p`, and of the token's
+    score to the nearest score on the other side of the cut.
+    """
+    order = remaining[np.argsort(-scores[remaining], kind="stable")]
     weights = np.exp(scores[order])
     before = (np.cumsum(weights) - weights) / weights.sum()
     rank = int(np.flatnonzero(order == token)[0])
     inside = before < top_p
     mass = abs(float(before[rank]) - top_p)
     if inside[rank]:
-        return min(mass, _above(scores[token], scores[order[~inside]]))
+        return min(mass, _distance_to_dropped(scores[token], scores[order[~inside]]))
     return -min(mass, float(scores[order[inside]].min() - scores[token]))

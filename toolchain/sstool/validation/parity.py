@@ -1,4 +1,4 @@
-"""How far an artifact's engines are from the checkpoint they were made of, measured the way decoding runs them."""
+"""Measures how far an artifact's logits are from its checkpoint's, in the passes that decoding runs."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
 from sstool.validation.reference import CHUNK, reference_logits
 
 MAX_RELATIVE_ERROR: Final = 1e-4
-"""Largest error of fp32 logits, as a fraction of the largest reference logit."""
+"""Largest allowed error of fp32 logits, as a fraction of the largest reference logit."""
 MAX_POSITIONS: Final = 256
 WIDTHS: Final = (1, 1, 1, 4, 4, 16, 16, 1, 4, 16)
-"""Widths of the passes after the prefill, each attending to all before it."""
+"""Query lengths of the passes after the prefill; each pass attends to every position before it."""
 _MARGIN: Final = 64
 _BEYOND_WINDOWS: Final = 16
 _MAX_STRETCH: Final = 1024
-"""Tokens past which a run only to see scaled positions is too long."""
+"""Longest sequence (tokens) that is run only to go past the original context of RoPE scaling."""
 _SEED: Final = 0
-_BESIDE_WIDTH: Final = 6
-_BESIDE_COMPARED: Final = 4
+_TREE_ROWS: Final = 6
+"""Rows of the verify pass over a token tree: the last token, two drafted tokens and three alternatives."""
+_TREE_POSITIONS: Final = 4
+"""Positions of which `_run_tree` returns logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """Our logits against the reference, over all compared positions.
+    """The difference between an engine's logits and the reference's, over all compared positions.
 
     Attributes:
         max_relative: max |ours - reference| / max |reference|.
         mean_relative: mean |ours - reference| / max |reference|.
         min_cosine: smallest cosine between the two rows of logits at a position.
         top1_agreement: fraction of positions with the same most probable token.
-        positions: positions compared.
-        sequence: tokens in the sequence.
-        worst: the kind of pass with the largest error: `prefill`, `alternatives`, `width 1`, `width 4` or `width 16`.
-        tolerance: what `max_relative` may be.
+        positions: number of compared positions.
+        sequence: length of the sequence in tokens.
+        worst: kind of pass with the largest error: `prefill`, `alternatives` (a token tree), or `width N` (a
+            pass of query length N, which is 1, 4 or 16).
+        tolerance: largest allowed `max_relative`.
     """
 
     max_relative: float
@@ -68,14 +71,15 @@ class ParityReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityPlan:
-    """A sequence and the passes it is run in: the prefill, then widths with past.
+    """A sequence and the passes it is run in: the prefill, then passes of several query lengths.
 
     Attributes:
-        ids: the sequence.
-        prefill: length of the first pass.
-        widths: widths of the passes after it.
-        positions: the positions to compare, rising.
-        beside: where alternatives are tried, four positions from this one on; None where there is no room for them.
+        ids: token ids of the sequence.
+        prefill: number of tokens in the prefill.
+        widths: query lengths of the passes after the prefill.
+        positions: positions whose logits are compared, ascending.
+        beside: first of the four positions at which a token tree with alternatives (side branches, one token
+            long) is verified; None if there is no room for one.
     """
 
     ids: tuple[int, ...]
@@ -86,11 +90,14 @@ class ParityPlan:
 
 
 def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
-    """Chooses what to run: past twice the widest window, and past the context before rope scaling where a thousand tokens reach it.
+    """Returns the sequence to run and its passes.
+
+    The sequence is longer than twice the widest sliding window, and longer than the original context of RoPE
+    scaling if that takes at most `_MAX_STRETCH` tokens.
 
     Args:
-        checkpoint: the model.
-        max_context: positions the engine has.
+        checkpoint: description of the model.
+        max_context: number of positions that the engine has.
     """
     windows = {layer.window for layer in checkpoint.attention if layer.window is not None}
     length = max(MAX_POSITIONS, *(2 * window + _BEYOND_WINDOWS for window in windows)) if windows else MAX_POSITIONS
@@ -103,9 +110,9 @@ def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
             widths.append(width)
     prefill = length - sum(widths)
     edges = {w + step for w in windows for step in (-1, 0, 1) if w + step < prefill}
-    beside = min(prefill, *windows) - _BESIDE_WIDTH if windows else prefill - _BESIDE_WIDTH
+    beside = min(prefill, *windows) - _TREE_ROWS if windows else prefill - _TREE_ROWS
     if beside > 0:
-        edges |= set(range(beside, beside + _BESIDE_COMPARED))
+        edges |= set(range(beside, beside + _TREE_POSITIONS))
     room = MAX_POSITIONS - sum(widths)
     spread = range(prefill) if prefill <= room else np.linspace(0, prefill - 1, room - len(edges)).round().astype(int)
     compared = sorted(edges | {int(p) for p in spread})
@@ -120,22 +127,24 @@ def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
 
 
 def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = None) -> ParityReport:
-    """Compares the verify engine, or the draft engine, with the checkpoint.
+    """Returns how far the verify engine's logits, or the draft engine's, are from the checkpoint's.
 
     Args:
         backend: the open engines of the artifact.
-        folder: the checkpoint it was exported from.
-        draft: the draft's skip set, to compare the draft engine with the checkpoint whose skipped sublayers give zero.
+        folder: the checkpoint that the artifact was exported from.
+        draft: skip set of the draft. If given, the draft engine is compared with the checkpoint, whose
+            skipped sublayers then output zero.
 
     Raises:
-        CheckpointError: if the folder holds no sound checkpoint.
-        UnsupportedModelError: if transformers cannot run it, or its vocabulary is another than the engine's.
+        CheckpointError: if the folder holds no valid checkpoint.
+        UnsupportedModelError: if transformers cannot run the checkpoint, or its vocabulary size is not the
+            engine's.
     """
     checkpoint = describe_checkpoint(folder)
     if checkpoint.vocab_size != backend.vocab_size:
         raise UnsupportedModelError(
-            f"{folder} has a vocabulary of {checkpoint.vocab_size}, the engine one of {backend.vocab_size}",
-            "name the model it was exported from",
+            f"{folder}: expected a vocabulary of {backend.vocab_size} as in the artifact, found {checkpoint.vocab_size}",
+            "pass the model that the artifact was exported from",
         )
     plan = plan_parity(checkpoint, backend.max_context)
     reference = reference_logits(folder, plan.ids, plan.positions, skip=draft)
@@ -143,13 +152,13 @@ def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = No
 
 
 def compare_with_reference(backend: Backend, plan: ParityPlan, reference: NDArray[np.float32], *, draft: bool = False) -> ParityReport:
-    """Runs the plan through an engine and compares its logits with the reference's.
+    """Returns how far an engine's logits are from the reference's when it runs the plan.
 
     Args:
         backend: the open engines.
-        plan: what to run.
+        plan: the sequence and its passes.
         reference: float32[len(plan.positions), vocab].
-        draft: run the draft engine instead of the verify engine.
+        draft: whether the draft engine runs instead of the verify engine.
     """
     slot = backend.acquire(None)
     try:
@@ -162,13 +171,13 @@ def compare_with_reference(backend: Backend, plan: ParityPlan, reference: NDArra
 
 
 def require_parity(report: ParityReport, what: str) -> None:
-    """Raises UnsupportedModelError with the figures if a report did not pass."""
+    """Raises UnsupportedModelError, with the figures, if a report did not pass."""
     if not report.passed:
         raise UnsupportedModelError(
             f"{what}: the exported graph is not the checkpoint's model: logits differ by {report.max_relative:.1e} of their scale"
             f" ({report.worst}; mean {report.mean_relative:.1e}, cosine {report.min_cosine:.6f},"
-            f" same top token at {report.top1_agreement:.0%} of {report.positions} positions), allowed is {report.tolerance:.0e}",
-            "nothing was written; this model cannot be exported yet",
+            f" same top token at {report.top1_agreement:.0%} of {report.positions} positions); the limit is {report.tolerance:.0e}",
+            "nothing was published; this model cannot be exported yet",
         )
 
 
@@ -180,11 +189,15 @@ class _Row:
 
 
 def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
-    """Runs the prefill in large chunks and (for verify) in those that prompts run in, then every width; before all, alternatives."""
+    """Returns the compared rows.
+
+    The passes in their order: a token tree (verify engine only), the prefill in chunks of `CHUNK`, the
+    prefill in the chunks of a prompt (verify engine only), and one pass for each query length of the plan.
+    """
     forward = slot.draft_forward if draft else slot.forward
     prompt = plan.ids[: plan.prefill]
     chosen = [p for p in plan.positions if p < plan.prefill]
-    rows = [] if draft or plan.beside is None else _run_beside(slot, plan.ids, plan.beside)
+    rows = [] if draft or plan.beside is None else _run_tree(slot, plan.ids, plan.beside)
     for begin in range(0, plan.prefill, CHUNK):
         part = [p for p in chosen if begin <= p < begin + CHUNK]
         output = forward(prompt[begin : begin + CHUNK], begin, [p - begin for p in part] or (0,))
@@ -200,10 +213,14 @@ def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
     return rows
 
 
-def _run_beside(slot: Slot, ids: Sequence[int], start: int) -> list[_Row]:
-    """Verifies a chain whose second token is wrong, with the right one among the alternatives, and goes on behind that one."""
+def _run_tree(slot: Slot, ids: Sequence[int], start: int) -> list[_Row]:
+    """Returns the rows of a verify pass over a token tree, and of a pass after it.
+
+    The last token of the draft sequence is wrong, and the right one is among the alternatives. The KV of the
+    right one is copied to its position, as after its acceptance, and the next token is verified after it.
+    """
     slot.prefill(ids[:start])
-    before, token, right, after = ids[start : start + _BESIDE_COMPARED]
+    before, token, right, after = ids[start : start + _TREE_POSITIONS]
     alternatives = [Alternative(0, after), Alternative(1, before), Alternative(1, right)]
     output = slot.verify([before, token, after], start, alternatives)
     rows = [output.logits[n].copy() for n in (0, 1, 5)]
@@ -215,7 +232,7 @@ def _run_beside(slot: Slot, ids: Sequence[int], start: int) -> list[_Row]:
 def _report(ours: NDArray[np.float32], reference: NDArray[np.float32], kinds: Sequence[str], plan: ParityPlan) -> ParityReport:
     scale = float(np.abs(reference).max())
     error = np.abs(ours - reference)
-    # An engine that gives NaN is as wrong as can be, not unmeasured.
+    # NaN counts as an infinite error, so that the report still holds numbers.
     error = np.where(np.isnan(error), np.inf, error)
     rows = error.max(axis=1)
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)

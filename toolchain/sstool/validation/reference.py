@@ -1,4 +1,4 @@
-"""Logits of the checkpoint itself, as transformers computes them in fp32: what every exported graph is held to."""
+"""The checkpoint's own logits, computed by transformers in fp32: the reference for every exported graph."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK: Final = 1024
-"""Most tokens in one pass."""
+"""Largest number of tokens in one pass."""
 
 
 class Reference:
-    """A checkpoint in transformers, fp32."""
+    """A checkpoint loaded into transformers in fp32."""
 
     def __init__(self, folder: Path) -> None:
-        """Loads it.
+        """Loads the checkpoint in `folder`.
 
         Raises:
             CheckpointError: if the weights lack a tensor of the model.
@@ -38,12 +38,12 @@ class Reference:
         self._model = _load(folder)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
-        """Runs a sequence once.
+        """Returns the logits of a sequence at the given positions.
 
         Args:
-            ids: the sequence, from position 0.
-            positions: which positions' logits to return, rising.
-            skip: sublayers whose output is replaced by zero, as a draft leaves them out.
+            ids: token ids of the sequence, from position 0.
+            positions: positions whose logits are returned, ascending.
+            skip: sublayers whose output is replaced by zero, as in a draft that skips them.
 
         Returns:
             float32[len(positions), vocab].
@@ -66,7 +66,10 @@ class Reference:
                 hook.remove()
 
     def _run(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
-        """Runs a short sequence in one pass, a long one in chunks over a cache: one pass holds heads x length x length scores."""
+        """Returns the logits; runs a short sequence in one pass, and a long one in chunks over the KV cache.
+
+        A single pass needs memory for heads x length x length attention scores.
+        """
         import torch
 
         if len(ids) <= CHUNK:
@@ -74,7 +77,7 @@ class Reference:
         rows, cache = [], None
         for start in range(0, len(ids), CHUNK):
             chunk = list(ids[start : start + CHUNK])
-            # The model gives at least one position of every pass; where none is asked for, the last is left aside.
+            # transformers returns at least one position of every pass. If none is needed, drop the last.
             wanted = [p - start for p in positions if start <= p < start + len(chunk)]
             keep = torch.tensor(wanted or [len(chunk) - 1])
             output = self._model(torch.tensor([chunk]), past_key_values=cache, use_cache=True, logits_to_keep=keep)
@@ -89,11 +92,11 @@ def _rows(output: Any) -> NDArray[np.float32]:
 
 
 def reference_logits(folder: Path, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
-    """Loads a checkpoint, runs a sequence through it once (see `Reference.logits`), and lets go of it again."""
+    """Returns the logits of a sequence (see `Reference.logits`); loads the model for this and frees it."""
     reference = Reference(folder)
     logits = reference.logits(ids, positions, skip=skip)
     del reference
-    # Freeing the model is not enough: glibc would keep 214 MB of a 292 MB model for later.
+    # Freeing the model is not enough: glibc keeps most of its memory for later allocations.
     gc.collect()
     return_freed_memory()
     return logits
@@ -113,7 +116,7 @@ def _load(folder: Path) -> Any:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except Exception as err:  # transformers raises whatever its model code ran into
+    except Exception as err:  # transformers lets any exception of its model code through
         raise UnsupportedModelError(f"{folder}: transformers cannot load the model: {err}", "this model cannot be exported yet") from err
     model, report = loaded
     missing = sorted(report["missing_keys"])
@@ -123,7 +126,7 @@ def _load(folder: Path) -> Any:
 
 
 def _zero_sublayers(model: Any, skip: SkipSet) -> list[Any]:
-    """Has skipped sublayers give zero; returns the hooks that do it."""
+    """Returns hooks, already registered, that make the skipped sublayers output zero."""
     wanted = set(sublayers_of(skip))
     hooks = []
     for name, module in model.named_modules():
@@ -135,7 +138,7 @@ def _zero_sublayers(model: Any, skip: SkipSet) -> list[Any]:
 
 
 def _layer_path(name: str) -> tuple[str, ...]:
-    """Turns `model.layers.1.mlp` into `("model", "layers.1", "mlp")`, as the graph's scopes have it."""
+    """Returns the graph's form of a path: `("model", "layers.1", "mlp")` for `model.layers.1.mlp`."""
     path: list[str] = []
     for part in name.split("."):
         if part.isdigit() and path:

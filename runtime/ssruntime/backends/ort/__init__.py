@@ -1,1 +1,1 @@
-"""ONNX Runtime on the CPU."""
+"""The backend for ONNX Runtime's CPU kernels."""

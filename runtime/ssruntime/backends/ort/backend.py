@@ -1,4 +1,4 @@
-"""The open sessions of one artifact on the CPU: verify and draft over one copy of the weights, and a pool of slots."""
+"""The CPU backend of one artifact: a pool of slots, and sessions that share one copy of the weights."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class OrtBackend:
         window = artifact.manifest.model.window
         self.alternatives_end = max_context if window is None else min(max_context, window)
         packed, self.packing = open_packed(artifact, verify=verify_digests, options=self._options.make)
-        plain = {g: artifact.path(g).read_bytes() for g in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
+        graphs = {g: artifact.path(g).read_bytes() for g in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
         sessions = None
         if packed is not None:
-            spliced = {name: packed.splice(graph, name) for name, graph in plain.items()}
+            spliced = {name: packed.splice(graph, name) for name, graph in graphs.items()}
             try:
                 sessions = self._open_all(spliced, packed.folder)
             except ArtifactError as err:  # another process may have evicted the entry since it was read
                 logger.warning("the packed weights cannot be opened; packing privately: %s", err)
                 self.packing = "private (the packed weights could not be opened)"
         if sessions is None:
-            sessions = self._open_all(plain, artifact.folder)
+            sessions = self._open_all(graphs, artifact.folder)
             packed = None
         self._packed, self._folder = packed, artifact.folder
         self._verify = sessions[VERIFY_GRAPH]
@@ -61,7 +61,7 @@ class OrtBackend:
         self._pool: Pool[OrtSlot] = Pool(self._make_slot, max_sequences)
 
     def acquire(self, timeout: float | None) -> OrtSlot:
-        """Takes a slot, waiting up to `timeout` seconds. Raises BackendUnavailableError if none came free."""
+        """Returns a slot from the pool; see `backends.base.Backend`."""
         slot = self._pool.acquire(timeout)
         slot.engine_seconds = 0.0
         return slot
@@ -72,31 +72,44 @@ class OrtBackend:
         self._pool.release(slot)
 
     def close(self) -> None:
-        """Drops the buffers that are not in use; the sessions go with the last reference to them."""
+        """Drops the slots that are not in use; the sessions are freed with the last reference to them."""
         self._pool.clear()
 
     def open_draft(self, graph: bytes, name: str) -> ort.InferenceSession:
-        """Opens another draft over the same weights, for slots made by `new_slot`.
+        """Returns a session of another draft over the same weights, for slots made by `new_slot`.
 
         Args:
-            graph: a serialized ONNX model whose weights are some of the verify graph's.
-            name: what to call it in errors.
+            graph: a serialized ONNX model; each of its weights must be a weight of the verify graph.
+            name: name of the draft in error messages.
 
         Raises:
-            ArtifactError: if it is no draft of this artifact.
+            ArtifactError: if the graph cannot be opened or is not a draft of this artifact.
         """
         session = self.open_graph(graph, name)
         _check_contract(session, name, is_draft=True)
         return session
 
     def open_graph(self, graph: bytes, name: str) -> ort.InferenceSession:
-        """Opens any graph over the same weights, such as a part of the model. Raises ArtifactError if it cannot be opened."""
+        """Returns a session of any graph over the same weights, such as a part of the model.
+
+        Args:
+            graph: a serialized ONNX model; each of its weights must be a weight of the verify graph.
+            name: name of the graph in error messages.
+
+        Raises:
+            ArtifactError: if the graph cannot be opened.
+        """
         if self._packed is None:
             return self._open(graph, name, str(self._folder))
         return self._open(self._packed.splice(graph, name), name, str(self._packed.folder))
 
     def new_slot(self, max_context: int, draft: ort.InferenceSession | None = None) -> OrtSlot:
-        """Makes a slot outside the pool, with a cache of `max_context` positions and any draft that `open_draft` gave."""
+        """Returns a new slot that does not belong to the pool.
+
+        Args:
+            max_context: positions of its KV cache; at most the backend's own `max_context` is used.
+            draft: its draft session, from `open_draft`; None for a slot that cannot draft.
+        """
         max_context = min(max_context, self.max_context)
         return OrtSlot(
             self._verify,
@@ -116,9 +129,9 @@ class OrtBackend:
         options = self._options.make()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         try:
-            # Without a fallback: there is no other provider, and trying again would print to stdout.
+            # No fallback: there is no other provider, and a second attempt would print to stdout.
             session = ort.InferenceSession(graph, options, providers=PROVIDERS, enable_fallback=False)
-        except Exception as err:  # ONNX Runtime's exceptions share no nearer base class
+        except Exception as err:  # ONNX Runtime's exceptions share no closer base class
             raise ArtifactError(f"ONNX Runtime cannot open {name}: {err}", "export the model again") from err
         return session
 
@@ -130,7 +143,7 @@ def _check_contract(session: ort.InferenceSession, name: str, *, is_draft: bool)
     inputs = {v.name for v in session.get_inputs()}
     outputs = {v.name for v in session.get_outputs()}
     needed = {graph_io.INPUT_IDS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.POSITION_IDS, graph_io.LOGITS_INDEX}
-    wanted = (needed if is_draft else needed | {graph_io.PAST_LENGTH, graph_io.TREE_MASK}) - inputs
-    wanted |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - outputs
-    if wanted:
-        raise ArtifactError(f"{name} lacks {', '.join(sorted(wanted))}", "export the model again")
+    missing = (needed if is_draft else needed | {graph_io.PAST_LENGTH, graph_io.TREE_MASK}) - inputs
+    missing |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - outputs
+    if missing:
+        raise ArtifactError(f"{name} lacks the inputs or outputs {', '.join(sorted(missing))}", "export the model again")

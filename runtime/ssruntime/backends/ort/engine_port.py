@@ -1,4 +1,4 @@
-"""One session's small inputs and outputs for one sequence, at fixed addresses, bound once for each query length."""
+"""One session's inputs and outputs for one sequence, at fixed addresses, bound once for each query length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssruntime.proposal import Alternative
 
 
 class EnginePort:
-    """One session's small inputs and outputs for one sequence, at fixed addresses, with a binding for each width."""
+    """The inputs and outputs of one session for one sequence, with a binding for each query length."""
 
     def __init__(self, session: ort.InferenceSession, cache: KvCache, max_query_length: int, vocab_size: int) -> None:
         self.session = session
@@ -27,7 +27,7 @@ class EnginePort:
         self._ids = np.zeros(max_query_length, dtype=np.int64)
         self._positions = np.zeros(max_query_length, dtype=np.int64)
         self._lengths = np.zeros(2, dtype=np.int32)
-        # Written through memoryviews: see `StepOutput` for what numpy would cost here.
+        # Written through memoryviews, for the reason that `StepOutput` gives.
         self._ids_memory, self._positions_memory, self._lengths_memory = self._ids.data, self._positions.data, self._lengths.data
         self._past_length = np.zeros(1, dtype=np.int64)
         self._past_length_memory = self._past_length.data
@@ -36,18 +36,25 @@ class EnginePort:
         self._num_top = min(graph_io.MAX_TOP_TOKENS, vocab_size)
         self._buffers = self._output_buffers(max_query_length)
         self._bound: dict[int, _Bound] = {}
-        self._wide: ort.IOBinding | None = None
+        self._any_length: ort.IOBinding | None = None
 
     def run(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> tuple[StepOutput, float]:
-        """Runs one pass of a bound width; gives a row for each token and the seconds inside the run call."""
-        width = len(ids) + len(alternatives)
-        bound = self._bound.get(width)
+        """Returns a row for each token of one pass, and the seconds spent in the run call.
+
+        The binding and the buffers of the query length are used again in the next such pass (see
+        `backends.base.Slot.verify` for the arguments).
+
+        Raises:
+            ValueError: if the pass has more tokens than this port has buffers for.
+        """
+        query_length = len(ids) + len(alternatives)
+        bound = self._bound.get(query_length)
         if bound is None:
-            bound = self._bound[width] = self._bind_query_length(width)
+            bound = self._bound[query_length] = self._bind_query_length(query_length)
         for index, token in enumerate(ids):
             self._ids_memory[index] = token
             self._positions_memory[index] = start + index
-        self._set_length(start, width)
+        self._set_length(start, query_length)
         if not alternatives:
             return bound.output, self._timed(bound.binding)
         for index, (depth, token) in enumerate(alternatives, len(ids)):
@@ -57,7 +64,7 @@ class EnginePort:
             bound.mask.hide(len(ids), alternatives)
             return bound.output, self._timed(bound.binding)
         finally:
-            # Whatever ended the pass, an interrupt too: a mark that stayed would hide true tokens from later passes of this width.
+            # Also after an exception or an interrupt: a leftover mark would hide tokens in later passes.
             bound.mask.show(len(ids), alternatives)
 
     def _timed(self, binding: ort.IOBinding) -> float:
@@ -66,10 +73,18 @@ class EnginePort:
         return time.perf_counter() - begun
 
     def run_any_length(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> tuple[StepOutput, float]:
-        """Runs one pass of any width through fresh buffers; gives the chosen positions and the seconds inside the run call."""
-        if self._wide is None:
-            self._wide = self._bind_cache()
-        binding, count = self._wide, len(positions)
+        """Returns the rows of the given positions of one pass, and the seconds spent in the run call.
+
+        The pass may have any query length; it uses new buffers.
+
+        Args:
+            ids: the tokens of the pass.
+            start: position of the first one.
+            positions: 0-based indices into `ids`.
+        """
+        if self._any_length is None:
+            self._any_length = self._bind_cache()
+        binding, count = self._any_length, len(positions)
         tokens = np.asarray(ids, dtype=np.int64).reshape(1, -1)
         index = np.asarray(positions, dtype=np.int64).reshape(1, -1)
         output = self._output_buffers(count)
@@ -79,16 +94,16 @@ class EnginePort:
         self._bind_small(binding, tokens, positions_of, index, mask, output)
         return output, self._timed(binding)
 
-    def _set_length(self, start: int, width: int) -> None:
-        self._lengths_memory[0] = start + width - 1
-        self._lengths_memory[1] = start + width
+    def _set_length(self, start: int, query_length: int) -> None:
+        self._lengths_memory[0] = start + query_length - 1
+        self._lengths_memory[1] = start + query_length
         self._past_length_memory[0] = start
 
-    def _bind_query_length(self, width: int) -> _Bound:
-        if width > len(self._ids):
-            raise ValueError(f"a pass of {width} positions is wider than the {len(self._ids)} this engine has buffers for")
-        bound = _Bound(self._bind_cache(), self._buffers.head(width), TreeMask(width))
-        ids, positions, index = (part[:width].reshape(1, -1) for part in (self._ids, self._positions, self._index))
+    def _bind_query_length(self, query_length: int) -> _Bound:
+        if query_length > len(self._ids):
+            raise ValueError(f"a pass of {query_length} tokens is longer than the {len(self._ids)} that this engine has buffers for")
+        bound = _Bound(self._bind_cache(), self._buffers.head(query_length), TreeMask(query_length))
+        ids, positions, index = (part[:query_length].reshape(1, -1) for part in (self._ids, self._positions, self._index))
         self._bind_small(bound.binding, ids, positions, index, bound.mask, bound.output)
         return bound
 
@@ -133,7 +148,7 @@ class EnginePort:
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """Everything of passes of one width, bound."""
+    """A binding for passes of one query length, with the buffers that change between passes."""
 
     binding: ort.IOBinding
     output: StepOutput

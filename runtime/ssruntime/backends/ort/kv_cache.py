@@ -1,4 +1,4 @@
-"""One sequence's key and value cache: one block of memory, bound once to every session as past and, in place, as present."""
+"""One sequence's KV cache: one block of memory, bound to every session as past and, in place, as present."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssruntime import graph_io
 
 
 class KvCache:
-    """Buffers `float32[1, kv_heads, max_context, head_dim]`, one for each layer and kind that the verify session has."""
+    """Buffers `float32[1, kv_heads, max_context, head_dim]`, one per `past.*` input of the verify session."""
 
     def __init__(self, session: ort.InferenceSession, max_context: int) -> None:
         shapes = {v.name: (1, v.shape[1], max_context, v.shape[3]) for v in session.get_inputs() if _is_past(v.name)}
@@ -26,18 +26,19 @@ class KvCache:
         for name, shape in shapes.items():
             self._buffers[name] = block[at : at + sizes[name]].reshape(shape)
             at += sizes[name]
-        # Layers are alike in nearly every model: all their caches are one array then, and moving a position is one operation.
+        # In nearly every model, all layers have the same shape. One array then covers all buffers, and
+        # copying an entry is one operation.
         first = next(iter(shapes.values()), None)
         is_uniform = first is not None and all(shape == first for shape in shapes.values())
-        self._together = [block.reshape(len(shapes), *first)] if first is not None and is_uniform else list(self._buffers.values())
+        self._arrays = [block.reshape(len(shapes), *first)] if first is not None and is_uniform else list(self._buffers.values())
 
     def copy_kv(self, source: int, target: int) -> None:
-        """Copies what every layer has for one position to another."""
-        for buffers in self._together:
-            buffers[..., target, :] = buffers[..., source, :]
+        """Copies the keys and values of entry `source` to entry `target`, in every layer."""
+        for array in self._arrays:
+            array[..., target, :] = array[..., source, :]
 
     def bind(self, binding: ort.IOBinding, session: ort.InferenceSession) -> None:
-        """Binds each cache that the session has as its past and, in place, its present."""
+        """Binds each `past.*` input of a session and, in place, its `present.*` output to the same buffer."""
         for value in session.get_inputs():
             if _is_past(value.name):
                 buffer = self._buffers[value.name]
@@ -46,7 +47,7 @@ class KvCache:
 
     @contextlib.contextmanager
     def preserved(self, session: ort.InferenceSession, start: int, stop: int) -> Iterator[None]:
-        """Gives the positions `[start, stop)` of the caches that the session has their content back when the block ends."""
+        """When the block ends, restores the entries `[start, stop)` of the layers that the session uses."""
         views = [self._buffers[v.name][:, :, start:stop] for v in session.get_inputs() if _is_past(v.name)]
         kept = [view.copy() for view in views]
         try:
@@ -71,12 +72,14 @@ def _is_past(name: str) -> bool:
 
 
 def _allocate(count: int) -> NDArray[np.float32]:
-    """Returns zeros float32[count] whose pages cost no memory until they are written."""
+    """Returns zeros float32[count]; its memory pages take no physical memory until they are written."""
     if count == 0:
         return np.zeros(0, dtype=np.float32)
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows, where large arrays take memory in the same way
+        return np.zeros(count, dtype=np.float32)
     memory = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        # A huge page would commit 2 MiB for the first position written in it, and makes decoding no more than 2 % faster.
-        with contextlib.suppress(OSError):  # a kernel without them
+        # The first write to a huge page would commit all of its memory, for hardly any gain in speed.
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype=np.float32)

@@ -1,9 +1,10 @@
-"""Read and replace the initializers of a serialized ONNX model, without the onnx package.
+"""Reads and replaces the initializers of a serialized ONNX model, without the onnx package.
 
-The runtime needs one edit of a graph file: to point its weights at another data file. Protocol Buffers' wire format is enough
-for that: a message is a list of (field number, wire type, payload), and fields that are not understood are copied as they are.
-Field numbers are those of onnx.proto: ModelProto.graph 7, GraphProto.initializer 5, TensorProto.name 8,
-TensorProto.external_data 13, StringStringEntryProto.key 1 and .value 2.
+The runtime edits graph files in one way only: it points their weights at another data file. For that, the
+wire format of Protocol Buffers is enough: a message is a list of (field number, wire type, payload), and
+unknown fields are copied unchanged. The field numbers are those of onnx.proto: ModelProto.graph 7,
+GraphProto.initializer 5, TensorProto.name 8, TensorProto.external_data 13, StringStringEntryProto.key 1 and
+.value 2.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _ENTRY_VALUE: Final = 2
 
 
 def external_initializers(model: bytes) -> dict[str, bytes]:
-    """Returns each initializer that lives in an external data file, by name, as a serialized TensorProto.
+    """Returns the initializers that are stored in an external data file, by name, as serialized TensorProtos.
 
     Raises:
         ValueError: if the bytes are not a model.
@@ -39,7 +40,7 @@ def external_data(tensor: bytes) -> dict[str, str]:
 
 
 def replace_initializers(model: bytes, tensors: Mapping[str, bytes]) -> bytes:
-    """Returns the model with each external initializer exchanged for the serialized TensorProto of the same name.
+    """Returns the model with each external initializer replaced by the TensorProto of that name in `tensors`.
 
     Raises:
         KeyError: naming an external initializer that `tensors` lacks.
@@ -60,7 +61,7 @@ def _replace_in_graph(graph: bytes, tensors: Mapping[str, bytes]) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """Yields (field number, wire type, the field with its tag, its payload)."""
+    """Yields (field number, wire type, bytes of the whole field with its tag, payload)."""
     at, end = 0, len(message)
     while at < end:
         start = at
@@ -76,7 +77,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
             body = at
             at += 8 if wire == 1 else 4
         else:
-            raise ValueError(f"wire type {wire} at byte {start}")
+            raise ValueError(f"unexpected wire type {wire} at byte {start}")
         if at > end:
             raise ValueError(f"field cut off at byte {start}")
         yield tag >> 3, wire, message[start:at], message[body:at]

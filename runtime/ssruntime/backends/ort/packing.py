@@ -1,12 +1,15 @@
-"""The packed-weights cache: weights as ONNX Runtime's CPU kernels want them, packed once per host, mapped by every engine and process.
+"""The packed-weights cache: weights in the layout of the CPU kernels, packed once, mapped by all processes.
 
-ONNX Runtime packs weights anew for every session, in private memory. It can instead save a session's model with the packed
-blobs in the data file; sessions on that file map them. An entry of the cache is such a file, made from the verify graph; the
-initializers of any graph of the artifact (a draft's too) are then exchanged for its records. The packing depends on the ONNX
-Runtime version and the CPU's instruction set, so both are in the entry's key, with the digests of graph and weights.
+By default, ONNX Runtime packs the weights for each session, in private memory. It can also save a session's
+model with the packed weights in the external data file, and sessions that open that file map it. An entry of
+the cache is such a file, made from the verify graph. When a graph of the artifact is opened (verify or a
+draft), its initializers are replaced by those of the entry, which refer to the packed file. The layout
+depends on the ONNX Runtime version and the CPU's instruction set, so both are part of the entry's key,
+together with the digests of the verify graph and the weights.
 
-An entry appears by one rename and goes by unlinking, never by truncation: another process may have it mapped. What cannot be
-cached (a full or read-only disk) is packed privately, with one warning.
+An entry appears by one rename and is removed by unlinking, never by truncation, because another process may
+have it mapped. If the weights cannot be cached, for example on a full or read-only disk, each session packs
+them privately, with one warning.
 """
 
 from __future__ import annotations
@@ -36,9 +39,11 @@ from ssruntime.scratch import retire, scratch_folder, sync_tree
 logger = logging.getLogger(__name__)
 
 OPTIMIZATION_LEVEL: Final = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-"""The exporter's passes leave nothing for ONNX Runtime to rewrite, so that names agree between a graph and its pack."""
+"""ONNX Runtime must not rewrite graphs: initializers are matched by name between a graph and its packed copy.
+
+The exporter's passes leave nothing to optimize."""
 EXTERNAL_FROM_BYTES: Final = 1024
-"""Initializers of at least this size are packed; smaller ones stay in the graph, where shape inference needs them."""
+"""Least size of a packed initializer; smaller ones stay in the graph, where shape inference needs them."""
 DEFAULT_MAX_GB: Final = 64.0
 _FORMAT: Final = 1
 _GRAPH: Final = "packed.onnx"
@@ -49,12 +54,12 @@ _SCRATCH: Final = "pack"
 
 @dataclass(frozen=True, kw_only=True)
 class PackedWeights:
-    """An entry of the cache, open for use.
+    """A complete entry of the cache.
 
     Attributes:
-        folder: where the data file lies.
-        tensors: serialized TensorProtos by initializer name, with their places in the data file.
-        originals: the same initializers as the verify graph ships them.
+        folder: the entry's folder, which contains the packed data file.
+        tensors: serialized TensorProtos by initializer name; they refer to the packed data file.
+        originals: the verify graph's own TensorProtos of these initializers; they refer to the weights file.
     """
 
     folder: Path
@@ -62,11 +67,15 @@ class PackedWeights:
     originals: dict[str, bytes]
 
     def splice(self, graph: bytes, name: str) -> bytes:
-        """Returns a graph of the artifact with its weights pointing into the packed file.
+        """Returns a graph of the artifact whose external initializers refer to the packed data file.
+
+        Args:
+            graph: a serialized ONNX model.
+            name: name of the graph in error messages.
 
         Raises:
-            ArtifactError: if the graph is damaged, or holds a weight that is not, with the same place in the weights file, in the
-                verify graph.
+            ArtifactError: if the graph is not an ONNX model, or one of its weights does not have the same
+                name, shape and place in the weights file as a weight of the verify graph.
         """
         try:
             weights = external_initializers(graph)
@@ -74,7 +83,7 @@ class PackedWeights:
             raise ArtifactError(f"{name} is not an ONNX graph: {err}", "export the model again") from err
         for key, tensor in weights.items():
             if self.originals.get(key) != tensor:
-                raise ArtifactError(f"{name}: weight {key!r} is not the verify graph's", "export the model again")
+                raise ArtifactError(f"{name}: weight {key!r} does not match a weight of the verify graph", "export the model again")
         return replace_initializers(graph, self.tensors)
 
 
@@ -82,7 +91,7 @@ def cache_folder() -> Path:
     """Returns the cache's folder: `$SSTOOL_CACHE_DIR`, else `$XDG_CACHE_HOME/sstool`, else `~/.cache/sstool`.
 
     Raises:
-        OSError: if none is named and the user has no home.
+        OSError: if neither variable is set and the user has no home directory.
     """
     named = os.environ.get("SSTOOL_CACHE_DIR")
     if named:
@@ -90,20 +99,20 @@ def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache").absolute() / "sstool"
-    except RuntimeError as err:  # a user without a home
+    except RuntimeError as err:  # the user has no home directory
         raise FileNotFoundError(errno.ENOENT, str(err)) from err
 
 
 def open_packed(artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> tuple[PackedWeights | None, str]:
-    """Finds or makes the artifact's entry.
+    """Returns the artifact's entry, which is made first if it is missing or damaged.
 
     Args:
-        artifact: what to pack.
-        verify: hash the packed file, instead of trusting its size and time of change.
-        options: makes the session options that the packing session shares with the others.
+        artifact: the artifact whose weights are packed.
+        verify: whether to hash an existing packed file, instead of trusting its size and modification time.
+        options: returns new session options, the same as for the engines' sessions.
 
     Returns:
-        The entry, or None where it cannot be had, and what to call the packing: `shared`, or `private (why)`.
+        The entry and `shared`; or, if there can be none, None and `private (why)`.
     """
     try:
         root = cache_folder()
@@ -115,10 +124,11 @@ def open_packed(artifact: Artifact, *, verify: bool, options: Callable[[], ort.S
             entry = _read(folder, artifact, verify=False)
             _keep_within_limit(root, keep=folder)
             if entry is None:
-                raise _PackingError("the cache entry went away")
+                raise _PackingError("the new cache entry cannot be read")
     except (OSError, _PackingError) as err:
         why = _reason(err)
-        logger.warning("weights are packed privately, in every process anew: %s; %s", why, "name a writable folder in SSTOOL_CACHE_DIR")
+        hint = "set SSTOOL_CACHE_DIR to a folder of your own on a disk with enough free space"
+        logger.warning("the weights cannot be shared between processes and are packed privately: %s; %s", why, hint)
         return None, f"private ({why})"
     return entry, "shared"
 
@@ -130,7 +140,7 @@ def discard(artifact: Artifact) -> None:
 
 
 class _PackingError(Exception):
-    """ONNX Runtime did not write a packed file that can be used."""
+    """The artifact cannot have an entry in the cache."""
 
 
 def _key(artifact: Artifact) -> str:
@@ -150,11 +160,11 @@ def _prepare_root(root: Path) -> None:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = root.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise _PackingError(f"{root} can be written by others")
+        raise _PackingError(f"{root} belongs to or can be written by other users")
 
 
 def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | None:
-    """Returns the entry if it is whole; damage of any kind gives None, and with that a rebuild."""
+    """Returns the entry, or None if it is missing or damaged in any way; the caller then makes it again."""
     try:
         entry = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
         graph = (folder / _GRAPH).read_bytes()
@@ -174,7 +184,7 @@ def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | 
     if not tensors.keys() >= originals.keys():
         return None
     try:
-        os.utime(folder / _ENTRY)  # the time of last use, for eviction
+        os.utime(folder / _ENTRY)  # the modification time is the time of last use, for eviction
     except OSError:
         logger.debug("cannot mark %s as used", folder)
     return PackedWeights(folder=folder, tensors=tensors, originals=originals)
@@ -196,9 +206,10 @@ def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, option
         }
         (scratch / _ENTRY).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
         sync_tree(scratch)
-        # Held while publishing, so that no process takes a fresh entry for the damaged one that it came to replace.
+        # Without the lock, this process could evict an entry that another process has just published in place
+        # of the damaged one.
         with locked(root):
-            if _read(folder, artifact, verify=verify) is None:  # else another process was first, and its entry is as good
+            if _read(folder, artifact, verify=verify) is None:  # otherwise another process was first
                 _evict(folder)
                 scratch.rename(folder)
 
@@ -213,14 +224,17 @@ def _pack(artifact: Artifact, scratch: Path, options: ort.SessionOptions) -> Non
         tensors = external_initializers((scratch / _GRAPH).read_bytes())
         expected = max((_end(external_data(t)) for t in tensors.values()), default=0)
         size = (scratch / _DATA).stat().st_size
-    except Exception as err:  # ONNX Runtime's exceptions share no nearer base class
+    except Exception as err:  # ONNX Runtime's exceptions share no closer base class
         raise _PackingError(f"ONNX Runtime could not write the packed weights: {err}") from err
     if size < expected:
         raise _PackingError(f"ONNX Runtime wrote {size} of {expected} bytes of packed weights")
 
 
 def _end(record: dict[str, str]) -> int:
-    """Returns where the last byte of a record lies; `prepacked_0` is `kernel|offset;length;checksum...`."""
+    """Returns the end, as a byte offset, of the data that an external data record refers to.
+
+    A value of `prepacked_0`, `prepacked_1`, ... has the form `kernel|offset;length;checksum...`.
+    """
     end = int(record.get("offset", 0)) + int(record.get("length", 0))
     for key, value in record.items():
         if key.startswith("prepacked"):
@@ -231,9 +245,9 @@ def _end(record: dict[str, str]) -> int:
 
 
 def _keep_within_limit(root: Path, keep: Path) -> None:
-    """Evicts the entries that were not used for longest until the cache fits `SSTOOL_CACHE_MAX_GB`; never `keep`."""
+    """Evicts the least recently used entries until the cache fits `SSTOOL_CACHE_MAX_GB`; `keep` stays."""
     entries = []
-    for marker in root.glob(f"[!.]*/{_ENTRY}"):  # not the scratch folders
+    for marker in root.glob(f"[!.]*/{_ENTRY}"):  # scratch folders start with a dot
         try:
             size = sum(p.stat().st_size for p in marker.parent.iterdir())
             entries.append((marker.stat().st_mtime, size, marker.parent))
@@ -255,7 +269,7 @@ def _max_bytes() -> float:
     except ValueError:
         limit = math.nan
     if not limit >= 0:
-        logger.warning("SSTOOL_CACHE_MAX_GB is not a number of 0 or more: %r; using %g", named, DEFAULT_MAX_GB)
+        logger.warning("SSTOOL_CACHE_MAX_GB must be a number of 0 or more, found %r; using %g", named, DEFAULT_MAX_GB)
         limit = DEFAULT_MAX_GB
     return limit * 1e9
 

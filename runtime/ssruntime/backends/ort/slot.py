@@ -1,4 +1,4 @@
-"""One sequence on the CPU: its KV cache and small buffers, bound to the verify session and a draft session."""
+"""One sequence's slot: its KV cache and small buffers, bound to the verify session and a draft session."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from ssruntime.backends.ort.kv_cache import KvCache
 from ssruntime.proposal import Alternative
 
 PREFILL_CHUNK: Final = 256
-"""Most prompt tokens in one pass: enough to use the cores fully, few enough to keep activations small."""
+"""Most prompt tokens in one pass: enough to use all cores, few enough to keep the activations small."""
 
 
 class OrtSlot:
-    """One sequence's cache and small buffers, bound to both sessions. Used by one thread at a time (see `backends.base.Slot`)."""
+    """One sequence's KV cache and small buffers, bound to both sessions (see `backends.base.Slot`).
+
+    Used by one thread at a time.
+    """
 
     def __init__(
         self,
@@ -41,47 +44,56 @@ class OrtSlot:
             self.use_draft(draft)
 
     def use_draft(self, draft: ort.InferenceSession) -> None:
-        """Drafts with another engine from here on, over the same cache."""
+        """Replaces the draft engine of this slot; the KV cache stays the same."""
         self._draft = EnginePort(draft, self._cache, 1, self._vocab_size)
 
     def preserved(self, start: int, stop: int) -> contextlib.AbstractContextManager[None]:
-        """Undoes what drafting writes to the cache at `[start, stop)` when the block ends."""
-        assert self._draft is not None, "this slot was made without a draft"
+        """Returns a context manager that restores the KV-cache entries `[start, stop)` at its end.
+
+        Only the entries of the draft's own layers are restored: drafting writes no others.
+        """
+        assert self._draft is not None, "this slot has no draft engine"
         return self._cache.preserved(self._draft.session, start, min(stop, self.max_context))
 
     def prefill(self, ids: Sequence[int]) -> StepOutput:
-        """Runs a prompt through the verify engine in chunks from position 0; gives the last position."""
+        """Returns the output after a prompt's last token (N = 1); see `backends.base.Slot`."""
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             output = self.forward(chunk, start, (len(chunk) - 1,))
         return output
 
     def forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
-        """Runs `ids` in one pass of the verify engine, of any width; gives the positions named."""
+        """Returns the outputs at `positions` of one verify-engine pass; see `backends.base.Slot`."""
         return self._run_any_length(self._verify, ids, start, positions)
 
     def draft_forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
-        """As `forward`, through the draft engine."""
-        assert self._draft is not None, "this slot was made without a draft"
+        """Returns the same as `forward`, from the draft engine."""
+        assert self._draft is not None, "this slot has no draft engine"
         return self._run_any_length(self._draft, ids, start, positions)
 
     def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
-        """Runs up to `MAX_QUERY_LENGTH` tokens in one pass of the verify engine; gives a row for each (see `backends.base.Slot`)."""
+        """Returns a row for each token of one verify-engine pass; see `backends.base.Slot`.
+
+        Raises:
+            ValueError: if the pass has no tokens, exceeds the context or `MAX_QUERY_LENGTH`, or has
+                alternatives at `start` 0.
+        """
         self._check_room(start, len(ids) + len(alternatives))
         if alternatives and start == 0:
-            # The kernels count the positions of a first pass themselves, and would turn an alternative by another place's angles.
-            raise ValueError("alternatives need at least one token before the pass")
+            # Without past tokens, the kernels ignore `position_ids` and apply RoPE by row number, which is
+            # wrong for alternatives.
+            raise ValueError("alternatives need at least one token before the pass, but it starts at position 0")
         output, seconds = self._verify.run(ids, start, alternatives)
         self.engine_seconds += seconds
         return output
 
     def copy_kv(self, source: int, target: int) -> None:
-        """Gives position `target` of the cache the keys and values of `source`."""
+        """Copies the keys and values of KV-cache entry `source` to entry `target`."""
         self._cache.copy_kv(source, target)
 
     def draft(self, token: int, position: int) -> StepOutput:
-        """Runs one token through the draft engine."""
-        assert self._draft is not None, "this slot was made without a draft"
+        """Returns the output after one token (N = 1); runs it through the draft engine."""
+        assert self._draft is not None, "this slot has no draft engine"
         self._check_room(position, 1)
         output, seconds = self._draft.run((token,), position)
         self.engine_seconds += seconds
@@ -93,7 +105,8 @@ class OrtSlot:
         self.engine_seconds += seconds
         return output
 
-    def _check_room(self, start: int, width: int) -> None:
-        # The kernels do not check: past the end they would write into other memory.
-        if start < 0 or width < 1 or start + width > self.max_context:
-            raise ValueError(f"positions {start} to {start + width} lie outside the context of {self.max_context}")
+    def _check_room(self, start: int, query_length: int) -> None:
+        # The kernels do not check this: past the end they would write into other memory.
+        stop = start + query_length
+        if start < 0 or query_length < 1 or stop > self.max_context:
+            raise ValueError(f"positions [{start}, {stop}) are empty or outside the context of {self.max_context} tokens")

@@ -1,4 +1,4 @@
-"""Which new tokens of a verify pass see one another: all the ones before, but where an alternative must not look."""
+"""Tree-attention mask of a verify pass: causal, except that a side branch attends only to its own path."""
 
 from __future__ import annotations
 
@@ -13,28 +13,34 @@ from ssruntime.proposal import Alternative
 
 
 class TreeMask:
-    """The `tree_mask` of passes of one width, in the same memory for all; between two passes it hides nothing."""
+    """The `tree_mask` input for passes of one query length, in one buffer that hides nothing between passes.
 
-    def __init__(self, width: int) -> None:
-        self._width = width
-        self.values: NDArray[np.float32] = np.zeros((1, 1, width, width), dtype=np.float32)
+    The kernels apply the causal mask themselves, so only tokens before the query token need a mark.
+    """
+
+    def __init__(self, query_length: int) -> None:
+        self._query_length = query_length
+        self.values: NDArray[np.float32] = np.zeros((1, 1, query_length, query_length), dtype=np.float32)
         self._memory = cast("memoryview[float]", self.values.reshape(-1).data)
 
     def hide(self, num_trunk: int, alternatives: Sequence[Alternative]) -> None:
-        """Hides from each alternative what lies between the chain before it and itself.
+        """Hides from each alternative the tokens of the pass that are not on its path.
+
+        These are the draft sequence from the token that the alternative may replace, and the alternatives
+        before it.
 
         Args:
-            num_trunk: tokens of the pass before the alternatives.
-            alternatives: those of the pass.
+            num_trunk: number of tokens before the alternatives: the committed token and the draft sequence.
+            alternatives: the alternatives of the pass, in the order of their rows.
         """
         self._mark(num_trunk, alternatives, graph_io.HIDDEN)
 
     def show(self, num_trunk: int, alternatives: Sequence[Alternative]) -> None:
-        """Undoes `hide`."""
+        """Undoes `hide` with the same arguments."""
         self._mark(num_trunk, alternatives, 0.0)
 
     def _mark(self, num_trunk: int, alternatives: Sequence[Alternative], value: float) -> None:
-        memory, width = self._memory, self._width
+        memory, query_length = self._memory, self._query_length
         for row, (depth, _) in enumerate(alternatives, num_trunk):
             for column in range(1 + depth, row):
-                memory[row * width + column] = value
+                memory[row * query_length + column] = value

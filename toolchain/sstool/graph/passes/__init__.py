@@ -1,1 +1,1 @@
-"""Rewrites of a decoder graph, one a file; each states what it requires, what it ensures, and that it edits in place."""
+"""Rewrites of a decoder graph, one per file; each states what it requires and ensures, and edits in place."""

@@ -1,4 +1,4 @@
-"""Small whole-number constants of a graph, each registered once."""
+"""Registers a graph's small int64 constants, each of them once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import onnx_ir as ir
 
 
 def int64_constant(graph: ir.Graph, name: str, number: int | list[int]) -> ir.Value:
-    """Returns the graph's int64 constant of a name, which is registered at the first call with that name.
+    """Returns the graph's int64 constant called `name`, and registers it first if it is not there yet.
 
     Args:
-        graph: where it is, or goes.
-        name: always given with the same number.
-        number: a scalar, or a list for one dimension.
+        graph: graph that holds the constant.
+        name: name of the initializer; every call with this name must give the same `number`.
+        number: value of the constant: a scalar, or a list for a constant of one dimension.
     """
     found = graph.initializers.get(name)
     if found is not None:
@@ -23,5 +23,5 @@ def int64_constant(graph: ir.Graph, name: str, number: int | list[int]) -> ir.Va
 
 
 def last_axis(graph: ir.Graph) -> ir.Value:
-    """Returns the constant `[-1]`, for every pass that works along the last axis."""
+    """Returns the constant `[-1]`, shared by all passes that work along the last axis."""
     return int64_constant(graph, "sstool.last_axis", [-1])

@@ -1,4 +1,4 @@
-"""Function bodies that stand in for fused operators go, because ONNX Runtime has kernels for these and would inline the bodies."""
+"""Removes model-local function bodies where ONNX Runtime has kernels, because it would inline the bodies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _KERNELS: Final = frozenset(
 
 
 class DropFunctionsPass(ir.passes.InPlacePass):
-    """Removes the model-local functions of `com.microsoft` operators with CPU kernels, and functions that nothing calls.
+    """Removes functions of `com.microsoft` operators that have CPU kernels, and functions that no node calls.
 
-    Requires: every other function is unused.
-    Ensures: the model holds no function, and imports the domain of every operator it uses and no other.
+    Requires: no node calls any other model-local function.
+    Ensures: the model holds no function; it imports the domains of the operators that it uses, and no others.
     Edits in place.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Applies the pass. Raises UnsupportedModelError if a function without a kernel is called."""
+        """Applies the pass. Raises UnsupportedModelError if a node calls a function without a kernel."""
         called = {(node.domain, node.op_type) for node in model.graph}
         for identifier in list(model.functions):
             domain, name, _ = identifier

@@ -1,4 +1,4 @@
-"""Embeddings that are multiplied by the root of the model's width are multiplied by the root, not by its first two decimals."""
+"""Works around mobius 0.1.0, which rounds Gemma's embedding scale sqrt(hidden_size) to two decimals."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 _ROUNDING: Final = 0.005 + 1e-6
-"""mobius 0.1.0 rounds the root to two decimals, which moves a Gemma's logits by up to 5e-4 of their scale."""
+"""Largest error of rounding to two decimals, with room for fp32."""
 
 
 class EmbeddingScalePass(ir.passes.InPlacePass):
-    """Gives the product of a looked-up embedding and a rounded square root of the width the exact root.
+    """Replaces a looked-up embedding's factor by sqrt(hidden_size) if it is that root, but rounded.
 
     Requires: constants are initializers.
-    Ensures: no looked-up row is multiplied by a number that lies within 0.005 of the root without being it.
+    Ensures: every factor of a looked-up embedding within 0.005 of sqrt(hidden_size) is that root in fp32.
     Edits in place.
     """
 

@@ -1,4 +1,4 @@
-"""What does not depend on the input is computed once, at export, and lies in the weights."""
+"""Computes what does not depend on the input once, at export, and stores it with the weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 _MAX_NUMBERS: Final = 1 << 17
-"""Numbers of a constant that is folded: norms' weights, never a matrix, which folding would hold in memory."""
+"""Most numbers in a folded constant: enough for a norm's weights. A matrix is not folded, to save memory."""
 
 
 class FoldConstantsPass(ir.passes.InPlacePass):
-    """Folds small constant arithmetic (Gemma's norms add 1 to their weights) and turns Constant nodes into initializers.
+    """Folds arithmetic on small constants, and turns Constant nodes into initializers.
 
-    A draft leaves sublayers out node by node, so nodes that several sublayers share must not seem to belong to the first of them.
+    Gemma's norms, for example, add 1 to their weights. A Constant node that several sublayers share has the
+    module path of one of them, so it would seem to belong to that sublayer alone, and a draft could not leave
+    that sublayer out. An initializer belongs to no sublayer.
 
     Requires: nothing.
-    Ensures: no Constant node; no node whose inputs are all small constants.
+    Ensures: no Constant node is left, and no node whose inputs are all small constants.
     Edits in place.
     """
 

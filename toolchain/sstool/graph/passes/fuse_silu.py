@@ -1,4 +1,4 @@
-"""SiLU is one kernel instead of two, as ONNX Runtime would make it at a level of optimization that renames things."""
+"""Fuses SiLU into one kernel; ONNX Runtime would do so only at a level that also renames values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class FuseSiluPass(ir.passes.InPlacePass):
     """Turns `Mul(x, Sigmoid(x))` into `com.microsoft.QuickGelu(x, alpha=1)`.
 
     Requires: nothing.
-    Ensures: no such pair is left whose Sigmoid has no other use.
+    Ensures: no such pair is left, unless its Sigmoid has another use.
     Edits in place.
     """
 
@@ -18,7 +18,7 @@ class FuseSiluPass(ir.passes.InPlacePass):
         graph = model.graph
         modified = False
         for node in list(graph):
-            sigmoid = _gate(node)
+            sigmoid = _sigmoid_of_silu(node)
             if sigmoid is None:
                 continue
             fused = ir.node(
@@ -34,8 +34,8 @@ class FuseSiluPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _gate(node: ir.Node) -> ir.Node | None:
-    """Returns the Sigmoid of a SiLU that ends in `node`, None for any other node."""
+def _sigmoid_of_silu(node: ir.Node) -> ir.Node | None:
+    """Returns the Sigmoid of the SiLU that ends in `node`; None for any other node."""
     if node.op_type != "Mul":
         return None
     for own, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):

@@ -1,4 +1,4 @@
-"""The cache's inputs and outputs bear the graph contract's names, and say which dimension is the context."""
+"""Gives the inputs and outputs of the KV cache the names and shapes of the graph contract."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _CONTEXT_AXIS: Final = 2
 
 
 class RenameKvCachePass(ir.passes.InPlacePass):
-    """Names the caches `past.{layer}.key|value` and `present.{layer}.key|value`.
+    """Names the KV cache's inputs `past.{layer}.key|value` and its outputs `present.{layer}.key|value`.
 
-    Requires: caches `past_key_values.{layer}.key|value` and `present.{layer}.key|value` of shape [batch, kv_heads, length, head_dim].
-    Ensures: the contract's names; input and output of a cache have one shape, `[batch, kv_heads, max_context, head_dim]`,
-    because they are one buffer. Every cache has both its input and its output.
+    Requires: inputs `past_key_values.{layer}.key|value` and outputs `present.{layer}.key|value` of shape
+    `[batch, kv_heads, length, head_dim]`.
+    Ensures: the names of the graph contract; every input has its output, and both have the shape
+    `[batch, kv_heads, max_context, head_dim]`, because the runtime binds one buffer to both.
     Edits in place.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Applies the pass. Raises UnsupportedModelError if a cache lacks its input or its output."""
+        """Applies the pass. Raises UnsupportedModelError if an input has no output, or an output no input."""
         found: dict[str, set[tuple[str, str]]] = {"past": set(), "present": set()}
         for side, pattern, values in (("past", _PAST, model.graph.inputs), ("present", _PRESENT, model.graph.outputs)):
             for value in values:
@@ -40,5 +41,5 @@ class RenameKvCachePass(ir.passes.InPlacePass):
                     value.shape = ir.Shape([*before, "max_context", *after])
                 found[side].add((match[1], kind))
         if not found["past"] or found["past"] != found["present"]:
-            raise UnsupportedModelError("the graph's cache inputs and outputs do not pair up", "this model cannot be exported yet")
+            raise UnsupportedModelError("the graph's KV cache inputs and outputs do not pair up", "this model cannot be exported yet")
         return ir.passes.PassResult(model, modified=True)

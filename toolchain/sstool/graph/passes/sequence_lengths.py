@@ -1,4 +1,4 @@
-"""Lengths come in as the two small inputs the attention kernels want, instead of being counted from an attention mask."""
+"""Feeds sequence lengths to attention as two small inputs, instead of deriving them from a mask."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _TOTAL_INPUT: Final = 6
 
 
 class SequenceLengthsPass(ir.passes.InPlacePass):
-    """Feeds `seqlens_k` and `total_sequence_length` to every GroupQueryAttention, and removes the mask.
+    """Feeds `seqlens_k` and `total_sequence_length` to every GroupQueryAttention; removes `attention_mask`.
 
-    Requires: attention is GroupQueryAttention, and the mask serves nothing else.
-    Ensures: inputs `seqlens_k: int32[batch]` and `total_sequence_length: int32[]` exist; `attention_mask` and its arithmetic do not.
+    Requires: every attention is GroupQueryAttention; nothing else uses `attention_mask`.
+    Ensures: inputs `seqlens_k: int32[batch]` and `total_sequence_length: int32[]`; no `attention_mask`, and
+    no nodes that compute lengths from it.
     Edits in place.
     """
 

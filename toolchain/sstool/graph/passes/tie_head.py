@@ -1,4 +1,4 @@
-"""A tied LM head multiplies with the embedding as it lies in the file, so that the weights hold it once and nothing is transposed."""
+"""Lets a tied LM head use the embedding matrix as it is stored, so that the weights hold it only once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ _MATRIX_RANK: Final = 2
 
 
 class TieHeadPass(ir.passes.InPlacePass):
-    """Turns a product with the transpose of a constant matrix W into `com.microsoft.FusedMatMul(x, W, transB=1)`.
+    """Turns a product with a constant matrix's transpose into `com.microsoft.FusedMatMul(x, W, transB=1)`.
 
-    The transpose may be a node, or a constant of its own whose numbers are those of a table that tokens are looked up in.
-    ONNX Runtime packs FusedMatMul's constant operand as it packs MatMul's, and saves the pack with the model (1.32).
+    The transpose is computed by a node, or is a second constant that repeats the numbers of an embedding
+    matrix. ONNX Runtime 1.32 prepacks FusedMatMul's constant operand like MatMul's, and saves it with the
+    model.
 
     Requires: nothing.
-    Ensures: no product has a constant matrix that is transposed in the graph, or that is a looked-up table's transpose.
+    Ensures: no product uses the transpose of a constant matrix that a node computes, or the transpose of an
+    embedding matrix as a constant of its own.
     Edits in place.
     """
 
@@ -27,9 +29,9 @@ class TieHeadPass(ir.passes.InPlacePass):
         """Applies the pass."""
         graph = model.graph
         modified = False
-        tables = [n.inputs[0] for n in graph if n.op_type == "Gather" and n.inputs[0] is not None and _is_matrix(n.inputs[0])]
+        embeddings = [n.inputs[0] for n in graph if n.op_type == "Gather" and n.inputs[0] is not None and _is_matrix(n.inputs[0])]
         for node in list(graph):
-            matrix = _transposed_constant(node, tables)
+            matrix = _transposed_constant(node, embeddings)
             if matrix is None:
                 continue
             fused = ir.node(
@@ -47,8 +49,8 @@ class TieHeadPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _transposed_constant(node: ir.Node, tables: Sequence[ir.Value]) -> ir.Value | None:
-    """Returns the constant matrix whose transpose a node multiplies with."""
+def _transposed_constant(node: ir.Node, embeddings: Sequence[ir.Value]) -> ir.Value | None:
+    """Returns the constant matrix whose transpose a node multiplies with; None if there is none."""
     factor = node.inputs[1] if node.op_type == "MatMul" else None
     if factor is None:
         return None
@@ -56,7 +58,7 @@ def _transposed_constant(node: ir.Node, tables: Sequence[ir.Value]) -> ir.Value 
     if producer is not None:
         matrix = producer.inputs[0] if producer.op_type == "Transpose" else None
         return matrix if matrix is not None and _is_matrix(matrix) else None
-    return next((table for table in tables if _is_transpose(factor, table)), None)
+    return next((matrix for matrix in embeddings if _is_transpose(factor, matrix)), None)
 
 
 def _is_matrix(value: ir.Value) -> bool:
@@ -64,10 +66,10 @@ def _is_matrix(value: ir.Value) -> bool:
 
 
 def _is_transpose(left: ir.Value, right: ir.Value) -> bool:
-    """Whether two constants are each other's transposes, number by number."""
+    """Returns whether two constant matrices are each other's transposes, compared number by number."""
     if not _is_matrix(left) or not _is_matrix(right):
         return False
-    assert left.const_value is not None  # _is_matrix saw both
+    assert left.const_value is not None  # _is_matrix checked both
     assert right.const_value is not None
     if tuple(left.const_value.shape) != tuple(right.const_value.shape)[::-1]:
         return False

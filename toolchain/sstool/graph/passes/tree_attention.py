@@ -1,4 +1,7 @@
-"""Where new tokens stand and which of one another they see is told from outside, so that alternatives can be verified beside a draft."""
+"""Adds `position_ids` and a tree-attention mask as graph inputs, so that one pass verifies a token tree.
+
+The token tree of a verify pass is the draft sequence with its alternatives: side branches of one token each.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,20 @@ _BIAS_INPUT: Final = 10
 
 
 class TreeAttentionPass(ir.passes.InPlacePass):
-    """Feeds positions and a tree mask to every GroupQueryAttention.
+    """Feeds positions and a tree-attention mask to every GroupQueryAttention.
 
-    Requires: attention is GroupQueryAttention without a bias of its own; an input `position_ids`, if there is one, looks positions up.
-    Ensures: inputs `position_ids: int64[batch, sequence]`, by which rotary embedding, and what looked positions up, goes;
-    `tree_mask: float[1, 1, sequence, sequence]`, which every attention adds to its scores of the new tokens; and `past_length: int64[1]`,
-    how many tokens lie before these.
+    An alternative's position differs from its slot in the KV cache, so the kernels cannot derive it.
+
+    Requires: attention is GroupQueryAttention without a bias of its own; an input `position_ids`, if there is
+    one, is the index of learned position embeddings.
+    Ensures: inputs `position_ids: int64[batch, sequence]`, used by RoPE and by learned position embeddings;
+    `tree_mask: float[1, 1, sequence, sequence]`, which every attention adds to its scores of the new tokens;
+    and `past_length: int64[1]`, the number of tokens in the KV cache before the new ones.
     Edits in place.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Applies the pass. Raises UnsupportedModelError if an attention has a bias already."""
+        """Applies the pass. Raises UnsupportedModelError if an attention already has a bias."""
         graph = model.graph
         positions = next((v for v in graph.inputs if v.name == graph_io.POSITION_IDS), None)
         if positions is None:
@@ -37,17 +43,17 @@ class TreeAttentionPass(ir.passes.InPlacePass):
             node.resize_inputs(max(len(node.inputs), _BIAS_INPUT + 1))
             if node.inputs[_BIAS_INPUT] is not None:
                 raise UnsupportedModelError(f"attention {node.name!r} has a bias of its own", "this model cannot be exported yet")
-            turns = "do_rotary" in node.attributes and node.attributes["do_rotary"].as_int() == 1
-            node.replace_input_with(_POSITIONS_INPUT, positions if turns else None)
+            applies_rope = "do_rotary" in node.attributes and node.attributes["do_rotary"].as_int() == 1
+            node.replace_input_with(_POSITIONS_INPUT, positions if applies_rope else None)
             node.replace_input_with(_BIAS_INPUT, bias)
         return ir.passes.PassResult(model, modified=True)
 
 
 class CausalOnlyPass(ir.passes.InPlacePass):
-    """Takes the tree mask away again: a draft is a chain, in which every token sees all before it.
+    """Removes the tree-attention mask: a draft engine sees no side branches, so its attention is causal.
 
-    Requires: a graph as `TreeAttentionPass` leaves it, or a part of one.
-    Ensures: no inputs `tree_mask` and `past_length`.
+    Requires: a graph that `TreeAttentionPass` has rewritten, whole or with sublayers left out.
+    Ensures: attention is causal; no inputs `tree_mask` and `past_length`.
     Edits in place.
     """
 
@@ -62,14 +68,14 @@ class CausalOnlyPass(ir.passes.InPlacePass):
 
 
 def _bias(graph: ir.Graph) -> ir.Value:
-    """Returns what attention adds to its scores: nothing for the tokens before the new ones, and the mask for these.
+    """Returns the bias of the attention scores: 0 for tokens in the KV cache, the mask for the new tokens.
 
-    The kernels want it as long as the cache is filled. Padded in the graph, the mask can be bound once for each width: a binding for each
-    length cost 30 us a pass.
+    The kernels need a bias as long as the filled KV cache. The mask is padded to it in the graph, so that the
+    runtime binds one mask per query length. Binding one per length of the KV cache would slow every pass.
     """
     mask = _input(graph, graph_io.TREE_MASK, ir.DataType.FLOAT, [1, 1, "sequence_len", "sequence_len"])
     length = _input(graph, graph_io.PAST_LENGTH, ir.DataType.INT64, [1])
-    # The mask is padded before its last dimension: of the eight numbers that say so, the fourth.
+    # `pads` is four begins and four ends: `past_length` for the begin of the last axis, and 0 elsewhere.
     pads = ir.node("Pad", [length, int64_constant(graph, "sstool.bias.place", [3, 4])], name="sstool.bias.pads")
     bias = ir.node("Pad", [mask, pads.outputs[0]], name="sstool.bias")
     pads.outputs[0].type, pads.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape([8])

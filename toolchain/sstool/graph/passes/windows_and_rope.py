@@ -1,4 +1,4 @@
-"""Every attention sees what its layer's window lets it see, and turns queries and keys by its layer's angles or not at all."""
+"""Sets each layer's sliding window and RoPE tables."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NO_WINDOW: Final = -1
 
 
 class WindowsAndRopePass(ir.passes.InPlacePass):
-    """Sets the window, the use of rotary embedding and the tables of angles of every GroupQueryAttention, layer by layer.
+    """Sets the sliding window of every GroupQueryAttention, and its RoPE tables or no RoPE, layer by layer.
 
-    The graph that comes in may have the same for every layer, whatever the model's layers have.
+    mobius may give every layer the same settings even where the model's layers differ.
 
-    Requires: attention is GroupQueryAttention, its nodes with their module paths; a layer that turns is one that turned before, by
-    tables of the same width.
-    Ensures: `local_window_size`, `do_rotary` and the tables are the layer's; tables have as many rows as were given, one pair of them for
-    all layers that share it.
+    Requires: attention is GroupQueryAttention, and its nodes have their module paths; a layer that is to
+    apply RoPE applies it already, with tables of the same width.
+    Ensures: `local_window_size`, `do_rotary` and the tables are those of the layer; tables have as many rows
+    as were given, and layers with the same RoPE share one pair of them.
     Edits in place.
     """
 
@@ -58,13 +58,13 @@ def _apply_rope(node: ir.Node, tables: tuple[ir.Value, ir.Value]) -> None:
     before = [node.inputs[i] if len(node.inputs) > i else None for i in _TABLE_INPUTS]
     if not _applies_rope(node) or any(v is None or v.shape is None for v in before):
         raise UnsupportedModelError(
-            f"attention {node.name!r} has no rotary embedding, and its layer should", "this model cannot be exported yet"
+            f"attention {node.name!r} has no rotary embedding, but its layer needs RoPE", "this model cannot be exported yet"
         )
     for index, old, new in zip(_TABLE_INPUTS, before, tables, strict=True):
-        assert old is not None and old.shape is not None and new.shape is not None  # noqa: PT018 - seen above
+        assert old is not None and old.shape is not None and new.shape is not None  # noqa: PT018 - checked above
         if old.shape[-1] != new.shape[-1]:
             raise UnsupportedModelError(
-                f"attention {node.name!r} turns {old.shape[-1]} pairs of numbers, and its layer should {new.shape[-1]}",
+                f"attention {node.name!r} applies RoPE to {old.shape[-1]} pairs of numbers, but its layer needs {new.shape[-1]}",
                 "this model cannot be exported yet",
             )
         node.replace_input_with(index, new)

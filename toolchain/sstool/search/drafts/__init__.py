@@ -1,1 +1,1 @@
-"""Candidate skip sets, and the draft engines built from them."""
+"""Candidate skip sets, and the draft engines that are built from them."""

@@ -1,4 +1,4 @@
-"""Candidate drafts as real engines: built from the artifact's own verify graph and opened over its weights in well under a second."""
+"""Builds candidate drafts as real engines, from the artifact's verify graph and over its weights file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sstool.graph.lower import lower_draft
 
 
 class DraftBuilder:
-    """The open verify engine of one artifact, and drafts of it.
+    """The open verify engine of one artifact, and the builder of drafts for it.
 
     Attributes:
-        engine: decodes plainly.
-        backend: the engine's, which opens drafts and makes slots.
-        verify: the verify graph.
-        num_layers: of the model.
+        engine: engine without a draft, which decodes autoregressively (mode `plain`).
+        backend: backend of the engine, which opens drafts and makes slots.
+        verify: verify graph.
+        num_layers: number of layers of the model.
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Takes an engine that was loaded without a draft, on ONNX Runtime."""
+        """Takes an engine that was loaded without a draft and runs on ONNX Runtime."""
         assert isinstance(engine.backend, OrtBackend)
         self.engine = engine
         self.backend = engine.backend
@@ -33,7 +33,7 @@ class DraftBuilder:
         self.num_layers = engine.artifact.manifest.model.num_layers
 
     def open(self, skip: SkipSet) -> ort.InferenceSession:
-        """Builds and opens a draft.
+        """Returns an open session of the draft that skips a set of sublayers.
 
         Raises:
             UnsupportedModelError: if a sublayer cannot be left out.
@@ -42,13 +42,13 @@ class DraftBuilder:
         return self.backend.open_draft(self.graph(skip), "a candidate draft")
 
     def filled_slot(self, ids: Sequence[int]) -> OrtSlot:
-        """Returns a slot whose cache holds the full model's keys and values of a text."""
+        """Returns a slot whose KV cache the full model filled with the given token ids."""
         slot = self.backend.new_slot(len(ids) + 1)
         slot.prefill(ids)
         return slot
 
     def graph(self, skip: SkipSet) -> bytes:
-        """Returns a draft's graph, serialized; weights are named by their place in the artifact's weights file."""
+        """Returns a draft's graph as an ONNX file, which refers to the artifact's weights file."""
         return serialize(lower_draft(self.verify, skip))
 
 

@@ -1,1 +1,1 @@
-"""The best candidates timed on the clock, and what the search concludes."""
+"""The end of a search: the best candidates timed head to head, and the conclusion."""

@@ -1,4 +1,4 @@
-"""The best candidates timed for real on text that nothing was tuned on: the winner is who wins here."""
+"""Times the best candidates on held-out prompts; the fastest one by the clock wins the search."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from sstool.search.settings import GREEDY_EVERY, SAMPLED, SearchSettings
 from sstool.search.speed_model.costs import CostModel
 
 _NEAR: Final = 0.9
-"""Of the best modelled speed: what is slower than that is slower by the clock too."""
+"""Share of the best modelled speed. A candidate below it is slower by the clock too."""
 
 
 def choose_finalists(trials: Sequence[Trial], warm: Trial | None, count: int) -> list[Trial]:
-    """Returns the candidates to time: the best by the model of speed, and those to hold them against.
+    """Returns the candidates to time: the best ones, the best warm start and the artifact's earlier draft.
 
-    The best warm start shows what searching was worth. A draft that the artifact had is not replaced unseen, unless it is further
-    behind than the model of speed errs.
+    The best warm start shows what the search gained. The artifact's earlier draft must lose by the clock
+    before it is replaced, unless its modelled speed is lower by more than the speed model's error.
 
     Args:
-        trials: all.
-        warm: the best warm start.
-        count: of the best.
+        trials: all trials.
+        warm: best warm start; None if there is none.
+        count: number of the best candidates by modelled speed.
     """
     chosen = best_of(trials, count)
     rivals = [] if warm is None else [warm]
@@ -55,18 +55,20 @@ def time_finalists(
     affords: Callable[[float], bool],
     on_run: Callable[[int, int], None],
 ) -> list[Finalist]:
-    """Decodes prompts plainly and with each finalist's draft and exit, and compares.
+    """Returns the finalists, timed against autoregressive decoding (mode `plain`) on the same prompts.
 
-    The best of many candidates lie closer together than a few prompts can tell, so as many prompts are decoded as there is time for.
+    A few prompts cannot separate the best of many candidates, so as many prompts are decoded as there is time
+    for.
 
     Args:
-        builder: opens the drafts.
-        trials: the finalists.
-        prompts: to decode; each is sampled, and every third decoded greedily too.
-        settings: how to sample, and the kinds' weights.
-        costs: what the model of speed says of the same runs.
-        affords: tells whether there is time for another run, given the seconds that the last one took.
-        on_run: told how many runs are done, of how many.
+        builder: builder that opens the drafts.
+        trials: trials of the finalists.
+        prompts: prompts to decode; each is sampled, and every third is also decoded greedily.
+        settings: settings of the search, which fix the sampling and the weights of the kinds of text.
+        costs: speed model, for the modelled speed of the same runs.
+        affords: function that returns whether there is time for another run, given the seconds of the last
+            one.
+        on_run: called before each run with the number of runs done and their number in all.
     """
     jobs = _jobs(builder, prompts, settings)
     plain, *drafts = time_head_to_head(builder, trials, jobs, costs, on_run, affords)
@@ -74,28 +76,33 @@ def time_finalists(
 
 
 def _jobs(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[DecodeJob]:
-    """Returns what to decode, the kinds mixed from the beginning on."""
+    """Returns the jobs to decode, with the kinds of text mixed from the start."""
     kinds = settings.kinds
     repeats = sampled_repeats(len(prompts)) if SAMPLED in kinds else 1
     encoded = [(prompt, tuple(builder.engine.encode(prompt.prompt))) for prompt in prompts]
     jobs = []
     for repeat in range(repeats):
-        seed = (settings.seed + 1 + repeat) % SEED_LIMIT  # not the noise that the search has seen
+        seed = (settings.seed + 1 + repeat) % SEED_LIMIT  # other noise than in the calibration texts
         for number, (prompt, ids) in enumerate(encoded):
             for kind in kinds:
                 if _is_run(kind, number, repeat, len(kinds)):
-                    plainly = builder.engine.settings(settings.decoding(kind, prompt_seed(seed, prompt.index)))
-                    endless = dataclasses.replace(plainly, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
-                    jobs.append(DecodeJob(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=endless))
+                    autoregressive = builder.engine.settings(settings.decoding(kind, prompt_seed(seed, prompt.index)))
+                    past_eos = dataclasses.replace(autoregressive, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
+                    jobs.append(DecodeJob(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=past_eos))
     return jobs
 
 
 def _is_run(kind: str, number: int, repeat: int, num_kinds: int) -> bool:
-    """Whether a prompt is decoded so: sampled every time, greedily once, as the text would be the same, and every third prompt only."""
+    """Returns whether a prompt is decoded in a repeat: sampled in each, greedily in the first only.
+
+    Greedy decoding would give the same text again. If text is sampled too, only every third prompt is decoded
+    greedily.
+    """
     return kind == SAMPLED or (repeat == 0 and (number % GREEDY_EVERY == 0 or num_kinds == 1))
 
 
 def _finalist(draft: TimedDraft, plain: TimedDraft, settings: SearchSettings) -> Finalist:
+    """Returns the record of a finalist's timed runs, against those of autoregressive decoding."""
     weights = {kind: settings.weight_of(kind) for kind in draft.samples}
     shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
     runs = draft.every()

@@ -1,4 +1,4 @@
-"""Drafts timed for real, in turns with plain decoding and with each other, prompt by prompt, in one run."""
+"""Head-to-head timing: autoregressive decoding (mode `plain`) and all drafts take turns on each prompt."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sstool.search.speed_model.costs import CostModel
 
 
 def always(_seconds: float) -> bool:
-    """There is time for everything."""
+    """Returns True: there is time for every job."""
     return True
 
 
 @dataclass(slots=True)
 class TimedDraft:
-    """One draft, or plain decoding, and what it did.
+    """The timed runs of one draft, or of autoregressive decoding.
 
     Attributes:
-        trial: the draft with its exit; None for plain decoding.
-        slot: its own.
-        samples: its runs, by kind of text.
-        modelled: what the table of costs says of them, in seconds, by kind.
+        trial: trial with the skip set and the stopping rule; None for autoregressive decoding.
+        slot: slot that only this draft uses.
+        samples: timed runs, by kind of text.
+        modelled: modelled seconds of the same runs, by kind of text.
     """
 
     trial: Trial | None
@@ -37,15 +37,15 @@ class TimedDraft:
     modelled: dict[str, float] = field(default_factory=dict)
 
     def every(self) -> list[TimedRun]:
-        """Returns all runs."""
+        """Returns the runs of all kinds of text."""
         return [sample for samples in self.samples.values() for sample in samples]
 
     def seconds_per_token(self, shares: Mapping[str, float]) -> float:
-        """Returns measured seconds; the kinds of text count by their shares, whose sum is 1."""
+        """Returns the measured seconds per token; the kinds of text are weighted by shares that sum to 1."""
         return sum(share * sum(s.stats.decode_s for s in self.samples[kind]) / self._tokens(kind) for kind, share in shares.items())
 
     def modelled_per_token(self, shares: Mapping[str, float]) -> float:
-        """Returns what the table says of the same runs."""
+        """Returns the modelled seconds per token of the same runs, weighted alike."""
         return sum(share * self.modelled[kind] / self._tokens(kind) for kind, share in shares.items())
 
     def _tokens(self, kind: str) -> int:
@@ -60,18 +60,18 @@ def time_head_to_head(
     on_job: Callable[[int, int], None],
     affords: Callable[[float], bool] = always,
 ) -> list[TimedDraft]:
-    """Has plain decoding and every draft decode every task, or as many of the first as there is time for.
+    """Returns the timed runs of autoregressive decoding, and after it those of each trial's draft.
+
+    All of them decode the same jobs: all jobs, or as many of the first ones as there is time for.
 
     Args:
-        builder: opens the drafts.
-        trials: the drafts, each with its exit.
-        jobs: what to decode.
-        costs: what the model of speed says of the same runs.
-        on_job: told how many tasks are done, of how many.
-        affords: tells whether there is time for another task, given the seconds that the last one took all.
-
-    Returns:
-        Plain decoding first, then one a trial.
+        builder: builder that opens the drafts.
+        trials: trials with the skip sets and stopping rules to time.
+        jobs: prompts to decode, and how.
+        costs: speed model, for the modelled seconds of the same runs.
+        on_job: called before each job with the number of jobs done and their number in all.
+        affords: function that returns whether there is time for another job, given the seconds that all
+            together took for the last one.
     """
     context = max(len(job.ids) + job.settings.max_new_tokens for job in jobs)
     drafts = [TimedDraft(None, builder.backend.new_slot(context))]
@@ -84,7 +84,8 @@ def time_head_to_head(
             break
         on_job(turn, len(jobs))
         begun = time.perf_counter()
-        # Whoever begins changes with every prompt, and the direction too: what drifts drifts for all.
+        # The first one and the direction change with every job, so that a drift of the machine's speed
+        # affects all alike.
         first = turn % len(drafts)
         order = drafts[first:] + drafts[:first]
         for draft in order if turn % 2 == 0 else order[::-1]:

@@ -1,1 +1,1 @@
-"""What a search writes down, and the folder of a running search."""
+"""The log of a search: its records, how they are written and read, and the work folder that holds them."""

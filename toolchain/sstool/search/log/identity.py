@@ -1,4 +1,4 @@
-"""What makes two searches the same, so that one can go on with the other's trials."""
+"""The identity of a search: the values that must be equal for a search to continue another's trials."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def search_identity(manifest: Manifest, settings: SearchSettings, threads: int) 
     """Returns the fields of a log's header that are known before any work is done.
 
     Args:
-        manifest: of the artifact.
-        settings: of the search.
-        threads: of an engine.
+        manifest: manifest of the artifact.
+        settings: settings of the search.
+        threads: number of threads of each engine.
     """
     return {
         "format": FORMAT,

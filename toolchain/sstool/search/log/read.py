@@ -1,4 +1,4 @@
-"""Reads what a search wrote, finished or not, and refuses whatever a search does not write: a log that was read is consistent."""
+"""Reads the log of a search, finished or not, and refuses every inconsistent one."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ from sstool.skip_set import check_skip_spec
 T = TypeVar("T")
 
 _KINDS: Final = {HEADER_KIND: Header, "influence": Sensitivity, "trial": Trial, "finalist": Finalist, "result": Result}
-_DAMAGED: Final = "the file is damaged or was not written by sstool: take it from a backup, or search again"
+_DAMAGED: Final = "the file is damaged or was not written by sstool; restore it from a backup, or search again"
 _NEWER: Final = "read it with the version of sstool that wrote it"
+_FOLDER_HINT: Final = "name the folder of an artifact or of a search"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchLog:
-    """All that a search wrote down.
+    """All records of a search.
 
     Attributes:
         header: what was searched.
-        sensitivity: of single sublayers; None if it was not measured (yet).
-        trials: by index, rising.
-        finalists: in the order in which they were written.
-        result: None while the search has not ended.
-        latency: the machine's table; None where there is no such file.
+        sensitivity: leave-one-out sensitivity of the sublayers; None if it was not measured, or not yet.
+        trials: trials by ascending index.
+        finalists: finalists in the order in which they were written.
+        result: conclusion; None while the search has not ended.
+        latency: latency table of the machine; None if its file is missing.
     """
 
     header: Header
@@ -61,27 +62,30 @@ class SearchLog:
 
 
 def find_search(folder: Path) -> Path:
-    """Returns the folder that holds a search: `folder` itself, or that of an artifact.
+    """Returns the folder that holds a search: `folder` itself, or the search folder inside an artifact.
 
     Raises:
-        RecipeError: if neither holds one.
+        RecipeError: if neither holds a search.
     """
     inner = folder / SEARCH_FOLDER
     for candidate in (folder, inner):
         if (candidate / TRIALS).is_file():
             return candidate
     if not folder.is_dir():
-        raise RecipeError(f"no folder {folder}", "name an artifact's folder, or one that a search wrote")
+        raise RecipeError(f"there is no folder {folder}", _FOLDER_HINT)
     if (folder / MANIFEST).exists():
-        raise RecipeError(f"the artifact {folder} has no search: {inner / TRIALS} is missing", f"search: sstool search --artifact {folder}")
-    raise RecipeError(f"{folder} holds no search: {TRIALS} is missing", "name an artifact's folder, or one that a search wrote")
+        raise RecipeError(f"the artifact {folder} has no search: {inner / TRIALS} is missing", f"run sstool search --artifact {folder}")
+    raise RecipeError(f"{folder} holds no search: {TRIALS} is missing", _FOLDER_HINT)
 
 
 def read_search(folder: Path) -> SearchLog:
-    """Reads `trials.jsonl` and, if it is there, `latency.json`. A last line without its line break was cut short, and is left out.
+    """Returns the content of `trials.jsonl` and, if it exists, of `latency.json`.
+
+    A last line without a line break was cut short by a kill, and is ignored.
 
     Raises:
-        RecipeError: if the folder holds no search, or a file is damaged, contradicts itself, or is of another format or model.
+        RecipeError: if the folder holds no search, if a file is damaged, inconsistent or of another format,
+            or if the two files are of different models.
     """
     path = folder / TRIALS
     found: dict[type[Any], list[Any]] = {cls: [] for cls in _KINDS.values()}
@@ -95,7 +99,7 @@ def read_search(folder: Path) -> SearchLog:
         _check(record, found, where)
         found[cls].append(record)
     if not found[Header]:
-        raise RecipeError(f"{path} holds no search yet: its first line is missing", "start the search again")
+        raise RecipeError(f"{path} holds no search yet: its first line is missing", "search again")
     [header] = found[Header]
     return SearchLog(
         header=header,
@@ -108,56 +112,58 @@ def read_search(folder: Path) -> SearchLog:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Gives each whole line as an object, with what to call it in messages."""
+    """Yields the place of each complete line, for error messages, and the line as an object."""
     content = _bytes(path)
     if content is None:
-        raise RecipeError(f"{path.parent} holds no search: {path.name} is missing", "name a folder that a search wrote")
+        raise RecipeError(f"{path.parent} holds no search: {path.name} is missing", "name the folder of a search")
     for number, line in enumerate(whole_lines(content), start=1):
         where = f"{path}, line {number}"
         yield where, _object(line, where)
 
 
 def _own_latency(path: Path, header: Header) -> LatencyTable | None:
+    """Returns the latency table beside a log, None if there is none; refuses one of another model."""
     table = read_latency(path, header.num_layers)
     if table is not None and table.weights_sha256 != header.weights_sha256:
         raise RecipeError(
-            f"{path} was measured with the weights of another model than {TRIALS} beside it", "keep each search's files together"
+            f"{path} was measured with the weights of another model than {TRIALS} beside it", "keep the files of one search together"
         )
     return table
 
 
 def read_latency(path: Path, num_layers: int) -> LatencyTable | None:
-    """Reads a `latency.json`; None where there is no such file.
+    """Returns the table in a `latency.json`; None if there is no such file.
 
     Raises:
-        RecipeError: if it is damaged, or is of a model of another depth.
+        RecipeError: if the file is damaged, or its model does not have `num_layers` layers.
     """
     content = _bytes(path)
     if content is None:
         return None
     table = _read(LatencyTable, _object(content, str(path)), str(path))
     if not table.rows:
-        _refuse(f"{path}: rows: expected at least one")
-    widths = len(table.rows[0].verify)
+        _refuse(f"{path}: rows: expected at least one, found none")
+    num_lengths = len(table.rows[0].verify)
     for at, row in enumerate(table.rows):
         where = f"{path}: rows[{at}]"
         if {len(row.attention), len(row.mlp)} != {num_layers}:
-            _refuse(f"{where}: expected costs of {num_layers} layers, found {len(row.attention)} and {len(row.mlp)}")
-        if len(row.verify) != widths or not row.verify:
-            _refuse(f"{where}: verify: expected {max(widths, 1)} widths, found {len(row.verify)}")
+            _refuse(f"{where}: expected costs of {num_layers} layers, found {len(row.attention)} for attention and {len(row.mlp)} for MLP")
+        if len(row.verify) != num_lengths or not row.verify:
+            _refuse(f"{where}: verify: expected {max(num_lengths, 1)} query lengths, found {len(row.verify)}")
         if min(row.verify) <= 0 or min(row.draft_base, *row.attention, *row.mlp) < 0:
-            _refuse(f"{where}: expected times above 0")
+            _refuse(f"{where}: expected verify times above 0, and no other time below 0")
         if not len(row.sizes) == len(row.first) == len(row.later) > 0:
-            _refuse(f"{where}: expected as many sizes as first and later, and at least one")
+            found_lengths = f"{len(row.sizes)}, {len(row.first)} and {len(row.later)}"
+            _refuse(f"{where}: sizes, first, later: expected equally many values, at least 1, found {found_lengths}")
         if any(b <= a for a, b in pairwise(row.sizes)):
-            _refuse(f"{where}: sizes: expected rising ones")
+            _refuse(f"{where}: sizes: expected ascending values without duplicates")
         if min(*row.first, *row.later) <= 0:
-            _refuse(f"{where}: first, later: expected parts above 0")
+            _refuse(f"{where}: first, later: expected factors above 0")
     return table
 
 
 def _bytes(path: Path) -> bytes | None:
-    """Returns a file's content; None where there is no such file."""
+    """Returns a file's content; None if there is no such file."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -167,6 +173,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def _object(content: bytes, where: str) -> dict[str, Any]:
+    """Returns a JSON object whose numbers are all finite."""
     try:
         data = json.loads(content.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as err:
@@ -179,28 +186,29 @@ def _object(content: bytes, where: str) -> dict[str, Any]:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is not a number of a search")
+        raise ValueError(f"{text} is not a finite number")
     return value
 
 
 def _read(cls: type[T], data: dict[str, Any], where: str) -> T:
-    """Reads a record; of a format that is not ours, it says so before it stumbles over a key."""
+    """Returns the record in an object; another format is reported before any unknown key."""
     if cls in (Header, LatencyTable) and data.get("format") != FORMAT:
         raise RecipeError(f"{where}: expected format {FORMAT}, found {data.get('format')!r}", _NEWER)
     return read_record(cls, data, where=where, error=RecipeError)
 
 
 def _check_place(where: str, cls: type[Any], found: dict[type[Any], list[Any]]) -> None:
+    """Refuses a record of a kind that may not follow the records before it."""
     if (cls is Header) == bool(found[Header]):
-        _refuse(f"{where}: the first line, and no other, is of kind {HEADER_KIND!r}")
+        _refuse(f"{where}: expected kind {HEADER_KIND!r} on the first line and on no other")
     if found[Result]:
-        _refuse(f"{where}: a line after the result")
+        _refuse(f"{where}: found a line after the result")
     if cls is Sensitivity and found[Sensitivity]:
-        _refuse(f"{where}: a second line of kind 'influence'")
+        _refuse(f"{where}: found a second line of kind 'influence'")
 
 
 def _check(record: object, found: dict[type[Any], list[Any]], where: str) -> None:
-    """Holds a record against the ones before it."""
+    """Refuses a record that contradicts itself or the records before it."""
     if isinstance(record, Header):
         if record.num_layers < 1:
             _refuse(f"{where}: num_layers: expected 1 or more, found {record.num_layers}")
@@ -209,12 +217,12 @@ def _check(record: object, found: dict[type[Any], list[Any]], where: str) -> Non
     known = {t.index for t in found[Trial]}
     if isinstance(record, Sensitivity):
         if {len(record.attention), len(record.mlp)} != {num_layers}:
-            _refuse(f"{where}: expected {num_layers} layers, found {len(record.attention)} and {len(record.mlp)}")
+            _refuse(f"{where}: expected {num_layers} layers, found {len(record.attention)} for attention and {len(record.mlp)} for MLP")
     elif isinstance(record, Trial):
         _check_trial(record, known, num_layers, where)
     elif isinstance(record, Finalist):
         if record.trial not in known:
-            _refuse(f"{where}: a finalist that is no trial: {record.trial}")
+            _refuse(f"{where}: trial: there is no trial {record.trial}")
         if record.interval_95 is not None and len(record.interval_95) != 2:
             _refuse(f"{where}: interval_95: expected two numbers, found {len(record.interval_95)}")
     elif isinstance(record, Result):
@@ -225,22 +233,22 @@ def _check(record: object, found: dict[type[Any], list[Any]], where: str) -> Non
 
 def _check_trial(trial: Trial, known: set[int], num_layers: int, where: str) -> None:
     if trial.index < 0 or trial.index in known:
-        _refuse(f"{where}: trial {trial.index} is {'there twice' if trial.index in known else 'below 0'}")
+        _refuse(f"{where}: trial {trial.index} {'occurs twice' if trial.index in known else 'has an index below 0'}")
     statuses = (COMPLETED, STOPPED, FAILED)
     if trial.status not in statuses:
         raise RecipeError(f"{where}: unknown status {trial.status!r}", f"{did_you_mean(trial.status, statuses)} {_DAMAGED}")
     if trial.status == COMPLETED and trial.speedup is None:
-        _refuse(f"{where}: speedup: a completed trial has one")
+        _refuse(f"{where}: speedup: a completed trial must have one")
     check_skip_spec(trial.spec(), num_layers, where=where)
     if trial.status == COMPLETED and (trial.exit is None or trial.max_draft is None):
-        _refuse(f"{where}: exit and max_draft: a completed trial has them")
+        _refuse(f"{where}: exit, max_draft: a completed trial must have both")
     if trial.timed is not None and min(trial.timed.tokens, trial.timed.measured, trial.timed.modelled) <= 0:
         _refuse(f"{where}: timed: expected tokens and speeds above 0")
     for kind, counts in trial.counts.items():
         if len(counts.kept) != len(counts.reached) or any(k > r for k, r in zip(counts.kept, counts.reached, strict=True)):
-            _refuse(f"{where}: counts.{kind}: more kept than reached")
+            _refuse(f"{where}: counts.{kind}: expected as many values in kept as in reached, none of them larger")
         if not 0 <= counts.accepted <= counts.proposed:
-            _refuse(f"{where}: counts.{kind}: {counts.accepted} accepted of {counts.proposed} proposed")
+            _refuse(f"{where}: counts.{kind}: expected 0 <= accepted <= proposed, found {counts.accepted} and {counts.proposed}")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What a search writes down: the lines of `trials.jsonl`, each with a `kind`, as typed records."""
+"""The records of a search: the lines of `trials.jsonl`, each of them with a `kind`, and the latency table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ssruntime.artifact import SkipSet
 from sstool.skip_set import SkipSpec
 
 SEARCH_FOLDER: Final = "search"
-"""Where an artifact keeps its search."""
+"""Name of the folder in which an artifact keeps its search."""
 TRIALS: Final = "trials.jsonl"
 LATENCY: Final = "latency.json"
 SKIP_SET: Final = "skip_set.json"
@@ -26,24 +26,25 @@ FAILED: Final = "failed"
 
 AX: Final = "ax"
 EARLIER: Final = "earlier"
-"""The source of a draft that the artifact had."""
+"""Source of the draft that the artifact had before the search."""
 RANDOM: Final = "random"
 SUGGESTED: Final = frozenset({AX, RANDOM})
-"""Sources that are no warm starts."""
+"""Sources whose candidates are not warm starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What decoding some text would do: rounds as DESIGN defines them.
+    """Counts of decoding some text in rounds of propose, verify and accept.
 
     Attributes:
-        tokens: tokens that the rounds gave.
-        rounds: rounds.
-        proposed: tokens drafted.
-        accepted: of these positions, the ones that verify agreed with, with the chain's token or an alternative.
-        alternatives: tokens verified beside the chains'.
-        reached: at index j, rounds that proposed more than j tokens.
-        kept: at index j, rounds that had more than j tokens accepted.
+        tokens: number of tokens emitted.
+        rounds: number of rounds.
+        proposed: number of tokens in the draft sequences, without alternatives.
+        accepted: number of those positions at which verify accepted the drafted token or an alternative to
+            it.
+        alternatives: number of alternatives verified (side branches of the token tree, one token long).
+        reached: at index j, the number of rounds that proposed more than j tokens.
+        kept: at index j, the number of rounds in which more than j tokens were accepted.
     """
 
     tokens: int = 0
@@ -57,28 +58,28 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The first line: what is searched, and all that the trials depend on (`kind` is `search`).
+    """The first line: what is searched, and everything that the trials depend on (`kind` is `search`).
 
     Attributes:
-        format: of the file.
-        model: where the checkpoint came from.
-        num_layers: of the model.
+        format: format number of the log.
+        model: source of the checkpoint.
+        num_layers: number of layers of the model.
         verify_sha256: digest of the verify graph.
         weights_sha256: digest of the weights.
-        calibration_sha256: digest of the calibration prompts' text and lengths.
-        search_prompts: prompts that candidates were tried on.
-        final_prompts: prompts that were kept for timing the finalists.
-        sampled_tokens: tokens of each sampled text.
-        greedy_tokens: tokens of each greedy text.
+        calibration_sha256: digest of the calibration texts and the held-out prompts.
+        search_prompts: number of prompts whose texts candidates are scored on.
+        final_prompts: number of prompts held out for timing the finalists.
+        sampled_tokens: length of each sampled text, in tokens.
+        greedy_tokens: length of each greedy text, in tokens.
         latency_sha256: digest of the latency table.
-        seed: of everything that is drawn.
-        trials: most trials.
-        batch: trials suggested at a time.
-        weights: how much each kind of text counts, by its name: `sampled` and `greedy`.
-        cpu: the processor's model name.
-        threads: of an engine.
-        onnxruntime: version.
-        plain: modelled tokens per second of plain decoding.
+        seed: seed of everything random in the search.
+        trials: largest number of trials.
+        batch: number of candidates that Ax suggests at a time.
+        weights: weight of each kind of text, `sampled` and `greedy`.
+        cpu: model name of the processor.
+        threads: number of threads of each engine.
+        onnxruntime: version of ONNX Runtime.
+        plain: modelled tokens per second of autoregressive decoding (mode `plain`).
     """
 
     format: int
@@ -104,13 +105,14 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """How much the model misses each sublayer alone (`kind` is `sensitivity`).
+    """The leave-one-out sensitivity of the sublayers (`kind` is `influence`).
 
     Attributes:
-        attention: by layer, with that attention left out, the mean overlap of the draft's distribution of the next token with the
-            model's own: the chance that coupled picks of the two agree.
-        mlp: the same of each MLP.
-        seconds: what measuring it took.
+        attention: by layer, the mean overlap of the model's next-token distribution with that of a draft that
+            skips only this attention, 0 to 1: the highest probability with which coupled samples of the two
+            agree.
+        mlp: the same for each MLP.
+        seconds: seconds that the measurement took.
     """
 
     attention: tuple[float, ...]
@@ -120,14 +122,14 @@ class Sensitivity:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """A short run of one candidate by the clock, over the same text as every other's: what the model of speed is held to.
+    """A short run of one candidate by the clock, on one text for all candidates, to check the speed model.
 
-    Nothing in the search depends on it, so that the same seed still gives the same trials.
+    Nothing in the search depends on it, so that the same seed gives the same trials.
 
     Attributes:
-        tokens: tokens that the rounds gave.
-        measured: tokens per second.
-        modelled: tokens per second that the latency table gives the same rounds.
+        tokens: number of tokens emitted.
+        measured: measured tokens per second.
+        modelled: modelled tokens per second of the same rounds.
     """
 
     tokens: int
@@ -136,7 +138,7 @@ class Timed:
 
     @property
     def ratio(self) -> float:
-        """Measured over modelled speed."""
+        """The measured speed over the modelled speed."""
         return self.measured / self.modelled
 
 
@@ -145,23 +147,26 @@ class Trial:
     """One candidate (`kind` is `trial`).
 
     Attributes:
-        index: 0-based, in the order that trials were proposed in.
-        source: who proposed it: `recipe`, `earlier`, `leave-one-out`, `block`, `every-other`, `dynamic-programme`, `random` or `ax`.
-        status: `completed`; `stopped` after a part of the text, as it could not become the best; `failed`.
-        skip: the sublayers left out.
-        exit: exit policy, tuned for this set.
-        exit_threshold: likewise.
-        max_draft: likewise.
-        max_alternatives: most alternatives that a drafted token had.
-        cost_ratio: a draft step over a plain step, modelled; the mean of the steps that the counts are of.
-        counts: by kind of text, with the tuned exit.
-        tokens_per_second: modelled, all kinds of text together; None where it failed. A stopped one's is what it would be if it kept,
-            over all the text, its distance to the best one over the part.
-        speedup: that over plain decoding's.
-        timed: a short run by the clock; None where it did not complete, or could not be timed.
-        seconds: what building and running the candidate took.
-        suggest_seconds: what proposing it took.
-        error: why it failed.
+        index: number of the trial, counted from 0 in the order in which candidates were tried.
+        source: source of the candidate: `recipe`, `earlier`, `leave-one-out`, `block`, `every-other`,
+            `dynamic-programme`, `random` or `ax`.
+        status: `completed`; `stopped` after a part of the texts, because it was not promising; or `failed`.
+        skip: sublayers that the draft skips.
+        exit: stopping rule, tuned for this skip set; None if the trial failed.
+        exit_threshold: draft confidence below which drafting stops, tuned as well; None for `fixed`.
+        max_draft: largest number of tokens in a draft sequence, tuned as well.
+        max_alternatives: largest number of alternatives to a drafted token.
+        cost_ratio: modelled time of a draft step over that of an autoregressive step (mode `plain`); the mean
+            over the draft steps in `counts`.
+        counts: counts of the decoded text with the tuned stopping rule, by kind of text.
+        tokens_per_second: modelled speed over all kinds of text; None if the trial failed. For a stopped
+            trial it is extrapolated: its speed relative to the best candidate's on the same part of the
+            texts, times the best candidate's speed over all texts.
+        speedup: modelled speed over that of autoregressive decoding, extrapolated alike.
+        timed: short run by the clock; None if the trial did not complete or could not be timed.
+        seconds: seconds that building and running the candidate took.
+        suggest_seconds: seconds that proposing it took.
+        error: reason of the failure; None if the trial did not fail.
     """
 
     index: int
@@ -182,7 +187,7 @@ class Trial:
     error: str | None = None
 
     def spec(self) -> SkipSpec:
-        """Returns the skip set and its exit as a skip-set file has them."""
+        """Returns the skip set and its stopping rule as they are written to a skip-set file."""
         return SkipSpec(
             attention=self.skip.attention,
             mlp=self.skip.mlp,
@@ -195,18 +200,18 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
-    """A candidate that was timed for real, in turns with plain decoding (`kind` is `finalist`).
+    """A candidate timed head to head with autoregressive decoding, mode `plain` (`kind` is `finalist`).
 
     Attributes:
-        trial: its index.
+        trial: index of the candidate's trial.
         modelled: modelled tokens per second on the same text.
-        measured: tokens per second.
-        plain: plain decoding's, measured in the same run.
+        measured: measured tokens per second.
+        plain: measured tokens per second of autoregressive decoding on the same prompts.
         speedup: measured / plain.
-        interval_95: of the speed-up, a paired bootstrap over prompts.
+        interval_95: 95 % confidence interval of the speed-up, from a paired bootstrap over prompts.
         acceptance_rate: accepted / proposed.
         tokens_per_round: emitted / rounds.
-        prompts: prompts decoded, one that was decoded several times as often.
+        prompts: number of prompts decoded; a prompt that is decoded several times counts each time.
     """
 
     trial: int
@@ -222,16 +227,17 @@ class Finalist:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The last line: what came of it (`kind` is `result`).
+    """The last line: the conclusion of the search (`kind` is `result`).
 
     Attributes:
-        trial: index of the winner; None where nothing beat plain decoding.
-        speedup: the winner's, measured.
-        best_warm_start: index of the warm start with the best modelled speed.
-        gain: modelled speed of the best trial / that of the best warm start - 1.
-        remark: what is to be said of it in a sentence.
-        seconds: where the time went, since the search was begun or resumed: `texts`, `latency`, `sensitivity`, `dynamic_programme`,
-            `builder`, `ax`, `finalists`, `total`.
+        trial: index of the winner's trial; None if no draft beat autoregressive decoding (mode `plain`).
+        speedup: measured speed-up of the winner; None without a winner.
+        best_warm_start: index of the warm start with the best modelled speed; None if no warm start
+            completed.
+        gain: modelled speed of the best trial / that of the best warm start - 1; None without a warm start.
+        remark: the conclusion in words.
+        seconds: seconds of each part since the search began or resumed: `texts`, `latency`, `influence`,
+            `dynamic_programme`, `candidates`, `ax`, `finalists`, and `total`.
     """
 
     trial: int | None
@@ -244,18 +250,20 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyRow:
-    """Seconds of each part at one context length.
+    """The costs at one context length, in seconds.
 
     Attributes:
-        context: positions before the step.
-        verify: at index w - 1, one verify pass of w positions with judging it; index 0 is a plain step.
-        draft_base: of a draft's size, what embedding, norms, head and host work add.
-        attention: by layer, what its attention adds.
-        mlp: by layer, what its MLP adds.
-        sizes: of some drafts, rising from one that keeps little to one that keeps nearly all.
-        first: for each of these drafts, what its first step, the one after a verify pass, takes as a part of its size; between them the
-            part is interpolated.
-        later: the same of any later step.
+        context: context length, in positions before the step.
+        verify: at index k, seconds of a pass over k + 1 tokens, acceptance included; index 0 is an
+            autoregressive step (mode `plain`).
+        draft_base: what embedding, norms, LM head and host work add to a draft's size (see
+            `speed_model.fit`).
+        attention: by layer, what its attention adds to a draft's size.
+        mlp: by layer, what its MLP adds to a draft's size.
+        sizes: sizes of some drafts, ascending from one that keeps little to one that keeps nearly all.
+        first: for each of these drafts, seconds of its first step after a verify pass, divided by its size.
+            The factors of other drafts are interpolated by size.
+        later: the same for any later step.
     """
 
     context: int
@@ -270,17 +278,17 @@ class LatencyRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyTable:
-    """What the engines of one machine take, measured once: the content of `latency.json`.
+    """The latency table of one model on one machine: the content of `latency.json`.
 
     Attributes:
-        format: of the file.
+        format: format number of the file.
         weights_sha256: digest of the model's weights.
-        verify_sha256: digest of the verify graph: another one may take another time.
-        cpu: the processor's model name.
-        threads: of an engine.
-        onnxruntime: version.
-        rows: by context length, rising; between them costs are interpolated.
-        fit_error: largest relative error of a modelled step, a draft's first or a later one, against the probe drafts' own.
+        verify_sha256: digest of the verify graph, because other graphs may take other times.
+        cpu: model name of the processor.
+        threads: number of threads of each engine.
+        onnxruntime: version of ONNX Runtime.
+        rows: costs by ascending context length; those between are interpolated.
+        fit_error: largest relative error of a modelled draft step, first or later, over the probe drafts.
     """
 
     format: int

@@ -1,4 +1,4 @@
-"""The folder of a running search, `<out>.search/`: it outlives a kill, so that the search can be resumed, and one process has it."""
+"""The work folder of a search, `<out>.search/`: one process uses it, and a killed search resumes from it."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ logger = logging.getLogger(__name__)
 
 ARTIFACT: Final = "artifact"
 CHECKPOINT: Final = "checkpoint.json"
-"""What the artifact that is made for a checkpoint's search was made of."""
+"""The file that identifies the checkpoint from which the folder's artifact was exported."""
 _OURS: Final = frozenset({TRIALS, LATENCY, TEXTS, ARTIFACT, CHECKPOINT, REPORT, SKIP_SET})
 
 
 @contextlib.contextmanager
 def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Path]:
-    """Gives the folder of a search for `out`, locked against other processes; it is gone when the block ends well.
+    """Yields the work folder of a search, locked against other processes; removes it if the block succeeds.
 
-    When the block fails, what could be resumed is kept.
+    If the block fails, the folder is kept if the search can be resumed from it.
 
     Args:
-        out: what the search is for.
-        resume: keep what an interrupted search left there.
-        force: without `resume`, clear what an interrupted search left there, even if that could be resumed.
+        out: output folder of the search.
+        resume: whether to keep what an interrupted search left in the work folder.
+        force: whether to clear, without `resume`, even an interrupted search that could be resumed.
 
     Raises:
-        RecipeError: if there is nothing to resume, or something and nothing was said about it, or another process searches there.
-        ArtifactError: if the folder holds something else, or cannot be written.
+        RecipeError: if there is nothing to resume, if there is an interrupted search but neither `resume` nor
+            `force` is set, or if another process uses the folder.
+        ArtifactError: if the folder holds other files, or cannot be written.
     """
-    folder = _place(out)
+    folder = _work_path(out)
     check_work(out, resume=resume, force=force)
     parents = make_parents(folder.parent)
     handle = _lock(folder)
@@ -57,7 +58,7 @@ def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Pat
                     for parent in parents:
                         parent.rmdir()
             elif isinstance(err, KeyboardInterrupt):
-                logger.warning("the search was interrupted; --resume goes on with it (%s)", folder)
+                logger.warning("the search was interrupted; continue it with --resume (%s)", folder)
             raise
         remove_tree(folder)
     finally:
@@ -65,13 +66,14 @@ def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Pat
 
 
 def check_work(out: Path, *, resume: bool, force: bool) -> None:
-    """Refuses what `work_folder` would refuse, as far as it can be seen without it.
+    """Makes the checks of `work_folder`, without creating or clearing the folder.
 
     Raises:
-        RecipeError: if there is nothing to resume, or something and nothing was said about it, or another process searches there.
-        ArtifactError: if the folder holds something else, or cannot be written.
+        RecipeError: if there is nothing to resume, if there is an interrupted search but neither `resume` nor
+            `force` is set, or if another process uses the folder.
+        ArtifactError: if the folder holds other files, or cannot be written.
     """
-    folder = _place(out)
+    folder = _work_path(out)
     handle = _lock(folder) if folder.is_dir() else None
     try:
         _check_content(out, resume=resume, force=force)
@@ -81,24 +83,25 @@ def check_work(out: Path, *, resume: bool, force: bool) -> None:
 
 
 def _check_content(out: Path, *, resume: bool, force: bool) -> None:
-    folder = _place(out)
+    """Refuses a folder that `resume` cannot continue, or that may not be cleared without it."""
+    folder = _work_path(out)
     if resume and not _is_resumable(folder):
-        raise RecipeError(
-            f"there is no interrupted search to resume: {folder / TRIALS} is missing", "leave out --resume; a search that ended needs none"
-        )
+        raise RecipeError(f"there is no interrupted search to resume: {folder / TRIALS} is missing", "omit --resume to begin a search")
     if resume or not folder.is_dir():
         return
     for name in _OURS:
         sweep(folder, name)
     if {path.name for path in folder.iterdir()} - _OURS:
-        raise ArtifactError(f"{folder} holds files that are no search's, so it is not cleared", "move them, or name another --out")
+        raise ArtifactError(f"{folder} holds files that no search wrote, so it is not cleared", "move these files, or name another --out")
     trials = _num_trials(folder / TRIALS)
     if trials and not force and not _is_published(folder / TRIALS, out):
-        raise RecipeError(f"{folder} holds an interrupted search of {trials} trials", "go on with --resume, or begin anew with --force")
+        raise RecipeError(
+            f"{folder} holds an interrupted search of {trials} trials", "continue it with --resume, or discard it with --force"
+        )
 
 
 def _lock(folder: Path) -> int:
-    """Makes the folder if it is not there, and returns an open, locked handle of it."""
+    """Returns an open, locked handle of the folder, which is created if it does not exist."""
     while True:
         try:
             folder.mkdir(exist_ok=True)
@@ -106,23 +109,23 @@ def _lock(folder: Path) -> int:
         except BlockingIOError:
             raise RecipeError(f"another process is searching in {folder}", "wait for it, or name another --out") from None
         except OSError as err:
-            raise ArtifactError(
-                f"{folder} cannot be written: {err.strerror or err}", "name a folder that you may write with --out"
-            ) from err
+            raise ArtifactError(f"{folder} cannot be written: {err.strerror or err}", "name a writable folder with --out") from err
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(handle).st_ino == folder.stat().st_ino:
                 return handle
-        os.close(handle)  # its owner was done, and removed it between the two calls
+        os.close(handle)  # another process removed the folder between the two calls
 
 
 def _is_resumable(folder: Path) -> bool:
+    """Returns whether an interrupted search left trials or calibration texts."""
     return (folder / TRIALS).exists() or (folder / TEXTS).exists()
 
 
-def _place(out: Path) -> Path:
+def _work_path(out: Path) -> Path:
+    """Returns the work folder that belongs to an output folder."""
     resolved = Path(os.path.realpath(out))
     if not resolved.name:
-        raise ArtifactError(f"{out} is no place for an artifact or a search", "name a folder with --out")
+        raise ArtifactError(f"{out} cannot be the folder of an artifact or a search", "name another folder with --out")
     return resolved.with_name(f"{resolved.name}.search")
 
 
@@ -135,7 +138,7 @@ def _clear(folder: Path) -> None:
 
 
 def _num_trials(path: Path) -> int:
-    """Returns how many trials a log holds; 0 for none, or where its lines are damaged, which a resumed search then says."""
+    """Returns the number of trials in a log. Damaged lines do not count; a resumed search reports them."""
     try:
         lines = whole_lines(path.read_bytes())
     except FileNotFoundError:
@@ -146,6 +149,7 @@ def _num_trials(path: Path) -> int:
 
 
 def _kind_of(line: bytes) -> object:
+    """Returns the `kind` of a line; None if it has none or is damaged."""
     try:
         data = json.loads(line)
     except (ValueError, RecursionError):
@@ -154,6 +158,9 @@ def _kind_of(line: bytes) -> object:
 
 
 def _is_published(trials: Path, out: Path) -> bool:
-    """Whether a log is that of the result in `out`: a kill came between the result's getting its name and the folder's removal."""
+    """Returns whether a log is that of the result in `out`.
+
+    That happens if a search was killed after it published its result and before it removed its work folder.
+    """
     own = trials.read_bytes()
     return any(place.is_file() and place.read_bytes() == own for place in (out / TRIALS, out / SEARCH_FOLDER / TRIALS))

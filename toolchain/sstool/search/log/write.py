@@ -1,4 +1,4 @@
-"""A search's log as it grows: one line a record, each written out whole before the next begins."""
+"""Writes the log of a search: one line per record, each written out whole before the next one begins."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _ENDING = frozenset({_KIND_OF[Finalist], _KIND_OF[Result]})
 
 
 class SearchWriter:
-    """Appends to `trials.jsonl`; to be used in a `with` statement."""
+    """Appends records to `trials.jsonl`; use it in a `with` statement."""
 
     def __init__(self, folder: Path, header: Header, *, resume: bool) -> None:
-        """Begins a log, or takes up one that was cut short.
+        """Begins a log, or continues that of an interrupted search.
 
         Args:
-            folder: exists.
-            header: what the search is of.
-            resume: go on with the log that is there, if one is.
+            folder: work folder of the search, which exists.
+            header: header of this search.
+            resume: whether to continue the folder's log, if it has one.
 
         Raises:
-            RecipeError: if the log that is there is damaged, or of another model or other settings.
+            RecipeError: if the log to continue is damaged, or is of another model or other settings.
         """
         path = folder / TRIALS
         self.earlier: SearchLog | None = None
@@ -47,7 +47,11 @@ class SearchWriter:
             self.write(header)
 
     def write(self, record: Header | Sensitivity | Trial | Finalist | Result) -> None:
-        """Appends a record. Raises OSError if the disk refuses."""
+        """Appends a record.
+
+        Raises:
+            OSError: if the record cannot be written.
+        """
         self._log.append({"kind": _KIND_OF[type(record)], **dataclasses.asdict(record)})
 
     def __enter__(self) -> Self:
@@ -58,42 +62,41 @@ class SearchWriter:
 
 
 def check_resumable(folder: Path, known: Mapping[str, object]) -> Header | None:
-    """Refuses to go on with a log that differs in what is known before any work is done, and leaves it as it is.
+    """Returns the header of the log to resume, None if there is no log with a header; the log is not changed.
+
+    It is called before any work is done, so it compares only the fields that are known then.
 
     Args:
-        folder: of the search.
-        known: fields of the header.
-
-    Returns:
-        The log's header; None if there is no log with one.
+        folder: work folder of the search.
+        known: fields of this search's header that are known (see `search_identity`).
 
     Raises:
-        RecipeError: if the log is damaged, or of another model or other settings.
+        RecipeError: if the log is damaged, or is of another model or other settings.
     """
     path = folder / TRIALS
     if not path.exists() or not path.read_bytes().count(b"\n"):
         return None
     first = path.read_bytes().partition(b"\n")[0]
-    # The model is looked at first: of another one's log, nothing else would make sense.
+    # These fields are compared first: for the log of another model, any other message would mislead.
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         found = json.loads(first)
         _check_same({name: found[name] for name in known}, known, path)
     log = read_search(folder)
     if [trial.index for trial in log.trials] != list(range(len(log.trials))):
-        raise RecipeError(f"{path}: trials are missing", "take the file from a backup, or search anew, without --resume")
+        raise RecipeError(f"{path}: trials are missing", "restore the file from a backup, or search again without --resume")
     return log.header
 
 
 def _check_same(found: Mapping[str, object], wanted: Mapping[str, object], path: Path) -> None:
-    """Refuses to mix trials: whatever they depend on must be what it was."""
+    """Refuses to mix the trials of two searches: everything that trials depend on must be unchanged."""
     for name, now in wanted.items():
         if name not in ("trials", "model") and found[name] != now:
             raise RecipeError(
-                f"{path} is of another search: {name} was {found[name]!r}, and is {now!r} now",
-                "search anew, without --resume, or with the model and settings that it was begun with",
+                f"{path} belongs to another search: {name} was {found[name]!r}, and is {now!r} now",
+                "search again without --resume, or with the model and settings that it began with",
             )
 
 
 def _before_the_end(lines: list[bytes]) -> list[bytes]:
-    """Returns the lines before the finalists and the result of an earlier run, whose finalists are timed again."""
+    """Returns the lines before an earlier run's finalists and result; the finalists are timed again."""
     return list(itertools.takewhile(lambda line: json.loads(line)["kind"] not in _ENDING, lines))

@@ -1,1 +1,1 @@
-"""One candidate scored: what its draft proposes, how much is accepted, and what that is worth."""
+"""The score of one candidate: what its draft proposes, how much is accepted, and the resulting speed."""

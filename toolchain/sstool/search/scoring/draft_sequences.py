@@ -1,8 +1,8 @@
-"""Draft chains over a known text: what the real draft engine proposes from any position of it, and how sure it is of each token.
+"""Draft sequences over a known text: what the real draft engine proposes from each position of it.
 
-The text is the model's own and does not depend on the draft, so whatever the exit policy, decoding it means drafting from some of
-its positions. A chain is run once, as far as a policy asks, and serves every stricter policy: a policy costs what it has not in
-common with those before it.
+The text is the model's own and does not depend on the draft. So under any stopping policy, decoding the text
+means drafting from some of its positions. Draft sequences are cached: the first policy that needs one runs
+it, and stricter policies reuse it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from sstool.search.texts.make import CalibrationText
 
 
 class Drafted(NamedTuple):
-    """What a policy proposes from one position, and what comes of it.
+    """What a stopping policy proposes from one position, and how much of it would be accepted.
 
     Attributes:
-        proposed: tokens of the chain.
-        accepted: how many positions of it verify would accept, an alternative's included.
-        alternatives: tokens verified beside the chain's.
+        proposed: number of tokens in the draft sequence.
+        accepted: number of those positions at which verify would accept the drafted token or an alternative
+            to it.
+        alternatives: number of alternatives verified (side branches of the token tree, one token long).
     """
 
     proposed: int
@@ -32,14 +33,15 @@ class Drafted(NamedTuple):
 
 @dataclass(slots=True)
 class DraftSequence:
-    """Tokens drafted from one position.
+    """The tokens drafted from one position.
 
     Attributes:
-        confidences: the draft's confidence in each.
-        alternatives: how many alternatives each has.
-        agreed: how many of the first are the text's own.
-        rank: of the text's token among the alternatives of the first that is not; None if it is none of them.
-        is_exhausted: whether the text ends here, so that no policy could draft further.
+        confidences: draft confidence of each token.
+        alternatives: number of alternatives to each token.
+        agreed: number of leading tokens that equal those of the text.
+        rank: rank of the text's token among the alternatives to the first token that differs from the text;
+            0 is the best, None if it is not among them.
+        is_exhausted: whether the sequence reaches the end of the text, so that no policy could draft further.
     """
 
     confidences: list[float] = field(default_factory=list)
@@ -49,7 +51,7 @@ class DraftSequence:
     is_exhausted: bool = False
 
     def stop(self, threshold: float, max_draft: int) -> int | None:
-        """Returns how many tokens a policy proposes; None if the chain is too short to say."""
+        """Returns how many tokens a policy proposes; None if the sequence is too short to tell."""
         for number, confidence in enumerate(self.confidences[:max_draft], start=1):
             if confidence < threshold:
                 return number
@@ -58,12 +60,12 @@ class DraftSequence:
         return len(self.confidences) if self.is_exhausted else None
 
     def outcome(self, proposed: int, start: int, end: int) -> Drafted:
-        """Returns what comes of proposing so many tokens.
+        """Returns what verify would accept if `proposed` tokens are proposed.
 
         Args:
-            proposed: as `stop` says.
-            start: position of the token before them.
-            end: position from which on no alternative may stand.
+            proposed: number of tokens, as `stop` returned it.
+            start: position of the committed token before the sequence.
+            end: first position at which no alternative is allowed.
         """
         room = room_beside(proposed, start, end)
         alternatives = min(room, sum(self.alternatives[:proposed]))
@@ -74,69 +76,72 @@ class DraftSequence:
 
 
 class DraftedText:
-    """One text and a candidate's chains over it.
+    """One text, and a candidate's draft sequences over it.
 
-    The slot's cache must hold the full model's keys and values of the whole text; they stay as they are.
+    The slot's KV cache must hold the full model's KV of the whole text. Drafting does not change it.
     """
 
     def __init__(
         self, slot: OrtSlot, text: CalibrationText, acceptance: Acceptance, *, max_alternatives: int, alternatives_end: int
     ) -> None:
-        """Takes a text and what drafts it.
+        """Takes a text and a slot that drafts over it.
 
         Args:
-            slot: with the candidate's draft.
-            text: whose keys and values the slot holds.
-            acceptance: with the text's noise.
-            max_alternatives: most that a drafted token has.
-            alternatives_end: position from which on none may stand where the text is decoded: in a larger cache than this slot's.
+            slot: slot with the candidate's draft.
+            text: text whose KV the slot holds.
+            acceptance: acceptance rule with the text's noise.
+            max_alternatives: largest number of alternatives to a drafted token.
+            alternatives_end: first position at which no alternative is allowed when the text is decoded. It
+                is not this slot's own limit, because decoding uses a larger KV cache.
         """
         self.text = text
         self._max_alternatives = max_alternatives
         self._alternatives_end = alternatives_end
         self._slot = slot
         self._acceptance = acceptance
-        self._chains: dict[int, DraftSequence] = {}
+        self._sequences: dict[int, DraftSequence] = {}
 
     def position(self, count: int) -> int:
-        """Returns where the last of `count` committed tokens stands."""
+        """Returns the position of the last of `count` committed tokens."""
         return len(self.text.prompt) + count - 1
 
     def propose(self, count: int, threshold: float, max_draft: int, margin: tuple[float, int] = (0.0, 0)) -> Drafted:
-        """Drafts behind the first `count` tokens of the continuation.
+        """Returns what a policy proposes after `count` tokens of the continuation, and how much is accepted.
 
         Args:
-            count: committed tokens, at least 1.
+            count: number of committed tokens, at least 1.
             threshold: draft confidence below which the policy stops.
-            max_draft: most tokens.
-            margin: how much lower a threshold and how many more tokens to run for at once, for the policies that are tried next.
+            max_draft: largest number of tokens.
+            margin: how much lower a threshold and how many more tokens to draft with, if the engine has to
+                run. Policies that are tried next then find a sequence that is long enough.
         """
-        chain = self._chains.get(count)
-        proposed = None if chain is None else chain.stop(threshold, max_draft)
-        if chain is None or proposed is None:
-            chain = self._chains[count] = self._run(count, threshold - margin[0], max_draft + margin[1])
-            proposed = chain.stop(threshold, max_draft)
+        sequence = self._sequences.get(count)
+        proposed = None if sequence is None else sequence.stop(threshold, max_draft)
+        if sequence is None or proposed is None:
+            sequence = self._sequences[count] = self._run(count, threshold - margin[0], max_draft + margin[1])
+            proposed = sequence.stop(threshold, max_draft)
             assert proposed is not None
-        return chain.outcome(proposed, self.position(count), self._alternatives_end)
+        return sequence.outcome(proposed, self.position(count), self._alternatives_end)
 
     def _run(self, count: int, threshold: float, max_draft: int) -> DraftSequence:
+        """Returns the sequence that the draft engine proposes from one position, under one policy."""
         tokens, start = self.text.tokens, self.position(count)
-        # As in decoding: the last token of a text is verify's own.
+        # As in decoding, the last token of a text comes from verify.
         room = len(tokens) - count - 1
-        limit, chain = min(max_draft, room), DraftSequence()
+        limit, sequence = min(max_draft, room), DraftSequence()
         token, agrees = tokens[count - 1], True
         with self._slot.preserved(start, start + limit):
             for step in range(limit):
                 output = self._slot.draft(token, start + step)
                 token, *others = self._acceptance.sample_draft(output, start + step + 1, self._max_alternatives)
-                chain.confidences.append(output.probability(0))
-                chain.alternatives.append(len(others))
+                sequence.confidences.append(output.probability(0))
+                sequence.alternatives.append(len(others))
                 known = tokens[count + step]
                 if agrees and token != known:
                     agrees = False
-                    chain.rank = others.index(known) if known in others else None
-                chain.agreed += agrees
-                if chain.confidences[-1] < threshold:
+                    sequence.rank = others.index(known) if known in others else None
+                sequence.agreed += agrees
+                if sequence.confidences[-1] < threshold:
                     break
-        chain.is_exhausted = len(chain.confidences) == room
-        return chain
+        sequence.is_exhausted = len(sequence.confidences) == room
+        return sequence

@@ -1,6 +1,7 @@
-"""One candidate from skip set to score: its draft is opened and run over the calibration texts, the less promising over a part only.
+"""Evaluates one candidate: opens its draft and runs it over all calibration texts, or a part if it is slow.
 
-One that is run over all of them then decodes the first by the clock too, for a while, with verify and all that is around it.
+A candidate that is run over all texts also decodes the first one by the clock for a while, verify passes and
+host work included. That checks the speed model and does not change the score.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from sstool.search.texts.make import CachedText, CalibrationText
 logger = logging.getLogger(__name__)
 
 _PARTS: Final = ((0.125, 0.85), (0.4, 0.95))
-"""Parts of the texts, and the fraction of the best candidate's speed there below which one that has been run over so much stops."""
+"""Shares of the texts, each with the fraction of the best candidate's speed below which a candidate stops."""
 _TIMED_TOKENS: Final = 48
-"""Tokens decoded by the clock, past an end of sequence too: of a candidate's run over 24 prompts' texts a twentieth, over 4 a fifth."""
+"""Tokens decoded by the clock, past EOS if necessary; a small part of a candidate's run."""
 FIXED: Final = "fixed"
 CONFIDENCE: Final = "confidence"
 
 
 @dataclass(slots=True)
 class _Incumbent:
-    """The best candidate so far: its speed over each part of the texts and over all of them, and its exit."""
+    """The best candidate so far: its speed over each share of the texts and over all; its stopping rule."""
 
     parts: tuple[float, ...] = (0.0,) * len(_PARTS)
     whole: float = 0.0
@@ -45,7 +46,7 @@ class _Incumbent:
 
 
 class Evaluator:
-    """Runs candidates over texts, and remembers the best, which the others are held to."""
+    """Runs candidates over texts, and compares each with the best one so far."""
 
     def __init__(
         self,
@@ -61,27 +62,27 @@ class Evaluator:
         self._settings = settings
         self._texts = texts
         self._best = _Incumbent()
-        self._job = self._task_by_the_clock()
+        self._job = self._clock_job()
 
     @property
     def best_exit(self) -> Exit:
-        """The exit of the best candidate so far."""
+        """The stopping rule of the best candidate so far."""
         return self._best.exit
 
     def run(self, index: int, source: str, bits: Bits, *, suggest_seconds: float = 0.0, whole: bool = False) -> Trial:
-        """Runs a candidate; whatever goes wrong with it is part of the record.
+        """Returns the trial of a candidate; if the candidate fails, the trial says why.
 
         Args:
-            index: the trial's number.
-            source: who proposed it.
-            bits: its skip set.
-            suggest_seconds: what proposing it took.
-            whole: run it over all texts, promising or not.
+            index: number of the trial.
+            source: source that proposed the candidate.
+            bits: skip set of the candidate.
+            suggest_seconds: seconds that proposing it took.
+            whole: whether to run it over all texts even if it is not promising.
         """
         begun = time.perf_counter()
         try:
             trial = self._run(index, source, bits, whole=whole)
-        except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base, and no candidate may end the search
+        except Exception as err:  # noqa: BLE001 - ONNX Runtime's exceptions share no base; no candidate may end the search
             error = " ".join((str(err) or type(err).__name__).split())
             trial = Trial(index=index, source=source, status=FAILED, skip=skip_of(bits), error=error)
         return dataclasses.replace(trial, seconds=time.perf_counter() - begun, suggest_seconds=suggest_seconds)
@@ -107,7 +108,10 @@ class Evaluator:
         return dataclasses.replace(trial, timed=self._time(trial, draft)) if status == COMPLETED else trial
 
     def _score(self, bits: Bits, draft: ort.InferenceSession, *, whole: bool) -> tuple[str, Exit, Score, float]:
-        """Returns how it ended, the exit, the score, and what its speed is to be multiplied by to compare with others' over all texts."""
+        """Returns the status, the tuned stopping rule, the score, and a factor for the score's speed.
+
+        The factor of a stopped candidate extrapolates its speed from a share of the texts to all of them.
+        """
         drafted = []
         for cached in self._texts:
             cached.slot.use_draft(draft)
@@ -134,25 +138,26 @@ class Evaluator:
         )
 
     def _time(self, trial: Trial, draft: ort.InferenceSession) -> Timed | None:
-        """Returns a short run by the clock; None if that fails, as the trial's score stands without it."""
+        """Returns a short run by the clock; None if it fails, since the score is valid without it."""
         try:
-            # A slot of its own, so that no draft is kept open for it.
+            # A new slot for each run: one that is kept would keep its last draft open.
             slot = self._builder.backend.new_slot(len(self._job.ids) + _TIMED_TOKENS, draft)
             warm_up(self._builder, slot, self._job, trial, self._costs)
             run = run_job(self._builder, slot, self._job, trial, self._costs)
-        except Exception as err:  # noqa: BLE001 - ONNX Runtime's share no base
+        except Exception as err:  # noqa: BLE001 - ONNX Runtime's exceptions share no base
             logger.warning("trial %d could not be timed: %s", trial.index, " ".join(str(err).split()))
             return None
         tokens = run.stats.emitted
         return Timed(tokens=tokens, measured=tokens / run.stats.decode_s, modelled=tokens / run.modelled)
 
-    def _task_by_the_clock(self) -> DecodeJob:
+    def _clock_job(self) -> DecodeJob:
+        """Returns the job that each completed candidate decodes by the clock: the first prompt, past EOS."""
         text = self._texts[0].text
         endless = dataclasses.replace(self._settings(text), max_new_tokens=_TIMED_TOKENS, eos_token_ids=frozenset())
         return DecodeJob(kind=text.kind, prompt_id=text.prompt_id, index=0, ids=text.prompt, settings=endless)
 
     def _cost_ratio(self, bits: Bits, score: Score) -> float:
-        """Returns what the mean of the drafts' steps takes, over a plain step."""
+        """Returns the cost ratio: the mean draft step over an autoregressive step (mode `plain`)."""
         context = len(self._texts[0].text.prompt)
         cost, counts = self._costs.draft(bits, context), score.counts.values()
         steps, drafts = sum(c.proposed for c in counts), sum(c.reached[0] for c in counts if c.reached)

@@ -1,4 +1,4 @@
-"""The score of a candidate: tokens per second, from counts of really drafting over known texts and the latency table's costs.
+"""Scores a candidate in modelled tokens per second, from real drafting over texts and the latency table.
 
 No clock is read, so the same skip set, texts and table always give the same score.
 """
@@ -17,51 +17,52 @@ from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CalibrationText
 
 THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Confidence exits that are tried; 0 never stops a draft, which is the `fixed` exit."""
+"""Confidence thresholds that are tried; 0 never stops a draft, which is the stopping rule `fixed`."""
 MAX_DRAFTS: Final = tuple(range(1, 16))
+"""Largest draft lengths that are tried."""
 _MARGIN: Final = (0.1, 2)
-"""What a chain is run further than asked, so that the neighbouring exits find it there."""
+"""How much further than asked a draft sequence runs (threshold, tokens), so that similar rules reuse it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A confidence exit: places in `THRESHOLDS` and `MAX_DRAFTS`."""
+    """A confidence stopping rule, as indices into `THRESHOLDS` and `MAX_DRAFTS`."""
 
     threshold_at: int
     draft_at: int
 
     @property
     def threshold(self) -> float:
-        """The confidence below which a draft stops."""
+        """The draft confidence below which drafting stops."""
         return THRESHOLDS[self.threshold_at]
 
     @property
     def max_draft(self) -> int:
-        """The most tokens a draft has."""
+        """The largest number of tokens of a draft."""
         return MAX_DRAFTS[self.draft_at]
 
     def neighbours(self) -> list[Exit]:
-        """Returns the exits one step away."""
+        """Returns the stopping rules that differ in one setting by one step."""
         steps = ((0, -1), (0, 1), (-1, 0), (1, 0))
         moved = [Exit(self.threshold_at + t, self.draft_at + d) for t, d in steps]
         return [e for e in moved if 0 <= e.threshold_at < len(THRESHOLDS) and 0 <= e.draft_at < len(MAX_DRAFTS)]
 
 
 Each = Callable[[Callable[[DraftedText], "_Tally"], Sequence[DraftedText]], Iterable["_Tally"]]
-"""As `map`: applies the function to each text and gives the results in the texts' order."""
+"""A function such as `map`: applies a function to each text, and returns the results in their order."""
 
 START: Final = Exit(THRESHOLDS.index(0.6), MAX_DRAFTS.index(6))
-"""Where tuning begins that knows of nothing better."""
+"""The stopping rule that tuning starts from while no better one is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """What decoding some texts with one candidate and one exit would do.
+    """The modelled result of decoding some texts with one candidate and one stopping rule.
 
     Attributes:
-        counts: by kind of text.
-        seconds_per_token: by the kinds' weights.
-        plain_seconds_per_token: the same of plain decoding.
+        counts: counts of tokens and rounds, by kind of text.
+        seconds_per_token: modelled seconds per token, weighted over the kinds of text.
+        plain_seconds_per_token: the same for autoregressive decoding (mode `plain`).
     """
 
     counts: Mapping[str, Counts]
@@ -70,25 +71,26 @@ class Score:
 
     @property
     def tokens_per_second(self) -> float:
-        """Modelled speed."""
+        """The modelled speed."""
         return 1 / self.seconds_per_token
 
     @property
     def speedup(self) -> float:
-        """Modelled speed over that of plain decoding."""
+        """The modelled speed over that of autoregressive decoding."""
         return self.plain_seconds_per_token / self.seconds_per_token
 
 
 class Objective:
-    """Scores candidates by a table and the kinds' weights."""
+    """Scores candidates by a speed model and the weights of the kinds of text."""
 
     def __init__(self, costs: CostModel, weights: Mapping[str, float], each: Each = map) -> None:
-        """Takes what the score is made of.
+        """Takes the parts of the score.
 
         Args:
-            costs: of the machine's engines.
-            weights: how much each kind of text counts.
-            each: applies a function to each of the texts, in their order or several at a time; each has a slot of its own.
+            costs: speed model of this machine.
+            weights: weight of each kind of text.
+            each: function that applies another to each text, one by one or in parallel; every text has its
+                own slot.
         """
         self._costs = costs
         self._weights = weights
@@ -96,12 +98,12 @@ class Objective:
         self._verify: dict[int, list[float]] = {}
 
     def score(self, bits: Bits, drafted: Sequence[DraftedText], exit_: Exit) -> Score:
-        """Replays the decoding of texts: the rounds are those that the runtime would have, one by one.
+        """Returns a candidate's score from replaying the texts in the rounds that the runtime would run.
 
         Args:
-            bits: the candidate's skip set.
-            drafted: its chains over the texts.
-            exit_: the exit policy.
+            bits: skip set of the candidate.
+            drafted: draft sequences of the candidate over the texts.
+            exit_: stopping rule.
         """
         tallies: dict[str, _Tally] = {}
         for text, tally in zip(drafted, self._each(lambda text: self._replay(bits, text, exit_), drafted), strict=True):
@@ -109,7 +111,8 @@ class Objective:
         return self._combine(tallies)
 
     def _replay(self, bits: Bits, drafted: DraftedText, exit_: Exit) -> _Tally:
-        # One cost a text: its few positions cost alike.
+        """Returns the counts and modelled seconds of decoding one text."""
+        # The costs at the middle of the text serve for all its positions, which are close together.
         context = _middle(drafted.text)
         verify, draft = self._verify_at(context), self._costs.draft(bits, context)
         tally, count = _Tally(), 1
@@ -121,7 +124,7 @@ class Objective:
         return tally
 
     def tune(self, bits: Bits, drafted: Sequence[DraftedText], start: Exit) -> tuple[Exit, Score]:
-        """Finds the best exit for a candidate, step by step from `start`."""
+        """Returns a candidate's best stopping rule and its score, found by hill climbing from `start`."""
         best, best_score = start, self.score(bits, drafted, start)
         tried = {start}
         moved = True
@@ -138,7 +141,7 @@ class Objective:
         return best, best_score
 
     def plain_seconds_per_token(self, texts: Sequence[CalibrationText]) -> float:
-        """Returns what plain decoding takes for a token, by the kinds' weights."""
+        """Returns the seconds per token of autoregressive decoding, weighted over the kinds of text."""
         seconds: dict[str, float] = {}
         tokens: dict[str, int] = {}
         for text in texts:
@@ -147,6 +150,7 @@ class Objective:
         return sum(share * seconds[kind] / tokens[kind] for kind, share in self._shares(tokens).items())
 
     def _combine(self, tallies: Mapping[str, _Tally]) -> Score:
+        """Returns the score of the tallies by kind of text."""
         shares = self._shares({kind: tally for kind, tally in tallies.items() if tally.tokens})
         return Score(
             counts={kind: tally.counts() for kind, tally in tallies.items()},
@@ -155,7 +159,7 @@ class Objective:
         )
 
     def _shares(self, kinds: Iterable[str]) -> dict[str, float]:
-        """Returns the weights of the kinds that there are, as parts of 1."""
+        """Returns the weights of some kinds of text, scaled to a sum of 1; equal weights if all are 0."""
         weights = {kind: self._weights.get(kind, 0.0) for kind in kinds}
         total = sum(weights.values())
         return {kind: weight / total if total else 1 / len(weights) for kind, weight in weights.items()}
@@ -167,7 +171,7 @@ class Objective:
 
 
 def each_with(pool: ThreadPoolExecutor) -> Each:
-    """Returns an `Each` that runs in a pool, and leaves no text in work behind when one of them fails."""
+    """Returns an `Each` that runs in a thread pool; if a text fails, it raises after all others ended."""
 
     def each(function: Callable[[DraftedText], _Tally], texts: Sequence[DraftedText]) -> list[_Tally]:
         futures = [pool.submit(function, text) for text in texts]
@@ -179,6 +183,8 @@ def each_with(pool: ThreadPoolExecutor) -> Each:
 
 @dataclass(slots=True)
 class _Tally:
+    """Counts and modelled seconds of some rounds; see `records.Counts`."""
+
     rounds: int = 0
     proposed: int = 0
     accepted: int = 0

@@ -1,4 +1,4 @@
-"""One prompt decoded once for real, plainly or with a candidate's draft and exit, and what the table of costs says of the same rounds."""
+"""Decodes one prompt by the clock, with or without a draft, and models the time of the same rounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sstool.search.log.records import Trial
 from sstool.search.speed_model.costs import CostModel, DraftCost
 
 _WARM_UP_TOKENS: Final = 8
-"""Tokens to decode before a draft's first run by the clock: its buffers are bound on their first use."""
+"""Tokens to decode before a draft's first timed run, because its buffers are bound on first use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,11 +23,12 @@ class DecodeJob:
     """One prompt to decode once.
 
     Attributes:
-        kind: of text.
-        prompt_id: the prompt's name.
-        index: the prompt's place; runs of one prompt stay together when intervals are drawn.
-        ids: its token ids.
-        settings: how to decode it plainly, with the number of new tokens.
+        kind: kind of text, `sampled` or `greedy`.
+        prompt_id: name of the prompt.
+        index: index of the prompt. The bootstrap for confidence intervals resamples all runs of a prompt
+            together.
+        ids: token ids of the prompt.
+        settings: settings for autoregressive decoding (mode `plain`), including the number of new tokens.
     """
 
     kind: str
@@ -39,11 +40,11 @@ class DecodeJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobRun:
-    """What decoding a task gave.
+    """The measured and modelled result of one job.
 
     Attributes:
         stats: counts and measured seconds.
-        modelled: what the table says that the rounds take, in seconds.
+        modelled: modelled seconds of the same rounds.
     """
 
     stats: DecodeStats
@@ -51,14 +52,14 @@ class JobRun:
 
 
 def run_job(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial | None, costs: CostModel) -> JobRun:
-    """Decodes a task.
+    """Returns the result of decoding a job once.
 
     Args:
-        builder: whose engine decodes.
-        slot: with the trial's draft, and room for the task.
-        job: what to decode.
-        trial: a completed one, for its exit and its skip set; None for plain decoding.
-        costs: what the model of speed says.
+        builder: owner of the engine that decodes.
+        slot: slot with the trial's draft, and room for the job.
+        job: prompt to decode, and how.
+        trial: completed trial whose skip set and stopping rule are used; None for autoregressive decoding.
+        costs: speed model.
     """
     settings, trace = job.settings, Trace()
     if trial is not None:
@@ -82,6 +83,6 @@ def run_job(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial |
 
 
 def warm_up(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial | None, costs: CostModel) -> None:
-    """Decodes the beginning of a task, as in `run_job`."""
+    """Decodes the first tokens of a job, with the arguments of `run_job`."""
     short = dataclasses.replace(job.settings, max_new_tokens=min(_WARM_UP_TOKENS, job.settings.max_new_tokens))
     run_job(builder, slot, dataclasses.replace(job, settings=short), trial, costs)

@@ -1,1 +1,1 @@
-"""Warm starts: candidates that somebody has a reason for, which a search tries before Ax proposes any."""
+"""Sources of candidates: the warm starts, each tried for a reason, and then Ax's suggestions."""

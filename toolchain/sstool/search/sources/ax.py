@@ -1,9 +1,8 @@
-"""Ax, which proposes candidates: the only file that imports it.
+"""Has Ax suggest candidates from the scores of earlier ones; the only module that imports Ax.
 
-One integer parameter of 0 or 1 for each sublayer (1: skipped); the score has no noise, so the acquisition function is the analytic
-expected improvement. Ax's own choice of optimizer for it (a local search over flips) starts here from fewer points than by default:
-as good after as many trials on a model of the problem, at a third of the time. There it does better than flipping a few sublayers of the
-best set at a time with 160 sublayers too (1.293 and 1.276 against 1.282 and 1.231 after 80 trials of two problems), at 10 s a suggestion.
+Each sublayer is one integer parameter, 0 or 1 (1: skipped). Scores are deterministic, so the acquisition
+function is expected improvement in its noise-free form. Ax optimizes it by a local search over flips, which
+starts here from fewer points than by default: that takes a third of the time and finds sets that are as good.
 """
 
 from __future__ import annotations
@@ -20,28 +19,29 @@ from sstool.search.drafts.space import Bits
 _METRIC: Final = "speedup"
 _RESTARTS: Final = 8
 _RAW_SAMPLES: Final = 512
+"""Starting points of that local search, and random sets that they are chosen from."""
 
 
 class AxFailedError(Exception):
-    """Something went wrong inside Ax, or what it stands on."""
+    """An error inside Ax or a library that it uses."""
 
 
 class AxDriver:
-    """An Ax client over one model's sublayers."""
+    """An Ax experiment over the sublayers of one model."""
 
     def __init__(self, num_sublayers: int, *, seed: int) -> None:
-        """Makes the experiment.
+        """Creates the experiment.
 
         Args:
-            num_sublayers: parameters.
-            seed: of whatever Ax draws.
+            num_sublayers: number of sublayers, which is the number of parameters.
+            seed: seed of Ax's random choices.
         """
         with _quietly():
             from ax.api.client import Client
             from ax.api.configs import RangeParameterConfig
 
             self._names = [f"skip_{n:03d}" for n in range(num_sublayers)]
-            # Ax seeds with 32 bits.
+            # Ax takes a seed of 32 bits.
             self._client: Any = Client(random_seed=seed % 2**32)
             self._client.configure_experiment(
                 name="skip-set",
@@ -53,24 +53,25 @@ class AxDriver:
         self._known: dict[Bits, int] = {}
 
     def attach(self, bits: Bits, speedup: float | None) -> None:
-        """Tells Ax of a candidate that somebody else proposed, or of the result of one it suggested itself.
+        """Reports the score of a candidate to Ax, whether or not Ax suggested it.
 
         Args:
-            bits: the skip set.
-            speedup: its score; None if it failed.
+            bits: skip set of the candidate.
+            speedup: score of the candidate; None if it failed.
         """
         with _quietly():
             index = self._known.pop(bits, None)
             if index is None:
                 index = self._client.attach_trial(dict(zip(self._names, bits, strict=True)))
             if speedup is None:
-                # What failed would fail again, and Ax may suggest again what it calls failed; what it calls abandoned it does not.
+                # The candidate would fail again. Ax may repeat a trial that is marked failed, but not one
+                # marked abandoned.
                 self._client.mark_trial_abandoned(index)
             else:
                 self._client.complete_trial(index, {_METRIC: speedup})
 
     def suggest(self, count: int) -> list[Bits]:
-        """Returns up to `count` new candidates, whose results must be attached before the next call."""
+        """Returns up to `count` new candidates; their scores must be attached before the next call."""
         with _quietly():
             trials = self._client.get_next_trials(max_trials=count)
         suggested = []
@@ -82,6 +83,7 @@ class AxDriver:
 
 
 def _strategy() -> Any:
+    """Returns the strategy that suggests every candidate by expected improvement."""
     from ax.adapter.registry import Generators
     from ax.generation_strategy.generation_node import GenerationNode
     from ax.generation_strategy.generation_strategy import GenerationStrategy
@@ -99,10 +101,10 @@ def _strategy() -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Ax logs every trial at length, and warns of what is none of the user's business.
+    """Returns a context manager that silences Ax, whose logs and warnings tell a user nothing.
 
     Raises:
-        AxFailedError: for whatever the block raises.
+        AxFailedError: if the block raises any exception.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     with warnings.catch_warnings():

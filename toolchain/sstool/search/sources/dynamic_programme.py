@@ -1,7 +1,8 @@
-"""Skip sets whose hidden states stay nearest to the full model's, at every cost: a dynamic programme over sublayers in their order.
+"""Skip sets whose hidden states stay closest to the full model's at each cost, by dynamic programming.
 
-Behind each sublayer it keeps, for each level of cost so far, the set whose residual stream has the largest mean cosine with the full
-model's there. Costs are the latency table's. Sources: KnapSpec (arXiv 2602.20217) and CLaSp (arXiv 2505.24196).
+The programme goes through the sublayers in the model's order. After each one it keeps one set per level of
+cost so far: the set whose residual stream has the largest mean cosine similarity to the full model's. Costs
+come from the latency table. Sources: KnapSpec (arXiv 2602.20217) and CLaSp (arXiv 2505.24196).
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from sstool.search.sources.sublayer_engines import EmbeddingEngine, SublayerEngi
 from sstool.search.texts.make import CalibrationText
 
 LEVELS: Final = 20
-"""Levels of cost: each a set of its own."""
+"""Number of levels of cost; one set is kept for each."""
 _POSITIONS: Final = 64
 """Most positions of the text whose hidden states are compared."""
 _PARTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""Costs, as parts of all sublayers', at which the front's sets become candidates."""
+"""Costs, as shares of all sublayers' cost, at which sets of the front become candidates."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrontPoint:
-    """A set of the front.
+    """One set of the front of cost and similarity.
 
     Attributes:
-        bits: what is skipped.
-        cost: of what is kept, as a part of all sublayers' cost.
-        cosine: mean cosine of its last hidden states with the full model's.
+        bits: skip set.
+        cost: cost of the sublayers that are kept, as a share of all sublayers' cost.
+        cosine: mean cosine similarity of the last hidden states to the full model's.
     """
 
     bits: Bits
@@ -44,16 +45,14 @@ class FrontPoint:
 def cosine_front(
     builder: DraftBuilder, text: CalibrationText, shares: NDArray[np.float64], on_sublayer: Callable[[int, int], None]
 ) -> list[FrontPoint]:
-    """Runs the programme over one text, prompt and continuation.
+    """Returns the best set of each level of cost that can be reached, cheapest first, measured on one text.
 
     Args:
-        builder: of the artifact.
-        text: the model's own.
-        shares: float64[2 * num_layers], seconds that each sublayer adds to a draft step, in the order of `space.Bits`.
-        on_sublayer: told how many are done, of how many.
-
-    Returns:
-        One set a level of cost that can be had, the cheapest first.
+        builder: draft builder of the artifact.
+        text: calibration text; its last positions are used.
+        shares: float64[2 * num_layers], seconds that each sublayer adds to a draft step, in the order of
+            `space.Bits`.
+        on_sublayer: called before each sublayer with the number of sublayers done and their number in all.
 
     Raises:
         UnsupportedModelError: if a sublayer cannot be run alone.
@@ -61,7 +60,8 @@ def cosine_front(
     num_layers = builder.num_layers
     ids = np.array([(*text.prompt, *text.tokens)[-_POSITIONS:]], dtype=np.int64)
     full = EmbeddingEngine(builder).run(ids)
-    # Row for row: a set's skipped places, its cost, its stream. At first there is one, which skips nothing of nothing.
+    # One row per set: its skipped sublayers, its cost and its residual stream. The first set skips nothing
+    # and costs nothing.
     skipped: list[tuple[int, ...]] = [()]
     costs, streams = np.zeros(1), full.copy()
     unit = float(shares.sum()) / LEVELS
@@ -85,13 +85,13 @@ def cosine_front(
 
 
 def front_sets(front: Sequence[FrontPoint]) -> list[Bits]:
-    """Returns the sets of the front that become candidates: those nearest to a few costs."""
+    """Returns the sets of a front that become candidates: those with the costs closest to `_PARTS`."""
     chosen = [min(front, key=lambda p: abs(p.cost - part)).bits for part in _PARTS] if front else []
     return list(dict.fromkeys(chosen))
 
 
 def _in_order(num_layers: int) -> list[int]:
-    """Returns the sublayers' places in the order in which a token passes them."""
+    """Returns the indices of the sublayers in `space.Bits`, in the order in which the model runs them."""
     return [place for layer in range(num_layers) for place in (layer, num_layers + layer)]
 
 
@@ -105,8 +105,13 @@ def _best_of_levels(levels: NDArray[np.float64], cosines: NDArray[np.float64]) -
 
 
 def _cosines(streams: NDArray[np.float32], full: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns the mean over positions of the cosine of each stream float32[B, S, hidden] with the full model's [1, S, hidden]."""
+    """Returns the cosine similarity of each stream to the full model's, averaged over positions; float64[B].
+
+    Args:
+        streams: float32[B, S, hidden].
+        full: float32[1, S, hidden], the full model's stream.
+    """
     products = np.einsum("bsh,osh->bs", streams, full, dtype=np.float64)
     norms = np.linalg.norm(streams, axis=-1) * np.linalg.norm(full, axis=-1)
-    resources: NDArray[np.float64] = (products / np.maximum(norms, 1e-20)).mean(axis=-1)
-    return resources
+    means: NDArray[np.float64] = (products / np.maximum(norms, 1e-20)).mean(axis=-1)
+    return means

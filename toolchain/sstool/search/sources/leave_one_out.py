@@ -1,4 +1,4 @@
-"""Leave-one-out influence: how much of what the model expects next survives the loss of one sublayer, and the skip sets of that order."""
+"""Leave-one-out sensitivity of each sublayer, and the skip sets that skip the least sensitive ones."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from sstool.search.log.records import Sensitivity
 from sstool.search.texts.make import CachedText, CalibrationText
 
 CUTS: Final = (0.4, 0.55, 0.7, 0.8)
-"""Parts of the sublayers, least missed first, that are tried as skip sets."""
+"""Shares of the sublayers that are tried as skip sets, in order of sensitivity, the least sensitive first."""
 _TOKENS: Final = 112
-"""Tokens that the overlap is measured on."""
+"""Tokens to measure the overlap on; the last text is used as a whole."""
 
 
 def measure_sensitivity(builder: DraftBuilder, texts: Sequence[CachedText], on_sublayer: Callable[[int, int], None]) -> Sensitivity:
-    """Runs a draft without each sublayer over some text, and compares what it expects next with what the model does.
+    """Returns, for each sublayer, the overlap of the next-token distributions with and without that sublayer.
 
-    A draft pass of many positions gives the first tokens of as many drafts, but for what it attends to: of the positions in the
-    same pass it sees its own keys and values, as a long draft would. That tells sublayers apart as well at a fraction of the cost.
-    And the overlap of the two distributions, which is the chance that picks coupled as well as can be agree, tells them apart on
-    far less text than counting picks that do.
+    Two approximations make this cheap. One draft pass over many positions replaces a one-token draft at each
+    position; within the pass, tokens attend to the draft's own KV, as in a long draft sequence. And the
+    overlap of the two distributions is used, which is the highest probability with which coupled samples from
+    them can agree. It ranks sublayers on far less text than a count of agreeing samples would need.
 
     Args:
-        builder: builds the drafts.
-        texts: the model's own; the first of them are used.
-        on_sublayer: told how many are done, of how many.
+        builder: builder of the drafts.
+        texts: calibration texts, of which the first ones are used.
+        on_sublayer: called before each sublayer with the number of sublayers done and their number in all.
     """
     begun = time.perf_counter()
     chosen = _first_tokens(texts)
@@ -59,22 +59,23 @@ def measure_sensitivity(builder: DraftBuilder, texts: Sequence[CachedText], on_s
 
 
 def sensitivity_order(sensitivity: Sensitivity) -> list[int]:
-    """Returns the places of all sublayers, the least missed first."""
+    """Returns the indices of all sublayers in `space.Bits`, the least sensitive first."""
     return [int(n) for n in np.argsort(-np.array([*sensitivity.attention, *sensitivity.mlp]), kind="stable")]
 
 
 def cut(order: Sequence[int], part: float) -> Bits:
-    """Returns the set of the first `part` of an order of sublayers."""
+    """Returns the set that skips the first `part`, 0 to 1, of ordered sublayers, but never none or all."""
     chosen = set(order[: max(1, min(len(order) - 1, round(part * len(order))))])
     return tuple(int(n in chosen) for n in range(len(order)))
 
 
 def cuts(order: Sequence[int]) -> list[Bits]:
-    """Returns the first cuts that are tried."""
+    """Returns the skip sets of the shares in `CUTS`, without duplicates."""
     return [b for b in dict.fromkeys(cut(order, part) for part in CUTS) if is_draft(b)]
 
 
 def _first_tokens(texts: Sequence[CachedText]) -> list[CachedText]:
+    """Returns the first texts, as many as it takes to have `_TOKENS` tokens."""
     chosen, tokens = [], 0
     for cached in texts:
         if tokens >= _TOKENS:
@@ -85,7 +86,7 @@ def _first_tokens(texts: Sequence[CachedText]) -> list[CachedText]:
 
 
 def _spans(text: CalibrationText) -> list[tuple[tuple[int, ...], int, range]]:
-    """Returns the passes over a continuation: tokens, where the first of them stands, and which of them are looked at."""
+    """Returns the passes over a continuation: token ids, first position, and rows whose logits are needed."""
     spans = []
     for first in range(0, text.length, MAX_QUERY_LENGTH):
         given = text.tokens[first : min(first + MAX_QUERY_LENGTH, text.length)]
@@ -94,7 +95,7 @@ def _spans(text: CalibrationText) -> list[tuple[tuple[int, ...], int, range]]:
 
 
 def _probabilities(output: StepOutput) -> NDArray[np.float32]:
-    """Returns float32[N, vocab]."""
+    """Returns the next-token probabilities of each row, float32[N, vocab]."""
     weights: NDArray[np.float32] = np.exp(output.logits - output.logits.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     return weights

@@ -1,4 +1,4 @@
-"""Skip sets by rule: contiguous blocks in the middle and every other sublayer, the two that people try by hand, and the default set."""
+"""Skip sets by rule: contiguous blocks in the middle, every other sublayer, and the default of an export."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sstool.search.drafts.space import Bits, bits_of, is_draft
 from sstool.skip_set import default_skip_set
 
 _BLOCKS: Final = (0.25, 0.4, 0.55)
-"""Lengths of the middle blocks, as parts of the model."""
+"""Lengths of the middle blocks, as shares of the layers."""
 
 
 def middle_blocks(num_layers: int) -> list[Bits]:
-    """Returns the sets that leave out whole layers in a row: middle ones of a few lengths."""
+    """Returns sets that skip a contiguous block of whole layers in the middle, of several lengths."""
     blocks = []
     for part in _BLOCKS:
         length = max(1, round(part * num_layers))
@@ -22,18 +22,18 @@ def middle_blocks(num_layers: int) -> list[Bits]:
 
 
 def contiguous_block(num_layers: int, first: int, length: int) -> Bits:
-    """Returns the set of `length` whole layers from `first`."""
+    """Returns the set that skips `length` whole layers, from layer `first` on."""
     layer = tuple(int(first <= n < first + length) for n in range(num_layers))
     return (*layer, *layer)
 
 
 def every_other(num_layers: int) -> list[Bits]:
-    """Returns the sets that leave out every other MLP, every other attention and every other layer, the first and last layer kept."""
+    """Returns sets that skip every other MLP, layer or attention, except in the first and last layer."""
     odd = tuple(int(n % 2 == 1 and 0 < n < num_layers - 1) for n in range(num_layers))
     none = (0,) * num_layers
     return [b for b in ((*none, *odd), (*odd, *odd), (*odd, *none)) if is_draft(b)]
 
 
 def default_start(num_layers: int) -> Bits:
-    """Returns the set of an export that searches nothing."""
+    """Returns the default skip set, which an export without a search uses."""
     return bits_of(default_skip_set(num_layers), num_layers)

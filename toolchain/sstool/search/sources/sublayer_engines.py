@@ -1,4 +1,4 @@
-"""Each sublayer alone, as an engine on the residual stream: what a layer-by-layer search of hidden states steps through."""
+"""Single sublayers as engines on the residual stream, for a search that compares hidden states."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _STREAM: Final = "stream"
 _RESULT: Final = "stream_out"
 _SHAPE: Final = ir.Shape([None, None, None])
 _BIAS_AT: Final = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 4}
-"""Where a fused join holds the bias of its branch, if it has one."""
+"""Index of the input that holds the branch's bias in a fused residual add; the input is optional."""
 
 
 class SublayerEngine:
-    """One sublayer with its residual connection: `stream + branch(stream)`."""
+    """One sublayer with its residual add: `stream + branch(stream)`."""
 
     def __init__(self, builder: DraftBuilder, place: int) -> None:
-        """Builds and opens it.
+        """Builds and opens the engine.
 
         Args:
-            builder: of the artifact.
-            place: of the sublayer, as in `space.Bits`.
+            builder: draft builder of the artifact.
+            place: index of the sublayer in `space.Bits`.
         """
         self._session = builder.backend.open_graph(serialize(_alone(builder, place)), "a sublayer")
         self._pasts = [v for v in self._session.get_inputs() if v.name.startswith(graph_io.PAST_PREFIX)]
         self._names = {v.name for v in self._session.get_inputs()}
 
     def run(self, stream: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Takes streams float32[B, S, hidden] from position 0 on; returns what they are behind the sublayer."""
+        """Returns the streams after the sublayer, float32[B, S, hidden], for streams from position 0 on."""
         batch, length, _ = stream.shape
         feeds: dict[str, NDArray[np.generic]] = {
             _STREAM: stream,
@@ -54,19 +54,19 @@ class SublayerEngine:
 
 
 class EmbeddingEngine:
-    """The stream before the first sublayer."""
+    """The embedding as an engine, from token ids to the residual stream before the first sublayer."""
 
     def __init__(self, builder: DraftBuilder) -> None:
         graph = _copy_with_one(builder, 0)
-        join = _only_join(graph)
-        _, stream = _sides(join, Sublayer(0, "attention"))
+        residual_add = _only_residual_add(graph)
+        _, stream = _sides(residual_add, Sublayer(0, "attention"))
         graph.graph.outputs.clear()
         _finish(graph, stream, [])
         self._session = builder.backend.open_graph(serialize(graph), "the embedding")
         self._names = {v.name for v in self._session.get_inputs()}
 
     def run(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Takes token ids int64[1, S] from position 0 on; returns float32[1, S, hidden]."""
+        """Returns the stream float32[1, S, hidden] of token ids int64[1, S], from position 0 on."""
         length = ids.shape[1]
         feeds: dict[str, NDArray[np.generic]] = {
             graph_io.INPUT_IDS: ids,
@@ -79,53 +79,58 @@ class EmbeddingEngine:
 
 
 def _alone(builder: DraftBuilder, place: int) -> ir.Model:
-    """Returns the graph of one sublayer between the stream before it and the stream behind it."""
+    """Returns the graph of one sublayer, from the residual stream before it to the one after it."""
     num_layers = builder.num_layers
     sublayer = Sublayer(place, "attention") if place < num_layers else Sublayer(place - num_layers, "mlp")
     model = _copy_with_one(builder, place)
-    join = _only_join(model)
-    branch, residual = _sides(join, sublayer)
+    residual_add = _only_residual_add(model)
+    branch, residual = _sides(residual_add, sublayer)
     stream = ir.Value(name=_STREAM, shape=_SHAPE, type=ir.TensorType(ir.DataType.FLOAT))
     source = residual.producer()
     if source is not None and is_fused_residual_add(source):
-        # The embeddings' own sum (token and position), fused with the first norm: that norm is of the stream from here on.
+        # The sum of token and position embeddings is fused with the first norm. Replace it by the norm alone,
+        # of `stream`.
         norm = norm_alone(source, stream)
         model.graph.insert_after(source, norm)
         ir.convenience.replace_all_uses_with(source.outputs[0], norm.outputs[0])
     ir.convenience.replace_all_uses_with(residual, stream)
     model.graph.inputs.append(stream)
     summands = [branch]
-    bias_at = _BIAS_AT.get(join.op_type)
-    if bias_at is not None and len(join.inputs) > bias_at and (bias := join.inputs[bias_at]) is not None:
+    bias_at = _BIAS_AT.get(residual_add.op_type)
+    if bias_at is not None and len(residual_add.inputs) > bias_at and (bias := residual_add.inputs[bias_at]) is not None:
         summands.append(bias)
     _finish(model, stream, summands)
     return model
 
 
 def _copy_with_one(builder: DraftBuilder, place: int) -> ir.Model:
-    """Returns the model with one sublayer left."""
+    """Returns a copy of the model with only one sublayer left."""
     bits = [int(n != place) for n in range(2 * builder.num_layers)]
     return lower_draft(builder.verify, skip_of(bits))
 
 
-def _only_join(model: ir.Model) -> ir.Node:
-    joins = [node for node in model.graph if is_residual_add(node) and any(branch_of(v) for v in node.inputs[:2])]
-    if len(joins) != 1:
-        raise UnsupportedModelError(f"a sublayer alone joins the residual {len(joins)} times", "this model's sublayers cannot be parted")
-    return joins[0]
+def _only_residual_add(model: ir.Model) -> ir.Node:
+    """Returns the one residual add of a model with a single sublayer."""
+    residual_adds = [node for node in model.graph if is_residual_add(node) and any(branch_of(v) for v in node.inputs[:2])]
+    if len(residual_adds) != 1:
+        raise UnsupportedModelError(
+            f"expected one residual add in a graph of one sublayer, found {len(residual_adds)}",
+            "the sublayers of this model cannot be run alone",
+        )
+    return residual_adds[0]
 
 
-def _sides(join: ir.Node, sublayer: Sublayer) -> tuple[ir.Value, ir.Value]:
-    """Returns a join's branch and its residual."""
-    assert is_fused_residual_add(join) or join.op_type == "Add"
-    first, second = join.inputs[:2]
+def _sides(residual_add: ir.Node, sublayer: Sublayer) -> tuple[ir.Value, ir.Value]:
+    """Returns the branch and the residual that a residual add sums."""
+    assert is_fused_residual_add(residual_add) or residual_add.op_type == "Add"
+    first, second = residual_add.inputs[:2]
     assert first is not None
     assert second is not None
     return (first, second) if branch_of(first) == sublayer else (second, first)
 
 
 def _finish(model: ir.Model, stream: ir.Value, summands: list[ir.Value]) -> None:
-    """Makes the sum of the stream and some branches the graph's result, and drops what nothing of that needs."""
+    """Makes the sum of the stream and the summands the graph's output, and removes the unused rest."""
     total = stream
     for summand in summands:
         node = ir.node("Add", [total, summand])

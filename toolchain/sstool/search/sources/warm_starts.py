@@ -1,4 +1,4 @@
-"""The first candidates of a search: every skip set that there is a reason to try before Ax suggests any."""
+"""The warm starts of a search: skip sets that are tried, each for a reason, before Ax suggests any."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _WARM_SHARE: Final = 0.12
-"""Part of the budget that finding one kind of warm start may take."""
+"""Share of the budget that finding one kind of warm start may take."""
 _REFINED: Final = 0.05
-"""Distance from the best cut at which two more are tried, as a part of the sublayers."""
-_INFLUENCE_PASSES: Final = 8
-"""Passes that the leave-one-out order takes for each sublayer, about."""
+"""Distance from the best cut at which two more cuts are tried, as a share of the sublayers."""
+_SENSITIVITY_PASSES: Final = 8
+"""Estimated number of passes per sublayer that the leave-one-out sensitivity takes."""
 
 
 class Trials(Protocol):
-    """What runs candidates and knows when there is no time for another."""
+    """The object that runs candidates, and knows when there is no time for another."""
 
     def is_over(self) -> bool:
-        """Returns whether there is no room, or no time, for another trial."""
+        """Returns whether the trials, the sets or the time for another trial are used up."""
 
     def consider(self, source: str, sets: Iterable[Bits]) -> list[Trial]:
-        """Runs the sets that were not run yet, as long as there is room; returns the trials of all that were ever run."""
+        """Runs the untried sets, until the search is over; returns the trials of all sets ever tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,12 @@ class WarmStarts:
     """Runs the warm starts of one search.
 
     Attributes:
-        builder: of the candidates' engines.
+        builder: builder of the candidates' engines.
         texts: calibration texts.
-        costs: the speed model.
-        clock: of the search.
-        writer: keeps the leave-one-out measurements, and knows those of an interrupted run.
-        tell: returns a progress function for a part of the work.
+        costs: speed model.
+        clock: clock of the search.
+        writer: log that keeps the leave-one-out sensitivity, and may hold that of an interrupted run.
+        tell: function that returns the progress callback of a named part.
     """
 
     builder: DraftBuilder
@@ -62,9 +62,9 @@ class WarmStarts:
     tell: Callable[[str], Callable[[int, int], None]]
 
     def run(self, trials: Trials, starts: Sequence[tuple[str, SkipSet]]) -> None:
-        """Runs the given skip sets, then patterns, then points of the dynamic programme, then cuts of the leave-one-out order.
+        """Runs the given sets, then patterns, the dynamic programme's sets, and leave-one-out cuts.
 
-        The last two are left out where finding them takes too much of the budget.
+        Each of the last two is left out if finding it would take too much of the budget.
         """
         num_layers = self.builder.num_layers
         for source, skip in starts:
@@ -74,13 +74,13 @@ class WarmStarts:
         verify = self.costs.verify(len(self.texts[0].text.prompt))[-1]
         if self.clock.affords(LEVELS * 4 * verify, _WARM_SHARE) and not trials.is_over():
             trials.consider("dynamic-programme", self._front())
-        if self.clock.affords(2 * num_layers * _INFLUENCE_PASSES * verify, _WARM_SHARE) and not trials.is_over():
+        if self.clock.affords(2 * num_layers * _SENSITIVITY_PASSES * verify, _WARM_SHARE) and not trials.is_over():
             self._leave_one_out(trials)
 
     def _front(self) -> list[Bits]:
         text = self.texts[0].text
         with self.clock.part("dynamic_programme"):
-            shares, tell = self.costs.shares(len(text.prompt)), self.tell("following hidden states")
+            shares, tell = self.costs.shares(len(text.prompt)), self.tell("comparing hidden states")
             front = _optional("points of the dynamic programme", lambda: cosine_front(self.builder, text, shares, tell))
         return [] if front is None else front_sets(front)
 
@@ -88,8 +88,8 @@ class WarmStarts:
         sensitivity = None if self.writer.earlier is None else self.writer.earlier.sensitivity
         if sensitivity is None:
             with self.clock.part("influence"):
-                tell = self.tell("leaving out sublayers one by one")
-                sensitivity = _optional("the leave-one-out order", lambda: measure_sensitivity(self.builder, self.texts, tell))
+                tell = self.tell("skipping sublayers one by one")
+                sensitivity = _optional("the leave-one-out sensitivity", lambda: measure_sensitivity(self.builder, self.texts, tell))
             if sensitivity is not None:
                 self.writer.write(sensitivity)
         if sensitivity is None:
@@ -102,7 +102,7 @@ class WarmStarts:
 
 
 def _optional(name: str, find: Callable[[], T]) -> T | None:
-    """Returns what `find` finds; None, with a warning, where it fails: some models have no such warm starts."""
+    """Returns the result of `find`; None, with a warning, if it fails, as it does for some models."""
     try:
         return find()
     except Exception as err:  # noqa: BLE001 - ONNX Runtime's exceptions share no base

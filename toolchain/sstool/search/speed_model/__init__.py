@@ -1,1 +1,1 @@
-"""What draft steps and verify passes cost on this machine: measured once, then looked up."""
+"""The speed model: times of draft steps and verify passes on this machine, measured once, then looked up."""

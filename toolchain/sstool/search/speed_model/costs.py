@@ -1,4 +1,4 @@
-"""The model of speed: what decoding takes by a latency table, for any skip set, between the contexts that were measured."""
+"""The speed model: seconds of draft steps and verify passes for any skip set, from a latency table."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from sstool.search.log.records import LatencyTable
 
 @dataclass(frozen=True, slots=True)
 class DraftCost:
-    """Seconds of a draft's steps.
+    """Seconds of the steps of one draft engine.
 
     Attributes:
-        first: of the step after a verify pass, which finds nothing of the draft in the processor's caches.
-        later: of each further step.
+        first: seconds of the first step after a verify pass, which has displaced the draft's weights from the
+            processor's caches.
+        later: seconds of each further step.
     """
 
     first: float
     later: float
 
     def seconds(self, proposed: int, drafts: int = 1) -> float:
-        """Returns the seconds of proposing so many tokens, in so many drafts of one token or more."""
+        """Returns the seconds of proposing `proposed` tokens in `drafts` non-empty draft sequences."""
         return drafts * self.first + (proposed - drafts) * self.later if proposed else 0.0
 
 
 class CostModel:
-    """Seconds of drafting and of verifying, from a table, by context length."""
+    """Seconds of draft steps and verify passes by context length, from a latency table."""
 
     def __init__(self, table: LatencyTable) -> None:
         self._rows = table.rows
@@ -39,21 +40,22 @@ class CostModel:
         self._parts = np.array([[*row.attention, *row.mlp] for row in table.rows])
 
     def verify(self, context: float) -> list[float]:
-        """Returns the seconds of verify passes; at index k, one that checks k proposals."""
+        """Returns the seconds of verify passes at a context length; index k verifies k proposed tokens."""
         return [float(v) for v in self._at(self._verify, context)]
 
     def draft(self, bits: Bits, context: float) -> DraftCost:
-        """Returns the seconds of a draft's steps."""
+        """Returns the seconds of the steps of a skip set's draft at a context length."""
         sizes = self._base + self._parts @ (1 - np.array(bits))
         by_size = zip(sizes, self._rows, strict=True)
         steps = [[size * np.interp(size, row.sizes, part) for part in (row.first, row.later)] for size, row in by_size]
         return DraftCost(*(float(s) for s in self._at(np.array(steps), context)))
 
     def shares(self, context: float) -> NDArray[np.float64]:
-        """Returns what each sublayer adds to the size of a draft, float64[2 * num_layers] seconds."""
+        """Returns the seconds that each sublayer adds to a draft's size, float64[2 * num_layers]."""
         return self._at(self._parts, context)
 
     def _at(self, values: NDArray[np.float64], context: float) -> NDArray[np.float64]:
+        """Returns the row of `values` at a context length, interpolated and never extrapolated."""
         if len(self._contexts) == 1:
             only: NDArray[np.float64] = values[0]
             return only

@@ -1,9 +1,10 @@
-"""From measured steps to a row of the latency table.
+"""Fits a row of the latency table to measured steps.
 
-A draft has a size: a base and a share for each sublayer it keeps, fitted to probe drafts. What its steps take is nearly that, but not
-quite: the processor's caches keep more of a small draft than of a large one, and the first step, after verify has read all the weights,
-finds less there than later ones do (512 wide, 24 layers, keeping half: 4.0 ms, then 3.1 ms). So the first step and a later one each have
-a factor by the draft's size.
+A draft has a *size*, in seconds: a base plus a share for each sublayer that it keeps, fitted to probe drafts.
+The size approximates the time of a step, but the processor's caches change it. They hold more of a small
+draft than of a large one, and the first step finds less in them than later steps do, because the verify pass
+before it has read all weights. So the first step and the later steps each have a factor that depends on the
+draft's size.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from sstool.search.log.records import LatencyRow
 from sstool.search.speed_model.probes import ladder_sets
 
 _MOST_STALLED: Final = 10.0
-"""Medians that one time counts for at most."""
+"""Upper limit of one time, in medians of its group; a longer time counts as this."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostSample:
-    """Seconds of what was measured at one context length.
+    """The times measured at one context length, in seconds.
 
     Attributes:
-        plain: plain steps.
-        verify: by width, verify passes with judging them.
-        first: by probe, the first steps of drafts.
-        later: by probe, the mean of a draft's later steps.
+        plain: times of autoregressive steps (mode `plain`).
+        verify: times of verify passes with acceptance, by query length.
+        first: times of a draft's first steps, by probe.
+        later: mean times of a draft's later steps, by probe.
     """
 
     plain: list[float]
@@ -42,11 +43,13 @@ class CostSample:
     later: list[list[float]]
 
     def stalls(self) -> float:
-        """Returns how much more everything took together than if each time had been the median of its like, at least 1.
+        """Returns the total time relative to the total if each time were its group's median; at least 1.
 
-        A text's time is the sum of its steps', the few that the system held up among them, which medians leave out (measured on a shared
-        machine: 4 %). There are too few of them to see which part they hit, and they hit all alike. A machine that stood still for
-        seconds says nothing of the next one: no time counts for more than a few medians.
+        The table is fitted to medians, which ignore the few steps that the operating system interrupts. But a
+        text takes the sum of all its steps, so the table is multiplied by this factor. One factor serves for
+        all groups: interruptions are too rare to estimate for each group, and they hit all groups alike. A
+        pause of seconds says nothing about the next one, so no time counts for more than `_MOST_STALLED`
+        medians.
         """
         groups = [(statistics.median(g), g) for g in (self.plain, *self.verify.values(), *self.first, *self.later) if g]
         counted = sum(min(seconds, _MOST_STALLED * median) for median, group in groups for seconds in group)
@@ -54,32 +57,30 @@ class CostSample:
 
 
 def fit(context: int, sample: CostSample, probes: Sequence[Bits], weights: NDArray[np.float64]) -> tuple[LatencyRow, float]:
-    """Fits the costs of one context length.
+    """Returns the table's row for one context length, and its largest relative error over the probes' steps.
 
     Args:
-        context: positions before the steps.
-        sample: what was measured.
-        probes: the skip sets of `sample.first` and `sample.later`, in their order.
+        context: context length, in positions before the step.
+        sample: measured times.
+        probes: skip sets of `sample.first` and `sample.later`, in the same order.
         weights: bytes of each sublayer's own weights, float64[2 * num_layers] in the order of `space.Bits`.
-
-    Returns:
-        The row, and the largest relative error of a modelled step against the probes' own.
     """
     num_layers = len(weights) // 2
     kinds = (slice(0, num_layers), slice(num_layers, None))
-    # A sublayer's share goes with the bytes it reads, at a rate of its kind's own: attention has more small operations to a byte.
+    # A sublayer's share is proportional to the bytes of its weights. Attention and MLP have different rates,
+    # because attention has more small operations per byte.
     units = np.concatenate([weights[k] / max(weights[k].mean(), 1.0) for k in kinds])
     kept = 1 - np.array(probes)
     design = np.stack([np.ones(len(probes)), *((kept[:, k] * units[k]).sum(axis=1) for k in kinds)], axis=1)
     first = np.array([statistics.median(times) for times in sample.first])
-    # Where the cache has no room for a second step, a later one is taken to be like the first.
+    # If the KV cache has no room for a second step, later steps are assumed to take as long as the first.
     later = np.array([statistics.median(times or [seconds]) for times, seconds in zip(sample.later, first, strict=True)])
     solution = _relative_least_squares(design, first)
     sizes = design @ solution
     ladder = _rising(sizes, probes)
     factors = [_without_outliers((seconds / sizes)[ladder]) for seconds in (first, later)]
     errors = [sizes * np.interp(sizes, sizes[ladder], f) / seconds - 1 for f, seconds in zip(factors, (first, later), strict=True)]
-    verify = _verify_by_width(statistics.median(sample.plain), {w: statistics.median(t) for w, t in sample.verify.items()})
+    verify = _verify_by_query_length(statistics.median(sample.plain), {n: statistics.median(t) for n, t in sample.verify.items()})
     stalls = sample.stalls()
     row = LatencyRow(
         context=context,
@@ -95,14 +96,20 @@ def fit(context: int, sample: CostSample, probes: Sequence[Bits], weights: NDArr
 
 
 def _rising(sizes: NDArray[np.float64], probes: Sequence[Bits]) -> NDArray[np.int64]:
-    """Returns the places of the ladder's probes, by rising size and without equals; of all probes where there is no ladder."""
+    """Returns the indices of the ladder's probes by ascending size, one for each size.
+
+    A single-layer model has no ladder, so all probes are used.
+    """
     ladder = set(ladder_sets(len(probes[0]) // 2)) or set(probes)
     places = np.flatnonzero([bits in ladder for bits in probes])
     return places[np.unique(sizes[places], return_index=True)[1]]
 
 
 def _without_outliers(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the running median of three, the ends as they are: one odd probe would mislead the search about all drafts of its size."""
+    """Returns the running median of three values; the first and the last value stay as they are.
+
+    A single outlier among the probes would mislead the search about all drafts of its size.
+    """
     if len(values) < 3:
         return values
     inner = np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)
@@ -110,7 +117,7 @@ def _without_outliers(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _relative_least_squares(design: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Solves for costs of at least 0 that fit every probe with the same relative care."""
+    """Returns the costs, each at least 0, with the least squared relative error over the probes."""
     from scipy.optimize import nnls
 
     scaled = design / seconds[:, None]
@@ -118,9 +125,9 @@ def _relative_least_squares(design: NDArray[np.float64], seconds: NDArray[np.flo
     return np.asarray(solution, dtype=np.float64)
 
 
-def _verify_by_width(plain: float, measured: dict[int, float]) -> tuple[float, ...]:
-    """Returns seconds by width, 1 first; a wider pass is never taken to be cheaper than a narrower one."""
-    widths = np.arange(1, MAX_QUERY_LENGTH + 1)
+def _verify_by_query_length(plain: float, measured: dict[int, float]) -> tuple[float, ...]:
+    """Returns the seconds of passes by query length, from 1 on, interpolated and made non-decreasing."""
+    lengths = np.arange(1, MAX_QUERY_LENGTH + 1)
     known = sorted(measured)
-    values = np.interp(widths, [1, *known], [plain, *(measured[w] for w in known)])
+    values = np.interp(lengths, [1, *known], [plain, *(measured[n] for n in known)])
     return tuple(float(v) for v in np.maximum.accumulate(values))

@@ -1,7 +1,7 @@
-"""What each part of decoding takes on this machine, measured once, so that a skip set always scores the same.
+"""Measures what each part of decoding takes on this machine, once, so that scores are reproducible.
 
-Draft and verify alternate, as in decoding: each leaves the caches and the thread pools as the other finds them. Host work (sampling,
-bookkeeping) is inside the times.
+Draft steps and verify passes alternate as in decoding, because each affects the processor's caches and the
+thread pools that the other finds. The times include host work (sampling, bookkeeping).
 """
 
 from __future__ import annotations
@@ -38,23 +38,24 @@ from sstool.search.speed_model.probes import probe_sets
 from sstool.search.texts.make import CalibrationText
 
 CONTEXTS: Final = (96, 1024)
-"""Positions before the measured steps, as far as the context goes: within a prompt's usual length, and far beyond it."""
-_WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
-"""Widths measured; those between are interpolated."""
+"""Context lengths to measure at: a usual one for prompts, and a much larger one."""
+_QUERY_LENGTHS: Final = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
+"""Query lengths of the measured verify passes; those between are interpolated."""
 _TURNS: Final = (4, 20)
-"""Least and most rounds of each width and of each probe."""
+"""Least and most turns at one context length. Each turn measures every query length and every probe."""
 _SECONDS: Final = 10.0
-"""After so long at one context no further turn begins, beyond the least; earlier where the budget is less than the usual ten minutes."""
+"""Seconds at one context length after which no turn begins, once the least number of turns is done."""
 _BUDGET_SHARE: Final = 1 / 60
+"""The same limit as a share of the budget, for budgets below the usual ten minutes."""
 _QUICK_STEPS: Final = 6
-"""Steps that tell roughly what a step takes."""
+"""Steps of a quick, rough measurement."""
 _PLAIN_STEPS: Final = 4
-"""Plain steps in a row, as plain decoding has no draft between them."""
+"""Autoregressive steps in a row, because autoregressive decoding (mode `plain`) has no drafts between."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """Seconds of one round; `later` is a step's mean, None where the draft has one step."""
+    """Seconds of one round; `later` is the mean draft step after the first, None if there is only one."""
 
     first: float
     later: float | None
@@ -62,12 +63,12 @@ class _Round:
 
 
 def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], settings: SearchSettings) -> LatencyTable:
-    """Measures the table.
+    """Returns the latency table of the artifact on this machine, measured now.
 
     Args:
-        builder: builds the probe drafts.
-        texts: what to decode while measuring.
-        settings: how to sample.
+        builder: builder of the probe drafts.
+        texts: calibration texts to decode while measuring.
+        settings: settings of the search, which fix the sampling.
     """
     engine, num_layers = builder.engine, builder.num_layers
     probes = probe_sets(num_layers)
@@ -78,7 +79,7 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
     rows, errors = [], []
     for context in _contexts(engine.backend.max_context):
         slot, token = _prefilled(builder.backend, texts, context)
-        sample = _measure(_Stand(slot, make_acceptance(complete), token, context), sessions, patience)
+        sample = _measure(_RoundStart(slot, make_acceptance(complete), token, context), sessions, patience)
         row, error = fit(context, sample, probes, weights)
         rows.append(row)
         errors.append(error)
@@ -95,11 +96,11 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
 
 
 def time_step(builder: DraftBuilder, ids: Sequence[int]) -> float:
-    """Returns the seconds of a plain step, roughly and at once.
+    """Returns a rough measurement of an autoregressive step, in seconds.
 
     Args:
-        builder: of the artifact.
-        ids: tokens to stand behind, at least one.
+        builder: draft builder of the artifact.
+        ids: token ids to prefill before the step, at least one.
     """
     begin = ids[:_QUICK_STEPS]
     slot = builder.backend.new_slot(len(begin) + 1)
@@ -115,7 +116,8 @@ def time_step(builder: DraftBuilder, ids: Sequence[int]) -> float:
 def sublayer_bytes(verify: ir.Model, num_layers: int) -> NDArray[np.float64]:
     """Returns the bytes of each sublayer's own weights, float64[2 * num_layers] in the order of `space.Bits`.
 
-    A tensor that several sublayers read, such as a table of angles, is none of theirs: a step reads a row of it.
+    A tensor that several sublayers read, such as a RoPE table, counts for none: a step reads only one row of
+    it.
     """
     readers: dict[str, set[Sublayer]] = {}
     for node in verify.graph:
@@ -134,13 +136,14 @@ def sublayer_bytes(verify: ir.Model, num_layers: int) -> NDArray[np.float64]:
 
 
 def _contexts(max_context: int) -> list[int]:
+    """Returns `CONTEXTS`, each reduced if rounds would not fit into the model's context after it."""
     room = max_context - 2 * MAX_QUERY_LENGTH
     return sorted({max(1, min(context, room)) for context in CONTEXTS})
 
 
 @dataclass(frozen=True, slots=True)
-class _Stand:
-    """Where rounds are measured: behind `context` positions in the cache, the token that comes next in hand."""
+class _RoundStart:
+    """The state at the start of each measured round: `context` positions of KV, and the next token."""
 
     slot: OrtSlot
     acceptance: Acceptance
@@ -149,7 +152,7 @@ class _Stand:
 
 
 def _prefilled(backend: OrtBackend, texts: Sequence[CalibrationText], context: int) -> tuple[OrtSlot, int]:
-    """Returns a slot that holds `context` positions of calibration text, with room for a round behind them, and the next token."""
+    """Returns a slot with `context` positions of text and room for a round, and the next token."""
     slot = backend.new_slot(context + 2 * MAX_QUERY_LENGTH)
     tokens = [token for text in texts for token in (*text.prompt, *text.tokens)]
     tokens *= -(-(context + 1) // len(tokens))
@@ -157,58 +160,63 @@ def _prefilled(backend: OrtBackend, texts: Sequence[CalibrationText], context: i
     return slot, tokens[context]
 
 
-def _measure(stand: _Stand, sessions: Sequence[ort.InferenceSession], patience: float) -> CostSample:
-    room = stand.slot.max_context - stand.context
-    widths = [w for w in _WIDTHS if w <= room]
-    sample = CostSample([], {w: [] for w in widths}, [[] for _ in sessions], [[] for _ in sessions])
+def _measure(start: _RoundStart, sessions: Sequence[ort.InferenceSession], patience: float) -> CostSample:
+    """Returns the times of as many turns as fit into `patience` seconds, within the limits of `_TURNS`."""
+    room = start.slot.max_context - start.context
+    lengths = [n for n in _QUERY_LENGTHS if n <= room]
+    sample = CostSample([], {n: [] for n in lengths}, [[] for _ in sessions], [[] for _ in sessions])
     least, most = _TURNS
-    _turn(stand, sessions, widths, 0)  # opens and binds everything, and does not count
+    _turn(start, sessions, lengths, 0)  # warm-up: opens and binds everything
     begun = time.perf_counter()
     for turn in range(1, most + 1):
         if turn > least and time.perf_counter() - begun > patience:
             break
-        plain, rounds = _turn(stand, sessions, widths, turn)
+        plain, rounds = _turn(start, sessions, lengths, turn)
         sample.plain.extend(plain)
-        for width, probe, measured in rounds:
-            sample.verify[width].append(measured.verify)
+        for length, probe, measured in rounds:
+            sample.verify[length].append(measured.verify)
             sample.first[probe].append(measured.first)
             sample.later[probe].extend([] if measured.later is None else [measured.later])
     return sample
 
 
 def _turn(
-    stand: _Stand, sessions: Sequence[ort.InferenceSession], widths: Sequence[int], turn: int
+    start: _RoundStart, sessions: Sequence[ort.InferenceSession], lengths: Sequence[int], turn: int
 ) -> tuple[list[float], list[tuple[int, int, _Round]]]:
-    """Runs plain steps and rounds, each with its width and probe: all widths, and all probes, which have other widths the next turn."""
+    """Returns the times of autoregressive steps, and rounds with the query length and the probe of each.
+
+    A turn covers all query lengths and all probes; the next turn pairs them differently.
+    """
     plain = []
     for _ in range(_PLAIN_STEPS):
         begun = time.perf_counter()
-        stand.acceptance.sample(stand.slot.verify((stand.token,), stand.context), stand.context + 1)
+        start.acceptance.sample(start.slot.verify((start.token,), start.context), start.context + 1)
         plain.append(time.perf_counter() - begun)
     rounds = []
-    for number in range(max(len(widths), len(sessions))):
-        width, probe = widths[number % len(widths)], (number + turn) % len(sessions)
-        rounds.append((width, probe, _round(stand, sessions[probe], width)))
+    for number in range(max(len(lengths), len(sessions))):
+        length, probe = lengths[number % len(lengths)], (number + turn) % len(sessions)
+        rounds.append((length, probe, _round(start, sessions[probe], length)))
     return plain, rounds
 
 
-def _round(stand: _Stand, session: ort.InferenceSession, width: int) -> _Round:
-    """Runs one round as decoding does."""
-    slot, token, context = stand.slot, stand.token, stand.context
+def _round(start: _RoundStart, session: ort.InferenceSession, length: int) -> _Round:
+    """Returns the times of one round, run as decoding runs it."""
+    slot, token, context = start.slot, start.token, start.context
     slot.use_draft(session)
-    proposer = SkipProposer(slot, stand.acceptance, FixedStopping(), max_alternatives=DEFAULT_MAX_ALTERNATIVES)
-    proposer.propose(token, context, 1)  # binds the draft's buffers
+    proposer = SkipProposer(slot, start.acceptance, FixedStopping(), max_alternatives=DEFAULT_MAX_ALTERNATIVES)
+    proposer.propose(token, context, 1)  # warm-up: binds the draft's buffers
     slot.verify((token,), context)
     begun = time.perf_counter()
     tokens = proposer.propose(token, context, 1).tokens
     first = time.perf_counter()
-    # Alternatives are found, as in decoding, but what is verified here is a chain. A pass takes as long for the one as for the other; the
-    # 20 to 30 us of Python for a mask, and for moving what stood, are left out.
-    chain = Proposal([*tokens, *proposer.propose(tokens[0], context + 1, width - 2).tokens])
+    # The draft looks for alternatives (side branches of the token tree, one token long), as in decoding, but
+    # only the draft sequence is verified. At the same query length both take the same time, apart from a
+    # little Python work: building the tree mask and copying the KV of an accepted alternative.
+    sequence = Proposal([*tokens, *proposer.propose(tokens[0], context + 1, length - 2).tokens])
     drafted = time.perf_counter()
-    stand.acceptance.accept(slot.verify((token, *chain.tokens), context), chain, context + 1)
+    start.acceptance.accept(slot.verify((token, *sequence.tokens), context), sequence, context + 1)
     verify = time.perf_counter() - drafted
-    return _Round(first - begun, (drafted - first) / (width - 2) if width > 2 else None, verify)
+    return _Round(first - begun, (drafted - first) / (length - 2) if length > 2 else None, verify)
 
 
 def _index(sublayer: Sublayer, num_layers: int) -> int:

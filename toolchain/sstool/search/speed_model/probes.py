@@ -1,4 +1,4 @@
-"""The drafts that a latency table is fitted to."""
+"""The probe drafts that a latency table is fitted to."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sstool.search.drafts.space import Bits, bits_of
 
 
 def probe_sets(num_layers: int) -> list[Bits]:
-    """Returns the skip sets whose drafts the costs are fitted to: `ladder_sets`, and others that tell the kinds' costs apart."""
+    """Returns the probes' skip sets: `ladder_sets`, and sets that separate attention and MLP costs."""
     layers = range(num_layers)
-    # Of a single layer, either kind alone: with one of the other it would be the whole model.
+    # With a single layer, keep one kind alone: with one sublayer of the other kind, nothing would be skipped.
     one = layers[: min(1, num_layers - 1)]
     one_sided = [_keeping(one, layers, num_layers), _keeping(layers, one, num_layers), _keeping(layers, layers[::2], num_layers)]
     ladder = ladder_sets(num_layers)
@@ -19,7 +19,10 @@ def probe_sets(num_layers: int) -> list[Bits]:
 
 
 def ladder_sets(num_layers: int) -> list[Bits]:
-    """Returns skip sets from one that keeps little to one that keeps nearly all, of either kind as much; none for a single layer."""
+    """Returns skip sets that keep from few to nearly all sublayers, about as many of each kind.
+
+    A single-layer model has none.
+    """
     counts = dict.fromkeys(max(1, round(part * num_layers)) for part in (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4))
     spread = [_keeping(_spread(count, 0, num_layers), _spread(count, 1, num_layers), num_layers) for count in counts if count < num_layers]
     nearly_all = _keeping(range(num_layers), range(num_layers - 1), num_layers)
@@ -27,10 +30,14 @@ def ladder_sets(num_layers: int) -> list[Bits]:
 
 
 def _spread(count: int, shift: int, num_layers: int) -> list[int]:
-    """Returns layers evenly apart, moved by half their distance for each `shift`, so that few layers keep both kinds."""
+    """Returns `count` evenly spaced layers; a `shift` of 1 moves them by half their distance.
+
+    With different shifts for attention and MLP, few layers keep both.
+    """
     return [(2 * n + shift) * num_layers // (2 * count) for n in range(count)]
 
 
 def _keeping(attention: Sequence[int], mlp: Sequence[int], num_layers: int) -> Bits:
+    """Returns the skip set that keeps the attention and the MLP of the given layers."""
     layers = range(num_layers)
     return bits_of(SkipSet(attention=tuple(set(layers) - set(attention)), mlp=tuple(set(layers) - set(mlp))), num_layers)

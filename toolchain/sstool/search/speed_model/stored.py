@@ -1,4 +1,4 @@
-"""The latency table kept beside a search, and found again for a later one."""
+"""Stores the latency table in the folder of a search, and finds it again for a later search."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 def prepare_latency(
     folder: Path, builder: DraftBuilder, texts: Sequence[CachedText], settings: SearchSettings, *, known: LatencyTable | None
 ) -> LatencyTable:
-    """Returns the table that is known, or measures one; it is in the folder then.
+    """Returns the known table, or one that is measured now; stores it in the folder in both cases.
 
     Args:
-        folder: the search's.
-        builder: of the artifact.
-        texts: to decode while measuring.
-        settings: how to sample.
-        known: what `find_latency` found.
+        folder: work folder of the search.
+        builder: draft builder of the artifact.
+        texts: calibration texts to decode while measuring.
+        settings: settings of the search, which fix the sampling.
+        known: result of `find_latency`.
     """
     table = known or measure_latency(builder, [cached.text for cached in texts], settings)
     content = latency_json(table)
@@ -45,13 +45,13 @@ def prepare_latency(
 
 
 def find_latency(builder: DraftBuilder, places: Sequence[Path]) -> LatencyTable | None:
-    """Returns the first table that is of these weights, threads and machine; None if there is none."""
+    """Returns the first stored table of this model, machine and number of threads; None if there is none."""
     tables = (_read_latency(path, builder.num_layers) for path in places)
     return next((table for table in tables if table is not None and _is_ours(table, builder)), None)
 
 
 def latency_digest(table: LatencyTable) -> str:
-    """Returns a digest of the table's content."""
+    """Returns the SHA-256 digest of a table's content."""
     return hashlib.sha256(json.dumps(dataclasses.asdict(table), sort_keys=True).encode()).hexdigest()
 
 
@@ -59,7 +59,7 @@ def _read_latency(path: Path, num_layers: int) -> LatencyTable | None:
     try:
         return read_latency(path, num_layers)
     except RecipeError as err:
-        logger.warning("the latency table %s cannot be used, and is measured anew: %s", path, err)
+        logger.warning("the latency table %s cannot be used and is measured again: %s", path, err)
         return None
 
 

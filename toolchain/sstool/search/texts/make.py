@@ -1,4 +1,4 @@
-"""Calibration texts: the model's own continuations of prompts, on which every candidate is judged."""
+"""Makes the calibration texts: the model's own continuations of prompts, on which candidates are scored."""
 
 from __future__ import annotations
 
@@ -22,29 +22,33 @@ from sstool.search.settings import GREEDY, GREEDY_EVERY, SearchSettings
 logger = logging.getLogger(__name__)
 
 TAIL: Final = 8
-"""Tokens past the ones that count, so that the draft of the last round has something to agree with."""
+"""Tokens after those that count; the draft of the last round is compared with them."""
 _LEAST: Final = 8
-"""Tokens that must fit behind a prompt for it to be of use."""
+"""Tokens that must fit into the context after a prompt for the prompt to be usable."""
 _LEAST_TOKENS: Final = 2
-"""Tokens of a continuation that has a round: the first is prefill's."""
+"""Length of the shortest continuation that contains a round; its first token comes from prefill."""
 _MOST_FINAL: Final = 64
-"""Prompts kept at most for the finalists, who must win on text that nothing was tuned on. Else it is half: the finalists lie so close
-together that with a quarter of 32 prompts the winner was as often one of the slower ones."""
+"""Most prompts held out for the finalists, which are timed on text that nothing was tuned on.
+
+Up to this limit, half of all prompts are held out, because fewer cannot separate finalists that are close
+together."""
 _FEW: Final = 12
-"""Prompts of which none is kept: a handful tells no finalist from another, and sampled with other noise all give other text."""
+"""With fewer prompts than this, none is held out and finalists are timed on all of them.
+
+A handful cannot separate finalists, and sampling with other noise gives other text for the same prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationText:
-    """One continuation.
+    """One continuation of a prompt by the model itself.
 
     Attributes:
         kind: `sampled` or `greedy`.
-        prompt_id: the prompt's name.
-        seed: of the noise, which is a function of this, the position and the token.
-        prompt: its token ids.
-        tokens: the continuation's, the tail included.
-        length: of these, the tokens that count.
+        prompt_id: name of the prompt.
+        seed: seed of the sampling noise, which is a function of seed, position and token.
+        prompt: token ids of the prompt.
+        tokens: token ids of the continuation, including the tail.
+        length: number of leading `tokens` that count in scores.
     """
 
     kind: str
@@ -57,14 +61,14 @@ class CalibrationText:
 
 @dataclass(frozen=True, slots=True)
 class CachedText:
-    """A text, and a slot whose cache holds the full model's keys and values of it."""
+    """A text, and a slot whose KV cache the full model filled with it."""
 
     text: CalibrationText
     slot: OrtSlot
 
 
 def split_prompts(prompts: Sequence[PromptRecord]) -> tuple[list[PromptRecord], list[PromptRecord]]:
-    """Returns the prompts to search with and the ones to time finalists with; all for both where half would be too few."""
+    """Returns the prompts to score candidates on and the held-out ones; all as both if there are too few."""
     if len(prompts) < _FEW:
         return list(prompts), list(prompts)
     every = max(2, math.ceil(len(prompts) / _MOST_FINAL))
@@ -73,10 +77,10 @@ def split_prompts(prompts: Sequence[PromptRecord]) -> tuple[list[PromptRecord], 
 
 
 def usable_prompts(engine: Engine, prompts: Sequence[PromptRecord]) -> list[PromptRecord]:
-    """Returns the prompts that leave room for a continuation; warns of the others.
+    """Returns the prompts that leave room for a continuation; logs a warning for each of the others.
 
     Raises:
-        PromptError: if there is none.
+        PromptError: if no prompt is usable.
     """
     usable = []
     for prompt in prompts:
@@ -84,28 +88,34 @@ def usable_prompts(engine: Engine, prompts: Sequence[PromptRecord]) -> list[Prom
             if len(engine.encode(prompt.prompt)) + _LEAST <= engine.backend.max_context:
                 usable.append(prompt)
                 continue
-            reason = f"it leaves fewer than {_LEAST} of {engine.backend.max_context} positions"
+            reason = f"it leaves fewer than {_LEAST} of the context's {engine.backend.max_context} positions free"
         except PromptError as err:
             reason = err.message
         logger.warning("calibration prompt %s is left out: %s", prompt.id, reason)
     if not usable:
-        raise PromptError(f"none of the {len(prompts)} calibration prompts can be used", "give some that are not empty and fit the context")
+        raise PromptError(
+            f"none of the {len(prompts)} calibration prompts can be used", "give prompts that are not empty and leave room in the context"
+        )
     return usable
 
 
 def make_texts(
     builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings, on_text: Callable[[int, int], None]
 ) -> list[CachedText]:
-    """Continues prompts, plainly: each sampled, and every third greedily too; the kinds are mixed, so that any first part has both.
+    """Returns autoregressive continuations (mode `plain`) of prompts: each sampled, every third also greedy.
+
+    The kinds alternate, so that every leading part of the list holds both. Only the kinds with a weight are
+    made.
 
     Args:
-        builder: whose engine continues them.
-        prompts: usable ones.
-        settings: how to sample, and how long.
-        on_text: told how many are done, of how many.
+        builder: owner of the engine that decodes.
+        prompts: usable prompts.
+        settings: settings of the search, which fix the sampling and the lengths.
+        on_text: called before each text with the number of texts done and their number in all.
 
     Raises:
-        PromptError: if the model ends every continuation at its first token, where there is nothing to draft.
+        PromptError: if the model ends every continuation at its first token, so that there is nothing to
+            draft.
     """
     kinds = settings.kinds
     wanted = [(kind, p) for n, p in enumerate(prompts) for kind in kinds if n % GREEDY_EVERY == 0 or kind != GREEDY or len(kinds) == 1]
@@ -116,28 +126,32 @@ def make_texts(
         if made.text.length >= _LEAST_TOKENS:
             texts.append(made)
     if not texts:
-        raise PromptError(f"the model ends its answer to each of the {len(prompts)} calibration prompts at once", "give others")
+        raise PromptError(
+            f"the model ends its continuation of each of the {len(prompts)} calibration prompts at the first token",
+            "give prompts that the model continues",
+        )
     return texts
 
 
 def cache_texts(builder: DraftBuilder, texts: Sequence[CalibrationText]) -> list[CachedText]:
-    """Gives texts that were made earlier their caches."""
+    """Returns texts that were made earlier, each with a KV cache that is filled now."""
     return [CachedText(text, builder.filled_slot((*text.prompt, *text.tokens))) for text in texts]
 
 
 def calibration_digest(texts: Sequence[CalibrationText], final: Sequence[PromptRecord]) -> str:
-    """Returns a digest of everything about the texts, and of the prompts for the finalists."""
+    """Returns the SHA-256 digest of the texts with all their fields, and of the held-out prompts."""
     parts = [[dataclasses.asdict(item) for item in items] for items in (texts, final)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _continue(builder: DraftBuilder, prompt: PromptRecord, kind: str, settings: SearchSettings) -> CachedText:
+    """Returns the model's continuation of one prompt; it is shorter than planned if the model ends it."""
     engine = builder.engine
     ids = engine.encode(prompt.prompt)
     wanted = settings.tokens_of(kind)
     seed = prompt_seed(settings.seed, prompt.index)
     complete = dataclasses.replace(engine.settings(settings.decoding(kind, seed)), max_new_tokens=wanted + TAIL)
-    # The slot is the text's own, and holds the cache of all but its last token when it has been decoded.
+    # Each text has its own slot. After decoding, its KV cache holds all tokens of the text but the last.
     slot = builder.backend.new_slot(len(ids) + wanted + TAIL)
     tokens, _ = engine.decode_on(slot, ids, complete)
     text = CalibrationText(

@@ -1,4 +1,4 @@
-"""Calibration texts kept in the folder of a search, so that a resumed search does not make them again."""
+"""Stores the calibration texts in a search's work folder, so that a resumed search does not repeat them."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def prepare_texts(
     *,
     is_begun: bool = False,
 ) -> list[CachedText]:
-    """Returns the texts that an interrupted search left in its folder, if they are what this one would make, or makes them.
+    """Returns the folder's texts if this search would make the same ones; otherwise makes and stores them.
 
     Args:
-        folder: the search's.
-        builder: of the artifact.
-        prompts: to continue.
-        settings: how.
-        on_text: told how many are done, of how many.
-        is_begun: whether trials were made with the texts that are there.
+        folder: work folder of the search.
+        builder: draft builder of the artifact.
+        prompts: prompts to continue.
+        settings: settings of the search.
+        on_text: called before each text with the number of texts done and their number in all.
+        is_begun: whether the folder's log may hold trials that used the texts in the folder.
 
     Raises:
-        RecipeError: if trials were made with other texts.
+        RecipeError: if such trials used other texts.
     """
     key = _texts_key(builder, prompts, settings)
     saved = _read_texts(folder / TEXTS, key, builder)
@@ -53,8 +53,8 @@ def prepare_texts(
         return cache_texts(builder, saved)
     if saved is OTHER and is_begun:
         raise RecipeError(
-            f"{folder / TRIALS} is of another search: its calibration texts are others",
-            "search anew, without --resume, or with the prompts and settings that it was begun with",
+            f"{folder / TRIALS} belongs to another search: its calibration texts differ",
+            "search again without --resume, or with the prompts and settings that it began with",
         )
     texts = make_texts(builder, prompts, settings, on_text)
     data = {"key": key, "texts": [dataclasses.asdict(cached.text) for cached in texts]}
@@ -63,7 +63,7 @@ def prepare_texts(
 
 
 def _texts_key(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings) -> str:
-    """Returns a digest of all that the texts depend on."""
+    """Returns a digest of everything that the texts depend on."""
     lengths = [settings.tokens_of(kind) for kind in KINDS]
     shaping = (settings.seed, settings.sampled_weight, settings.greedy_weight, *lengths)
     files = {name: entry.sha256 for name, entry in builder.engine.artifact.manifest.files.items() if name != DRAFT_GRAPH}
@@ -77,22 +77,24 @@ def _texts_key(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings:
 
 
 def _read_texts(path: Path, key: str, builder: DraftBuilder) -> list[CalibrationText] | Literal["other"] | None:
+    """Returns the stored texts; `OTHER` if their key differs, and None if they are missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["key"] != key:
             return OTHER
         texts = [read_record(CalibrationText, item, where=str(path), error=RecipeError) for item in data["texts"]]
         if not texts or not all(_is_sound(text, builder) for text in texts):
-            raise RecipeError(f"{path}: these are no texts of this model")
+            raise RecipeError(f"{path}: these are not texts of this model")
         return texts
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, RecipeError) as err:
-        logger.warning("the texts of the interrupted search cannot be used, and are made anew: %s", err)
+        logger.warning("the calibration texts of the interrupted search cannot be used and are made again: %s", err)
         return None
 
 
 def _is_sound(text: CalibrationText, builder: DraftBuilder) -> bool:
+    """Returns whether a text has a round, fits the context and consists of the model's tokens."""
     ids = (*text.prompt, *text.tokens)
     backend = builder.backend
     has_rounds = bool(text.prompt) and 2 <= text.length <= len(text.tokens)

@@ -1,4 +1,4 @@
-"""Drafts: any set of sublayers can be left out, and what is left computes what the checkpoint computes without them."""
+"""Any set of sublayers can be skipped; the draft computes what the checkpoint computes without them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sstool.graph.passes.elide import ElidePass, sublayers_of
 from sstool.graph.sublayers import Sublayer, branch_of, is_residual_add, sublayer_of, sublayer_of_path
 from sstool.validation.reference import reference_logits
 from tests.toolchain.conftest import RunGraph
+from tests.toolchain.passes.small_graphs import drawn, floats, model_of, named, random_constant, run, within
 from tests.toolchain.tiny_llama import LAYERS, VOCAB
 
 IDS = [int(i) for i in np.random.default_rng(9).integers(0, VOCAB, 20)]
@@ -67,14 +68,14 @@ def test_any_skip_set_gives_its_draft(
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_join_takes_over_the_norm_behind_what_was_left_out(name: str, verify_graph: ir.Model) -> None:
+def test_a_residual_add_takes_over_the_norm_after_a_skipped_sublayer(name: str, verify_graph: ir.Model) -> None:
     draft = lower_draft(verify_graph, SHAPES[name])
     alone = [node.name for node in draft.graph if node.op_type == "RMSNormalization"]
-    joins = [node for node in draft.graph if node.op_type == "SkipSimplifiedLayerNormalization"]
-    # The first norm of the stream has no join before it.
+    adds = [node for node in draft.graph if node.op_type == "SkipSimplifiedLayerNormalization"]
+    # The first norm of the residual stream has no residual add before it.
     assert len(alone) == 1, alone
-    assert len(joins) == 2 * LAYERS - len(sublayers_of(SHAPES[name]))
-    assert all(join.outputs[0].uses() for join in joins)
+    assert len(adds) == 2 * LAYERS - len(sublayers_of(SHAPES[name]))
+    assert all(add.outputs[0].uses() for add in adds)
     assert all(value.uses() for value in draft.graph.initializers.values())
 
 
@@ -84,9 +85,21 @@ def test_making_a_draft_leaves_the_verify_graph_alone(verify_graph: ir.Model, ru
     np.testing.assert_array_equal(run_graph(verify_graph, IDS)["logits"], before)
 
 
-def test_a_sublayer_that_joins_nowhere_is_refused(verify_graph: ir.Model) -> None:
-    with pytest.raises(UnsupportedModelError, match="attention of layer 9"):
+def test_a_sublayer_without_a_residual_add_is_refused(verify_graph: ir.Model) -> None:
+    with pytest.raises(UnsupportedModelError, match="no residual add was found for the attention of layer 9"):
         lower_draft(verify_graph, SkipSet(attention=(9,)))
+
+
+def test_a_sublayer_whose_nodes_are_used_elsewhere_is_refused() -> None:
+    made = HandMade()
+    attention = made.scale(made.x, 2, "layers.0", "self_attn")
+    first = made.node("Add", [made.x, attention], "layers.0")
+    mlp = made.node("Mul", [first, attention], "layers.0", "mlp")
+    second = made.node("Add", [first, mlp], "layers.0")
+    assert made.nodes[0].name is None
+    made.nodes[0].name = "doubled"
+    with pytest.raises(UnsupportedModelError, match="node 'doubled' of a skipped sublayer is also used outside of it"):
+        made.run(second, SkipSet(attention=(0,)))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +119,7 @@ def test_module_paths_name_sublayers(path: tuple[str, ...], expected: Sublayer |
 
 
 class HandMade:
-    """Graphs of other families' shapes: numbers in place of projections, so that every result can be said in advance."""
+    """Graphs of other families' shapes, with numbers for projections, so that results are known."""
 
     def __init__(self) -> None:
         self.x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
@@ -114,21 +127,21 @@ class HandMade:
         self.initializers: list[ir.Value] = []
 
     def scale(self, value: ir.Value, factor: float, *path: str) -> ir.Value:
-        """Multiplies a value by a number, within the module that the path names."""
+        """Multiplies a value by a number, in the module of this path."""
         constant = ir.Value(name=f"c{len(self.nodes)}", const_value=ir.tensor(np.asarray([factor], dtype=np.float32)))
         constant.const_value.name = constant.name  # type: ignore[union-attr] # just given
         self.initializers.append(constant)
         return self.node("Mul", [value, constant], *path)
 
     def node(self, op: str, inputs: list[ir.Value], *path: str) -> ir.Value:
-        """Adds a node within the module that the path names."""
+        """Adds a node in the module of this path."""
         made = ir.node(op, inputs, metadata_props={"pkg.onnxscript.name_scopes": repr(list(path))})
         made.outputs[0].name = f"v{len(self.nodes)}"
         self.nodes.append(made)
         return made.outputs[0]
 
     def run(self, result: ir.Value, skip: SkipSet) -> float:
-        """Elides a skip set and runs what is left on x = 1."""
+        """Elides a skip set and runs the rest of the graph on x = 1."""
         import onnxruntime as ort
 
         result = self.node("Identity", [result])  # an output of a graph cannot be replaced
@@ -165,8 +178,34 @@ def test_parallel_attention_and_mlp(skip: SkipSet, expected: float) -> None:
 
 
 def test_the_residual_stream_is_no_branch(verify_graph: ir.Model) -> None:
-    joins = [node for node in verify_graph.graph if is_residual_add(node)]
-    assert len(joins) == 2 * LAYERS
-    for join in joins:
-        branches = [branch_of(value) for value in join.inputs[:2]]
+    adds = [node for node in verify_graph.graph if is_residual_add(node)]
+    assert len(adds) == 2 * LAYERS
+    for add in adds:
+        branches = [branch_of(value) for value in add.inputs[:2]]
         assert branches.count(None) == 1
+
+
+@pytest.mark.parametrize("branch_first", [False, True])
+@pytest.mark.parametrize("kind", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+def test_a_fused_residual_add_becomes_its_norm_alone(kind: str, branch_first: bool) -> None:
+    width = 8
+    x = floats("x", 1, 3, width)
+    gamma, beta, bias, factor = (random_constant(name, width, seed=n) for n, name in enumerate(("gamma", "beta", "bias", "factor")))
+    branch = ir.node("Mul", [x, factor], metadata_props=within("layers.0", "self_attn"))
+    summands = [branch.outputs[0], x] if branch_first else [x, branch.outputs[0]]
+    weights = [gamma, beta, bias] if kind == "SkipLayerNormalization" else [gamma, bias]  # the bias is the branch's
+    add = ir.node(kind, [*summands, *weights], attributes={"epsilon": 1e-5}, domain="com.microsoft", num_outputs=4)
+    ends = [named(ir.node("Identity", [add.outputs[place]]), name) for place, name in ((0, "norm"), (3, "sum"))]
+    given = model_of([x], [end.outputs[0] for end in ends], [branch, add, *ends], factor, *weights)
+    done = ElidePass(SkipSet(attention=(0,)))(given)
+    assert done.modified
+    rows = drawn(1, 3, width)
+    found = run(done.model, x=rows)
+    np.testing.assert_array_equal(found["sum"], rows)
+    scale, shift = (value.const_value.numpy() for value in (gamma, beta) if value.const_value is not None)
+    if kind == "SkipLayerNormalization":
+        expected = scale * (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 1e-5) + shift
+    else:
+        expected = scale * rows / np.sqrt((rows**2).mean(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found["norm"], expected, rtol=1e-5, atol=1e-6)
+    assert not {"bias", "factor"} & set(done.model.graph.initializers)

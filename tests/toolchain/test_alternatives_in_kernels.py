@@ -1,4 +1,4 @@
-"""Alternatives through real kernels: each sees the chain before it and itself alone, and stands for good once it is moved."""
+"""Alternatives in real kernels: each attends to the trunk before it, and its KV can become the trunk's."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from ssruntime.artifact import SkipSet
 from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.proposal import Alternative
 from sstool.artifact_files import assemble
 from sstool.checkpoint.describe import describe_checkpoint
-from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
-from sstool.graph.passes.tree_attention import TreeAttentionPass
+from sstool.graph.lower import LoweringPlan, lower_verify
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec
 from sstool.validation.parity import plan_parity
-from tests.toolchain.conftest import open_graph
 from tests.toolchain.tiny_llama import VOCAB, make_llama
 
 SKIP = SkipSpec(attention=(1,), mlp=(1,))
@@ -36,23 +33,23 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 @pytest.mark.parametrize("depths", [(0,), (2,), (0, 0, 0), (0, 1, 2), (1, 1, 3, 3, 3)])
-def test_an_alternative_s_row_is_that_of_its_own_chain(engine: Engine, depths: tuple[int, ...]) -> None:
+def test_an_alternative_s_row_is_that_of_its_own_sequence(engine: Engine, depths: tuple[int, ...]) -> None:
     slot = engine.backend.acquire(0)
     try:
         slot.prefill(IDS[:20])
-        chain = IDS[20:25]
+        trunk = IDS[20:25]
         alternatives = [Alternative(depth, IDS[30 + n]) for n, depth in enumerate(depths)]
-        output = slot.verify(chain, 20, alternatives).logits.copy()
+        output = slot.verify(trunk, 20, alternatives).logits.copy()
         scale = float(np.abs(output).max())
-        np.testing.assert_allclose(output[:5], slot.verify(chain, 20).logits, atol=1e-6 * scale)
+        np.testing.assert_allclose(output[:5], slot.verify(trunk, 20).logits, atol=1e-6 * scale)
         for row, (depth, token) in zip(output[5:], alternatives, strict=True):
-            alone = slot.verify([*chain[: depth + 1], token], 20).logits[-1]
+            alone = slot.verify([*trunk[: depth + 1], token], 20).logits[-1]
             np.testing.assert_allclose(row, alone, atol=1e-5 * scale)
     finally:
         engine.backend.release(slot)
 
 
-def test_text_goes_on_behind_an_alternative_as_if_it_had_been_drafted(engine: Engine) -> None:
+def test_text_continues_after_an_alternative_as_after_the_trunk(engine: Engine) -> None:
     slot = engine.backend.acquire(0)
     try:
         expected = slot.forward(IDS[:24], 0, range(24)).logits[21:].copy()
@@ -66,19 +63,19 @@ def test_text_goes_on_behind_an_alternative_as_if_it_had_been_drafted(engine: En
         engine.backend.release(slot)
 
 
-def test_the_mask_is_all_open_again_after_a_pass(engine: Engine) -> None:
+def test_the_tree_mask_is_cleared_after_a_pass(engine: Engine) -> None:
     slot = engine.backend.acquire(0)
     try:
         slot.prefill(IDS[:20])
         before = slot.verify(IDS[20:24], 20).logits.copy()
-        slot.verify(IDS[20:22], 20, [Alternative(0, 3), Alternative(0, 4)])  # of the same width
+        slot.verify(IDS[20:22], 20, [Alternative(0, 3), Alternative(0, 4)])  # of the same query length
         np.testing.assert_array_equal(slot.verify(IDS[20:24], 20).logits, before)
     finally:
         engine.backend.release(slot)
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
-def test_a_pass_that_fails_leaves_nothing_hidden(
+def test_the_tree_mask_is_cleared_after_a_pass_that_fails(
     engine: Engine, interruption: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slot = engine.backend.acquire(0)
@@ -90,32 +87,19 @@ def test_a_pass_that_fails_leaves_nothing_hidden(
         with monkeypatch.context() as patch:
             patch.setattr(slot._verify, "_timed", Mock(side_effect=interruption))
             with pytest.raises(interruption):
-                slot.verify(IDS[20:22], 20, [Alternative(0, 3), Alternative(0, 4)])  # of the same width
+                slot.verify(IDS[20:22], 20, [Alternative(0, 3), Alternative(0, 4)])  # of the same query length
         np.testing.assert_array_equal(slot.verify(IDS[20:24], 20).logits, before)
     finally:
         engine.backend.release(slot)
 
 
-def test_none_stand_in_a_first_pass(engine: Engine) -> None:
+def test_alternatives_in_a_first_pass_are_refused(engine: Engine) -> None:
     slot = engine.backend.acquire(0)
     try:
         with pytest.raises(ValueError, match="at least one token before"):
             slot.verify(IDS[:2], 0, [Alternative(0, 3)])
     finally:
         engine.backend.release(slot)
-
-
-def test_a_draft_takes_positions_and_no_mask(verify_graph: ir.Model) -> None:
-    draft = lower_draft(verify_graph, SkipSet(attention=(1,)))
-    names = {v.name for v in open_graph(draft).get_inputs()}
-    assert "position_ids" in names
-    assert not names & {"tree_mask", "past_length"}
-    assert not any(node.op_type == "Pad" for node in draft.graph)
-
-
-def test_an_attention_that_has_a_bias_of_its_own_is_refused(verify_graph: ir.Model) -> None:
-    with pytest.raises(UnsupportedModelError, match="bias of its own"):
-        TreeAttentionPass()(verify_graph.clone())
 
 
 def ignore_mask(model: ir.Model) -> None:
@@ -131,7 +115,9 @@ def ignore_positions(model: ir.Model) -> None:
 
 
 @pytest.mark.parametrize("defect", [ignore_mask, ignore_positions])
-def test_the_gate_sees_alternatives_that_stand_or_look_elsewhere(defect: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate_refuses_a_graph_that_ignores_the_mask_or_the_positions(
+    defect: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert callable(defect)
 
     def broken(model: ir.Model, plan: LoweringPlan) -> ir.Model:
@@ -146,7 +132,7 @@ def test_the_gate_sees_alternatives_that_stand_or_look_elsewhere(defect: object,
 
 
 @pytest.mark.parametrize(("max_context", "beside"), [(256, True), (64, True), (8, False)])
-def test_the_plan_tries_alternatives_where_there_is_room(tmp_path: Path, max_context: int, beside: bool) -> None:
+def test_the_parity_plan_has_alternatives_if_there_is_room(tmp_path: Path, max_context: int, beside: bool) -> None:
     plan = plan_parity(describe_checkpoint(make_llama(tmp_path / "model")), max_context)
     assert (plan.beside is not None) == beside
     if plan.beside is not None:

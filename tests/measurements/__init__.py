@@ -1,0 +1,1 @@
+"""Figures that the READMEs show, as files, and the pictures drawn from them."""
