@@ -188,6 +188,21 @@ def test_nothing_is_tried_once_only_the_reserve_is_left(time: FakeTime) -> None:
     assert search.explorer.consider("block", DRAFTS) == []
 
 
+def test_the_reserve_is_kept_inside_a_batch_too(time: FakeTime, follow_ax: FollowAx) -> None:
+    search = Search(time, FakeEvaluator(time, [10]), budget=100, reserve=60)
+    search.explorer.consider("block", DRAFTS[:1])
+    follow_ax(search, lambda _: DRAFTS[1:11])
+    assert search.clock.left() == 60
+
+
+def test_no_more_is_asked_of_ax_than_there_are_untried_sets(time: FakeTime, follow_ax: FollowAx) -> None:
+    search = Search(time)
+    search.explorer.consider("block", DRAFTS[:-1])
+    ax = follow_ax(search, in_batches(DRAFTS[-1:]))
+    assert ax.asked == [1]
+    assert set(search.tried) == set(DRAFTS)
+
+
 # The space
 
 
@@ -329,3 +344,8 @@ def test_the_best_warm_start_is_not_one_of_ax_s_trials(time: FakeTime) -> None:
     assert best is not None
     assert warm is not None
     assert (best.index, warm.index) == (1, 0)
+
+
+def test_a_generator_of_sets_is_accepted(time: FakeTime) -> None:
+    search = Search(time)
+    assert search.explorer.consider("block", iter(DRAFTS[:3])) == search.written != []

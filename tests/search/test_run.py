@@ -187,7 +187,7 @@ def test_the_limit_of_trials_ends_the_search(tiny_artifact: Path, calibration: P
 def test_a_space_that_is_used_up_ends_the_search(calibration: Path, tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", num_hidden_layers=1)
     artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "artifact", skip=SkipSpec(mlp=(0,)))).folder
-    outcome = run_search(SearchRequest(folder=artifact, work=tmp_path / "work", settings=settings(calibration, batch=1), threads=1))
+    outcome = run_search(SearchRequest(folder=artifact, work=tmp_path / "work", settings=settings(calibration), threads=1))
     assert {t.skip for t in read_search(tmp_path / "work").trials} == {SkipSet(attention=(0,)), SkipSet(mlp=(0,))}
     assert outcome.num_trials == 2
     assert "Ax failed" not in outcome.result.remark

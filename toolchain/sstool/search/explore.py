@@ -67,17 +67,18 @@ class Explorer:
 
     def is_over(self) -> bool:
         """Returns whether the trials, the sets or the time for another trial are used up."""
-        if len(self.trials) >= self._limits.trials or len(self._by_bits) >= 2 ** (2 * self._num_layers) - 2:
+        if self._room() <= 0:
             return True
         last = [t.seconds for t in self.trials[-3:]]
         return self._clock.left() - self._limits.reserve < (max(last) if last else 0.0)
 
     def consider(self, source: str, sets: Iterable[Bits]) -> list[Trial]:
         """Runs the untried sets, until the search is over; returns the trials of all sets ever tried."""
-        for bits in sets:
+        wanted = list(sets)
+        for bits in wanted:
             if is_draft(bits) and bits not in self._by_bits and not self.is_over():
                 self._try(source, bits, 0.0)
-        return [self._by_bits[bits] for bits in sets if bits in self._by_bits]
+        return [self._by_bits[bits] for bits in wanted if bits in self._by_bits]
 
     def follow_ax(self, settings: SearchSettings) -> None:
         """Runs the candidates that Ax suggests, a batch at a time, until the search is over.
@@ -99,7 +100,7 @@ class Explorer:
                 driver.attach(bits_of(trial.skip, self._num_layers), trial.speedup)
         idle = 0
         while not self.is_over() and idle < _MOST_IDLE:
-            count = min(settings.batch, self._limits.trials - len(self.trials))
+            count = min(settings.batch, self._room())
             before = self._clock.elapsed()
             with self._clock.part("ax"):
                 suggested = driver.suggest(count)
@@ -110,10 +111,19 @@ class Explorer:
             idle = 0 if any(bits not in self._by_bits for bits in suggested) else idle + 1
             # Trials run in the order of the batch, so that the same results always lead to the same
             # suggestions.
-            done = [self._by_bits.get(bits) or self._try(AX, bits, seconds) for bits in suggested]
+            for bits in suggested:
+                if bits not in self._by_bits:
+                    if self.is_over():
+                        return
+                    self._try(AX, bits, seconds)
             with self._clock.part("ax"):
-                for bits, trial in zip(suggested, done, strict=True):
-                    driver.attach(bits, trial.speedup)
+                for bits in suggested:
+                    driver.attach(bits, self._by_bits[bits].speedup)
+
+    def _room(self) -> int:
+        """Returns how many more trials there can be: within the limit, and within the sets that were not tried."""
+        untried = 2 ** (2 * self._num_layers) - 2 - len(self._by_bits)
+        return min(self._limits.trials - len(self.trials), untried)
 
     def _try(self, source: str, bits: Bits, suggest_seconds: float) -> Trial:
         with self._clock.part("candidates"):
