@@ -1,4 +1,4 @@
-"""Measures the rows of `speed.json`: each artifact sampled and greedy, modes in turns (see `tests/README.md`).
+"""Measures the rows of `speed.json`: each artifact sampled and greedy, modes in turns (`tests/README.md`).
 
     python -m tests.measurements.speed --prompts FILE.jsonl [--repeat 2] "bench (73 M)=ARTIFACT" ...
 

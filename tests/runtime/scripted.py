@@ -215,7 +215,7 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def list_anew(folder: Path) -> None:
+def refresh_file_entries(folder: Path) -> None:
     """Updates the sizes and digests in the manifest after files were edited."""
     names = json.loads((folder / MANIFEST).read_text())["files"]
     edit_manifest(folder, files={n: {"size": e.size, "sha256": e.sha256} for n in names for e in [_file_entry(folder / n)]})

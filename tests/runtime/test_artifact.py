@@ -14,7 +14,7 @@ from ssruntime import ArtifactError
 from ssruntime.artifact import Manifest, check_digests, read_artifact
 from ssruntime.engine import load
 from ssruntime.strict_reader import read_record
-from tests.runtime.scripted import edit_manifest, list_anew, random_script, write_artifact
+from tests.runtime.scripted import edit_manifest, random_script, refresh_file_entries, write_artifact
 
 FILES = ["draft.onnx", "generation_config.json", "tokenizer.json", "verify.onnx", "weights.bin"]
 
@@ -144,7 +144,7 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(artifact: Path, name:
 @pytest.mark.parametrize("name", ["verify.onnx", "draft.onnx"])
 def test_a_file_that_is_not_a_graph_is_refused(artifact: Path, name: str, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     (artifact / name).write_bytes(content)
-    list_anew(artifact)
+    refresh_file_entries(artifact)
     refused(artifact, name)
     assert capfd.readouterr().out == ""
 
@@ -157,21 +157,21 @@ def test_a_graph_without_the_outputs_of_the_contract_is_refused(artifact: Path) 
     del model.graph.output[:]
     model.graph.output.extend(kept)
     (artifact / "verify.onnx").write_bytes(model.SerializeToString())
-    list_anew(artifact)
+    refresh_file_entries(artifact)
     refused(artifact, "verify.onnx lacks the inputs or outputs confidence")
 
 
 def test_a_draft_of_another_artifact_is_refused(artifact: Path, tmp_path: Path) -> None:
     other = write_artifact(tmp_path / "other", random_script(32, vocab=16))
     shutil.copy(other / "draft.onnx", artifact / "draft.onnx")
-    list_anew(artifact)
+    refresh_file_entries(artifact)
     refused(artifact, "draft.onnx: weight '.*' does not match a weight of the verify graph")
 
 
 def test_a_damaged_tokenizer_or_generation_config_is_refused(artifact: Path) -> None:
     (artifact / "tokenizer.json").write_text("{")
-    list_anew(artifact)
+    refresh_file_entries(artifact)
     refused(artifact, "tokenizer.json cannot be read")
     (artifact / "generation_config.json").write_text("{")
-    list_anew(artifact)
+    refresh_file_entries(artifact)
     refused(artifact, "generation_config.json cannot be read")

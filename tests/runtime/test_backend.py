@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend refuses what its kernels would not, gives every width the same answer, and shares threads only if asked."""
+"""The backend checks positions, gives equal logits at any query length, and shares threads only if asked."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def cached(slot: OrtSlot) -> bytes:
 
 OUTSIDE: Final[dict[str, Callable[[OrtSlot], object]]] = {
     "verify past the end": lambda s: s.verify([1, 2], CONTEXT - 1),
-    "verify behind the end": lambda s: s.verify([1], CONTEXT),
+    "verify after the end": lambda s: s.verify([1], CONTEXT),
     "verify before the start": lambda s: s.verify([1], -1),
     "verify nothing": lambda s: s.verify([], 3),
-    "verify far out": lambda s: s.verify([1], 2**40),
-    "draft behind the end": lambda s: s.draft(1, CONTEXT),
+    "verify far beyond the end": lambda s: s.verify([1], 2**40),
+    "draft after the end": lambda s: s.draft(1, CONTEXT),
     "draft before the start": lambda s: s.draft(1, -1),
     "forward past the end": lambda s: s.forward([1] * 20, CONTEXT - 19, (0,)),
     "forward before the start": lambda s: s.forward([1] * 20, -1, (0,)),
@@ -111,34 +111,34 @@ def test_the_last_position_can_be_used(slot: OrtSlot) -> None:
     np.testing.assert_array_equal(slot.forward(ids[-1:], CONTEXT - 1, (0,)).logits[0], SCRIPT.target(ids))
 
 
-@pytest.mark.parametrize("width", range(1, graph_io.MAX_QUERY_LENGTH + 1))
-def test_every_width_gives_every_position(slot: OrtSlot, width: int) -> None:
-    ids = [(7 * i) % SCRIPT.vocab for i in range(4 + width)]
+@pytest.mark.parametrize("query_length", range(1, graph_io.MAX_QUERY_LENGTH + 1))
+def test_every_query_length_gives_the_logits_of_every_position(slot: OrtSlot, query_length: int) -> None:
+    ids = [(7 * i) % SCRIPT.vocab for i in range(4 + query_length)]
     slot.prefill(ids[:4])
-    expected = np.stack([SCRIPT.target(ids[: 5 + i]) for i in range(width)])
-    wide = slot.forward(ids[4:], 4, range(width))
+    expected = np.stack([SCRIPT.target(ids[: 5 + i]) for i in range(query_length)])
+    unbound = slot.forward(ids[4:], 4, range(query_length))
     bound = slot.verify(ids[4:], 4)
-    for output in (wide, bound):
-        assert output.logits.shape == (width, SCRIPT.vocab)
+    for output in (unbound, bound):
+        assert output.logits.shape == (query_length, SCRIPT.vocab)
         np.testing.assert_array_equal(output.logits, expected)
         np.testing.assert_array_equal(output.tokens, expected.argmax(-1))
         probabilities = np.exp(expected - expected.max(-1, keepdims=True))
         np.testing.assert_allclose(output.confidence, (probabilities / probabilities.sum(-1, keepdims=True)).max(-1), rtol=1e-5)
 
 
-def test_a_pass_wider_than_verify_takes_is_refused(slot: OrtSlot) -> None:
+def test_a_verify_pass_of_too_many_tokens_is_refused(slot: OrtSlot) -> None:
     with pytest.raises(ValueError, match="17 tokens is longer than the 16"):
         slot.verify([1] * (graph_io.MAX_QUERY_LENGTH + 1), 0)
     assert slot.verify([1] * graph_io.MAX_QUERY_LENGTH, 0).tokens.shape == (graph_io.MAX_QUERY_LENGTH,)
 
 
-def test_chosen_positions_come_in_the_order_asked(slot: OrtSlot) -> None:
+def test_logits_come_in_the_order_of_the_requested_positions(slot: OrtSlot) -> None:
     ids = [5, 3, 9, 1]
     output = slot.forward(ids, 0, (3, 0, 0))
     np.testing.assert_array_equal(output.logits, [SCRIPT.target(ids), SCRIPT.target(ids[:1]), SCRIPT.target(ids[:1])])
 
 
-def test_a_prompt_longer_than_a_chunk(open_script: OpenScript) -> None:
+def test_a_prompt_may_be_longer_than_a_prefill_chunk(open_script: OpenScript) -> None:
     lengths = (PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, 2 * PREFILL_CHUNK + 5)
     with open_script(SCRIPT, max_context=3 * PREFILL_CHUNK) as engine:
         slot = engine.backend.acquire(0)
@@ -151,7 +151,7 @@ def test_a_prompt_longer_than_a_chunk(open_script: OpenScript) -> None:
 # Slots
 
 
-def test_a_slot_is_used_again_with_its_clock_at_zero(backend: OrtBackend) -> None:
+def test_a_slot_is_used_again_with_its_engine_time_at_zero(backend: OrtBackend) -> None:
     first = backend.acquire(0)
     first.prefill([1, 2])
     assert first.engine_seconds > 0
@@ -162,7 +162,7 @@ def test_a_slot_is_used_again_with_its_clock_at_zero(backend: OrtBackend) -> Non
     backend.release(again)
 
 
-def test_two_slots_share_no_cache(backend: OrtBackend) -> None:
+def test_two_slots_share_no_kv_cache(backend: OrtBackend) -> None:
     first, second = backend.acquire(0), backend.acquire(0)
     assert first is not second
     first.prefill([1, 2, 3])
@@ -174,7 +174,7 @@ def test_two_slots_share_no_cache(backend: OrtBackend) -> None:
     backend.release(second)
 
 
-def test_the_packing_word(open_script: OpenScript, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_tells_whether_packed_weights_are_shared(open_script: OpenScript, monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_script(SCRIPT).backend.packing == "shared"
     monkeypatch.setenv("SSTOOL_CACHE_DIR", "/proc/none")
     assert open_script(SCRIPT).backend.packing.startswith("private (")
@@ -184,7 +184,10 @@ def test_the_packing_word(open_script: OpenScript, monkeypatch: pytest.MonkeyPat
 
 
 def reports_of(folder: Path, *steps: str) -> list[Any]:
-    """Does the steps in a process of their own, since a process-wide pool stays; gives packing, threads, tokens and log levels a load."""
+    """Returns packing, threads, tokens and log levels of each load of the steps.
+
+    The steps run in a process of their own, because a process-wide thread pool lasts as long as the process.
+    """
     done = subprocess.run([sys.executable, "-c", LOADS, str(folder), *steps], capture_output=True, text=True, check=True, timeout=120)
     reports: list[Any] = json.loads(done.stdout)
     return reports
@@ -206,7 +209,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["never", "first", "later", "the host's"],
 )
-def test_loads_with_and_without_a_process_wide_pool(
+def test_every_load_uses_the_process_wide_pool_once_there_is_one(
     folder: Path, steps: tuple[str, ...], threads: list[int], levels: list[list[str]]
 ) -> None:
     reports = reports_of(folder, *steps)
@@ -218,7 +221,7 @@ def test_loads_with_and_without_a_process_wide_pool(
     assert [r[3] for r in reports] == levels
 
 
-def test_a_load_without_the_flag_leaves_other_sessions_their_threads(folder: Path) -> None:
+def test_a_load_without_the_flag_leaves_other_sessions_their_own_threads(folder: Path) -> None:
     load(folder, threads=1).close()
     session = ort.InferenceSession(str(folder / "verify.onnx"), providers=["CPUExecutionProvider"], enable_fallback=False)
     assert session.get_inputs()

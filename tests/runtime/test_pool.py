@@ -1,4 +1,4 @@
-"""A pool lends what it has to one user each, makes no more than its limit, and loses no place."""
+"""A pool lends each item to one user at a time, makes no more items than its limit, and loses none."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ssruntime.backends.pool import Pool
 from ssruntime.errors import BackendUnavailableError
 
 LONG = 60.0
-"""Seconds that nothing here should ever wait; a deadlock fails the test instead of hanging it."""
+"""Seconds after which a wait fails. No wait here takes as long, unless threads deadlock."""
 
 
 class BrokenMakerError(Exception):
-    """What a maker raises in these tests."""
+    """An error that makers raise in these tests."""
 
 
 def counter() -> Callable[[], int]:
@@ -49,12 +49,12 @@ class CountingCondition(threading.Condition):
         """Returns once that many threads wait and have released the lock."""
         with self._enough:
             assert self._enough.wait_for(lambda: self.waiting >= number, LONG)
-        with self:  # a thread is counted before it waits, and holds the lock until it does
+        with self:  # a counted thread holds this lock until it really waits
             pass
 
 
 def watched(pool: Pool[int]) -> CountingCondition:
-    """Gives an unused pool a condition that counts its waiting threads, and returns that."""
+    """Returns a condition that counts waiting threads, and makes an unused pool wait on it."""
     pool._changed = CountingCondition()
     return pool._changed
 
@@ -78,7 +78,7 @@ def test_items_are_made_when_first_needed_and_lent_again() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, 0.01])
-def test_a_full_pool_times_out_with_a_hint(timeout: float) -> None:
+def test_a_wait_for_a_full_pool_times_out_with_a_hint(timeout: float) -> None:
     pool = Pool(counter(), 2)
     held = [pool.acquire(None), pool.acquire(None)]
     with pytest.raises(BackendUnavailableError, match="all 2 sequences") as caught:
@@ -90,7 +90,7 @@ def test_a_full_pool_times_out_with_a_hint(timeout: float) -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, LONG])
-def test_a_waiting_user_gets_what_comes_free(timeout: float | None) -> None:
+def test_a_waiting_user_gets_the_next_free_item(timeout: float | None) -> None:
     pool = Pool(counter(), 1)
     changed = watched(pool)
     held = pool.acquire(0)
@@ -136,7 +136,7 @@ def test_a_failing_maker_frees_its_place(error: type[BaseException]) -> None:
     assert pool.acquire(0) == 5
 
 
-def test_a_failing_maker_wakes_who_waits_for_its_place() -> None:
+def test_a_failing_maker_wakes_a_thread_that_waits_for_its_place() -> None:
     making, fail = threading.Event(), threading.Event()
     calls = itertools.count()
 
@@ -160,7 +160,7 @@ def test_a_failing_maker_wakes_who_waits_for_its_place() -> None:
         assert waiting.result(LONG) == 1
 
 
-def test_making_one_does_not_hold_up_who_finds_one_free() -> None:
+def test_a_free_item_is_lent_while_another_one_is_being_made() -> None:
     making, go_on = threading.Event(), threading.Event()
     calls = itertools.count()
 
@@ -182,7 +182,7 @@ def test_making_one_does_not_hold_up_who_finds_one_free() -> None:
         assert slow.result(LONG) == 1
 
 
-def test_clear_drops_what_nobody_holds() -> None:
+def test_clear_drops_only_items_that_are_not_lent() -> None:
     pool = Pool(counter(), 2)
     held, free = pool.acquire(0), pool.acquire(0)
     pool.release(free)

@@ -11,11 +11,11 @@ from sstool.search.texts.make import CachedText
 from tests.search.conftest import SETTINGS
 
 SKIP = SkipSet(attention=(1, 2, 3, 6, 12, 14, 15), mlp=(1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14))
-"""A skip set of the demo model whose draft is accepted often, and not always."""
+"""A skip set of the demo model whose draft is often accepted, but not always."""
 
 
 def drafted(builder: DraftBuilder, cached: CachedText, skip: SkipSet) -> DraftedText:
-    """Returns a skip set's draft of a calibration text."""
+    """Returns the draft sequences of a skip set over a calibration text."""
     text = cached.text
     cached.slot.use_draft(builder.open(skip))
     settings = builder.engine.settings(SETTINGS.decoding(text.kind, text.seed))

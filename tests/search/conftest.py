@@ -1,4 +1,4 @@
-"""What the search tests share: the demo artifact's engines, and a tiny model that a search ends on in seconds."""
+"""Fixtures of the search tests: the demo model's drafts and texts, and a tiny model to search in seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CODE = (
 
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
-    """The time that every search clock in a test reads."""
+    """Fake time that every search clock of the test reads."""
     fake = FakeTime()
     monkeypatch.setattr("sstool.search.clock.time", fake)
     return fake
@@ -36,34 +36,34 @@ def time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
 
 @pytest.fixture(scope="session")
 def builder(demo_artifact: Path) -> Iterator[DraftBuilder]:
-    """The demo artifact's verify engine, for drafts of any kind."""
+    """A draft builder over the demo artifact's verify engine."""
     with load(demo_artifact, threads=1, max_context=1200, max_sequences=1, draft=False) as engine:
         yield DraftBuilder(engine)
 
 
 @pytest.fixture(scope="session")
 def texts(builder: DraftBuilder) -> list[CachedText]:
-    """Three sampled continuations and a greedy one."""
+    """Calibration texts of the demo model: three sampled continuations and a greedy one."""
     prompts = [PromptRecord(id=str(n), prompt=prompt, index=n) for n, prompt in enumerate(CODE)]
     return make_texts(builder, prompts, SETTINGS, lambda _done, _total: None)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint of three layers: 62 skip sets."""
+    """A random checkpoint of three layers, which has 62 skip sets. Read only."""
     return make_llama(tmp_path_factory.mktemp("search") / "model", num_hidden_layers=3)
 
 
 @pytest.fixture(scope="session")
 def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, exported. Read only."""
+    """The artifact of the tiny model. Read only."""
     out = tmp_path_factory.mktemp("search") / "artifact"
     return export_artifact(ExportRequest(model=tiny_model, out=out, skip=SkipSpec(mlp=(1,)))).folder
 
 
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts in the tiny model's words."""
+    """A file of four prompts in words of the tiny model's vocabulary."""
     path = tmp_path_factory.mktemp("search") / "prompts.jsonl"
     lines = [json.dumps({"prompt": " ".join(f"w{(7 * n + k) % 90}" for k in range(6))}) for n in range(4)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

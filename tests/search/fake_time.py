@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class FakeTime:
-    """Stands in for the module `time`."""
+    """Replaces the module `time`."""
 
     def __init__(self) -> None:
         self.now = 1000.0

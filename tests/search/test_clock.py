@@ -10,7 +10,7 @@ from sstool.search.clock import Clock
 from tests.search.fake_time import FakeTime
 
 
-def test_time_runs_from_the_start_and_below_zero(time: FakeTime) -> None:
+def test_the_time_left_counts_down_from_the_budget_and_below_zero(time: FakeTime) -> None:
     clock = Clock(10)
     assert (clock.elapsed(), clock.left()) == (0, 10)
     time.passes(4)
@@ -26,14 +26,14 @@ def test_an_infinite_budget_never_ends(time: FakeTime) -> None:
     assert clock.affords(1e9, 0.01)
 
 
-def test_a_share_is_of_the_whole_budget(time: FakeTime) -> None:
+def test_a_share_refers_to_the_whole_budget(time: FakeTime) -> None:
     clock = Clock(100)
     time.passes(99)
     assert clock.affords(12, 0.12)
     assert not clock.affords(12.1, 0.12)
 
 
-def test_parts_add_up(time: FakeTime) -> None:
+def test_the_times_of_a_repeated_part_are_added(time: FakeTime) -> None:
     clock = Clock(100)
     for seconds in (1, 2.5):
         with clock.part("texts"):
@@ -44,7 +44,7 @@ def test_parts_add_up(time: FakeTime) -> None:
     assert clock.parts() == {"texts": 3.5, "latency": 0.0, "total": 23.5}
 
 
-def test_a_part_that_fails_counts_too(time: FakeTime) -> None:
+def test_the_time_of_a_part_that_fails_is_counted(time: FakeTime) -> None:
     clock = Clock(100)
 
     def fail() -> None:

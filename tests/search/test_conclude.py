@@ -1,4 +1,4 @@
-"""What a search says of itself: who won, that nothing did, or that the search added nothing."""
+"""A search's result names the winner and the gain over the warm starts, or says why there is no winner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def finalist(index: int, speedup: float) -> Finalist:
     return Finalist(trial=index, modelled=1.0, measured=speedup, plain=1.0, speedup=speedup, **rest)
 
 
-def test_who_wins_on_the_clock_wins() -> None:
+def test_the_finalist_with_the_fastest_measured_speed_wins() -> None:
     trials = [trial(0, "block", 1.2), trial(1, "ax", 1.5), trial(2, "ax", 1.4)]
     result = conclude(trials, [finalist(1, 1.3), finalist(2, 1.35), finalist(0, 1.1)], trials[0], {"total": 1.0})
     assert (result.trial, result.speedup, result.best_warm_start) == (2, 1.35, 0)
@@ -30,7 +30,7 @@ def test_who_wins_on_the_clock_wins() -> None:
     assert result.remark == "The search gained 25.0% in modelled speed over its best warm start (block)."
 
 
-def test_a_gain_of_nothing_is_called_so() -> None:
+def test_the_remark_says_if_the_search_gained_nothing() -> None:
     trials = [trial(0, "leave-one-out", 1.5), trial(1, "ax", 1.2)]
     result = conclude(trials, [finalist(0, 1.4)], trials[0], {})
     assert result.gain == 0
@@ -38,14 +38,14 @@ def test_a_gain_of_nothing_is_called_so() -> None:
     assert "no suggested candidate was tried" in conclude(trials[:1], [finalist(0, 1.4)], trials[0], {}).remark
 
 
-def test_nothing_that_beats_plain_decoding_wins() -> None:
+def test_there_is_no_winner_if_no_finalist_beats_autoregressive_decoding() -> None:
     trials = [trial(0, "block", 1.1), trial(1, "ax", 1.2)]
     result = conclude(trials, [finalist(0, 0.9), finalist(1, 1.0)], trials[0], {})
     assert (result.trial, result.speedup) == (None, None)
     assert result.remark == "No draft beat autoregressive decoding: the fastest of 2 finalists ran at 1.00 times its speed."
 
 
-def test_all_that_failed_is_said_with_the_first_reason() -> None:
+def test_the_remark_gives_the_first_error_if_all_trials_failed() -> None:
     result = conclude([trial(0, "block", None)], [], None, {})
     assert (result.trial, result.gain) == (None, None)
     assert "out of order" in result.remark

@@ -1,4 +1,4 @@
-"""What the model of speed counts is what decoding really does, round by round, and counting leaves the cache as it was."""
+"""The rounds that the search counts are those of real decoding, and counting does not change the KV cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.search.conftest import SETTINGS
 EXITS = [("fixed", 0.0, 1), ("fixed", 0.0, 4), ("confidence", 0.8, 6), ("confidence", 0.4, 12), ("confidence", 0.2, 15)]
 
 
-def test_counting_finds_the_rounds_of_decoding(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_the_counted_rounds_are_those_of_real_decoding(builder: DraftBuilder, texts: list[CachedText]) -> None:
     num_rounds = num_saved = 0
     for cached in texts:
         text = cached.text
@@ -37,10 +37,10 @@ def test_counting_finds_the_rounds_of_decoding(builder: DraftBuilder, texts: lis
             assert tuple(tokens) == text.tokens
             count, rounds, accepted, alternatives = 1, [], 0, 0
             while count < len(text.tokens):
-                proposed, agreed, beside = counting.propose(count, threshold, max_draft)
-                rounds.append((counting.position(count), proposed, beside))
+                proposed, agreed, branches = counting.propose(count, threshold, max_draft)
+                rounds.append((counting.position(count), proposed, branches))
                 accepted += agreed
-                alternatives += beside
+                alternatives += branches
                 count += agreed + 1
             assert rounds == [(r.start, len(r.proposals), len(r.alternatives)) for r in trace.rounds]
             assert (accepted, alternatives) == (stats.accepted, stats.alternatives)
@@ -50,14 +50,14 @@ def test_counting_finds_the_rounds_of_decoding(builder: DraftBuilder, texts: lis
     assert num_saved > 10
 
 
-def test_a_chain_that_ran_further_gives_the_same_counts(builder: DraftBuilder, texts: list[CachedText]) -> None:
-    plain, eager = (drafted(builder, texts[0], SKIP) for _ in range(2))
+def test_a_longer_draft_sequence_gives_the_same_counts(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    exact, longer = (drafted(builder, texts[0], SKIP) for _ in range(2))
     for count in range(1, texts[0].text.length):
         for threshold, max_draft in ((0.7, 3), (0.3, 9), (0.5, 6)):
-            assert plain.propose(count, threshold, max_draft) == eager.propose(count, threshold, max_draft, (0.2, 4))
+            assert exact.propose(count, threshold, max_draft) == longer.propose(count, threshold, max_draft, (0.2, 4))
 
 
-def test_drafting_leaves_the_cache_as_it_was(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_drafting_does_not_change_the_kv_cache(builder: DraftBuilder, texts: list[CachedText]) -> None:
     cached = texts[0]
     before = kv_content(cached.slot)
     assert any(buffer.any() for buffer in before.values())
@@ -68,7 +68,7 @@ def test_drafting_leaves_the_cache_as_it_was(builder: DraftBuilder, texts: list[
         np.testing.assert_array_equal(buffer, before[name])
 
 
-def test_a_slot_never_drafts_past_its_end(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_drafting_ends_before_the_end_of_the_text_and_of_the_slot(builder: DraftBuilder, texts: list[CachedText]) -> None:
     text = texts[0].text
     counting = drafted(builder, texts[0], SKIP)
     for count in range(1, len(text.tokens)):

@@ -1,4 +1,4 @@
-"""An explorer stops at the limits of trials, sets and time, resumes a log, and survives a failure of Ax."""
+"""An explorer keeps the limits of trials, sets and time, resumes from a log, and survives a failure of Ax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS: Final = SearchSettings(batch=3, seed=7)
 
 
 def trial(index: int, source: str, bits: Bits, *, status: str = COMPLETED, seconds: float = 0.0, suggest_seconds: float = 0.0) -> Trial:
-    """Returns a trial whose speed depends on its set alone."""
+    """Returns a trial whose speed depends on its skip set alone."""
     speed = None if status == FAILED else 1 + sum(n * bit for n, bit in enumerate(bits)) / 10
     return Trial(
         index=index,
@@ -39,7 +39,10 @@ def trial(index: int, source: str, bits: Bits, *, status: str = COMPLETED, secon
 
 
 class FakeEvaluator:
-    """Returns made-up trials; each run takes the next of the given durations, later ones the last."""
+    """An evaluator that returns made-up trials.
+
+    Its runs take the given seconds in order; the last value repeats.
+    """
 
     def __init__(self, time: FakeTime, seconds: Sequence[float] = (0.0,), failing: Sequence[Bits] = ()) -> None:
         self.ran: list[tuple[int, str, Bits, bool]] = []
@@ -58,7 +61,7 @@ class FakeAx:
     """An Ax driver that suggests what a function returns, and records the results it is given."""
 
     def __init__(self, suggest: Callable[[int], list[Bits]]) -> None:
-        self.told: list[tuple[Bits, float | None]] = []
+        self.attached: list[tuple[Bits, float | None]] = []
         self.asked: list[int] = []
         self.made_with: tuple[int, int] | None = None
         self._suggest = suggest
@@ -70,7 +73,7 @@ class FakeAx:
 
     def attach(self, bits: Bits, speedup: float | None) -> None:
         """Records a result."""
-        self.told.append((bits, speedup))
+        self.attached.append((bits, speedup))
 
     def suggest(self, count: int) -> list[Bits]:
         """Returns the next batch."""
@@ -79,34 +82,37 @@ class FakeAx:
 
 
 class Search:
-    """An explorer over fakes, and what it called."""
+    """An explorer with fake dependencies, which record what it does."""
 
-    def __init__(self, time: FakeTime, evaluator: FakeEvaluator | None = None, **how: Any) -> None:
+    def __init__(self, time: FakeTime, evaluator: FakeEvaluator | None = None, **options: Any) -> None:
         self.evaluator = FakeEvaluator(time) if evaluator is None else evaluator
         self.written: list[Trial] = []
-        self.told: list[tuple[int, int, float | None]] = []
-        self.clock = Clock(how.get("budget", math.inf))
-        earlier = how.get("earlier")
+        self.progress: list[tuple[int, int, float | None]] = []
+        self.clock = Clock(options.get("budget", math.inf))
+        earlier = options.get("earlier")
         writer = SimpleNamespace(write=self.written.append, earlier=None if earlier is None else SimpleNamespace(trials=tuple(earlier)))
-        limits = Limits(trials=how.get("trials", 100), reserve=how.get("reserve", 0.0))
+        limits = Limits(trials=options.get("trials", 100), reserve=options.get("reserve", 0.0))
         self.explorer = Explorer(
             self.evaluator,  # type: ignore[arg-type] # a fake
             writer,  # type: ignore[arg-type] # likewise
             self.clock,
             limits,
-            how.get("num_layers", LAYERS),
-            lambda *progress: self.told.append(progress),
+            options.get("num_layers", LAYERS),
+            lambda *progress: self.progress.append(progress),
         )
 
     @property
     def tried(self) -> list[Bits]:
-        """The sets that were run as trials."""
+        """The skip sets that were run as trials, in order."""
         return [bits for _, _, bits, whole in self.evaluator.ran if not whole]
 
 
 @pytest.fixture
 def follow_ax(monkeypatch: pytest.MonkeyPatch) -> Callable[[Search, Callable[[int], list[Bits]]], FakeAx]:
-    """Runs `follow_ax` of a search with suggestions from a function, and returns the fake Ax."""
+    """Returns a function that runs `follow_ax` with a fake Ax and returns the fake.
+
+    Its arguments are the search, and the function that suggests skip sets.
+    """
 
     def follow(search: Search, suggest: Callable[[int], list[Bits]]) -> FakeAx:
         ax = FakeAx(suggest)
@@ -121,7 +127,7 @@ FollowAx = Callable[[Search, Callable[[int], list[Bits]]], FakeAx]
 
 
 def in_batches(sets: Sequence[Bits]) -> Callable[[int], list[Bits]]:
-    """Returns a function that suggests the sets in their order, and then nothing."""
+    """Returns a function that suggests the skip sets in their order, and then nothing."""
     rest = iter(sets)
     return lambda count: list(itertools.islice(rest, count))
 
@@ -135,10 +141,10 @@ def test_each_trial_is_written_and_reported_when_it_ends(time: FakeTime) -> None
     assert found == search.written == search.explorer.trials
     assert [(t.index, t.source, t.skip) for t in found] == [(0, "block", skip_of(DRAFTS[0])), (1, "block", skip_of(DRAFTS[3]))]
     best = [trial(0, "", DRAFTS[0]).speedup, max(trial(0, "", bits).speedup or 0 for bits in (DRAFTS[0], DRAFTS[3]))]
-    assert search.told == [(1, 8, best[0]), (2, 8, best[1])]
+    assert search.progress == [(1, 8, best[0]), (2, 8, best[1])]
 
 
-def test_a_set_is_tried_once(time: FakeTime) -> None:
+def test_a_skip_set_is_tried_once(time: FakeTime) -> None:
     search = Search(time)
     first = search.explorer.consider("recipe", DRAFTS[:2])
     again = search.explorer.consider("block", [DRAFTS[1], DRAFTS[2], DRAFTS[1]])
@@ -146,7 +152,7 @@ def test_a_set_is_tried_once(time: FakeTime) -> None:
     assert search.tried == DRAFTS[:3]
 
 
-def test_sets_that_are_no_drafts_are_not_tried(time: FakeTime) -> None:
+def test_sets_that_skip_nothing_or_everything_are_not_tried(time: FakeTime) -> None:
     search = Search(time)
     assert search.explorer.consider("block", [(0,) * 4, (1,) * 4]) == []
     assert search.tried == []
@@ -162,7 +168,7 @@ def test_the_limit_of_trials_ends_the_search(time: FakeTime) -> None:
 # Time
 
 
-def test_the_reserve_is_kept(time: FakeTime) -> None:
+def test_the_reserve_is_not_used_for_trials(time: FakeTime) -> None:
     search = Search(time, FakeEvaluator(time, [20]), budget=100, reserve=30)
     search.explorer.consider("block", DRAFTS)
     # After the third trial 10 s are left before the reserve, and a trial takes 20.
@@ -182,20 +188,20 @@ def test_the_next_trial_is_expected_to_take_the_longest_of_the_last_three(time: 
     assert not search.explorer.is_over()  # the long trial is no longer among the last three
 
 
-def test_nothing_is_tried_once_only_the_reserve_is_left(time: FakeTime) -> None:
+def test_nothing_is_tried_if_only_the_reserve_is_left(time: FakeTime) -> None:
     search = Search(time, budget=30, reserve=30)
     time.passes(0.001)
     assert search.explorer.consider("block", DRAFTS) == []
 
 
-def test_the_reserve_is_kept_inside_a_batch_too(time: FakeTime, follow_ax: FollowAx) -> None:
+def test_the_reserve_is_not_used_inside_a_batch_either(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time, FakeEvaluator(time, [10]), budget=100, reserve=60)
     search.explorer.consider("block", DRAFTS[:1])
     follow_ax(search, lambda _: DRAFTS[1:11])
     assert search.clock.left() == 60
 
 
-def test_no_more_is_asked_of_ax_than_there_are_untried_sets(time: FakeTime, follow_ax: FollowAx) -> None:
+def test_ax_is_asked_for_no_more_sets_than_are_untried(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
     search.explorer.consider("block", DRAFTS[:-1])
     ax = follow_ax(search, in_batches(DRAFTS[-1:]))
@@ -206,7 +212,7 @@ def test_no_more_is_asked_of_ax_than_there_are_untried_sets(time: FakeTime, foll
 # The space
 
 
-def test_a_space_that_is_used_up_ends_the_search(time: FakeTime, follow_ax: FollowAx) -> None:
+def test_the_search_ends_when_every_skip_set_was_tried(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
     search.explorer.consider("block", DRAFTS[:-1])
     assert not search.explorer.is_over()
@@ -215,7 +221,7 @@ def test_a_space_that_is_used_up_ends_the_search(time: FakeTime, follow_ax: Foll
     assert follow_ax(search, in_batches(DRAFTS)).made_with is None
 
 
-def test_ax_is_followed_until_the_space_is_used_up(time: FakeTime, follow_ax: FollowAx) -> None:
+def test_ax_is_asked_until_every_skip_set_was_tried(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
     search.explorer.consider("block", DRAFTS[:1])
     suggestions = itertools.cycle(DRAFTS)
@@ -233,11 +239,11 @@ def test_ax_gets_the_result_of_every_trial(time: FakeTime, follow_ax: FollowAx) 
     ax = follow_ax(search, in_batches(DRAFTS[2:5]))
     assert ax.made_with == (2 * LAYERS, 7)
     speeds = [None if n in (1, 3) else trial(0, "", bits).speedup for n, bits in enumerate(DRAFTS[:5])]
-    assert ax.told == list(zip(DRAFTS[:5], speeds, strict=True))
+    assert ax.attached == list(zip(DRAFTS[:5], speeds, strict=True))
     assert [t.source for t in search.explorer.trials] == ["block", "block", AX, AX, AX]
 
 
-def test_ax_is_asked_for_at_most_the_trials_that_are_left(time: FakeTime, follow_ax: FollowAx) -> None:
+def test_ax_is_asked_for_no_more_sets_than_trials_are_left(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time, trials=6)
     search.explorer.consider("block", DRAFTS[:1])
     ax = follow_ax(search, in_batches(DRAFTS[1:]))
@@ -245,7 +251,7 @@ def test_ax_is_asked_for_at_most_the_trials_that_are_left(time: FakeTime, follow
     assert len(search.explorer.trials) == 6
 
 
-def test_the_time_of_a_batch_is_shared_by_its_trials(time: FakeTime, follow_ax: FollowAx) -> None:
+def test_the_time_to_suggest_a_batch_is_divided_among_its_trials(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
     search.explorer.consider("block", DRAFTS[:1])
     batches = in_batches(DRAFTS[1:4])
@@ -269,7 +275,7 @@ def test_batches_without_a_new_set_end_the_search(time: FakeTime, follow_ax: Fol
     assert search.tried == DRAFTS[:3]
 
 
-def test_a_set_suggested_twice_at_once_is_tried_once(time: FakeTime, follow_ax: FollowAx) -> None:
+def test_a_set_suggested_twice_in_a_batch_is_tried_once(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
     search.explorer.consider("block", DRAFTS[:1])
     follow_ax(search, in_batches([DRAFTS[5], DRAFTS[5], DRAFTS[6]]))
@@ -317,18 +323,18 @@ def test_a_failure_outside_ax_is_not_hidden(time: FakeTime, follow_ax: FollowAx)
 # A resumed search
 
 
-def test_earlier_trials_count(time: FakeTime, follow_ax: FollowAx) -> None:
+def test_a_resumed_search_counts_its_earlier_trials(time: FakeTime, follow_ax: FollowAx) -> None:
     earlier = [trial(n, "block", bits, status=FAILED if n == 0 else COMPLETED) for n, bits in enumerate(DRAFTS[:4])]
     search = Search(time, trials=6, earlier=earlier)
     best = max(range(1, 4), key=lambda n: earlier[n].speedup or 0)
-    # The best one is run again for the evaluator, and is not a new trial.
+    # The best one is run again, so that the evaluator can compare with it. That run is not a new trial.
     assert search.evaluator.ran == [(best, "block", DRAFTS[best], True)]
     assert search.written == []
     assert search.explorer.consider("recipe", DRAFTS[:5]) == [*earlier, trial(4, "recipe", DRAFTS[4])]
     assert [t.index for t in search.written] == [4]
     ax = follow_ax(search, in_batches(DRAFTS[5:]))
-    assert [bits for bits, _ in ax.told] == DRAFTS[:6]
-    assert search.told[-1][:2] == (6, 6)
+    assert [bits for bits, _ in ax.attached] == DRAFTS[:6]
+    assert search.progress[-1][:2] == (6, 6)
 
 
 def test_an_earlier_failure_is_not_run_again(time: FakeTime) -> None:
@@ -337,7 +343,7 @@ def test_an_earlier_failure_is_not_run_again(time: FakeTime) -> None:
     assert search.explorer.best() is None
 
 
-def test_the_best_warm_start_is_not_one_of_ax_s_trials(time: FakeTime) -> None:
+def test_the_best_warm_start_is_not_a_suggested_trial(time: FakeTime) -> None:
     slow, faster, fastest = (1, 0, 0, 0), (0, 1, 1, 0), (0, 1, 1, 1)
     search = Search(time, earlier=[trial(0, "block", slow), trial(1, AX, fastest), trial(2, "random", faster)])
     best, warm = search.explorer.best(), search.explorer.best(warm=True)

@@ -1,4 +1,4 @@
-"""Finalists decode as many prompts as there is time for, of both kinds from the beginning on, and never too few to say anything."""
+"""Each finalist gets as many sampled and greedy runs as time allows, and at least three."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.search_report import searches
 
 
 def timed(builder: DraftBuilder, runs_that_fit: int, **changes: Any) -> tuple[list[Finalist], list[tuple[int, int]]]:
-    """Times one finalist on three prompts; returns it, and what was said of the runs."""
+    """Returns a finalist timed on three prompts, and the progress reports of its runs."""
     prompts = [PromptRecord(id=str(n), prompt=prompt, index=n) for n, prompt in enumerate(CODE)]
     skip = SkipSet(attention=(2, 5), mlp=(3, 4, 9))
     trial = Trial(index=7, source="ax", status="completed", skip=skip, exit="confidence", exit_threshold=0.5, max_draft=4)
     costs = CostModel(searches.latency(num_layers=builder.num_layers))
-    said: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
     settings = dataclasses.replace(SETTINGS, **changes)
     found = time_finalists(
@@ -32,34 +32,34 @@ def timed(builder: DraftBuilder, runs_that_fit: int, **changes: Any) -> tuple[li
         prompts,
         settings,
         costs,
-        lambda _took: len(said) < runs_that_fit,
-        lambda done, total: said.append((done, total)),
+        lambda _took: len(reports) < runs_that_fit,
+        lambda done, total: reports.append((done, total)),
     )
-    return found, said
+    return found, reports
 
 
 def test_few_prompts_are_sampled_more_than_once(builder: DraftBuilder) -> None:
-    found, said = timed(builder, 100)
-    # Each prompt four times sampled, and one of the three greedily too, once.
-    assert said == [(n, 13) for n in range(13)]
+    found, reports = timed(builder, 100)
+    # Each prompt is sampled four times, and one of the three is also decoded greedily once.
+    assert reports == [(n, 13) for n in range(13)]
     assert [(f.trial, f.prompts) for f in found] == [(7, 13)]
     assert found[0].interval_95 is not None
 
 
 @pytest.mark.parametrize(("fit", "runs"), [(0, 3), (3, 3), (8, 8)])
-def test_they_stop_when_the_time_is_up(builder: DraftBuilder, fit: int, runs: int) -> None:
-    found, said = timed(builder, fit)
-    assert len(said) == found[0].prompts == runs
+def test_timing_stops_when_the_time_is_up_but_not_before_three_runs(builder: DraftBuilder, fit: int, runs: int) -> None:
+    found, reports = timed(builder, fit)
+    assert len(reports) == found[0].prompts == runs
 
 
-def test_one_kind_alone(builder: DraftBuilder) -> None:
+def test_a_kind_of_text_without_weight_is_not_timed(builder: DraftBuilder) -> None:
     _, greedy = timed(builder, 100, sampled_weight=0.0)
     assert len(greedy) == 3
     _, sampled = timed(builder, 100, greedy_weight=0.0)
     assert len(sampled) == 12
 
 
-def test_the_last_seed_is_followed_by_the_first(builder: DraftBuilder) -> None:
+def test_the_largest_seed_can_be_used(builder: DraftBuilder) -> None:
     found, _ = timed(builder, 3, seed=2**63 - 1)
     assert found[0].prompts == 3
 
@@ -79,12 +79,12 @@ def candidate(index: int, source: str, speedup: float, status: str = COMPLETED) 
         (candidate(0, "recipe", 1.36), [4, 2, 1]),
     ],
 )
-def test_the_best_are_held_against_a_warm_start_and_what_was_there(earlier: Trial, expected: list[int]) -> None:
+def test_the_best_warm_start_and_a_similarly_fast_earlier_draft_are_finalists_too(earlier: Trial, expected: list[int]) -> None:
     warm = candidate(1, "leave-one-out", 1.38)
     others = [candidate(2, "ax", 1.48), candidate(3, "ax", 1.2), candidate(4, "ax", 1.5), candidate(5, "ax", 1.6, STOPPED)]
     chosen = choose_finalists([earlier, warm, *others], warm, 2)
     assert [t.index for t in chosen] == expected
 
 
-def test_nothing_that_was_tried_to_the_end_leaves_nobody_to_time() -> None:
+def test_there_are_no_finalists_if_no_trial_completed() -> None:
     assert choose_finalists([candidate(0, EARLIER, 1.0, STOPPED)], None, 4) == []

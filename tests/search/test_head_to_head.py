@@ -1,4 +1,4 @@
-"""A finalist's interval is that of its speed-up: kinds of text count by their shares, and a prompt's runs stay together."""
+"""A finalist's speed-up and its confidence interval weight the kinds of text by their shares."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from sstool.search.settings import GREEDY, SAMPLED
 
 
 def timed_draft(seconds: dict[str, list[float]]) -> TimedDraft:
-    """A draft that took these seconds for 10 tokens of each prompt, by kind; None-like 0 for a prompt that has no such run."""
+    """Returns a draft that decoded 10 tokens of each prompt in these seconds.
+
+    Args:
+        seconds: by kind of text, seconds of each prompt's run; 0 for a prompt without a run of that kind.
+    """
     samples = {kind: [sample(place, each) for place, each in enumerate(times) if each] for kind, times in seconds.items()}
     return TimedDraft(None, cast("Any", None), samples)
 
@@ -23,7 +27,7 @@ def sample(place: int, seconds: float) -> Sample:
     return Sample(prompt_id=str(place), index=place, repeat=0, mode="", stats=stats, identical=None)
 
 
-def test_the_shares_decide() -> None:
+def test_kinds_of_text_are_weighted_by_their_shares() -> None:
     plain = timed_draft({SAMPLED: [2.0] * 6, GREEDY: [2.0, 0, 2.0, 0, 2.0, 0]})
     draft = timed_draft({SAMPLED: [1.0] * 6, GREEDY: [4.0, 0, 4.0, 0, 4.0, 0]})
     for share, expected in ((1.0, 2.0), (0.0, 0.5), (0.75, 2 / 1.75)):
@@ -35,7 +39,7 @@ def test_the_shares_decide() -> None:
         assert interval == pytest.approx((expected, expected))
 
 
-def test_prompts_that_differ_widen_it() -> None:
+def test_differences_between_prompts_widen_the_interval() -> None:
     plain = timed_draft({SAMPLED: [2.0] * 8})
     draft = timed_draft({SAMPLED: [1.0, 2.0] * 4})
     interval = weighted_interval(plain.samples, draft.samples, {SAMPLED: 1.0})
@@ -44,5 +48,5 @@ def test_prompts_that_differ_widen_it() -> None:
     assert 1.0 <= low < plain.seconds_per_token({SAMPLED: 1.0}) / draft.seconds_per_token({SAMPLED: 1.0}) < high <= 2.0
 
 
-def test_one_prompt_has_none() -> None:
+def test_one_prompt_gives_no_interval() -> None:
     assert weighted_interval(timed_draft({SAMPLED: [2.0]}).samples, timed_draft({SAMPLED: [1.0]}).samples, {SAMPLED: 1.0}) is None

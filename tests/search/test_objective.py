@@ -1,4 +1,4 @@
-"""Scores: arithmetic on counts and costs, tuned exits that no neighbour beats, and weights that do what they say."""
+"""Scores follow from counts, costs and weights, and no neighbour beats a tuned stopping rule."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ WEIGHTS = {SAMPLED: 0.75, GREEDY: 0.25}
 
 
 def cheap(num_layers: int, part: float) -> CostModel:
-    """Costs of a machine on which a kept sublayer costs `part` of a plain step's share, and verifying is nearly free.
+    """Returns the costs of a made-up machine on which verifying is nearly free.
 
-    A draft's later steps take half of what its first does.
+    A kept sublayer costs `part` of its share of an autoregressive step. A later draft step takes half the
+    time of the first one.
     """
     share = part / (2 * num_layers)
     verify = tuple(1 + 0.02 * n for n in range(16))
@@ -33,7 +34,7 @@ def cheap(num_layers: int, part: float) -> CostModel:
     return CostModel(table(row))
 
 
-def test_a_score_is_what_the_counts_cost(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_a_score_is_the_cost_of_the_counts(builder: DraftBuilder, texts: list[CachedText]) -> None:
     num_layers = builder.num_layers
     bits, costs = bits_of(SKIP, num_layers), cheap(num_layers, 1.0)
     sampled = [c for c in texts if c.text.kind == SAMPLED]
@@ -44,8 +45,8 @@ def test_a_score_is_what_the_counts_cost(builder: DraftBuilder, texts: list[Cach
     assert sum(counts.reached) == counts.proposed
     assert sum(counts.kept) == counts.accepted
     assert counts.alternatives > 0
-    # Verifying k tokens beside the committed one costs 1 + 0.02 k here, so the sum needs no more than the counts.
-    # A text's last round may draft nothing.
+    # Verifying k proposed tokens costs 1 + 0.02 k here, so the counts determine the total cost.
+    # The last round of a text may draft nothing.
     first = costs.draft(bits, 1).first
     seconds = first * (counts.reached[0] + 0.5 * (counts.proposed - counts.reached[0])) + counts.rounds
     seconds += 0.02 * (counts.proposed + counts.alternatives)
@@ -53,7 +54,7 @@ def test_a_score_is_what_the_counts_cost(builder: DraftBuilder, texts: list[Cach
     assert score.speedup == pytest.approx(counts.tokens / seconds)
 
 
-def test_no_neighbour_beats_a_tuned_exit(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_no_neighbour_beats_a_tuned_stopping_rule(builder: DraftBuilder, texts: list[CachedText]) -> None:
     bits = bits_of(SKIP, builder.num_layers)
     objective = Objective(cheap(builder.num_layers, 1.0), WEIGHTS)
     counting = [drafted(builder, cached, SKIP) for cached in texts]
@@ -62,7 +63,7 @@ def test_no_neighbour_beats_a_tuned_exit(builder: DraftBuilder, texts: list[Cach
         assert objective.score(bits, counting, neighbour).seconds_per_token >= score.seconds_per_token
 
 
-def test_weights_choose_the_text(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_scores_are_weighted_over_the_kinds_of_text(builder: DraftBuilder, texts: list[CachedText]) -> None:
     bits, costs = bits_of(SKIP, builder.num_layers), cheap(builder.num_layers, 1.0)
     counting = [drafted(builder, cached, SKIP) for cached in texts]
     only = {kind: Objective(costs, {kind: 1.0}).score(bits, counting, START).seconds_per_token for kind in WEIGHTS}
@@ -70,7 +71,7 @@ def test_weights_choose_the_text(builder: DraftBuilder, texts: list[CachedText])
     assert mixed == pytest.approx(0.75 * only[SAMPLED] + 0.25 * only[GREEDY])
 
 
-def test_an_evaluator_stops_the_hopeless_and_survives_failures(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_an_evaluator_stops_hopeless_candidates_and_continues_after_failures(builder: DraftBuilder, texts: list[CachedText]) -> None:
     num_layers = builder.num_layers
 
     def evaluator() -> Evaluator:
@@ -85,7 +86,7 @@ def test_an_evaluator_stops_the_hopeless_and_survives_failures(builder: DraftBui
 
     first = evaluator()
     good = first.run(0, "recipe", bits_of(SKIP, num_layers))
-    bad_set = SkipSet(attention=(0,), mlp=(0,))  # nearly all of the model, and what it misses most
+    bad_set = SkipSet(attention=(0,), mlp=(0,))  # a slow draft without the sublayers that matter most
     bad = first.run(1, "block", bits_of(bad_set, num_layers))
     assert (good.status, bad.status) == (COMPLETED, STOPPED)
     assert good.speedup is not None
@@ -93,9 +94,9 @@ def test_an_evaluator_stops_the_hopeless_and_survives_failures(builder: DraftBui
     assert bad.speedup < good.speedup
     assert bad.timed is None
     assert good.timed is not None
-    assert good.timed.tokens >= 47  # the last round may give more than are kept
+    assert good.timed.tokens >= 47  # the last round may emit more tokens than are kept
     assert good.timed.measured > 0
-    # The table of this test makes a plain step a second: a token takes less, and no round costs less than a step.
+    # An autoregressive step takes 1 s in this test's table. A round takes at least as long, and a token less.
     assert 1 < good.timed.modelled <= good.timed.tokens
     whole = evaluator().run(1, "block", bits_of(bad_set, num_layers), whole=True)
     assert whole.status == COMPLETED
@@ -105,7 +106,9 @@ def test_an_evaluator_stops_the_hopeless_and_survives_failures(builder: DraftBui
     assert (again.counts, again.speedup, again.exit_threshold) == (good.counts, good.speedup, good.exit_threshold)
 
 
-def test_a_failure_by_the_clock_leaves_the_score(builder: DraftBuilder, texts: list[CachedText], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_whose_timed_run_fails_keeps_its_score(
+    builder: DraftBuilder, texts: list[CachedText], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no room")
 
@@ -119,7 +122,7 @@ def test_a_failure_by_the_clock_leaves_the_score(builder: DraftBuilder, texts: l
     assert trial.timed is None
 
 
-def test_texts_at_a_time_change_no_count(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_texts_in_parallel_give_the_same_score(builder: DraftBuilder, texts: list[CachedText]) -> None:
     bits, costs = bits_of(SKIP, builder.num_layers), cheap(builder.num_layers, 1.0)
     one_by_one = Objective(costs, WEIGHTS).tune(bits, [drafted(builder, cached, SKIP) for cached in texts], START)
     with ThreadPoolExecutor(3) as pool:

@@ -1,4 +1,4 @@
-"""The published skip sets begin a search of a model of their depth: 40 layers, and 80, whose 160 parameters Ax takes too."""
+"""A search of a model of 40 or 80 layers starts from a published skip set; Ax handles 160 sublayers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = SearchSettings(trials=1, budget=None, sampled_tokens=8, greedy_tokens
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Random models by depth. Read only."""
+    """Artifacts of random models, by number of layers. Read only."""
     folder = tmp_path_factory.mktemp("published")
     made = {}
     for depth in (40, 80):
@@ -64,7 +64,7 @@ def test_a_published_set_is_the_first_candidate(
 
 
 @pytest.mark.slow
-def test_ax_goes_on_from_a_published_set_of_160_sublayers(artifacts: dict[int, Path], calibration: Path, tmp_path: Path) -> None:
+def test_ax_continues_from_a_published_set_of_160_sublayers(artifacts: dict[int, Path], calibration: Path, tmp_path: Path) -> None:
     warm = 20
     search(artifacts[80], "llama-2-70b", calibration, tmp_path / "found", dataclasses.replace(SETTINGS, trials=warm + 4))
     trials = read_search(tmp_path / "found").trials

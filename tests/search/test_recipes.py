@@ -1,4 +1,4 @@
-"""The recipes and the calibration prompts that sstool ships can be used as they are, and say what their documentation says."""
+"""The shipped recipes and calibration prompts are usable as they are and agree with their documentation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_recipe_can_be_read_and_fits_its_model(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_a_published_recipe_begins_a_search_and_does_not_end_it(name: str) -> None:
+def test_a_published_recipe_has_a_warm_start_and_no_fixed_skip_set(name: str) -> None:
     model, num_layers, num_attention, num_mlp = PUBLISHED[name]
     recipe = read_recipe(RECIPES / f"{name}.yaml")
     assert (recipe.model, recipe.num_layers, recipe.skip_set) == (model, num_layers, None)
@@ -71,7 +71,7 @@ def test_a_published_recipe_begins_a_search_and_does_not_end_it(name: str) -> No
 def test_a_published_recipe_holds_the_published_numbers(name: str) -> None:
     source = SHARED / "recipes" / "paper_skip_sets.json"
     if not source.exists():
-        pytest.skip("the published sets are not beside the repository (../shared/recipes/paper_skip_sets.json)")
+        pytest.skip("the published sets are not next to the repository (../shared/recipes/paper_skip_sets.json)")
     published = json.loads(source.read_text(encoding="utf-8"))[name]
     recipe = read_recipe(RECIPES / f"{name}.yaml")
     assert recipe.warm_start == SkipSpec(attention=tuple(published["attention"]), mlp=tuple(published["mlp"]))
@@ -163,7 +163,7 @@ def test_a_recipe_without_skip_sets_fits_every_model() -> None:
 
 
 @pytest.mark.parametrize("place", ["model", "search", "x", "? *i\n: y\nmodel"])
-def test_a_recipe_that_prints_without_end_is_refused_at_once(place: str, tmp_path: Path) -> None:
+def test_a_recipe_of_nested_aliases_is_refused_without_expanding_them(place: str, tmp_path: Path) -> None:
     names = "abcdefghi"
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in itertools.pairwise(names)]
@@ -223,7 +223,7 @@ def test_a_budget_may_be_a_number_of_seconds(text: str, seconds: float, tmp_path
     assert recipe.search.budget_seconds == seconds
 
 
-def test_an_empty_search_section_is_the_defaults(tmp_path: Path) -> None:
+def test_an_empty_search_section_gives_the_defaults(tmp_path: Path) -> None:
     assert recipe_from(tmp_path, "search: {}\n").search == SearchSettings()
     assert recipe_from(tmp_path, "search:\n").search is None
 
@@ -241,14 +241,14 @@ def test_a_calibration_file_is_relative_to_the_recipe(given: str, tmp_path: Path
     assert search == SearchSettings(calibration=str((folder / given).resolve()), trials=7)
 
 
-def test_an_absolute_calibration_path_stays(tmp_path: Path) -> None:
+def test_an_absolute_calibration_path_is_kept(tmp_path: Path) -> None:
     path = tmp_path.resolve() / "elsewhere" / "mine.jsonl"
     search = recipe_from(tmp_path, f"search: {{calibration: {path}}}\n").search
     assert search is not None
     assert search.calibration == str(path)
 
 
-def test_a_model_beside_the_recipe_and_its_calibration_are_both_found(tmp_path: Path) -> None:
+def test_a_model_and_a_calibration_file_next_to_the_recipe_are_found(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     recipe = recipe_from(tmp_path, "model: model\nsearch: {calibration: mine.jsonl}\n")
     assert recipe.model == str((tmp_path / "model").resolve())
@@ -274,7 +274,7 @@ def test_there_are_64_different_prompts() -> None:
     assert not [p.id for p in prompts if p.id == str(p.index)]
 
 
-def test_the_prompts_are_short_and_end_where_a_tokenizer_can_go_on() -> None:
+def test_the_prompts_are_short_and_do_not_end_in_whitespace() -> None:
     tokenizer = Tokenizer.from_file(str(RECIPES / "demo" / "tokenizer.json"))
     prompts = read_prompts(DEFAULT_CALIBRATION)
     assert not [p.id for p in prompts if not 15 <= len(tokenizer.encode(p.prompt).ids) <= 180]
@@ -282,7 +282,7 @@ def test_the_prompts_are_short_and_end_where_a_tokenizer_can_go_on() -> None:
 
 
 @pytest.mark.parametrize("half", [0, 1])
-def test_each_eight_of_a_half_are_varied(half: int) -> None:
+def test_every_eight_prompts_of_a_half_are_of_varied_kinds(half: int) -> None:
     kinds = [p.id.split("-")[0] for p in read_prompts(DEFAULT_CALIBRATION)][half::2]
     for start in range(0, 32, 8):
         eight = kinds[start : start + 8]
@@ -290,8 +290,8 @@ def test_each_eight_of_a_half_are_varied(half: int) -> None:
         assert len(set(eight)) >= 7, eight
 
 
-def test_no_prompt_is_one_that_results_are_judged_by() -> None:
-    """Held-out prompts must not tune the draft, nor the ones that the README's figures come from."""
+def test_no_calibration_prompt_is_an_evaluation_prompt() -> None:
+    """Neither held-out prompts nor those of the documented figures may tune a draft."""
     sources = [RECIPES / "demo" / "prompts.jsonl"]
     held_out = sorted((SHARED / "eval").glob("*.jsonl"))
     judged = [p.prompt for source in (*sources, *held_out) for p in read_prompts(source)]
@@ -300,4 +300,4 @@ def test_no_prompt_is_one_that_results_are_judged_by() -> None:
     shared_runs = {run for text in judged for run in runs(text, 7)}
     assert not [p.id for p in ours if runs(p.prompt, 7) & shared_runs]
     if not held_out:
-        pytest.skip("the held-out prompts are not beside the repository (../shared/eval): only the demo's prompts were compared")
+        pytest.skip("the held-out prompts are not next to the repository (../shared/eval): only the demo's prompts were compared")

@@ -1,4 +1,4 @@
-"""Whole searches on a tiny model: repeatable, resumable, and never mixed with another's trials."""
+"""A whole search is repeatable and resumable, and never mixes its trials with those of another search."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sstool.skip_set import SkipSpec
 from tests.toolchain.tiny_llama import VOCAB, make_llama
 
 WARM = 21
-"""Warm starts, at most: how many of them are the same set depends on what the machine's engines cost."""
+"""Largest number of warm starts. Some may be the same skip set, which depends on measured costs."""
 
 
 def settings(calibration: Path, **changes: Any) -> SearchSettings:
@@ -44,8 +44,8 @@ def search(artifact: Path, work: Path, calibration: Path, *, latency: Path | Non
     )
 
 
-def told_of(trial: Trial) -> object:
-    """Returns all of a trial that is no clock's."""
+def without_times(trial: Trial) -> object:
+    """Returns a trial without its measured times."""
     return dataclasses.replace(trial, timed=None, seconds=0.0, suggest_seconds=0.0)
 
 
@@ -55,7 +55,7 @@ def finished(tiny_artifact: Path, calibration: Path, tmp_path_factory: pytest.Te
     return work, search(tiny_artifact, work, calibration)
 
 
-def test_a_search_writes_down_all_it_did(finished: tuple[Path, SearchOutcome]) -> None:
+def test_a_search_logs_everything_that_it_did(finished: tuple[Path, SearchOutcome]) -> None:
     work, outcome = finished
     log = read_search(work)
     assert log.result == outcome.result
@@ -69,7 +69,7 @@ def test_a_search_writes_down_all_it_did(finished: tuple[Path, SearchOutcome]) -
     assert log.latency is not None
     assert all(t.seconds > 0 for t in log.trials)
     assert all((t.timed is not None) == (t.status == COMPLETED) for t in log.trials)
-    # Every text ends before the first measured context, so a plain step costs the same in all of them.
+    # All texts are shorter than the first measured context, so an autoregressive step costs the same in all.
     assert log.header.plain == pytest.approx(1 / log.latency.rows[0].verify[0])
     scored = [t for t in log.trials if t.status != FAILED]
     for trial in scored:
@@ -83,13 +83,13 @@ def test_a_search_writes_down_all_it_did(finished: tuple[Path, SearchOutcome]) -
     assert outcome.result.seconds["total"] >= outcome.result.seconds["candidates"] + outcome.result.seconds["ax"]
 
 
-def test_the_same_seed_and_table_give_the_same_trials(
+def test_the_same_seed_and_latency_table_give_the_same_trials(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     work, _ = finished
     search(tiny_artifact, tmp_path / "again", calibration, latency=work / LATENCY)
     first, second = read_search(work), read_search(tmp_path / "again")
-    assert [told_of(t) for t in first.trials] == [told_of(t) for t in second.trials]
+    assert [without_times(t) for t in first.trials] == [without_times(t) for t in second.trials]
     assert first.header == second.header
 
 
@@ -98,7 +98,7 @@ def resumed(work: Path, artifact: Path, calibration: Path, **changes: Any) -> Se
     return run_search(request)
 
 
-def test_a_killed_search_goes_on_where_it_was(
+def test_a_killed_search_continues_after_its_last_complete_trial(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     work, _ = finished
@@ -106,7 +106,7 @@ def test_a_killed_search_goes_on_where_it_was(
     killed = Path(shutil.copytree(work, tmp_path / "killed"))
     lines = (killed / TRIALS).read_text(encoding="utf-8").splitlines(keepends=True)
     trials = [n for n, line in enumerate(lines) if json.loads(line)["kind"] == "trial"]
-    # Killed while the last trial but three was being written.
+    # The process was killed while it wrote the third trial from the end.
     cut = trials[-3]
     (killed / TRIALS).write_text("".join(lines[:cut]) + lines[cut][:40], encoding="utf-8")
     resumed(killed, tiny_artifact, calibration)
@@ -134,7 +134,7 @@ def test_a_finished_search_can_be_given_more_trials(
         ({"batch": 3}, "batch"),
     ],
 )
-def test_other_settings_are_not_mixed(
+def test_a_search_is_not_resumed_with_other_settings(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
     copy = Path(shutil.copytree(finished[0], tmp_path / "copy"))
@@ -154,7 +154,7 @@ def test_another_model_s_trials_are_refused(
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
 
 
-def test_a_candidate_that_fails_is_recorded_and_not_fatal(
+def test_a_candidate_that_fails_is_recorded_and_does_not_end_the_search(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sstool.search.drafts.builder import DraftBuilder
@@ -169,7 +169,7 @@ def test_a_candidate_that_fails_is_recorded_and_not_fatal(
     monkeypatch.setattr(DraftBuilder, "open", failing)
     search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
     trials = read_search(tmp_path / "work").trials
-    # Ax goes on to others instead of suggesting what failed for ever.
+    # Ax suggests other sets; it does not repeat the failed ones.
     assert len({t.skip for t in trials}) == len(trials) == WARM + 4
     failed = [t for t in trials if t.status == FAILED]
     assert failed
@@ -184,7 +184,7 @@ def test_the_limit_of_trials_ends_the_search(tiny_artifact: Path, calibration: P
     assert "gained nothing" in outcome.result.remark or "No draft beat autoregressive" in outcome.result.remark
 
 
-def test_a_space_that_is_used_up_ends_the_search(calibration: Path, tmp_path: Path) -> None:
+def test_the_search_ends_when_every_skip_set_was_tried(calibration: Path, tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", num_hidden_layers=1)
     artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "artifact", skip=SkipSpec(mlp=(0,)))).folder
     outcome = run_search(SearchRequest(folder=artifact, work=tmp_path / "work", settings=settings(calibration), threads=1))
@@ -193,7 +193,7 @@ def test_a_space_that_is_used_up_ends_the_search(calibration: Path, tmp_path: Pa
     assert "Ax failed" not in outcome.result.remark
 
 
-def test_a_budget_that_is_too_small_says_what_would_do(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
+def test_a_budget_that_is_too_small_is_refused_with_one_that_suffices(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="too small for one trial") as caught:
         search(tiny_artifact, tmp_path / "work", calibration, budget="0.01s")
     assert caught.value.hint.startswith("give at least ")
@@ -214,18 +214,18 @@ def test_prompts_that_cannot_be_used_are_left_out_or_refused(tiny_artifact: Path
     assert [m for m in caplog.messages if "prompt empty is left out" in m]
 
 
-def test_progress_names_the_parts_and_the_best(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
-    told: list[Progress] = []
+def test_progress_reports_the_parts_and_the_best_speed(tiny_artifact: Path, calibration: Path, tmp_path: Path) -> None:
+    reports: list[Progress] = []
     request = SearchRequest(
-        folder=tiny_artifact, work=tmp_path / "work", settings=settings(calibration, trials=4), threads=1, progress=told.append
+        folder=tiny_artifact, work=tmp_path / "work", settings=settings(calibration, trials=4), threads=1, progress=reports.append
     )
     run_search(request)
-    assert {"writing calibration texts", "measuring the engines", "trying candidates", "timing the finalists"} <= {p.part for p in told}
-    assert [p.done for p in told if p.part == "trying candidates"] == [1, 2, 3, 4]
-    assert told[-1].best is not None
+    assert {"writing calibration texts", "measuring the engines", "trying candidates", "timing the finalists"} <= {p.part for p in reports}
+    assert [p.done for p in reports if p.part == "trying candidates"] == [1, 2, 3, 4]
+    assert reports[-1].best is not None
 
 
-def test_a_failure_inside_ax_keeps_what_was_found(
+def test_a_search_in_which_ax_fails_still_has_finalists(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ax.api.client import Client
@@ -239,7 +239,7 @@ def test_a_failure_inside_ax_keeps_what_was_found(
     assert outcome.result.remark.endswith("Ax failed during the search: ArithmeticError: singular matrix")
 
 
-def test_a_full_disk_is_not_taken_for_a_failure_of_ax(
+def test_a_full_disk_is_not_reported_as_a_failure_of_ax(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sstool.search.log.write import SearchWriter
@@ -256,7 +256,7 @@ def test_a_full_disk_is_not_taken_for_a_failure_of_ax(
         search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
 
 
-def test_a_model_that_never_goes_on_is_refused(calibration: Path, tmp_path: Path) -> None:
+def test_a_model_that_ends_every_text_at_its_first_token_is_refused(calibration: Path, tmp_path: Path) -> None:
     silent = make_llama(tmp_path / "model", num_hidden_layers=2, eos_token_id=list(range(VOCAB)))
     artifact = export_artifact(ExportRequest(model=silent, out=tmp_path / "artifact", skip=SkipSpec(mlp=(1,)))).folder
     with pytest.raises(PromptError, match="ends its continuation of each of the 4 calibration prompts at the first token"):
@@ -264,7 +264,7 @@ def test_a_model_that_never_goes_on_is_refused(calibration: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("content", ["{", '{"key": 1, "texts": []}', "[" * 100_000])
-def test_damaged_texts_of_a_killed_search_are_made_anew(
+def test_damaged_texts_of_a_killed_search_are_made_again(
     content: str, finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     killed = Path(shutil.copytree(finished[0], tmp_path / "killed"))
@@ -274,7 +274,7 @@ def test_damaged_texts_of_a_killed_search_are_made_anew(
     assert len(read_search(killed).trials) == WARM + 5
 
 
-def test_a_damaged_table_of_an_earlier_search_is_measured_anew(
+def test_a_damaged_latency_table_of_an_earlier_search_is_measured_again(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = json.loads((finished[0] / LATENCY).read_text())
@@ -285,7 +285,7 @@ def test_a_damaged_table_of_an_earlier_search_is_measured_anew(
     assert len(read_search(tmp_path / "work").trials) == 2
 
 
-def test_a_log_with_a_hole_is_not_gone_on_with(
+def test_a_log_with_a_missing_trial_is_not_resumed(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path
 ) -> None:
     holed = Path(shutil.copytree(finished[0], tmp_path / "holed"))

@@ -1,4 +1,4 @@
-"""A search's settings are complete without being given, and what cannot be used is refused in one line with a hint."""
+"""Every search setting has a default, and an invalid value is refused with a short message and a hint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def settings(**values: Any) -> SearchSettings:
     return read_record(SearchSettings, values, where="search", error=ConfigError)
 
 
-def test_the_defaults_are_sound() -> None:
+def test_the_default_budget_is_ten_minutes_and_the_weights_sum_to_1() -> None:
     assert SearchSettings().budget_seconds == 600
     assert SearchSettings().sampled_weight + SearchSettings().greedy_weight == 1
 
@@ -58,7 +58,7 @@ def test_a_budget_is_a_time(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "0s", "0.0h", "." + "0" * 400 + "1", "9" * 400, "9" * 308 + "h"])
-def test_a_budget_that_is_no_time_to_wait_is_refused(text: str) -> None:
+def test_a_budget_of_zero_or_infinite_seconds_is_refused(text: str) -> None:
     refused({"budget": text}, "budget is out of range")
 
 
@@ -84,11 +84,11 @@ def test_a_budget_that_is_no_time_to_wait_is_refused(text: str) -> None:
         ".",
     ],
 )
-def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
+def test_a_budget_that_is_not_a_time_is_refused(text: str) -> None:
     refused({"budget": text}, "is not a time")
 
 
-def test_without_a_budget_only_trials_end_a_search() -> None:
+def test_without_a_budget_the_time_is_unlimited() -> None:
     assert SearchSettings(budget=None).budget_seconds == math.inf
 
 
@@ -103,7 +103,7 @@ def test_without_a_budget_only_trials_end_a_search() -> None:
         ("finalists", 1, 32),
     ],
 )
-def test_a_count_has_both_ends_of_its_range_and_no_more(name: str, low: int, high: int) -> None:
+def test_a_count_may_be_at_both_ends_of_its_range_and_not_beyond(name: str, low: int, high: int) -> None:
     for value in (low, high):
         assert getattr(settings(**{name: value}), name) == value
     for value in (low - 1, high + 1, -(2**70)):
@@ -111,14 +111,14 @@ def test_a_count_has_both_ends_of_its_range_and_no_more(name: str, low: int, hig
 
 
 @pytest.mark.parametrize("name", ["sampled_weight", "greedy_weight"])
-def test_a_weight_is_a_finite_number_from_0(name: str) -> None:
+def test_a_weight_is_finite_and_not_negative(name: str) -> None:
     assert getattr(settings(**{name: 0}), name) == 0
     assert getattr(settings(**{name: 3}), name) == 3
     for value in (-0.1, math.inf, math.nan):
         refused({name: value}, f"{name} is out of range")
 
 
-def test_some_text_must_count() -> None:
+def test_both_weights_cannot_be_0() -> None:
     refused({"sampled_weight": 0, "greedy_weight": 0.0}, "both 0")
 
 
@@ -129,7 +129,7 @@ def test_some_text_must_count() -> None:
         ("top_p", (0.01, 1.0), (0.0, 1.01, math.nan)),
     ],
 )
-def test_the_sampled_text_has_the_ranges_of_decoding(name: str, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
+def test_temperature_and_top_p_have_the_ranges_of_decoding(name: str, good: tuple[float, ...], bad: tuple[float, ...]) -> None:
     for value in good:
         assert getattr(settings(**{name: value}), name) == value
     for value in bad:
@@ -137,7 +137,7 @@ def test_the_sampled_text_has_the_ranges_of_decoding(name: str, good: tuple[floa
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\0b"])
-def test_a_calibration_file_has_a_name(name: str) -> None:
+def test_a_calibration_file_without_a_valid_name_is_refused(name: str) -> None:
     refused({"calibration": name}, "calibration names no file")
 
 
@@ -145,7 +145,7 @@ def test_a_calibration_file_has_a_name(name: str) -> None:
     "name", ["trials", "batch", "seed", "sampled_tokens", "greedy_tokens", "finalists", "sampled_weight", "greedy_weight"]
 )
 @pytest.mark.parametrize("value", ["3", True])
-def test_a_value_of_another_type_is_refused_however_the_settings_are_made(name: str, value: object) -> None:
+def test_a_value_of_another_type_is_refused_by_the_reader_and_the_constructor(name: str, value: object) -> None:
     refused({name: value}, f"{name}: expected")
     given: dict[str, Any] = {name: value}
     with pytest.raises(ConfigError, match=rf"{name} must be a (whole )?number"):

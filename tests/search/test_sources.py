@@ -1,4 +1,4 @@
-"""Warm starts: patterns of the right shape, an influence order by cost, and hidden states that are the model's own."""
+"""Warm starts are valid drafts, and the single-sublayer engines compute the model's own hidden states."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_block_is_whole_layers() -> None:
     assert skip.attention == skip.mlp == (3, 4, 5, 6)
 
 
-def test_the_least_missed_goes_first() -> None:
+def test_the_least_sensitive_sublayers_are_skipped_first() -> None:
     sensitivity = Sensitivity(attention=(0.2, 0.9, 1.0), mlp=(0.5, 0.95, 0.99), seconds=0.0)
     order = sensitivity_order(sensitivity)
     assert order == [2, 5, 4, 1, 3, 0]
@@ -44,19 +44,19 @@ def test_the_least_missed_goes_first() -> None:
     assert all(is_draft(bits) for bits in cuts(order))
 
 
-def test_influence_finds_what_the_model_misses(builder: DraftBuilder, texts: list[CachedText]) -> None:
-    told: list[int] = []
-    sensitivity = measure_sensitivity(builder, texts, lambda done, _total: told.append(done))
-    assert told == list(range(32))
+def test_leave_one_out_sensitivity_finds_the_sublayers_that_matter(builder: DraftBuilder, texts: list[CachedText]) -> None:
+    reports: list[int] = []
+    sensitivity = measure_sensitivity(builder, texts, lambda done, _total: reports.append(done))
+    assert reports == list(range(32))
     values = np.array([*sensitivity.attention, *sensitivity.mlp])
     assert ((values >= 0) & (values <= 1 + 1e-6)).all()
-    # Without its first MLP the demo model is lost; most others it hardly misses.
+    # The demo model needs its first MLP. Most other sublayers have little effect.
     assert sensitivity.mlp[0] == values.min() < 0.5
     assert np.median(values) > 0.7
 
 
 @pytest.mark.parametrize("family", ["exaone4", "gemma2", "gpt2", "granite", "olmo2", "qwen3_moe", "starcoder2"])
-def test_sublayers_alone_carry_the_stream_as_transformers_does(family: str, tmp_path: Path) -> None:
+def test_single_sublayers_compute_the_residual_stream_of_transformers(family: str, tmp_path: Path) -> None:
     assert family in FAMILIES
     model = make_checkpoint(tmp_path / "model", family, 0)
     artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "artifact", skip=SkipSpec(mlp=(1,)))).folder
@@ -68,7 +68,7 @@ def test_sublayers_alone_carry_the_stream_as_transformers_does(family: str, tmp_
         close(stream, expected[0])
         for layer in range(builder.num_layers - 1):
             for place in (layer, builder.num_layers + layer):
-                # Two streams at once, as the programme runs them.
+                # Two streams in one batch, as the dynamic programme runs them.
                 stream = SublayerEngine(builder, place).run(np.concatenate([stream, 0.5 * stream]))[:1]
             close(stream, expected[layer + 1])
 
@@ -88,7 +88,7 @@ def close(ours: NDArray[Any], reference: NDArray[Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_front_is_the_best_there_is_at_its_costs(builder: DraftBuilder, texts: list[CachedText]) -> None:
+def test_the_front_has_the_highest_cosine_at_each_cost(builder: DraftBuilder, texts: list[CachedText]) -> None:
     num_layers = builder.num_layers
     shares = np.array([1.0] * num_layers + [2.0] * num_layers)
     front = cosine_front(builder, texts[0].text, shares, lambda _done, _total: None)
@@ -97,7 +97,8 @@ def test_the_front_is_the_best_there_is_at_its_costs(builder: DraftBuilder, text
     for point in front:
         assert point.cost == pytest.approx(((1 - np.array(point.bits)) * shares).sum() / shares.sum())
     assert front[-1].cosine > 0.98 > 0.8 > front[0].cosine
-    # Its streams are those of its sets, sublayer by sublayer, and other sets of as many sublayers are farther off.
+    # The cosines are those of the skip sets, run sublayer by sublayer. Other sets of as many sublayers have
+    # lower cosines.
     for point in front[:: len(front) // 3]:
         assert cosine_of(builder, texts[0], point.bits) == pytest.approx(point.cosine, abs=1e-5)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The latency table: what it measures is positive and complete, what it is asked for is what it measured, and parts add up."""
+"""A measured latency table is complete and positive, and the speed model reproduces its measurements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def row(context: int, scale: float) -> LatencyRow:
     )
 
 
-def test_costs_lie_between_the_rows() -> None:
+def test_costs_are_interpolated_between_contexts() -> None:
     costs = CostModel(table(row(100, 1.0), row(300, 2.0)))
     assert costs.verify(100)[0] == pytest.approx(1.0)
     assert costs.verify(200)[4] == pytest.approx(1.5 * 1.4)
@@ -46,24 +46,25 @@ def test_costs_lie_between_the_rows() -> None:
     assert costs.draft((0, 0, 0, 0), 200).first == pytest.approx(0.15 + 0.3 + 0.1 + 0.7)
 
 
-def test_steps_are_parts_of_sizes() -> None:
+def test_a_step_takes_a_fraction_of_the_draft_s_size() -> None:
     costs = CostModel(table(row(100, 1.0), row(300, 2.0)))
-    # In the two rows the draft's size is 1.1 and 1.4 s, of which a later step takes 0.9 and, a third of the way from 1.0 s to 2.2 s, 0.7.
+    # The draft's size is 1.1 s in the first row and 1.4 s in the second. A later step takes 0.9 of the first
+    # size, and 0.7 of the second, which lies a third of the way from 1.0 s to 2.2 s.
     assert costs.draft((0, 0, 0, 0), 100).later == pytest.approx(0.9 * 1.1)
     assert costs.draft((0, 0, 0, 0), 300).later == pytest.approx(0.7 * 1.4)
     assert costs.draft((0, 0, 0, 0), 200).later == pytest.approx((0.9 * 1.1 + 0.7 * 1.4) / 2)
-    # Less than the least that was measured, and more than the most, is taken to be like it.
+    # Sizes outside the measured range have the factor of the nearest measured size.
     assert costs.draft((1, 1, 1, 1), 100).later == pytest.approx(0.6 * 0.1)
 
 
-def test_a_draft_has_one_first_step() -> None:
+def test_each_draft_sequence_has_one_first_step() -> None:
     cost = DraftCost(first=3.0, later=2.0)
     assert [cost.seconds(n) for n in (0, 1, 2, 5)] == [0, 3, 5, 11]
     assert cost.seconds(5, drafts=2) == cost.seconds(1) + cost.seconds(4)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 16, 80])
-def test_probes_can_be_told_apart(num_layers: int) -> None:
+def test_probe_sets_differ_and_separate_attention_from_mlp(num_layers: int) -> None:
     probes, ladder = probe_sets(num_layers), ladder_sets(num_layers)
     assert len(probes) >= 2
     assert set(ladder) <= set(probes)
@@ -78,7 +79,7 @@ def test_probes_can_be_told_apart(num_layers: int) -> None:
         assert np.linalg.matrix_rank(design) == 3
 
 
-def test_sublayers_weigh_what_their_matrices_do(builder: DraftBuilder) -> None:
+def test_the_bytes_of_a_sublayer_are_those_of_its_matrices(builder: DraftBuilder) -> None:
     sizes = sublayer_bytes(builder.verify, builder.num_layers)
     attention, mlp = sizes[: builder.num_layers], sizes[builder.num_layers :]
     assert len(set(attention)) == len(set(mlp)) == 1
@@ -104,8 +105,8 @@ def test_a_measured_table_is_complete(builder: DraftBuilder, texts: list[CachedT
     assert 0 < little.later < much.later
 
 
-def test_a_table_is_fitted_to_what_was_measured() -> None:
-    """Drafts whose steps are parts of their size, as the docstring has it, one of them measured wrong: the fit finds the parts again."""
+def test_the_fit_recovers_the_costs_behind_the_times() -> None:
+    """The times are made from known costs, except for one outlier; the fit recovers the costs."""
     num_layers = 16
     probes, weights = probe_sets(num_layers), np.array([2.0] * num_layers + [5.0] * num_layers)
     kept = 1 - np.array(probes)
@@ -118,7 +119,7 @@ def test_a_table_is_fitted_to_what_was_measured() -> None:
     stalls = sample.stalls()
     total = 60.0 + 65 + 100 + 5 * (first.sum() + later.sum())
     assert stalls == pytest.approx((total + 2.0) / total)
-    assert error == pytest.approx(1 / 3, rel=0.01)  # the odd one's
+    assert error == pytest.approx(1 / 3, rel=0.01)  # of the outlier
     costs = CostModel(table(row))
     for bits, size in zip(probes, sizes, strict=True):
         cost = costs.draft(bits, 96)

@@ -1,4 +1,4 @@
-"""A search's folder: gone when it is done, kept while it can be resumed, never cleared without being asked, and no place for debris."""
+"""A search removes its work folder at the end, keeps it to be resumed, and clears it only with force."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def begin(out: Path, *names: str) -> Path:
     return folder
 
 
-def test_it_is_there_for_the_block_only(tmp_path: Path) -> None:
+def test_the_folder_exists_only_within_the_block(tmp_path: Path) -> None:
     with work_folder(tmp_path / "deep" / "out", resume=False) as folder:
         assert folder == tmp_path / "deep" / "out.search"
         (folder / TRIALS).write_text(TRIAL)
     assert not folder.exists()
 
 
-def test_what_can_be_resumed_outlives_a_failure(tmp_path: Path) -> None:
+def test_a_folder_that_can_be_resumed_is_kept_after_a_failure(tmp_path: Path) -> None:
     def fail(*names: str) -> None:
         with work_folder(tmp_path / "deep" / "out", resume=False) as folder:
             for name in names:
@@ -43,7 +43,7 @@ def test_what_can_be_resumed_outlives_a_failure(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "out.search" / TEXTS).exists()
 
 
-def test_trials_are_not_thrown_away_unasked(tmp_path: Path) -> None:
+def test_trials_are_deleted_only_with_force(tmp_path: Path) -> None:
     folder = begin(tmp_path / "out", TRIALS)
     with pytest.raises(RecipeError, match="holds an interrupted search of 1 trials") as caught, work_folder(tmp_path / "out", resume=False):
         pass
@@ -57,7 +57,7 @@ def test_trials_are_not_thrown_away_unasked(tmp_path: Path) -> None:
         assert not list(folder.iterdir())
 
 
-def test_a_live_search_is_not_taken_for_an_interrupted_one(tmp_path: Path) -> None:
+def test_a_running_search_is_not_taken_for_an_interrupted_one(tmp_path: Path) -> None:
     with work_folder(tmp_path / "out", resume=False) as folder:
         (folder / TRIALS).write_text(TRIAL)
         for resume in (False, True):
@@ -66,7 +66,7 @@ def test_a_live_search_is_not_taken_for_an_interrupted_one(tmp_path: Path) -> No
     check_work(tmp_path / "out", resume=False, force=False)
 
 
-def test_what_was_published_is_not_taken_for_interrupted(tmp_path: Path) -> None:
+def test_a_published_search_is_not_taken_for_an_interrupted_one(tmp_path: Path) -> None:
     folder = begin(tmp_path / "out", TRIALS)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / TRIALS).write_text(TRIAL)
@@ -74,12 +74,12 @@ def test_what_was_published_is_not_taken_for_interrupted(tmp_path: Path) -> None
         assert not list(folder.iterdir())
 
 
-def test_the_root_is_no_place() -> None:
+def test_the_root_folder_is_refused() -> None:
     with pytest.raises(ArtifactError, match="/ cannot be the folder of"), work_folder(Path("/"), resume=False):
         pass
 
 
-def test_debris_of_a_kill_is_swept_and_others_files_are_not(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_search_are_removed_and_other_files_are_kept(tmp_path: Path) -> None:
     folder = begin(tmp_path / "out", TEXTS)
     for name in (".artifact.0123.sstool-tmp", ".report.html.4567.sstool-tmp", ".texts.json.89ab.sstool-tmp"):
         (folder / name).mkdir()
@@ -96,7 +96,7 @@ def test_debris_of_a_kill_is_swept_and_others_files_are_not(tmp_path: Path) -> N
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
-def test_one_process_has_it(tmp_path: Path) -> None:
+def test_only_one_process_can_use_the_folder(tmp_path: Path) -> None:
     with (
         work_folder(tmp_path / "out", resume=False),
         pytest.raises(RecipeError, match="another process is searching in"),

@@ -1,4 +1,4 @@
-"""What the export tests share: tiny checkpoints, one of them exported, and a way to run a graph without an artifact."""
+"""Fixtures of the export tests: a tiny checkpoint, its artifact and verify graph, and how to run a graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RunGraph = Callable[..., dict[str, NDArray[Any]]]
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grouped-query, tied checkpoint of four layers. Read only: `tiny_copy` is there to be damaged."""
+    """A tied checkpoint of four layers with grouped-query attention. Read only: change `tiny_copy`."""
     return make_llama(tmp_path_factory.mktemp("tiny") / "model")
 
 
@@ -52,7 +52,10 @@ def verify_graph(tiny_model: Path) -> ir.Model:
 
 @pytest.fixture(scope="session")
 def run_graph() -> RunGraph:
-    """Runs a graph of the contract once over `ids` from position 0; gives its outputs by name."""
+    """Returns a function that runs a contract graph once over `ids` from position 0.
+
+    That function returns the graph's outputs by name.
+    """
 
     def run(model: ir.Model, ids: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
         session = open_graph(model)
@@ -66,7 +69,7 @@ def run_graph() -> RunGraph:
 def open_graph(
     model: ir.Model, *, level: Any = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, save_to: Path | None = None
 ) -> ort.InferenceSession:
-    """Opens a graph with its weights inside."""
+    """Returns a session for a graph that contains its weights."""
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.intra_op_num_threads = 1

@@ -1,4 +1,7 @@
-"""Alternatives in real kernels: each attends to the trunk before it, and its KV can become the trunk's."""
+"""In real kernels an alternative attends to the trunk before it, and its KV can be copied into the trunk.
+
+An alternative is a side branch of the token tree, one token long.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 @pytest.mark.parametrize("depths", [(0,), (2,), (0, 0, 0), (0, 1, 2), (1, 1, 3, 3, 3)])
-def test_an_alternative_s_row_is_that_of_its_own_sequence(engine: Engine, depths: tuple[int, ...]) -> None:
+def test_an_alternative_has_the_logits_of_its_own_sequence(engine: Engine, depths: tuple[int, ...]) -> None:
     slot = engine.backend.acquire(0)
     try:
         slot.prefill(IDS[:20])
@@ -49,7 +52,7 @@ def test_an_alternative_s_row_is_that_of_its_own_sequence(engine: Engine, depths
         engine.backend.release(slot)
 
 
-def test_text_continues_after_an_alternative_as_after_the_trunk(engine: Engine) -> None:
+def test_logits_after_an_accepted_alternative_are_those_after_the_trunk(engine: Engine) -> None:
     slot = engine.backend.acquire(0)
     try:
         expected = slot.forward(IDS[:24], 0, range(24)).logits[21:].copy()
@@ -131,10 +134,10 @@ def test_the_gate_refuses_a_graph_that_ignores_the_mask_or_the_positions(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("max_context", "beside"), [(256, True), (64, True), (8, False)])
-def test_the_parity_plan_has_alternatives_if_there_is_room(tmp_path: Path, max_context: int, beside: bool) -> None:
+@pytest.mark.parametrize(("max_context", "has_room"), [(256, True), (64, True), (8, False)])
+def test_the_parity_plan_has_alternatives_if_the_context_has_room(tmp_path: Path, max_context: int, has_room: bool) -> None:
     plan = plan_parity(describe_checkpoint(make_llama(tmp_path / "model")), max_context)
-    assert (plan.beside is not None) == beside
+    assert (plan.beside is not None) == has_room
     if plan.beside is not None:
         assert set(range(plan.beside, plan.beside + 4)) <= set(plan.positions)
         assert plan.beside + 6 <= plan.prefill

@@ -18,7 +18,7 @@ def test_every_weight_is_present(tiny_model: Path) -> None:
     assert all(value.const_value is not None for value in graph.initializers.values())
 
 
-def test_weights_behind_symbolic_links_are_read(tiny_copy: Path, tmp_path: Path) -> None:
+def test_symbolic_links_to_weights_are_followed(tiny_copy: Path, tmp_path: Path) -> None:
     stored = tiny_copy / "model.safetensors"
     stored.rename(tmp_path / "blob")
     stored.symlink_to(tmp_path / "blob")
@@ -33,7 +33,7 @@ def test_an_unknown_architecture_is_refused_with_the_reason(tiny_copy: Path) -> 
     assert str(tiny_copy) in caught.value.message
 
 
-def test_another_result_than_a_graph_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_result_that_is_not_a_graph_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object, **__: object) -> dict[str, Any]:
         return {"model": "no graph"}
 

@@ -26,7 +26,7 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], None
 
 
 def shard(folder: Path) -> None:
-    """Splits the weights in two files under an index."""
+    """Splits the weights into two files with an index."""
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
@@ -37,7 +37,7 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def test_a_sound_checkpoint_is_described(tiny_model: Path) -> None:
+def test_a_valid_checkpoint_is_described(tiny_model: Path) -> None:
     found = describe_checkpoint(tiny_model)
     assert (found.model_type, found.architecture) == ("llama", "LlamaForCausalLM")
     assert (found.num_layers, found.hidden_size, found.num_heads, found.kv_heads, found.head_dim) == (LAYERS, 64, 4, 2, 16)
@@ -61,7 +61,7 @@ def test_older_configs_are_read(tiny_copy: Path) -> None:
     assert (found.head_dim, found.kv_heads) == (16, 4)
 
 
-def test_the_context_before_scaling_is_known(tiny_copy: Path) -> None:
+def test_the_original_context_of_scaled_rope_is_known(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "config.json", rope_parameters=YARN)
     assert describe_checkpoint(tiny_copy).original_context == 64
 
@@ -90,7 +90,7 @@ def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def lose_a_shard(folder: Path) -> None:
+def remove_a_shard(folder: Path) -> None:
     shard(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
 
@@ -102,7 +102,7 @@ def index_names_more(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def index_leads_away(folder: Path) -> None:
+def index_names_a_file_outside(folder: Path) -> None:
     shard(folder)
     edit_json(folder / "model.safetensors.index.json", weight_map={"x": "../elsewhere.safetensors"})
 
@@ -120,7 +120,7 @@ def a_tensor_twice(folder: Path) -> None:
 
 
 def header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    """Changes the header of the weights and nothing else."""
+    """Returns a function that changes the header of the weights and nothing else."""
 
     def rewrite(folder: Path) -> None:
         path = folder / "model.safetensors"
@@ -154,21 +154,21 @@ BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "cut config": (cut("config.json", 0.5), CheckpointError, "config.json cannot be read"),
     "config is a list": (write("config.json", "[]"), CheckpointError, "does not hold a JSON object"),
     "no model type": (config(model_type=None), CheckpointError, "model_type is None"),
-    "a count is a text": (config(num_hidden_layers="four"), CheckpointError, "num_hidden_layers must be a whole number"),
+    "a count is a string": (config(num_hidden_layers="four"), CheckpointError, "num_hidden_layers must be a whole number"),
     "a count is missing": (config(hidden_size=None), CheckpointError, "hidden_size must be"),
     "a count is negative": (config(vocab_size=-1), CheckpointError, "vocab_size must be"),
     "encoder-decoder": (config(is_encoder_decoder=True), CheckpointError, "not a decoder"),
     "t5": (config(architectures=["T5ForConditionalGeneration"], model_type="t5"), CheckpointError, "T5ForConditionalGeneration"),
     "bert": (config(architectures=["BertModel"], model_type="bert"), CheckpointError, "not a decoder: its architecture is BertModel"),
     "classifier": (config(architectures=["LlamaForSequenceClassification"]), CheckpointError, "not a decoder"),
-    "another family": (
+    "an unsupported family": (
         config(architectures=["FalconForCausalLM"], model_type="falcon"),
         UnsupportedModelError,
         "'falcon'.*not yet supported",
     ),
     "quantized": (config(quantization_config={"quant_method": "gptq"}), UnsupportedModelError, "is quantized"),
     "rope is a list": (config(rope_parameters=[1.0]), CheckpointError, "the rope parameters are not an object"),
-    "layers of a strange kind": (config(layer_types=["linear_attention"] * 4), UnsupportedModelError, "linear_attention"),
+    "an unsupported layer type": (config(layer_types=["linear_attention"] * 4), UnsupportedModelError, "linear_attention"),
     "narrow heads": (config(head_dim=8), UnsupportedModelError, "heads of 8"),
     "no tokenizer": (remove("tokenizer.json"), CheckpointError, "no tokenizer.json"),
     "cut tokenizer": (cut("tokenizer.json", 0.7), CheckpointError, "tokenizer.json is not a tokenizer"),
@@ -179,14 +179,14 @@ BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "cut weights": (cut("model.safetensors", 0.9), CheckpointError, "bytes where its header says"),
     "cut in the header": (cut("model.safetensors", 0.001), CheckpointError, "is cut or not a safetensors file"),
     "empty weights": (write("model.safetensors", ""), CheckpointError, "is cut or not a safetensors file"),
-    "weights are a text": (write("model.safetensors", "not weights at all, but long enough to look"), CheckpointError, "safetensors file"),
+    "weights are text": (write("model.safetensors", "not weights at all, but long enough to look"), CheckpointError, "safetensors file"),
     "weights are too long": (append("model.safetensors", b"more"), CheckpointError, "bytes where its header says"),
     "a shape does not fit its bytes": (
         header(lambda entries: entries["model.norm.weight"].update(shape=[65])),
         CheckpointError,
         "model.safetensors has a damaged header: invalid shape",
     ),
-    "a dtype that nobody knows": (
+    "an unknown dtype": (
         header(lambda entries: entries["model.norm.weight"].update(dtype="F99")),
         CheckpointError,
         "has a damaged header: .*unknown variant `F99`",
@@ -199,9 +199,9 @@ BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "no tensors": (lambda folder: save_file({}, folder / "model.safetensors"), CheckpointError, "hold no tensors"),
     "a tensor is in two shards": (a_tensor_twice, CheckpointError, "'model.embed_tokens.weight' is in two weight files"),
     "integers": (integers, UnsupportedModelError, "'model.norm.weight' has dtype I8"),
-    "a shard is lost": (lose_a_shard, CheckpointError, "model-00002-of-00002.safetensors is missing"),
+    "a shard is missing": (remove_a_shard, CheckpointError, "model-00002-of-00002.safetensors is missing"),
     "the index names more": (index_names_more, CheckpointError, "lists tensor 'model.layers.9.extra'"),
-    "the index leads away": (index_leads_away, CheckpointError, "outside its folder"),
+    "the index names a file outside the folder": (index_names_a_file_outside, CheckpointError, "outside its folder"),
     "a damaged index": (damage_the_index, CheckpointError, "not a weight index"),
 }
 
@@ -236,7 +236,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad: float, tiny_copy: 
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_nan_is_found_in_every_width(dtype: type, tmp_path: Path) -> None:
+def test_nan_is_found_in_every_numpy_float_dtype(dtype: type, tmp_path: Path) -> None:
     values = np.linspace(-60000, 60000, 100).astype(dtype)
     save_file({"a": values}, tmp_path / "model.safetensors")
     check_finite(read_tensors(tmp_path))
@@ -259,7 +259,7 @@ def test_nan_is_found_in_bfloat16(tmp_path: Path) -> None:
         check_finite(read_tensors(tmp_path))
 
 
-def test_the_last_number_of_a_large_tensor_is_looked_at_and_an_empty_one_is_sound(tmp_path: Path) -> None:
+def test_the_last_number_of_a_large_tensor_is_checked_and_an_empty_tensor_is_valid(tmp_path: Path) -> None:
     tensors = {"large": np.zeros((300, 301), dtype=np.float32), "empty": np.zeros((0, 4), dtype=np.float32)}
     save_file(tensors, tmp_path / "model.safetensors")
     check_finite(read_tensors(tmp_path))
@@ -269,7 +269,7 @@ def test_the_last_number_of_a_large_tensor_is_looked_at_and_an_empty_one_is_soun
         check_finite(read_tensors(tmp_path))
 
 
-def test_weights_that_were_cut_since_they_were_described_are_refused(tiny_copy: Path) -> None:
+def test_weights_truncated_after_they_were_described_are_refused(tiny_copy: Path) -> None:
     found = describe_checkpoint(tiny_copy)
     cut("model.safetensors", 0.9)(tiny_copy)
     with pytest.raises(CheckpointError, match="bytes where its header says"):
@@ -277,36 +277,36 @@ def test_weights_that_were_cut_since_they_were_described_are_refused(tiny_copy: 
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "nowhere/", ""])
-def test_a_path_that_does_not_exist_is_called_a_missing_folder(name: str) -> None:
+def test_a_path_that_does_not_exist_is_reported_as_a_missing_folder(name: str) -> None:
     with pytest.raises(CheckpointError, match="no model folder at"):
         resolve(name)
 
 
-def test_a_missing_folder_beside_others_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_in_an_existing_one_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no model folder at models/demo"):
         resolve("models/demo")
 
 
-def test_a_file_is_no_model(tmp_path: Path) -> None:
+def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):
         resolve(tmp_path / "weights")
 
 
-def test_a_folder_has_no_revision(tiny_model: Path) -> None:
+def test_a_revision_of_a_folder_is_refused(tiny_model: Path) -> None:
     with pytest.raises(CheckpointError, match="no revision 'main'"):
         resolve(tiny_model, "main")
 
 
 @pytest.mark.parametrize("name", ["no-such-organization/no-such-model", "no-such-model"])
-def test_a_hub_id_without_a_network_says_so_and_how_to_pass_a_folder(name: str) -> None:
+def test_a_hub_id_without_a_network_is_refused_with_a_hint_to_pass_a_folder(name: str) -> None:
     with pytest.raises(CheckpointError, match="no network, or offline mode") as caught:
         resolve(name)
     assert "--model PATH" in caught.value.hint
 
 
-def test_an_impossible_hub_id_is_refused() -> None:
+def test_an_invalid_hub_id_is_refused() -> None:
     with pytest.raises(CheckpointError, match="not a valid hub id"):
         resolve("not a name!")

@@ -1,4 +1,4 @@
-"""Exports: every supported shape of Llama passes the gate with room to spare, and what does not pass leaves nothing behind."""
+"""Every supported shape of Llama passes the gate with a margin; an export that fails leaves no files."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from tests.toolchain.conftest import SKIP
 from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, edit_json, make_llama
 
 TIGHT = 1e-5
-"""What these models reach; the gate allows ten times as much."""
+"""Largest relative error of these models. The gate allows ten times as much."""
 
 
-def test_the_artifact_says_what_it_is(tiny_artifact: Path, tiny_model: Path) -> None:
+def test_the_manifest_describes_the_artifact(tiny_artifact: Path, tiny_model: Path) -> None:
     artifact = read_artifact(tiny_artifact)
     check_digests(artifact)
     manifest = artifact.manifest
@@ -69,7 +69,7 @@ def test_every_shape_of_llama_has_parity(name: str, tmp_path: Path) -> None:
     assert report.min_cosine > 0.9999
 
 
-def test_parity_covers_prefill_and_every_width_past_the_scaled_context(tmp_path: Path) -> None:
+def test_the_parity_plan_covers_prefill_and_query_lengths_beyond_the_original_context(tmp_path: Path) -> None:
     checkpoint = describe_checkpoint(make_llama(tmp_path / "model", **VARIANTS["yarn"], max_position_embeddings=4096))
     stretched = dataclasses.replace(checkpoint, original_context=512)
     plan = plan_parity(stretched, 4096)
@@ -88,17 +88,17 @@ def test_half_precision_checkpoints_are_exported_in_fp32(tmp_path: Path) -> None
     assert artifact.manifest.gate["parity"]["max_relative"] <= TIGHT
 
 
-def test_no_skip_set_means_the_default(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_export_without_a_skip_set_has_the_default_one(tiny_model: Path, tmp_path: Path) -> None:
     artifact = export_artifact(ExportRequest(model=tiny_model, out=tmp_path / "out"))
     assert [d.skip for d in artifact.manifest.drafts] == [default_skip_set(LAYERS)]
 
 
-def test_a_second_export_is_the_same_to_the_byte(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+def test_a_second_export_has_the_same_files_byte_for_byte(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
     again = export_artifact(ExportRequest(model=tiny_model, out=tmp_path / "out", skip=SKIP))
     assert again.manifest.files == read_artifact(tiny_artifact).manifest.files
 
 
-def test_a_shorter_context_is_the_artifact_s(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+def test_an_artifact_with_a_shorter_context_decodes_up_to_that_context(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
     artifact = export_artifact(ExportRequest(model=tiny_model, out=tmp_path / "out", skip=SKIP, max_context=40))
     assert artifact.manifest.max_context == 40
     engine = load(artifact.folder)
@@ -129,7 +129,7 @@ def test_a_context_out_of_range_is_refused(max_context: int, tiny_model: Path, t
         ({"model": "./nowhere"}, CheckpointError, "no model folder"),
     ],
 )
-def test_a_request_that_cannot_be_met_leaves_nothing(
+def test_a_request_that_cannot_be_met_leaves_no_files(
     changes: dict[str, Any], error: type[Exception], message: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
@@ -143,11 +143,11 @@ def drop_tensor(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def other_width(folder: Path) -> None:
+def another_mlp_size(folder: Path) -> None:
     edit_json(folder / "config.json", intermediate_size=96)
 
 
-@pytest.mark.parametrize(("damage", "message"), [(drop_tensor, "lack the tensor"), (other_width, "shape mismatch")])
+@pytest.mark.parametrize(("damage", "message"), [(drop_tensor, "lack the tensor"), (another_mlp_size, "shape mismatch")])
 def test_weights_of_another_model_are_refused(damage: Callable[[Path], None], message: str, tiny_copy: Path, tmp_path: Path) -> None:
     damage(tiny_copy)
     with pytest.raises(CheckpointError, match=message):
@@ -161,7 +161,7 @@ def swap_two_layers(model: ir.Model) -> None:
     weights[names[0]].const_value, weights[names[1]].const_value = weights[names[1]].const_value, weights[names[0]].const_value
 
 
-def wrong_angles(model: ir.Model) -> None:
+def wrong_rope_tables(model: ir.Model) -> None:
     for name in ("sstool.rotary.every_layer.cos", "sstool.rotary.every_layer.sin"):
         value = model.graph.initializers[name]
         assert value.const_value is not None
@@ -184,12 +184,12 @@ def least_probable_tokens(model: ir.Model) -> None:
     ("break_graph", "message"),
     [
         (swap_two_layers, "not the checkpoint's model: logits differ by"),
-        (wrong_angles, "not the checkpoint's model: logits differ by"),
+        (wrong_rope_tables, "not the checkpoint's model: logits differ by"),
         (scaled_a_little, "not the checkpoint's model: logits differ by"),
         (least_probable_tokens, "top tokens or confidence do not agree with its logits"),
     ],
 )
-def test_the_gate_refuses_a_wrong_graph_and_leaves_nothing(
+def test_the_gate_refuses_a_wrong_graph_and_leaves_no_artifact(
     break_graph: Callable[[ir.Model], None], message: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(model: ir.Model, plan: LoweringPlan) -> ir.Model:
@@ -205,7 +205,7 @@ def test_the_gate_refuses_a_wrong_graph_and_leaves_nothing(
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size > 0]
 
 
-def test_force_replaces_and_an_interrupt_keeps_the_old(tiny_model: Path, tmp_path: Path) -> None:
+def test_force_replaces_an_artifact_and_an_interrupt_keeps_the_old_one(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_artifact(ExportRequest(model=tiny_model, out=out, skip=SKIP))
     before = (out / MANIFEST).read_bytes()
@@ -225,7 +225,7 @@ def test_force_replaces_and_an_interrupt_keeps_the_old(tiny_model: Path, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_kill_keeps_the_old_and_the_rerun_is_clean(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+def test_a_killed_export_keeps_the_old_artifact_and_the_next_one_cleans_up(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(tiny_artifact, out)
     code = (
@@ -243,7 +243,7 @@ def test_a_kill_keeps_the_old_and_the_rerun_is_clean(tiny_model: Path, tiny_arti
     assert read_artifact(out).manifest.drafts[0].skip == default_skip_set(LAYERS)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_no_files(tiny_model: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(step: str) -> None:
@@ -267,7 +267,7 @@ def test_a_chat_template_in_the_tokenizer_config_gets_its_own_file(tiny_copy: Pa
     assert (exported_text_files(tiny_copy, tmp_path) / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
-def test_the_default_of_several_chat_templates_is_taken(tiny_copy: Path, tmp_path: Path) -> None:
+def test_the_default_of_several_chat_templates_is_exported(tiny_copy: Path, tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     edit_json(tiny_copy / "tokenizer_config.json", chat_template=named)
     assert (exported_text_files(tiny_copy, tmp_path) / "chat_template.jinja").read_text() == "plain"
@@ -285,7 +285,9 @@ def test_no_chat_template_means_no_file(tiny_artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("generation", "expected"), [(None, {2}), ({"temperature": 0.5}, {2}), ({"eos_token_id": [3, 4]}, {3, 4}), ({"eos_token_id": 5}, {5})]
 )
-def test_end_of_sequence_is_never_lost(generation: dict[str, Any] | None, expected: set[int], tiny_copy: Path, tmp_path: Path) -> None:
+def test_end_of_sequence_tokens_are_always_exported(
+    generation: dict[str, Any] | None, expected: set[int], tiny_copy: Path, tmp_path: Path
+) -> None:
     path = tiny_copy / "generation_config.json"
     path.unlink()
     if generation is not None:
@@ -301,14 +303,14 @@ def test_generation_settings_that_cannot_be_used_are_refused(tiny_copy: Path, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_said_on_stdout_or_stderr(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_written_to_stdout_or_stderr(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     export_artifact(ExportRequest(model=tiny_model, out=tmp_path / "out", skip=SKIP))
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_a_checkpoint_of_links_is_exported_like_the_files(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
-    """The hub's cache is one: `snapshots/<revision>/` links to `blobs/`."""
+def test_a_checkpoint_of_symbolic_links_is_exported_like_its_files(tiny_model: Path, tiny_artifact: Path, tmp_path: Path) -> None:
+    """The hub's cache has such checkpoints: the files in `snapshots/<revision>/` are links to `blobs/`."""
     snapshot = tmp_path / "snapshots" / "revision"
     snapshot.mkdir(parents=True)
     for path in tiny_model.iterdir():
@@ -318,7 +320,7 @@ def test_a_checkpoint_of_links_is_exported_like_the_files(tiny_model: Path, tiny
     assert [p.name for p in (tmp_path / "snapshots").iterdir()] == ["revision"]
 
 
-def test_stories260k_has_parity_and_its_own_heads(shared_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_stories260k_has_parity_and_its_checkpoint_s_context_and_weights(shared_model: Callable[[str], Path], tmp_path: Path) -> None:
     model = shared_model("stories260k")
     artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "out"))
     assert artifact.manifest.gate["parity"]["max_relative"] <= TIGHT

@@ -1,4 +1,4 @@
-"""A graph that is not valid ONNX is refused in one line before it is written, in an export and a search."""
+"""An export, and the replacement of a draft, refuse a graph that is not valid ONNX before they write it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def declare_ids_as_float(model: ModelProto) -> None:
     next(v for v in model.graph.input if v.name == "input_ids").type.tensor_type.elem_type = TensorProto.FLOAT
 
 
-def forget_the_operators_of_onnx_runtime(model: ModelProto) -> None:
+def remove_the_opset_of_onnx_runtime(model: ModelProto) -> None:
     kept = [opset for opset in model.opset_import if opset.domain != "com.microsoft"]
     del model.opset_import[:]
     model.opset_import.extend(kept)
@@ -83,7 +83,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "Unrecognized attribute: axxis",
     ),
     "one input too many": (lambda m: node(m, "MatMul").input.append("input_ids"), "has input size 3 not in range"),
-    "no version of ONNX Runtime's operators": (forget_the_operators_of_onnx_runtime, "No opset import for domain 'com.microsoft'"),
+    "no version of ONNX Runtime's operators": (remove_the_opset_of_onnx_runtime, "No opset import for domain 'com.microsoft'"),
 }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_an_invalid_graph_is_refused(case: str, tiny_artifact: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [VERIFY_GRAPH, DRAFT_GRAPH])
-def test_a_valid_graph_is_written_as_it_is(name: str, tiny_artifact: Path, tmp_path: Path) -> None:
+def test_a_valid_graph_is_written_unchanged(name: str, tiny_artifact: Path, tmp_path: Path) -> None:
     write_graph(ir.load(tiny_artifact / name), tmp_path / name)
     assert (tmp_path / name).read_bytes() == (tiny_artifact / name).read_bytes()
 
@@ -112,7 +112,7 @@ def reuse_a_name(model: ir.Model) -> None:
 
 
 def int64_lengths(model: ir.Model) -> None:
-    """ONNX has no schema for the attention kernels, which take these as int32."""
+    """Makes the lengths int64. The kernel takes int32, but ONNX has no schema for it and does not notice."""
     next(v for v in model.graph.inputs if v.name == "seqlens_k").type = ir.TensorType(ir.DataType.INT64)
 
 
@@ -142,13 +142,13 @@ def test_an_export_with_an_invalid_graph_publishes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def renew_draft(old: Path) -> None:
+def replace_the_draft(old: Path) -> None:
     with staged_folder(old, force=True) as folder:
         replace_draft.clone_files(read_artifact(old), folder)
         replace_draft.replace_draft(folder, SkipSpec(mlp=(1,)), search=old.parent, tuning=TUNING)
 
 
-def test_an_invalid_draft_replaces_nothing(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_draft_does_not_replace_the_old_one(tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(verify: ir.Model, skip: SkipSet) -> ir.Model:
         draft = lower_draft(verify, skip)
         reuse_a_name(draft)
@@ -158,7 +158,7 @@ def test_an_invalid_draft_replaces_nothing(tiny_artifact: Path, tmp_path: Path, 
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     monkeypatch.setattr(replace_draft, "lower_draft", broken)
     with pytest.raises(UnsupportedModelError, match=r"draft.onnx is not valid ONNX: .* output names multiple times"):
-        renew_draft(old)
+        replace_the_draft(old)
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
     check_digests(read_artifact(old))

@@ -1,4 +1,4 @@
-"""The graphs an export ships: the contract's names, every weight once, and nothing left for ONNX Runtime to rewrite."""
+"""Exported graphs have the contract's names, each weight once, and nothing for ONNX Runtime to rewrite."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_inputs_and_outputs_are_the_contract_s(verify_graph: ir.Model) -> None:
     assert outputs["present.0.key"] == inputs["past.0.key"]
 
 
-def test_best_tokens_and_confidence_are_the_logits_own(verify_graph: ir.Model, run_graph: RunGraph) -> None:
+def test_tokens_and_confidence_agree_with_the_logits(verify_graph: ir.Model, run_graph: RunGraph) -> None:
     result = run_graph(verify_graph, IDS)
     logits = result["logits"].astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
@@ -55,7 +55,7 @@ def test_best_tokens_and_confidence_are_the_logits_own(verify_graph: ir.Model, r
     np.testing.assert_allclose(result["confidence"], probabilities.max(axis=-1), rtol=1e-5)
 
 
-def test_only_the_positions_asked_for_reach_the_head(verify_graph: ir.Model, run_graph: RunGraph) -> None:
+def test_only_the_requested_positions_reach_the_lm_head(verify_graph: ir.Model, run_graph: RunGraph) -> None:
     every = run_graph(verify_graph, IDS)
     some = run_graph(verify_graph, IDS, [23, 0, 7])
     assert some["logits"].shape == (1, 3, VOCAB)
@@ -75,14 +75,14 @@ def test_onnx_runtime_finds_nothing_to_rewrite(name: str, tmp_path: Path) -> Non
         assert not graph.functions
 
 
-def test_a_tied_embedding_lies_in_the_weights_once(verify_graph: ir.Model) -> None:
+def test_a_tied_embedding_is_stored_once(verify_graph: ir.Model) -> None:
     of_vocabulary = [
         name for name, value in verify_graph.graph.initializers.items() if value.shape is not None and VOCAB in value.shape.numpy()
     ]
     assert of_vocabulary == ["model.embed_tokens.weight"]
 
 
-def test_rotary_tables_end_with_the_context(verify_graph: ir.Model, tiny_model: Path, run_graph: RunGraph) -> None:
+def test_rope_tables_end_at_the_context_length(verify_graph: ir.Model, tiny_model: Path, run_graph: RunGraph) -> None:
     whole = lower_verify(build_decoder(tiny_model), plan_lowering(describe_checkpoint(tiny_model), 256))
     rows = {
         name: value.const_value.shape[0]
@@ -93,7 +93,7 @@ def test_rotary_tables_end_with_the_context(verify_graph: ir.Model, tiny_model: 
     np.testing.assert_array_equal(run_graph(whole, IDS)["logits"], run_graph(verify_graph, IDS)["logits"])
 
 
-def test_draft_weights_are_the_verify_graph_s(tiny_artifact: Path) -> None:
+def test_the_draft_s_weights_are_those_of_the_verify_graph(tiny_artifact: Path) -> None:
     verify = onnx.load(tiny_artifact / VERIFY_GRAPH, load_external_data=False)
     draft = onnx.load(tiny_artifact / DRAFT_GRAPH, load_external_data=False)
     records = {i.name: i.SerializeToString() for i in verify.graph.initializer}
@@ -115,6 +115,6 @@ def test_small_tensors_stay_in_the_graph_and_large_ones_share_a_file(tiny_artifa
     assert end == (tiny_artifact / WEIGHTS).stat().st_size
 
 
-def test_graphs_do_not_say_where_they_were_made(tiny_artifact: Path, tiny_model: Path) -> None:
+def test_graphs_do_not_contain_the_path_of_the_checkpoint(tiny_artifact: Path, tiny_model: Path) -> None:
     for name in (VERIFY_GRAPH, DRAFT_GRAPH):
         assert str(tiny_model.parent).encode() not in (tiny_artifact / name).read_bytes()

@@ -42,7 +42,7 @@ for attempt in range(2):
     ("content", "expected"),
     [(b"", []), (b"cut", []), (b"one\n", [b"one"]), (b"one\ntwo\ncut", [b"one", b"two"]), (b"\n\n", [b"", b""])],
 )
-def test_a_line_without_an_end_is_not_read(content: bytes, expected: list[bytes]) -> None:
+def test_a_line_without_a_line_end_is_not_read(content: bytes, expected: list[bytes]) -> None:
     assert whole_lines(content) == expected
 
 
@@ -65,7 +65,7 @@ def test_a_log_that_keeps_nothing_starts_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"one\ntwo\ncut", b"one\ntwo\nthree\n", b"one\nx\ntwo\n", None])
-def test_other_lines_are_removed(content: bytes | None, tmp_path: Path) -> None:
+def test_lines_that_are_not_kept_are_removed(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     if content is not None:
         path.write_bytes(content)
@@ -92,7 +92,7 @@ def test_a_killed_process_leaves_every_record(tmp_path: Path) -> None:
     assert [json.loads(line) for line in whole_lines(path.read_bytes())] == [{"n": n} for n in range(3)]
 
 
-def test_a_full_disk_is_an_error_and_keeps_the_records_before(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_keeps_earlier_records(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], check=False, capture_output=True, text=True)
     assert done.stdout == "File too large\n" * 2

@@ -1,4 +1,4 @@
-"""Kills at random moments of an export: the old artifact loads every time, the next export succeeds, and nothing piles up."""
+"""After an export is killed at any moment, the old artifact loads and the next export cleans up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ OTHER_SKIP: Final = SkipSpec(attention=(1,), mlp=(0, 3))
 
 @pytest.fixture
 def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
-    """Forks a server that has made the imports and nothing else: forks of this process would wait for threads of torch's that they lack."""
+    """Returns a context whose processes are forked from a server that has only made the imports.
+
+    A fork of this process would wait for torch's threads, which a fork does not have.
+    """
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sstool.pipelines.export", "sstool.validation.reference", "torch", "transformers", "mobius"])
@@ -45,7 +48,7 @@ def seconds_of_an_export(forks: ForkServerContext, model: Path, out: Path) -> fl
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_of_an_export(tiny_model: Path, tmp_path: Path, forks: ForkServerContext) -> None:
+def test_an_export_killed_at_any_moment_keeps_the_old_artifact(tiny_model: Path, tmp_path: Path, forks: ForkServerContext) -> None:
     out = tmp_path / "artifacts" / "tiny"
     seconds_of_an_export(forks, tiny_model, out)  # starts the server, too
     longest = seconds_of_an_export(forks, tiny_model, out)
@@ -58,7 +61,7 @@ def test_kills_at_random_moments_of_an_export(tiny_model: Path, tmp_path: Path, 
         child.join()
         finished += child.exitcode == 0
         check_digests(read_artifact(out))
-        assert len(list(out.parent.iterdir())) <= 2, "the debris of one kill, until the next export sweeps it"
+        assert len(list(out.parent.iterdir())) <= 2, "more than the temporary folder of the last kill is left"
     assert finished < KILLS
     assert seconds_of_an_export(forks, tiny_model, out) > 0
     assert [p.name for p in out.parent.iterdir()] == ["tiny"]

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all; kills leave the old one whole and no debris that a rerun trips on."""
+"""A folder is published whole or not at all; after a kill the old one is whole and the next run cleans up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_old(out: Path) -> None:
 
 
 def interrupted(out: Path, interrupt: BaseException) -> None:
-    """Begins to build `out` and fails."""
+    """Raises `interrupt` while `out` is being built."""
     with staged_folder(out, force=True) as folder:
         fill(folder, "half")
         raise interrupt
@@ -44,7 +44,7 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_a_folder_appears_under_its_name_with_ordinary_rights(tmp_path: Path) -> None:
+def test_a_folder_is_published_under_its_name_with_the_usual_permissions(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "down" / "new"
     with staged_folder(out, force=False) as folder:
         assert folder.parent == out.parent
@@ -58,13 +58,13 @@ def test_a_folder_appears_under_its_name_with_ordinary_rights(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), ValueError("broken")])
-def test_nothing_is_left_of_a_block_that_fails(interrupt: BaseException, tmp_path: Path) -> None:
+def test_a_block_that_fails_leaves_no_files(interrupt: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(interrupt)):
         interrupted(tmp_path / "deep" / "new", interrupt)
     assert names(tmp_path) == []
 
 
-def test_a_name_that_is_taken_needs_force(tmp_path: Path) -> None:
+def test_an_existing_folder_is_replaced_only_with_force(tmp_path: Path) -> None:
     make_old(tmp_path / "out")
     with pytest.raises(ArtifactError, match="exists") as caught, staged_folder(tmp_path / "out", force=False):
         pass
@@ -81,7 +81,7 @@ def test_force_exchanges_old_and_new(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_force_leaves_the_old_one_when_the_block_fails(tmp_path: Path) -> None:
+def test_force_keeps_the_old_folder_if_the_block_fails(tmp_path: Path) -> None:
     make_old(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         interrupted(tmp_path / "out", KeyboardInterrupt())
@@ -89,7 +89,7 @@ def test_force_leaves_the_old_one_when_the_block_fails(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_the_name_is_never_without_a_whole_folder(tmp_path: Path) -> None:
+def test_there_is_a_whole_folder_at_every_moment_of_an_exchange(tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_old(out)
     done = threading.Event()
@@ -100,25 +100,25 @@ def test_the_name_is_never_without_a_whole_folder(tmp_path: Path) -> None:
             try:
                 (out / "content").read_text()
             except OSError as err:
-                # One look may fall between the two halves of a path's walk into a folder that is being removed; a name that
-                # leads nowhere may not.
+                # The lookup may have entered the old folder just before its removal, which is allowed. A
+                # missing `out` is not.
                 if not out.exists():
                     gone.append(str(err))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        for turn in range(10):
+        for number in range(10):
             with staged_folder(out, force=True) as folder:
-                fill(folder, f"turn {turn}")
+                fill(folder, f"number {number}")
     finally:
         done.set()
         watcher.join()
     assert not gone
-    assert (out / "content").read_text() == "turn 9"
+    assert (out / "content").read_text() == "number 9"
 
 
-def test_force_takes_an_empty_folder(tmp_path: Path) -> None:
+def test_force_replaces_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with staged_folder(tmp_path / "out", force=True) as folder:
         fill(folder, "new")
@@ -127,7 +127,7 @@ def test_force_takes_an_empty_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", [None, '{"name": "a web app"}', "[]", "{"])
-def test_force_never_replaces_what_is_not_ours(manifest: str | None, tmp_path: Path) -> None:
+def test_force_never_replaces_a_folder_that_is_not_an_artifact(manifest: str | None, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
@@ -138,7 +138,7 @@ def test_force_never_replaces_what_is_not_ours(manifest: str | None, tmp_path: P
     assert (out / "thesis.txt").read_text() == "years of work"
 
 
-def test_force_replaces_an_artifact_whose_manifest_is_cut(tmp_path: Path) -> None:
+def test_force_replaces_an_artifact_with_a_truncated_manifest(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     for name in ("verify.onnx", "draft.onnx", "weights.bin", MANIFEST):
@@ -157,7 +157,7 @@ def test_a_file_is_refused(force: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["/proc/sstool-test", "/proc/deep/sstool-test", "{tmp}/file/out"])
-def test_a_place_that_cannot_be_written_is_refused(out: str, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(out: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot be written") as caught, staged_folder(Path(out.format(tmp=tmp_path)), force=False):
         pass
@@ -165,7 +165,7 @@ def test_a_place_that_cannot_be_written_is_refused(out: str, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(ArtifactError, match="cannot be written"), staged_folder(tmp_path / "out", force=False):
@@ -174,7 +174,7 @@ def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
 
 
-def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_leaves_no_files(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -186,14 +186,14 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     assert "no room" in write_error(tmp_path, OSError(errno.ENOSPC, "No space left on device")).message
 
 
-def test_a_name_taken_while_the_block_ran_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_folder_created_while_the_block_runs_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="exists"), staged_folder(tmp_path / "out", force=False):
         make_old(tmp_path / "out")
     assert (tmp_path / "out" / "content").read_text() == "old"
     assert names(tmp_path) == ["out"]
 
 
-def test_a_link_is_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
     make_old(tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
     with staged_folder(tmp_path / "link", force=True) as folder:
@@ -203,7 +203,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 
 
 def killed_within(out: Path) -> None:
-    """Starts a process that is killed while it builds `out`."""
+    """Runs a process that is killed while it builds `out`."""
     code = (
         "import os, signal, sys; from pathlib import Path; from sstool.artifact_files.publish import staged_folder\n"
         "with staged_folder(Path(sys.argv[1]), force=True) as folder:\n"
@@ -213,7 +213,7 @@ def killed_within(out: Path) -> None:
     assert ended.returncode == -signal.SIGKILL
 
 
-def test_a_kill_leaves_the_old_one_and_the_next_run_sweeps(tmp_path: Path) -> None:
+def test_a_kill_keeps_the_old_folder_and_the_next_run_cleans_up(tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_old(out)
     killed_within(out)
@@ -226,7 +226,7 @@ def test_a_kill_leaves_the_old_one_and_the_next_run_sweeps(tmp_path: Path) -> No
     assert (out / "content").read_text() == "new"
 
 
-def test_a_living_builder_is_left_alone(tmp_path: Path) -> None:
+def test_the_temporary_folder_of_a_running_process_is_kept(tmp_path: Path) -> None:
     with scratch_folder(tmp_path, "out") as living:
         (living / "weights").write_text("in progress")
         with staged_folder(tmp_path / "out", force=False) as folder:
@@ -240,7 +240,7 @@ def without_exchange(_source: Path, _target: Path, flag: int) -> bool:
     return False
 
 
-def test_without_an_exchange_the_old_one_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_atomic_exchange_the_old_folder_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "_rename", without_exchange)
     make_old(tmp_path / "out")
     with staged_folder(tmp_path / "out", force=True) as folder:
@@ -249,14 +249,14 @@ def test_without_an_exchange_the_old_one_is_moved_aside(tmp_path: Path, monkeypa
     assert names(tmp_path) == ["out"]
 
 
-def test_an_exchange_cut_after_its_first_step_is_undone(tmp_path: Path) -> None:
+def test_an_exchange_interrupted_after_its_first_step_is_undone(tmp_path: Path) -> None:
     make_old(tmp_path / ".out.sstool-aside")
     recover(tmp_path / "out")
     assert (tmp_path / "out" / "content").read_text() == "old"
     assert names(tmp_path) == ["out"]
 
 
-def test_an_exchange_cut_after_its_second_step_is_finished(tmp_path: Path) -> None:
+def test_an_exchange_interrupted_after_its_second_step_is_finished(tmp_path: Path) -> None:
     make_old(tmp_path / ".out.sstool-aside")
     (tmp_path / "out").mkdir()
     fill(tmp_path / "out", "new")

@@ -1,4 +1,4 @@
-"""Skip sets and recipes are read strictly: what cannot be used is refused, naming the closest that can."""
+"""Skip sets and recipes are read strictly: invalid values are refused, unknown keys with the closest one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set, parse_l
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_layers_are_read_from_flags() -> None:
+def test_a_flag_holds_a_comma_separated_list_of_layers() -> None:
     assert parse_layers("3, 5,7", flag="--skip-mlp") == (3, 5, 7)
     assert parse_layers("", flag="--skip-mlp") == ()
 
 
 @pytest.mark.parametrize("text", ["3,x", "1.5", "3,,4", "two"])
-def test_what_is_no_number_is_refused_with_its_flag(text: str) -> None:
+def test_an_entry_that_is_not_a_number_is_refused_with_its_flag(text: str) -> None:
     with pytest.raises(RecipeError, match=r"--skip-mlp.*is not a layer number"):
         parse_layers(text, flag="--skip-mlp")
 
 
-def test_a_file_holds_a_skip_set_and_its_exit(tmp_path: Path) -> None:
+def test_a_file_holds_a_skip_set_and_its_stopping_rule(tmp_path: Path) -> None:
     path = tmp_path / "set.json"
     path.write_text(json.dumps({"attention": [5, 3], "mlp": [4], "exit": "confidence", "exit_threshold": 0.7, "max_draft": 6}))
     spec = read_skip_file(path)
@@ -47,7 +47,7 @@ def test_a_file_holds_a_skip_set_and_its_exit(tmp_path: Path) -> None:
         ("", "is not JSON", ""),
     ],
 )
-def test_a_bad_file_is_refused(text: str, message: str, hint: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused(text: str, message: str, hint: str, tmp_path: Path) -> None:
     path = tmp_path / "set.json"
     path.write_text(text)
     with pytest.raises(RecipeError, match=message) as caught:
@@ -83,18 +83,18 @@ def test_a_skip_set_that_does_not_fit_is_refused(spec: SkipSpec, message: str) -
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 5, 8, 16, 24, 80])
-def test_the_default_fits_every_model_and_spares_its_ends(num_layers: int) -> None:
+def test_the_default_skip_set_fits_every_model_and_keeps_the_first_and_last_layer(num_layers: int) -> None:
     skip = default_skip_set(num_layers)
     check_skip_spec(SkipSpec(attention=skip.attention, mlp=skip.mlp), num_layers)
     if num_layers > 2:
         assert not {0, num_layers - 1} & {*skip.attention, *skip.mlp}
 
 
-def test_the_default_is_its_rule() -> None:
+def test_the_default_skip_set_of_eight_layers_follows_its_rule() -> None:
     assert default_skip_set(8) == SkipSet(attention=(1, 4), mlp=(1, 2, 4, 5))
 
 
-def test_the_demo_recipe_is_sound() -> None:
+def test_the_demo_recipe_is_valid() -> None:
     recipe = read_recipe(REPOSITORY / "recipes" / "demo.yaml")
     assert recipe.model == str(REPOSITORY / "recipes" / "demo")
     assert recipe.skip_set is not None
@@ -102,13 +102,13 @@ def test_the_demo_recipe_is_sound() -> None:
     assert recipe.skip_set.exit == "confidence"
 
 
-def test_a_hub_id_in_a_recipe_stays_one(tmp_path: Path) -> None:
+def test_a_hub_id_in_a_recipe_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: org/name\nrevision: main\n")
     assert read_recipe(path) == Recipe(model="org/name", revision="main")
 
 
-def test_an_empty_recipe_says_nothing(tmp_path: Path) -> None:
+def test_an_empty_recipe_has_no_settings(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("# nothing yet\n")
     assert read_recipe(path) == Recipe()
@@ -125,7 +125,7 @@ def test_an_empty_recipe_says_nothing(tmp_path: Path) -> None:
         ("model: !!python/object/apply:os.getcwd []", "is not YAML", ""),
     ],
 )
-def test_a_bad_recipe_is_refused(text: str, message: str, hint: str, tmp_path: Path) -> None:
+def test_an_invalid_recipe_is_refused(text: str, message: str, hint: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=message) as caught:

@@ -35,7 +35,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def make_llama(folder: Path, *, seed: int = 0, dtype: str = "float32", **changes: Any) -> Path:
-    """Saves a random Llama checkpoint with a word-level tokenizer; `changes` go to its config."""
+    """Saves a random Llama checkpoint with a word-level tokenizer and returns its folder.
+
+    `changes` are changes of its config.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -50,7 +53,7 @@ def make_llama(folder: Path, *, seed: int = 0, dtype: str = "float32", **changes
         "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        # Large enough that a wrong sublayer, head or angle shows in the logits.
+        # Large enough that a wrong sublayer, head or RoPE angle changes the logits clearly.
         "initializer_range": 0.12,
     }
     generator = torch.random.get_rng_state()
@@ -85,5 +88,5 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def copy_of(folder: Path, target: Path) -> Path:
-    """Copies a checkpoint to a place where a test may damage it."""
+    """Returns a copy of a checkpoint, which a test may damage."""
     return Path(shutil.copytree(folder, target))

@@ -25,7 +25,7 @@ from tests.runtime.packing.entries import (
     opened,
     run_child,
 )
-from tests.runtime.scripted import list_anew, random_script, write_artifact
+from tests.runtime.scripted import random_script, refresh_file_entries, write_artifact
 
 # One entry, made once
 
@@ -92,7 +92,7 @@ def test_the_key_is_that_of_the_host_and_the_digests(artifact: Path, tmp_path: P
     model = onnx.load(artifact / VERIFY_GRAPH, load_external_data=False)
     model.doc_string = "changed"
     (artifact / VERIFY_GRAPH).write_bytes(model.SerializeToString())
-    list_anew(artifact)
+    refresh_file_entries(artifact)
     keys.add(packing._key(read_artifact(artifact)))
     assert len(keys) == 4
 

@@ -18,7 +18,7 @@ from ssruntime.artifact import DRAFT_GRAPH, VERIFY_GRAPH
 from ssruntime.backends.ort import packing
 from ssruntime.engine import load
 from tests.runtime.packing.entries import CONFIG, EXPECTED, LOAD_AND_REPORT, PROMPT, opened, run_child
-from tests.runtime.scripted import list_anew
+from tests.runtime.scripted import refresh_file_entries
 
 WITHOUT_DISK_CHECK: Final = """
 import shutil
@@ -131,7 +131,7 @@ def edit_draft(folder: Path, edit: Callable[[onnx.ModelProto], object]) -> None:
     model = onnx.load(folder / DRAFT_GRAPH, load_external_data=False)
     edit(model)
     (folder / DRAFT_GRAPH).write_bytes(model.SerializeToString())
-    list_anew(folder)
+    refresh_file_entries(folder)
 
 
 def record_of(model: onnx.ModelProto, tensor: str, key: str) -> onnx.StringStringEntryProto:
@@ -174,6 +174,6 @@ def test_a_draft_whose_weights_are_not_the_verify_graphs_is_refused(
 def test_graphs_that_are_none_are_refused_by_name(artifact: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in (DRAFT_GRAPH, VERIFY_GRAPH):
         (artifact / name).write_bytes(b"\x0b" + (artifact / name).read_bytes()[1:])
-        list_anew(artifact)
+        refresh_file_entries(artifact)
         assert name in refused(artifact).message
     assert capfd.readouterr().out == ""
