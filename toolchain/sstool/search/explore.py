@@ -121,8 +121,8 @@ class Explorer:
                     driver.attach(bits, self._by_bits[bits].speedup)
 
     def _room(self) -> int:
-        """Returns how many more trials there can be: within the limit, and within the sets that were not tried."""
-        untried = 2 ** (2 * self._num_layers) - 2 - len(self._by_bits)
+        """Returns how many more trials the limit and the number of untried sets allow."""
+        untried: int = 2 ** (2 * self._num_layers) - 2 - len(self._by_bits)
         return min(self._limits.trials - len(self.trials), untried)
 
     def _try(self, source: str, bits: Bits, suggest_seconds: float) -> Trial:
