@@ -107,7 +107,12 @@ _DECODING: Final = (
         metavar="N",
         help="Most tokens of prompt and output together; takes memory.  [default: the artifact's, at most 4096]",
     ),
-    click.option("--temperature", type=float, metavar="X", help="0 is greedy.  [default: the checkpoint's setting, else greedy]"),
+    click.option(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="0 is greedy.  [default: 0; where the checkpoint or another option samples, the checkpoint's, else 1]",
+    ),
     click.option("--top-k", type=int, metavar="K", help="Sample from the K most probable tokens; 0 for all."),
     click.option("--top-p", type=float, metavar="P", help="Sample from the smallest set of tokens with this total probability."),
     click.option(
