@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections import abc
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -14,13 +16,13 @@ from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, Stopping
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.checks import check_int
 from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, check_stopping_rule, complete, read_generation_config
-from ssruntime.decode import Request, decode
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
 from ssruntime.folder_lock import require_locks
 from ssruntime.machine import cpu_model, default_threads
-from ssruntime.proposers.skip import SkipProposer
+from ssruntime.proposers import make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
-from ssruntime.stopping import make_stopping_policy
+from ssruntime.scheduler.single import decode
+from ssruntime.sequence import Sequence, SequenceLimits
 from ssruntime.text.codec import Prompt, PromptCodec
 from ssruntime.text.output import OutputText
 
@@ -130,7 +132,8 @@ class Engine:
         Args:
             prompt: text (the tokenizer adds its special tokens), token ids, or chat messages.
             config: decoding settings. Default: all settings are taken from the artifact.
-            timeout: seconds to wait for a free sequence; None waits without a limit.
+            timeout: seconds that the whole request may take; None sets no limit. A request that still waits
+                for a free sequence then fails. One that is decoding ends with finish reason `timeout`.
             trace: record to fill with the verify passes, from which they can be replayed exactly.
 
         Raises:
@@ -140,25 +143,25 @@ class Engine:
             BackendUnavailableError: if no sequence became free in time, or this engine is closed.
         """
         settings, ids = self.settings(config), self.encode(prompt)
+        deadline = _deadline(timeout)
         slot = self._acquire(timeout)
         try:
-            request = self._request(slot, ids, settings, trace)
-            tokens = [token for kept in decode(request) for token in kept]
-            text = _output(request).finish()
+            sequence, text = self._begin(slot, ids, settings, trace)
+            tokens = [token for new in decode(sequence, slot, deadline=deadline) for token in new]
         finally:
             self.backend.release(slot)
-        assert request.finish_reason is not None
+        assert sequence.finish_reason is not None
         return Completion(
-            text=text,
+            text=text.finish(),
             token_ids=tokens,
-            finish_reason=request.finish_reason,
+            finish_reason=sequence.finish_reason,
             seed=settings.seed,
-            stats=request.stats,
+            stats=sequence.stats,
             prompt_tokens=len(ids),
         )
 
     def decode_on(
-        self, slot: Slot, ids: Sequence[int], settings: DecodeSettings, *, trace: Trace | None = None
+        self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, *, trace: Trace | None = None
     ) -> tuple[list[int], DecodeStats]:
         """Returns the tokens and statistics of decoding on the caller's slot, with the draft of that slot.
 
@@ -170,8 +173,8 @@ class Engine:
             settings: completed decoding settings.
             trace: record to fill with the verify passes.
         """
-        request = self._request(slot, list(ids), settings, trace)
-        return [token for kept in decode(request) for token in kept], request.stats
+        sequence, _ = self._begin(slot, ids, settings, trace)
+        return [token for new in decode(sequence, slot) for token in new], sequence.stats
 
     def stream(
         self,
@@ -228,14 +231,15 @@ class Engine:
         self.close()
 
     def _stream(self, ids: list[int], settings: DecodeSettings, timeout: float | None, trace: Trace | None) -> Iterator[Chunk]:
+        deadline = _deadline(timeout)
         slot = self._acquire(timeout)
         try:
-            request = self._request(slot, ids, settings, trace)
-            for kept in decode(request):
-                if request.finish_reason is None:
-                    yield Chunk(text=_output(request).take(), token_ids=tuple(kept))
+            sequence, text = self._begin(slot, ids, settings, trace)
+            for new in decode(sequence, slot, deadline=deadline):
+                if sequence.finish_reason is None:
+                    yield Chunk(text=text.take(), token_ids=tuple(new))
                 else:
-                    yield Chunk(_output(request).finish(), tuple(kept), request.finish_reason, request.stats)
+                    yield Chunk(text.finish(), tuple(new), sequence.finish_reason, sequence.stats)
         finally:
             self.backend.release(slot)
 
@@ -244,21 +248,24 @@ class Engine:
             raise BackendUnavailableError("this engine is closed", "load the artifact again")
         return self.backend.acquire(timeout)
 
-    def _request(self, slot: Slot, ids: list[int], settings: DecodeSettings, trace: Trace | None) -> Request:
+    def _begin(self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, trace: Trace | None) -> tuple[Sequence, OutputText]:
+        """Returns a new sequence for a slot, and the text that it writes to."""
         acceptance = make_acceptance(settings)
-        proposer = None
-        if settings.mode == "speculative":
-            proposer = SkipProposer(slot, acceptance, make_stopping_policy(settings), max_alternatives=settings.max_alternatives)
-        return Request(
-            slot=slot,
-            prompt_ids=ids,
-            settings=settings,
+        text = OutputText(self._codec.tokenizer, ids, settings.stop)
+        sequence = Sequence(
+            ids,
+            settings,
+            SequenceLimits(max_context=slot.max_context, alternatives_end=slot.alternatives_end, prefill_chunk=slot.prefill_chunk),
             acceptance=acceptance,
-            proposer=proposer,
-            text=OutputText(self._codec.tokenizer, ids, settings.stop),
-            stats=DecodeStats(),
+            proposer=make_proposer(settings, acceptance, alternatives_end=slot.alternatives_end),
+            text=text,
             trace=trace,
         )
+        return sequence, text
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
 
 
 def _warn_of_other_processor(artifact: Artifact) -> None:
@@ -273,11 +280,6 @@ def _warn_of_other_processor(artifact: Artifact) -> None:
             cpu_model(),
             artifact.folder,
         )
-
-
-def _output(request: Request) -> OutputText:
-    assert isinstance(request.text, OutputText)
-    return request.text
 
 
 def checked_threads(threads: int | None) -> int:

@@ -1,31 +1,28 @@
-"""The tokens that one verify pass checks: a draft sequence, and alternatives to some of its tokens.
+"""What a round proposes, and the token tree that its verify pass checks: the owner of that pass's layout.
 
-Together they form a token tree. The draft sequence is the trunk. An *alternative* is a side branch, one token
-long: one of the draft's next-best tokens at that depth. If a token of the sequence is rejected and an
-alternative to it is accepted, the round emits one token more. This pays because a draft that is wrong often
-ranks the right token second or third, and because a verify pass reads all weights once, whether it covers one
-position or ten.
+The trunk of the tree is the committed tokens without KV, then the draft sequence. An *alternative* is a side
+branch, one token long: one of the draft's next-best tokens at some depth. If a token of the draft sequence is
+rejected and an alternative to it is accepted, the round emits one token more. This pays because a draft that
+is wrong often ranks the right token second or third, and because a verify pass reads all weights once,
+whether it covers one position or ten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-
-ALTERNATIVE_GAP: Final = 2.0
-"""Largest distance, in nats, of an alternative's score below the score of the draft's own token.
-
-The score is the logit, or with coupled sampling the log weight plus noise. The chance of being right falls
-with the distance; 2 nats is the measured optimum."""
+from ssruntime.sampling.distribution import Distribution
 
 
 class Alternative(NamedTuple):
-    """A side branch of the token tree, one token long.
+    """A side branch of a token tree, one token long.
 
     Attributes:
-        depth: index, in the draft sequence, of the token that this one would replace.
+        depth: index, in the draft sequence, of the token that this one would replace. In a `TokenTree`, the
+            index in the trunk of the token before that one.
         token: token id.
     """
 
@@ -33,24 +30,95 @@ class Alternative(NamedTuple):
     token: int
 
 
-class Proposal(NamedTuple):
-    """The token tree that one round verifies.
+class TokenTree(NamedTuple):
+    """The tokens of one pass that starts at position `start`.
+
+    Row i of the pass's outputs, and KV-cache entry `start + i`, belong to `trunk[i]`. The rows and entries of
+    the branches follow, in their order.
+
+    Attributes:
+        trunk: token ids; `trunk[i]` has position `start + i` and attends to everything before it.
+        branches: a branch of depth d has the position of `trunk[d + 1]` and attends to the tokens before
+            that position and to itself.
+    """
+
+    trunk: Sequence[int]
+    branches: Sequence[Alternative] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Number of tokens of the pass."""
+        return len(self.trunk) + len(self.branches)
+
+    def branch_offset(self, index: int) -> int:
+        """Returns the position of a branch, counted from `start`."""
+        return self.branches[index].depth + 1
+
+    def branch_row(self, index: int) -> int:
+        """Returns the row of a branch."""
+        return len(self.trunk) + index
+
+    def hidden(self) -> Iterator[tuple[int, int]]:
+        """Yields (row, column) for each earlier token of the pass that a branch's row must not attend to.
+
+        These are the trunk from the token that the branch would replace on, and the branches before it.
+        """
+        for row, (depth, _) in enumerate(self.branches, len(self.trunk)):
+            for column in range(depth + 1, row):
+                yield row, column
+
+
+@dataclass(slots=True)
+class Proposal:
+    """The draft sequence of one round, with alternatives to its tokens.
 
     Attributes:
         tokens: draft sequence, in which each token continues the ones before it.
+        sources: name of the proposer of each token.
+        draft_probs: distribution that each token was drawn from; None for a token that its proposer gave
+            with certainty.
         alternatives: side branches in order of depth; at the same depth the better ones come first.
     """
 
-    tokens: Sequence[int]
-    alternatives: Sequence[Alternative] = ()
+    tokens: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    draft_probs: list[Distribution | None] = field(default_factory=list)
+    alternatives: list[Alternative] = field(default_factory=list)
+
+    def append(self, token: int, source: str, draft_probs: Distribution | None = None) -> None:
+        """Adds a token to the draft sequence."""
+        self.tokens.append(token)
+        self.sources.append(source)
+        self.draft_probs.append(draft_probs)
+
+    def tree(self, committed: Sequence[int]) -> TokenTree:
+        """Returns the token tree after the committed tokens without KV, of which there is at least one."""
+        trunk = (*committed, *self.tokens)
+        if not self.alternatives:
+            return TokenTree(trunk)
+        shift = len(committed) - 1
+        if not shift:
+            return TokenTree(trunk, self.alternatives)
+        return TokenTree(trunk, [Alternative(depth + shift, token) for depth, token in self.alternatives])
+
+    def alternative_at(self, depth: int, token: int) -> int | None:
+        """Returns the index of the alternative of that depth and token; None if there is none."""
+        for index, alternative in enumerate(self.alternatives):
+            if alternative.depth == depth and alternative.token == token:
+                return index
+        return None
+
+    def alternative_row(self, index: int) -> int:
+        """Returns the row of an alternative, if row 0 is that of the last committed token."""
+        return len(self.tokens) + 1 + index
 
 
 def room_beside(num_tokens: int, start: int, end: int) -> int:
-    """Returns how many alternatives fit into a verify pass together with a draft sequence.
+    """Returns how many branches fit into a verify pass beside a trunk.
 
     Args:
-        num_tokens: length of the draft sequence, without the committed token before it.
-        start: position of that committed token.
+        num_tokens: length of the trunk after its first token.
+        start: position of that first token.
         end: first position at which no alternative is allowed (see `Slot.alternatives_end`).
     """
     return max(0, min(MAX_QUERY_LENGTH, end - start) - 1 - num_tokens)

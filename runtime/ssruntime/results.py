@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ssruntime.proposal import Alternative
+from ssruntime.proposal import TokenTree
 
 
 @dataclass(slots=True)
@@ -12,9 +13,11 @@ class DecodeStats:
     """Counts and times of one request.
 
     In each round `accepted <= proposed`, and the round emits accepted + 1 tokens: the last one is a
-    correction token after a rejection, and a bonus token otherwise. So `emitted = accepted + rounds`. EOS
-    or a stop string inside a round cuts off the tokens after it, which `discarded` counts. A completion of n
-    tokens has `n = 1 + emitted - discarded`: its first token comes from prefill and belongs to no round.
+    correction token after a rejection, and a bonus token otherwise. After an accepted alternative the bonus
+    token may be withheld, for the next round to emit. So `emitted = accepted + rounds - withheld`. EOS or a
+    stop string inside a round cuts off the tokens after it, which `discarded` counts. A completion of n
+    tokens has `n = 1 + emitted - discarded`: its first token comes from prefill and belongs to no round. (A
+    completion that a timeout ended before its first token has no token.)
     Autoregressive decoding (mode `plain`) has no rounds: `emitted = n - 1`.
 
     Attributes:
@@ -23,6 +26,7 @@ class DecodeStats:
         accepted: number of drafted positions at which verify accepted the drafted token or an alternative.
         alternatives: number of alternatives verified (side branches of the token tree, one token long).
         alternatives_accepted: number of accepted positions that an alternative filled; at most one per round.
+        withheld: number of rounds whose bonus token was left to the next round.
         emitted: number of tokens that rounds or autoregressive steps emitted.
         discarded: number of emitted tokens that were cut off.
         prefill_s: wall seconds from the first pass to the first token.
@@ -35,6 +39,7 @@ class DecodeStats:
     accepted: int = 0
     alternatives: int = 0
     alternatives_accepted: int = 0
+    withheld: int = 0
     emitted: int = 0
     discarded: int = 0
     prefill_s: float = 0.0
@@ -54,6 +59,7 @@ class DecodeStats:
             "accepted": self.accepted,
             "alternatives": self.alternatives,
             "alternatives_accepted": self.alternatives_accepted,
+            "withheld": self.withheld,
             "emitted": self.emitted,
             "discarded": self.discarded,
             "prefill_s": self.prefill_s,
@@ -64,16 +70,39 @@ class DecodeStats:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One verify pass: it ran `[last token, *proposals]` from position `start`, and then `alternatives`.
+    """One verify pass.
 
-    `alternative` is the index of the accepted alternative, whose KV was then copied to its token's position;
-    None if none was accepted.
+    Attributes:
+        start: position of the tree's first token.
+        tree: tokens of the pass.
+        proposed: length of the draft sequence, which is the end of the trunk.
+        alternative: index of the branch that was accepted; None if none was.
     """
 
     start: int
-    proposals: tuple[int, ...] = ()
-    alternatives: tuple[Alternative, ...] = ()
+    tree: TokenTree
+    proposed: int = 0
     alternative: int | None = None
+
+    @property
+    def first_decided(self) -> int:
+        """First position whose token the round decided: the one after the committed tokens of its trunk."""
+        return self.start + len(self.tree.trunk) - self.proposed
+
+    def row_for(self, position: int) -> int:
+        """Returns the row that decided the token at a position, of those that the round emitted."""
+        offset = position - 1 - self.start
+        if self.alternative is not None and offset == self.tree.branch_offset(self.alternative):
+            return self.tree.branch_row(self.alternative)
+        return offset
+
+    def has_path(self, tokens: Sequence[int]) -> bool:
+        """Returns whether the round ran, or accepted, these tokens after the one at `start`."""
+        path = tuple(self.tree.trunk[1:])
+        if self.alternative is not None:
+            depth, token = self.tree.branches[self.alternative]
+            path = (*path[:depth], token)
+        return path[: len(tokens)] == tuple(tokens)
 
 
 @dataclass(slots=True)
@@ -108,7 +137,7 @@ class Completion:
     Attributes:
         text: generated text, without special tokens and without the stop string that ended it.
         token_ids: generated tokens, including EOS and the token that completed a stop string.
-        finish_reason: `eos`, `stop`, `length` or `context`.
+        finish_reason: `eos`, `stop`, `length`, `context` or `timeout`.
         seed: seed that was used; it reproduces the text.
         stats: counts and times.
         prompt_tokens: length of the prompt in tokens.

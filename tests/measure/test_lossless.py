@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ssruntime import Engine, GenerationConfig
+from ssruntime.proposal import TokenTree
 from ssruntime.results import Round, Trace
 from ssruntime.sampling.noise import gumbel
 from sstool.validation.lossless import Comparison, TracedRun, compare, traced
@@ -91,23 +92,27 @@ def test_a_replay_uses_the_query_lengths_of_rejected_proposals(open_script: Open
     assert result.differences[0].index == 1
 
 
-@pytest.mark.parametrize(("gap", "bump", "verdict"), [(2e-5, 4e-5, "near_tie"), (1e-3, 2e-3, "no")])
+@pytest.mark.parametrize(("gap", "bump", "verdict"), [(2e-5, 4e-5, "yes"), (1e-3, 2e-3, "yes"), (1e-2, 2e-2, "no")])
 def test_a_replay_finds_the_row_of_an_alternative(open_script: OpenScript, gap: float, bump: float, verdict: str) -> None:
     """The tie after `t5` is decided in the row of an alternative, a side branch of one token.
 
     `t5` is an alternative because it is the draft's second choice after `t4`.
     """
-    script = tied_script(gap, bump)
+    # Only the pass over the tree has four rows: the next one runs two tokens and drafts none.
+    script = tied_script(gap, bump, width=4)
     draft = script.draft
     assert draft is not None
     draft[4] = 0.0
     draft[4, 30], draft[4, 5] = 20.0, 19.0
     engine = open_script(script)
-    config = dataclasses.replace(GREEDY, exit="fixed", max_draft=2)
+    config = dataclasses.replace(GREEDY, exit="fixed", max_draft=2, max_new_tokens=4)
     _, run = traced(engine, "t3", config)
-    assert next(r.alternatives[r.alternative] for r in run.trace.rounds if r.alternative is not None).token == 5
+    assert next(r.tree.branches[r.alternative] for r in run.trace.rounds if r.alternative is not None).token == 5
     result = run_both(engine, config, prompt="t3")
     assert result.verdict == verdict
+    if verdict == "yes":  # the choice was too close for the alternative's row, and was left to the next round
+        return
+    assert "scores differ" in result.differences[0].reason
     assert (result.differences[0].plain_token, result.differences[0].run_token) == (6, 20)
     assert result.differences[0].gap == pytest.approx(gap, rel=0.5)
 
@@ -135,7 +140,7 @@ def test_a_trace_without_the_deciding_pass_is_a_defect(open_script: OpenScript) 
     engine = open_script(tied_script(2e-5, 4e-5))
     plain = engine.generate("t1 t2", dataclasses.replace(GREEDY, mode="plain"))
     _, run = traced(engine, "t1 t2", GREEDY)
-    for rounds in ([], [Round(1, (9, 9, 9, 9))]):
+    for rounds in ([], [Round(1, TokenTree((9, 9, 9, 9, 9)), proposed=4)]):
         broken = TracedRun(token_ids=run.token_ids, trace=Trace(prompt_ids=run.trace.prompt_ids, rounds=rounds))
         result = compare(engine, GREEDY, plain=plain.token_ids, run=broken)
         assert result.verdict == "no"

@@ -19,14 +19,14 @@ def check_counts(completion: Completion, *, plain: bool) -> None:
         assert stats.rounds == stats.proposed == stats.accepted == stats.discarded == stats.alternatives == 0
         assert stats.emitted == count - 1
     else:
-        assert stats.emitted == stats.accepted + stats.rounds
+        assert stats.emitted == stats.accepted + stats.rounds - stats.withheld
         assert 0 <= stats.accepted <= stats.proposed
-        assert 0 <= stats.alternatives_accepted <= min(stats.alternatives, stats.accepted, stats.rounds)
+        assert 0 <= stats.withheld <= stats.alternatives_accepted <= min(stats.alternatives, stats.accepted, stats.rounds)
     shown = stats.to_json()
     if count == 1:
         assert shown["tokens_per_second"] is None
     else:
         assert shown["tokens_per_second"] == (count - 1) / stats.decode_s
-    counts = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "emitted", "discarded"}
+    counts = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "withheld", "emitted", "discarded"}
     assert set(shown) == {*counts, "prefill_s", "decode_s", "tokens_per_second"}
     assert 0 <= stats.engine_s <= stats.decode_s

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,7 @@ from ssruntime.artifact import (
 )
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
+from ssruntime.proposal import Alternative, Proposal
 
 Table = NDArray[np.float32]
 
@@ -372,13 +373,16 @@ def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], 
         return helper.make_tensor_value_info(name, kind, shape)
 
     kv_buffers = [(layer, kind) for layer in layers for kind in ("key", "value")]
-    mask = [value(graph_io.PAST_LENGTH, TensorProto.INT64, [1]), value(graph_io.TREE_MASK, TensorProto.FLOAT, [1, 1, "S", "S"])]
+    of_verify = [
+        value(graph_io.PAST_LENGTH, TensorProto.INT64, [1]),
+        value(graph_io.TREE_MASK, TensorProto.FLOAT, [1, 1, "S", "S"]),
+    ]
     inputs = [
         value(graph_io.INPUT_IDS, TensorProto.INT64, [1, "S"]),
         value(graph_io.SEQLENS_K, TensorProto.INT32, [1]),
         value(graph_io.TOTAL_SEQUENCE_LENGTH, TensorProto.INT32, []),
         value(graph_io.POSITION_IDS, TensorProto.INT64, [1, "S"]),
-        *([] if is_draft else mask),
+        *([] if is_draft else of_verify),
         value(graph_io.LOGITS_INDEX, TensorProto.INT64, [1, "N"]),
         *(value(graph_io.past_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in kv_buffers),
     ]
@@ -398,3 +402,12 @@ def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], 
 def _file_entry(path: Path) -> FileEntry:
     data = path.read_bytes()
     return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def proposal_of(tokens: Iterable[int], alternatives: Iterable[Alternative] = ()) -> Proposal:
+    """Returns a proposal of tokens that were given with certainty, and alternatives."""
+    proposal = Proposal()
+    for token in tokens:
+        proposal.append(token, "test")
+    proposal.alternatives = list(alternatives)
+    return proposal

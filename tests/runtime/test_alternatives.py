@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ssruntime import GenerationConfig, Trace
 from ssruntime.acceptance import CoupledAcceptance, GreedyAcceptance, RejectionAcceptance, RoundResult
+from ssruntime.acceptance.base import BRANCH_MARGIN
 from ssruntime.acceptance.coupled import coupled_ranking, coupled_sample
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.artifact import StoppingRule
@@ -24,11 +25,11 @@ from ssruntime.backends.ort.tree_mask import TreeMask
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.engine import Engine
 from ssruntime.graph_io import HIDDEN, MAX_QUERY_LENGTH
-from ssruntime.proposal import ALTERNATIVE_GAP, Alternative, Proposal, room_beside
-from ssruntime.sampling.filters import filtered
+from ssruntime.proposal import Alternative, TokenTree, room_beside
+from ssruntime.sampling.filters import ALTERNATIVE_GAP, filtered
 from ssruntime.sampling.noise import CoupledNoise, gumbel
 from tests.runtime.conftest import OpenScript
-from tests.runtime.scripted import Script, plain_tokens, random_script, step_of, successor_table
+from tests.runtime.scripted import Script, plain_tokens, proposal_of, random_script, step_of, successor_table
 
 VOCAB = 8
 
@@ -56,7 +57,7 @@ def second_choice_script() -> Script:
 @given(st.integers(0, 2**32), st.integers(2, 200), st.floats(0.1, 5), st.integers(0, 3))
 def test_greedy_proposes_the_best_token_and_those_near_it(seed: int, vocab: int, scale: float, max_alternatives: int) -> None:
     logits = (scale * np.random.default_rng(seed).standard_normal((1, vocab))).astype(np.float32)
-    proposed = GreedyAcceptance().sample_draft(step_of(logits), 0, max_alternatives)
+    proposed = GreedyAcceptance().sample_draft(step_of(logits), 0, max_alternatives)[0]
     order = np.argsort(-logits[0], kind="stable")[: max_alternatives + 1]
     assert proposed == [int(t) for t in order if logits[0, order[0]] - logits[0, t] <= ALTERNATIVE_GAP]
 
@@ -93,7 +94,7 @@ def test_coupled_ranks_by_score_plus_noise(seed: int, vocab: int, scale: float, 
     if smallest_gap < 1e-4:
         return
     assert coupled_ranking(logits, 7, how, CoupledNoise(seed), max_alternatives) == expected
-    proposed = CoupledAcceptance(how).sample_draft(step_of(logits[None]), 7, max_alternatives)
+    proposed = CoupledAcceptance(how).sample_draft(step_of(logits[None]), 7, max_alternatives)[0]
     assert expected[0] == coupled_sample(logits, 7, how, CoupledNoise(seed))
     if "top_p" not in filters:
         assert proposed == expected
@@ -108,10 +109,10 @@ def test_coupled_ranks_by_score_plus_noise(seed: int, vocab: int, scale: float, 
 
 def test_alternatives_are_proposed_only_on_request_and_never_with_rejection_sampling() -> None:
     flat = step_of(np.zeros((1, VOCAB), dtype=np.float32))
-    assert len(GreedyAcceptance().sample_draft(flat, 0, 0)) == 1
-    assert len(GreedyAcceptance().sample_draft(flat, 0, 3)) == 4
-    assert len(CoupledAcceptance(settings_of(top_k=5)).sample_draft(flat, 0, 0)) == 1
-    assert len(RejectionAcceptance(settings_of()).sample_draft(flat, 0, 3)) == 1
+    assert len(GreedyAcceptance().sample_draft(flat, 0, 0)[0]) == 1
+    assert len(GreedyAcceptance().sample_draft(flat, 0, 3)[0]) == 4
+    assert len(CoupledAcceptance(settings_of(top_k=5)).sample_draft(flat, 0, 0)[0]) == 1
+    assert len(RejectionAcceptance(settings_of()).sample_draft(flat, 0, 3)[0]) == 1
 
 
 # What is accepted
@@ -137,7 +138,7 @@ def test_emitted_tokens_are_the_targets_samples_after_each_prefix(trunk: list[in
         assert offset == depth + 1
         return sample((*trunk[:depth], token))
 
-    emitted, alternative = accept_equal(Proposal(trunk, alternatives), target_token)
+    emitted, alternative, _ = accept_equal(proposal_of(trunk, alternatives), target_token, target_token)
     assert all(token == sample(tuple(emitted[:index])) for index, token in enumerate(emitted))
     agreed = next((i for i, t in enumerate(trunk) if t != emitted[i]), len(trunk))
     accepted = [i for i, a in enumerate(alternatives) if agreed < len(trunk) and a == (agreed, emitted[agreed])]
@@ -147,9 +148,14 @@ def test_emitted_tokens_are_the_targets_samples_after_each_prefix(trunk: list[in
 
 def test_an_accepted_alternative_gives_one_token_more() -> None:
     rows = [5, 9, 9, 6]  # samples after the committed token, after two wrong tokens, after the alternative
-    proposal = Proposal([4, 4], [Alternative(0, 5)])
-    assert accept_equal(proposal, lambda row, _: rows[row]) == RoundResult([5, 6], 0)
-    assert accept_equal(Proposal([4, 4]), lambda row, _: rows[row]) == RoundResult([5], None)
+    proposal = proposal_of([4, 4], [Alternative(0, 5)])
+
+    def target_token(row: int, _offset: int) -> int:
+        return rows[row]
+
+    assert accept_equal(proposal, target_token, target_token) == RoundResult([5, 6], 0)
+    assert accept_equal(proposal, target_token, lambda _row, _offset: None) == RoundResult([5], 0, is_withheld=True)
+    assert accept_equal(proposal_of([4, 4]), target_token, target_token) == RoundResult([5], None)
 
 
 # Decoding with alternatives
@@ -196,10 +202,10 @@ def test_any_number_of_alternatives_gives_the_same_text(
     completion = engine.generate(prompt, config, trace=trace)
     assert (completion.token_ids, completion.finish_reason) == plain_tokens(script, prompt, engine.settings(config), 64)
     for step in trace.rounds:
-        query_length = 1 + len(step.proposals) + len(step.alternatives)
+        query_length = step.tree.num_rows
         assert query_length <= MAX_QUERY_LENGTH
         assert step.start + query_length <= 64
-        assert list(step.alternatives) == sorted(step.alternatives, key=lambda a: a.depth)
+        assert list(step.tree.branches) == sorted(step.tree.branches, key=lambda a: a.depth)
 
 
 SCRIPTS = {"agreeing": random_script(11, scale=1.0, history=True), "unsure": random_script(12, agreement=0.4, scale=0.7, history=True)}
@@ -212,10 +218,10 @@ def test_passes_with_alternatives_end_within_the_first_window(open_script: OpenS
     with open_script(second_choice_script(), window=20) as engine:
         tokens = engine.generate([0, 1], config, trace=trace).token_ids
     assert tokens == [2 + i if i < 6 else 1 + (i - 6) % 7 for i in range(40)]
-    ends = [r.start + 1 + len(r.proposals) + len(r.alternatives) for r in trace.rounds if r.alternatives]
+    ends = [r.start + r.tree.num_rows for r in trace.rounds if r.tree.branches]
     assert ends
     assert max(ends) <= 20
-    assert any(not r.alternatives and r.proposals for r in trace.rounds)
+    assert any(not r.tree.branches and r.proposed for r in trace.rounds)
 
 
 def test_the_tuned_number_of_alternatives_is_used_unless_the_request_sets_one(open_script: OpenScript) -> None:
@@ -236,12 +242,120 @@ def test_room_is_limited_by_query_length_and_end_position(num_tokens: int, start
     assert room_beside(num_tokens, start, end) == room
 
 
-def test_the_tree_mask_hides_from_an_alternative_what_is_not_on_its_path() -> None:
+def test_the_tree_mask_hides_from_a_branch_what_is_not_on_its_path() -> None:
     mask = TreeMask(6)
-    alternatives = [Alternative(0, 7), Alternative(1, 8), Alternative(1, 9)]
-    mask.hide(3, alternatives)
+    tree = TokenTree([1, 2, 3], [Alternative(0, 7), Alternative(1, 8), Alternative(1, 9)])
+    mask.hide(tree)
     hidden = {(int(r), int(c)) for r, c in np.argwhere(mask.values[0, 0] == np.float32(HIDDEN))}
-    # The alternatives are rows 3, 4 and 5. All attend to column 0, those of depth 1 also to column 1.
+    # The branches are rows 3, 4 and 5. All attend to column 0, those of depth 1 also to column 1.
     assert hidden == {(3, 1), (3, 2), (4, 2), (4, 3), (5, 2), (5, 3), (5, 4)}
-    mask.show(3, alternatives)
+    mask.show(tree)
     assert not mask.values.any()
+
+
+# When the token after an accepted alternative may be trusted
+
+
+@settings(max_examples=200)
+@given(
+    seed=st.integers(0, 2**40),
+    vocab=st.integers(3, 80),
+    scale=st.floats(0.5, 8),
+    filters=st.sampled_from(
+        [
+            {},
+            {"top_p": 0.9},
+            {"top_p": 0.95, "min_p": 0.01},
+            {"top_p": 0.9, "top_k": 40},
+            {"temperature": 1.3, "top_p": 0.8},
+            {"top_k": 5},
+            {"top_k": 1},
+            {"min_p": 0.05},
+            {"temperature": 0.7, "top_p": 0.95},
+            {"temperature": 0.0},
+        ]
+    ),
+)
+def test_a_token_that_is_sure_survives_any_error_within_the_bound(seed: int, vocab: int, scale: float, filters: dict[str, float]) -> None:
+    random = np.random.default_rng(seed)
+    logits = (scale * random.standard_normal((2, vocab))).astype(np.float32)
+    how = settings_of(**filters, seed=seed)
+    acceptance = GreedyAcceptance() if how.is_greedy else CoupledAcceptance(how)
+    wrong = int(acceptance.sample(step_of(logits[:1]), 7) + 1) % vocab
+    right = acceptance.sample(step_of(logits[:1]), 7)
+    proposal = proposal_of([wrong], [Alternative(0, right)])
+    rows = np.stack([logits[0], logits[0], logits[1]])
+    found = acceptance.accept(step_of(rows), proposal, 7)
+    assert found.alternative == 0
+    bound = BRANCH_MARGIN * np.abs(np.sort(logits[1])[[-1, max(0, vocab - 64)]]).max()
+    if found.is_withheld:
+        return
+    for _ in range(5):
+        errors = (random.choice([-1.0, 1.0], vocab) * 0.99 * bound).astype(np.float32)
+        assert acceptance.sample(step_of(logits[1:] + errors), 8) == found.emitted[-1]
+
+
+def test_the_token_after_an_alternative_is_rarely_withheld(open_script: OpenScript) -> None:
+    config = GenerationConfig(temperature=0.0, max_new_tokens=41, exit="fixed", max_draft=1, max_alternatives=1, ignore_eos=True)
+    with open_script(second_choice_script()) as engine:
+        stats = engine.generate([0], config).stats
+    assert (stats.alternatives_accepted, stats.withheld) == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("logits", "filters"),
+    [
+        ([10, 10 - 1e-4, 9], {"top_p": 0.1}),
+        ([10, 10 - 1e-4, 9, 9], {"top_p": 0.3}),
+        ([10, 9.6, 9.6 - 1e-4, 9, 9], {"top_p": 0.4}),
+        ([10, 9, 8, 7, 7 - 1e-4], {"top_p": 0.95}),
+        ([10, 10 - 1e-4, 9], {"min_p": 1.0}),
+        ([10, 10 - 1e-4, 9], {"min_p": 0.9995}),
+        ([10, 10 - 1e-4, 9], {"top_k": 1}),
+        ([10, 9, 9 - 1e-4], {"top_k": 2}),
+        ([20, 20 - 1e-4, 9], {"temperature": 1e-6}),
+        ([10, 10 - 1e-4, 9], {}),
+    ],
+)
+def test_near_ties_at_the_cut_of_a_filter_leave_no_wrong_token_sure(logits: list[float], filters: dict[str, float]) -> None:
+    row = np.array([*logits, *([-5.0] * 70)], dtype=np.float32)
+    bound = 0.99 * BRANCH_MARGIN * np.abs(np.sort(row)[[-1, -64]]).max()
+    sure = 0
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        acceptance = CoupledAcceptance(settings_of(**filters, seed=seed))
+        right = acceptance.sample(step_of(row[None]), 7)
+        wrong = (right + 1) % len(row)
+        found = acceptance.accept(step_of(np.stack([row, row, row])), proposal_of([wrong], [Alternative(0, right)]), 7)
+        if found.is_withheld:
+            continue
+        sure += 1
+        for _ in range(6):
+            errors = (random.choice([-1.0, 1.0], len(row)) * bound).astype(np.float32)
+            assert acceptance.sample(step_of((row + errors)[None]), 8) == found.emitted[-1]
+    assert sure < 60 or not filters
+
+
+@pytest.mark.parametrize(
+    "filters", [{"top_p": 0.95}, {"top_p": 0.95, "top_k": 150}, {"min_p": 0.05}, {"top_p": 0.9, "temperature": 1.5}, {}]
+)
+def test_a_wide_choice_is_mostly_sure(filters: dict[str, float]) -> None:
+    random = np.random.default_rng(0)
+    withheld = 0
+    for seed in range(200):
+        row = (2 * random.standard_normal(400)).astype(np.float32)
+        acceptance = CoupledAcceptance(settings_of(**filters, seed=seed))
+        right = acceptance.sample(step_of(row[None]), 7)
+        proposal = proposal_of([(right + 1) % len(row)], [Alternative(0, right)])
+        found = acceptance.accept(step_of(np.stack([row, row, row])), proposal, 7)
+        withheld += found.is_withheld
+        assert found.is_withheld or found.emitted[-1] == acceptance.sample(step_of(row[None]), 8)
+    assert withheld < 50
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.3])
+def test_without_filters_a_clear_choice_is_sure_at_every_temperature(temperature: float) -> None:
+    row = np.array([30.0, *np.linspace(10, -35, 60)], dtype=np.float32)
+    acceptance = CoupledAcceptance(settings_of(temperature=temperature))
+    found = acceptance.accept(step_of(np.stack([row, row, row])), proposal_of([1], [Alternative(0, 0)]), 7)
+    assert (found.emitted, found.is_withheld) == ([0, 0], False)

@@ -83,8 +83,8 @@ OUTSIDE: Final[dict[str, Callable[[OrtSlot], object]]] = {
     "verify before the start": lambda s: s.verify([1], -1),
     "verify nothing": lambda s: s.verify([], 3),
     "verify far beyond the end": lambda s: s.verify([1], 2**40),
-    "draft after the end": lambda s: s.draft(1, CONTEXT),
-    "draft before the start": lambda s: s.draft(1, -1),
+    "draft after the end": lambda s: s.draft((1,), CONTEXT),
+    "draft before the start": lambda s: s.draft((1,), -1),
     "forward past the end": lambda s: s.forward([1] * 20, CONTEXT - 19, (0,)),
     "forward before the start": lambda s: s.forward([1] * 20, -1, (0,)),
     "forward nothing": lambda s: s.forward([], 0, ()),
@@ -107,7 +107,7 @@ def test_the_last_position_can_be_used(slot: OrtSlot) -> None:
     ids = [i % SCRIPT.vocab for i in range(CONTEXT)]
     slot.prefill(ids[:-2])
     np.testing.assert_array_equal(slot.verify(ids[-2:], CONTEXT - 2).logits[-1], SCRIPT.target(ids))
-    slot.draft(ids[-1], CONTEXT - 1)
+    slot.draft(ids[-1:], CONTEXT - 1)
     np.testing.assert_array_equal(slot.forward(ids[-1:], CONTEXT - 1, (0,)).logits[0], SCRIPT.target(ids))
 
 

@@ -154,23 +154,30 @@ def test_a_trace_can_be_replayed(engines: dict[str, Engine], how: dict[str, obje
     completion = engine.generate([2, 1, 2], config, trace=trace)
     assert trace.prompt_ids == [2, 1, 2]
     assert len(trace.rounds) == completion.stats.rounds
-    assert sum(len(r.alternatives) for r in trace.rounds) == completion.stats.alternatives
+    assert sum(len(r.tree.branches) for r in trace.rounds) == completion.stats.alternatives
     assert sum(r.alternative is not None for r in trace.rounds) == completion.stats.alternatives_accepted
-    assert sum(len(r.proposals) for r in trace.rounds) == completion.stats.proposed
+    assert sum(r.proposed for r in trace.rounds) == completion.stats.proposed
     slot = engine.backend.acquire(None)
     try:
         tokens = [int(slot.prefill(trace.prompt_ids).tokens[0])]
+        ids, pending = [*trace.prompt_ids, *tokens], 1
         for step in trace.rounds:
-            assert step.start == len(trace.prompt_ids) + len(tokens) - 1
-            samples = slot.verify((tokens[-1], *step.proposals), step.start, step.alternatives).tokens.tolist()
-            accepted = next((i for i, p in enumerate(step.proposals) if p != samples[i]), len(step.proposals))
-            tokens += samples[: accepted + 1]
-            is_alternative = (accepted, tokens[-1]) in step.alternatives
-            assert step.alternative == (step.alternatives.index((accepted, tokens[-1])) if is_alternative else None)
+            position, tree = len(ids), step.tree
+            assert step.start == position - pending
+            assert list(tree.trunk[:pending]) == ids[step.start :]
+            drafted = tree.trunk[pending:]
+            assert len(drafted) == step.proposed
+            samples = slot.verify(tree.trunk, step.start, tree.branches).tokens.tolist()
+            after = samples[pending - 1 :]
+            accepted = next((i for i, p in enumerate(drafted) if p != after[i]), len(drafted))
+            ids += after[: accepted + 1]
+            found = [(depth - pending + 1, token) for depth, token in tree.branches]
+            assert step.alternative == (found.index((accepted, ids[-1])) if (accepted, ids[-1]) in found else None)
+            pending = 1
             if step.alternative is not None:
-                row = 1 + len(step.proposals) + step.alternative
-                tokens.append(samples[row])
-                slot.copy_kv(step.start + row, step.start + 1 + accepted)
+                ids.append(samples[tree.branch_row(step.alternative)])
+                pending = 2
+        tokens = ids[len(trace.prompt_ids) :]
     finally:
         engine.backend.release(slot)
     assert tokens[: len(completion.token_ids)] == completion.token_ids
@@ -180,7 +187,7 @@ def test_a_trace_can_be_replayed(engines: dict[str, Engine], how: dict[str, obje
 def test_a_trace_of_plain_mode_has_rounds_without_proposals(engines: dict[str, Engine]) -> None:
     trace = Trace()
     completion = engines["agreeing"].generate([1, 2], GenerationConfig(mode="plain", max_new_tokens=6, ignore_eos=True), trace=trace)
-    assert [(r.start, r.proposals) for r in trace.rounds] == [(2 + i, ()) for i in range(5)]
+    assert [(r.start, r.proposed) for r in trace.rounds] == [(2 + i, 0) for i in range(5)]
     assert len(completion.token_ids) == 6
 
 

@@ -74,15 +74,15 @@ def test_closing_a_stream_early_frees_its_kv_cache(single_slot_engine: Engine) -
         for _ in range(chunks):
             next(stream)
         stream.close()  # type: ignore[attr-defined]
-        assert single_slot_engine.generate([1], LONG, timeout=0).finish_reason == "length"
+        assert single_slot_engine.generate([1], LONG, timeout=5).finish_reason == "length"
 
 
 def test_a_dropped_or_finished_stream_frees_its_kv_cache(single_slot_engine: Engine) -> None:
     stream = single_slot_engine.stream([1], LONG)
     next(stream)
     del stream
-    list(single_slot_engine.stream([1], LONG, timeout=0))
-    assert single_slot_engine.generate([1], LONG, timeout=0).token_ids
+    list(single_slot_engine.stream([1], LONG, timeout=5))
+    assert single_slot_engine.generate([1], LONG, timeout=5).token_ids
 
 
 def test_a_failed_request_frees_its_kv_cache(single_slot_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,8 +97,8 @@ def test_a_failed_request_frees_its_kv_cache(single_slot_engine: Engine, monkeyp
         with pytest.raises(FullDiskError):
             single_slot_engine.generate([1], LONG)
         with pytest.raises(FullDiskError):
-            list(single_slot_engine.stream([1], LONG, timeout=0))
-    assert single_slot_engine.generate([1], LONG, timeout=0).token_ids
+            list(single_slot_engine.stream([1], LONG, timeout=5))
+    assert single_slot_engine.generate([1], LONG, timeout=5).token_ids
 
 
 def test_a_stream_that_was_not_started_holds_no_kv_cache(single_slot_engine: Engine) -> None:
@@ -116,7 +116,38 @@ def test_a_request_fails_if_no_kv_cache_is_free_in_time(single_slot_engine: Engi
         with pytest.raises(BackendUnavailableError):
             next(iter(single_slot_engine.stream([1], LONG, timeout=timeout)))
     assert list(stream)
-    assert single_slot_engine.generate([1], LONG, timeout=0).token_ids
+    assert single_slot_engine.generate([1], LONG, timeout=5).token_ids
+
+
+@pytest.mark.parametrize("mode", ["plain", "speculative"])
+def test_a_deadline_that_passed_before_the_first_token_leaves_an_empty_completion(single_slot_engine: Engine, mode: str) -> None:
+    config = GenerationConfig(mode=mode, temperature=0.0, max_new_tokens=20, ignore_eos=True)
+    completion = single_slot_engine.generate([1], config, timeout=0)
+    assert (completion.token_ids, completion.text, completion.finish_reason) == ([], "", "timeout")
+    [chunk] = single_slot_engine.stream([1], config, timeout=0)
+    assert (chunk.token_ids, chunk.finish_reason) == ((), "timeout")
+    assert single_slot_engine.generate([1], config).finish_reason == "length"
+
+
+@pytest.mark.parametrize("mode", ["plain", "speculative"])
+def test_a_deadline_that_passes_while_decoding_keeps_the_tokens_so_far(
+    single_slot_engine: Engine, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    config = GenerationConfig(mode=mode, temperature=0.0, max_new_tokens=20, ignore_eos=True)
+    whole = single_slot_engine.generate([1], config)
+    now = 100.0
+    with monkeypatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: now)
+        stream = single_slot_engine.stream([1], config, timeout=30)
+        chunks = [next(stream), next(stream)]
+        now += 31
+        chunks += stream
+    tokens = [token for chunk in chunks for token in chunk.token_ids]
+    assert chunks[-1].finish_reason == "timeout"
+    assert chunks[-1].stats is not None
+    assert 1 <= len(tokens) < 20
+    assert tokens == whole.token_ids[: len(tokens)]
+    assert "".join(chunk.text for chunk in chunks) == whole.text[: sum(len(chunk.text) for chunk in chunks)]
 
 
 def test_a_waiting_request_runs_when_a_kv_cache_is_freed(single_slot_engine: Engine) -> None:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from ssruntime import GenerationConfig
 from ssruntime.acceptance import CoupledAcceptance
 from ssruntime.acceptance.equality import accept_equal
-from ssruntime.acceptance.rejection import Distribution, RejectionAcceptance, accept_probability, draw, residual
+from ssruntime.acceptance.rejection import RejectionAcceptance
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.proposal import Proposal
+from ssruntime.sampling.distribution import Distribution, accept_probability, draw, residual
 from ssruntime.sampling.filters import filtered, probabilities
 from tests.runtime.conftest import OpenScript
-from tests.runtime.scripted import Script, step_of
+from tests.runtime.scripted import Script, proposal_of, step_of
 
 Path = tuple[int, ...]
 Law = Mapping[Path, float]
@@ -211,8 +212,12 @@ def test_rejection_acceptance_decides_as_the_pure_functions_do() -> None:
     for numbers in itertools.product(grid, repeat=5):
         acceptance = RejectionAcceptance(config)
         acceptance._random = Dice(numbers)  # type: ignore[assignment]
-        proposals = [token for row in draft for token in acceptance.sample_draft(step_of(row[None]), 0, 2)]
-        emitted = acceptance.accept(step_of(target), Proposal(proposals), 0).emitted
+        proposal = Proposal()
+        for row in draft:
+            (token,), draft_probs = acceptance.sample_draft(step_of(row[None]), 0, 2)
+            proposal.append(token, "test", draft_probs)
+        proposals = proposal.tokens
+        emitted = acceptance.accept(step_of(target), proposal, 0).emitted
         dice = list(numbers)
         assert proposals == [draw(distribution(row), dice.pop(0)) for row in draft]
         expected: list[int] = []
@@ -265,7 +270,7 @@ def test_accept_equal_samples_only_the_rows_that_it_needs(proposals: list[int], 
         asked.append(row)
         return samples[row]
 
-    emitted, alternative = accept_equal(Proposal(proposals), target_token)
+    emitted, alternative, _ = accept_equal(proposal_of(proposals), target_token, target_token)
     assert alternative is None
     agreed = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(proposals, samples, strict=False))))
     assert emitted == samples[: agreed + 1]
@@ -283,7 +288,7 @@ def test_coupled_acceptance_emits_the_samples_of_plain_mode_for_any_draft(
     rows = (2 * random.standard_normal((max_draft + 1, 7))).astype(np.float32)
     plain = [CoupledAcceptance(config).sample(step_of(row[None]), 40 + i) for i, row in enumerate(rows)]
     for proposals in (random.integers(0, 7, max_draft).tolist(), plain[:max_draft]):
-        emitted = CoupledAcceptance(config).accept(step_of(rows), Proposal(proposals), 40).emitted
+        emitted = CoupledAcceptance(config).accept(step_of(rows), proposal_of(proposals), 40).emitted
         assert emitted == plain[: len(emitted)]
     assert len(emitted) == max_draft + 1
 

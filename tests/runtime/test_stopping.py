@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ssruntime import GenerationConfig, Trace
 from ssruntime.artifact import StoppingRule
+from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.stopping import AdaptiveStopping, ConfidenceStopping, FixedStopping, make_stopping_policy
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, phrase_table
@@ -40,8 +41,8 @@ def test_adaptive_stopping_matches_values_computed_by_hand() -> None:
     # rate 0: m = 0.484375: up
     policy.observe(1, 0)
     assert policy.threshold == pytest.approx(0.603, abs=1e-12)
-    assert policy.should_stop(0.6029)
-    assert not policy.should_stop(0.6031)
+    assert not policy.goes_on(1, 0.6029, 5)
+    assert policy.goes_on(1, 0.6031, 5)
 
 
 @given(
@@ -76,8 +77,8 @@ def test_fixed_stopping_never_stops_and_confidence_stops_below_its_threshold() -
     fixed, confidence = FixedStopping(), ConfidenceStopping(0.5)
     for policy in (fixed, confidence):
         policy.observe(3, 0)
-    assert not fixed.should_stop(0.0)
-    assert [confidence.should_stop(c) for c in (0.0, 0.4999, 0.5, 1.0)] == [True, True, False, False]
+    assert fixed.goes_on(1, 0.0, 5)
+    assert [confidence.goes_on(1, c, 5) for c in (0.0, 0.4999, 0.5, 1.0)] == [False, False, True, True]
 
 
 # Ten positions. The draft predicts the target's tokens, but after positions 3 and 7 with a confidence of 0.6.
@@ -102,7 +103,7 @@ def test_confidence_stops_after_the_unsure_token_which_is_still_verified(open_sc
     assert completion.token_ids == (TOKENS * 3)[:21]
     # Prefill gives the token at position 1, where the first draft starts. It stops with the token after
     # position 3.
-    assert [(r.start, len(r.proposals)) for r in trace.rounds] == [(1, 3), (5, 3), (9, 5), (15, 3), (19, 1)]
+    assert [(r.start, r.proposed) for r in trace.rounds] == [(1, 3), (5, 3), (9, 5), (15, 3), (19, 1)]
     assert completion.stats.accepted == completion.stats.proposed == 15
 
 
@@ -123,7 +124,7 @@ def test_confidence_is_read_before_the_filters(open_script: OpenScript) -> None:
     )
     with open_script(_tables()) as engine:
         engine.generate([1], config, trace=trace)
-    assert [len(r.proposals) for r in trace.rounds] == [3, 3, 5, 3, 1]
+    assert [r.proposed for r in trace.rounds] == [3, 3, 5, 3, 1]
 
 
 @pytest.mark.parametrize("max_draft", [1, 2, 5, 15])
@@ -139,8 +140,9 @@ def test_fixed_stopping_proposes_max_draft_tokens_within_the_length_limit(open_s
         completion = engine.generate([1], config, trace=trace)
     assert completion.stats.accepted < completion.stats.proposed
     for step in trace.rounds:
-        count = step.start  # the prompt has one token, so this many were generated before the round
-        assert len(step.proposals) == min(max_draft, 40 - count - 1)
+        pending = len(step.tree.trunk) - step.proposed
+        count = step.start + pending - 1  # the prompt has one token, so this many were generated before the round
+        assert step.proposed == min(max_draft, 40 - count - 1, MAX_QUERY_LENGTH - pending)
 
 
 def test_each_request_has_its_own_stopping_state(open_script: OpenScript) -> None:

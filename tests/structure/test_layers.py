@@ -12,10 +12,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # From the bottom up. A module belongs to the longest entry that its name begins with; a folder's entry covers
 # everything in the folder that has no entry of its own.
 RUNTIME = [
-    "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "scratch",
-    "proposal", "results", "artifact", "config", "sampling", "text",
+    "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch",
+    "sampling", "proposal", "results", "artifact", "config", "text",
     "backends.base", "backends.pool", "backends.ort", "backends",
-    "stopping", "acceptance", "proposers", "decode", "engine",
+    "stopping", "acceptance", "proposers", "sequence", "scheduler", "engine",
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set",

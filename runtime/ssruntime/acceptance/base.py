@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
 
 from ssruntime.backends.base import StepOutput
 from ssruntime.proposal import Proposal
+from ssruntime.sampling.distribution import Distribution
+
+BRANCH_MARGIN: Final = 1e-4
+"""Bound on the error of a branch's logits, as a fraction of the logits' scale.
+
+A branch's keys lie in other KV-cache entries than those of the same tokens in autoregressive decoding, so
+its sums are rounded in another order. The token after an accepted branch is emitted from the branch's row
+only if no error within this bound could change it."""
 
 
 class RoundResult(NamedTuple):
@@ -16,10 +25,23 @@ class RoundResult(NamedTuple):
             bonus token otherwise. An accepted alternative is the last accepted token, and a bonus token
             follows it.
         alternative: index in `Proposal.alternatives` of the accepted alternative; None if none was accepted.
+        is_withheld: whether the bonus token after an accepted alternative is left to the next round, because
+            the target's choice is too close to trust the alternative's own row.
     """
 
     emitted: list[int]
     alternative: int | None = None
+    is_withheld: bool = False
+
+
+def logits_scale(logits: Sequence[float]) -> float:
+    """Returns the largest absolute value of a row's top logits, best first."""
+    return max(abs(logits[0]), abs(logits[-1]))
+
+
+DraftSample = tuple[list[int], Distribution | None]
+"""The draft's token with its alternatives after it, best first; and the distribution that the token was drawn
+from, None if the acceptance rule needs none."""
 
 
 class Acceptance(Protocol):
@@ -32,7 +54,7 @@ class Acceptance(Protocol):
     def sample(self, output: StepOutput, position: int) -> int:
         """Returns the token that autoregressive decoding samples from the first row of a pass."""
 
-    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> DraftSample:
         """Returns the token sampled from a draft pass, then up to `max_alternatives` others, best first.
 
         The others are alternatives: side branches of the token tree, one token long.

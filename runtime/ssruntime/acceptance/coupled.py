@@ -8,18 +8,34 @@ sampling (mode `plain`) with the same seed, whatever is drafted (Daliri, Musco &
 from __future__ import annotations
 
 import math
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssruntime.acceptance.base import RoundResult
+from ssruntime.acceptance.base import BRANCH_MARGIN, DraftSample, RoundResult, logits_scale
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
-from ssruntime.proposal import ALTERNATIVE_GAP, Proposal
-from ssruntime.sampling.filters import FilterSettings, certain_from, filtered
+from ssruntime.proposal import Proposal
+from ssruntime.sampling.filters import ALTERNATIVE_GAP, FilterSettings, certain_from, filtered, scale_of
 from ssruntime.sampling.noise import CoupledNoise
 from ssruntime.sampling.shortlist import Shortlist
+
+_MOST_APART: Final = 0.5
+"""Scores that errors may move further apart than this leave no token sure: the temperature is close to 0."""
+
+_ROUNDING: Final = 1e-5
+"""Relative margin, far above the fp32 rounding errors of weights and of their sums."""
+
+
+class _Filters(NamedTuple):
+    """Filters other than those of a request."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
 
 
 class CoupledAcceptance:
@@ -35,21 +51,25 @@ class CoupledAcceptance:
         """Returns the target's sample from the first row."""
         return self._sample(output, 0, position)
 
-    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> DraftSample:
         """Returns the draft's sample, with the noise that the target will use, then the alternatives.
 
         The ranking of the shortlist is used even where it is uncertain: it seldom differs from that of the
         whole row, and an inexact proposal does not change the text.
         """
         if output.probability(0) >= self._certain_from:
-            return [output.token(0)]
+            return [output.token(0)], None
         if self._shortlist is not None:
-            return self._shortlist.rank(*output.top(0), output.probability(0), position, max_alternatives)
-        return coupled_ranking(output.logits[0], position, self._settings, self._noise, max_alternatives)
+            return self._shortlist.rank(*output.top(0), output.probability(0), position, max_alternatives), None
+        return coupled_ranking(output.logits[0], position, self._settings, self._noise, max_alternatives), None
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the draft tokens that equal the target's samples, then the target's next token."""
-        return accept_equal(proposal, lambda row, offset: self._sample(output, row, position + offset))
+        return accept_equal(
+            proposal,
+            lambda row, offset: self._sample(output, row, position + offset),
+            lambda row, offset: self._sure_sample(output, row, position + offset),
+        )
 
     def _sample(self, output: StepOutput, row: int, position: int) -> int:
         confidence = output.probability(row)
@@ -61,6 +81,20 @@ class CoupledAcceptance:
                 return token
         return coupled_sample(output.logits[row], position, self._settings, self._noise)
 
+    def _sure_sample(self, output: StepOutput, row: int, position: int) -> int | None:
+        """Returns the sample of a row; None if an error of `BRANCH_MARGIN` in its logits could change it."""
+        settings, (tokens, logits) = self._settings, output.top(row)
+        apart, scale = 2 * BRANCH_MARGIN * logits_scale(logits), scale_of(settings)
+        if apart * scale > _MOST_APART:
+            return None
+        if 0 < settings.top_k < len(logits) and logits[settings.top_k - 1] - logits[settings.top_k] <= apart:
+            return None
+        if self._shortlist is not None:
+            token, is_sure = self._shortlist.pick(tokens, logits, output.probability(row), position, apart=apart)
+            if is_sure:
+                return token
+        return sure_sample(output.logits[row], position, settings, self._noise, apart)
+
 
 def coupled_sample(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise) -> int:
     """Returns the token that coupled sampling takes from logits float32[vocab] for an absolute position."""
@@ -68,6 +102,44 @@ def coupled_sample(logits: NDArray[np.float32], position: int, settings: FilterS
     if len(ids) == 1:
         return int(ids[0])
     return int(ids[(noise.log_uniform(position, ids) / weights).argmax()])
+
+
+def sure_sample(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise, apart: float) -> int | None:
+    """Returns the token of `coupled_sample`; None if errors could change it.
+
+    The token must be kept by the filters whatever the errors are, and must win against every token that the
+    filters may keep.
+
+    Args:
+        logits: float32[vocab].
+        position: absolute position that the row predicts.
+        settings: temperature and filters.
+        noise: noise that draft and target share.
+        apart: distance by which errors may move two logits apart.
+    """
+    scale, top_k, top_p = scale_of(settings), settings.top_k, settings.top_p
+    factor = 1.0 + max(_ROUNDING, math.expm1(apart * scale))
+    if 0 < top_k < len(logits):
+        kth = np.partition(logits, -top_k)[-top_k]
+        if np.count_nonzero(logits >= kth - apart) > top_k:
+            return None
+    may_be_kept = _Filters(settings.temperature, top_k, min(1.0, top_p * factor), settings.min_p / factor)
+    ids, weights = filtered(logits, may_be_kept)
+    is_cut = may_be_kept.top_p < 1.0 or settings.min_p > 0.0
+    if is_cut and np.count_nonzero(logits >= logits[ids].min() - apart) > len(ids):
+        return None
+    keys = noise.log_uniform(position, ids) / weights
+    index = int(keys.argmax())
+    best, weight = keys[index], weights[index]
+    if np.count_nonzero(keys >= best * factor) > 1 or weight < settings.min_p * factor:
+        return None
+    if top_p < 1.0:
+        # Errors may rank tokens of nearly the same weight before the sampled one.
+        before = float(weights[weights * factor >= weight].sum()) - float(weight)
+        _, all_weights = filtered(logits, _Filters(settings.temperature, top_k, 1.0, 0.0))
+        if before * factor >= top_p * float(all_weights.sum()):
+            return None
+    return int(ids[index])
 
 
 def coupled_ranking(

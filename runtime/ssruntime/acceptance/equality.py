@@ -8,7 +8,7 @@ from ssruntime.acceptance.base import RoundResult
 from ssruntime.proposal import Proposal
 
 
-def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int]) -> RoundResult:
+def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int], sure_token: Callable[[int, int], int | None]) -> RoundResult:
     """Returns the leading draft tokens that the target also samples, followed by the target's next token.
 
     If the target samples an alternative instead of the token of the draft sequence, that alternative is
@@ -20,6 +20,8 @@ def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int]) ->
             committed token's, rows 1..k are the draft sequence's, row k + 1 + i is alternative i's. The
             offset counts from the position that row 0 predicts. The function is called in order of offsets,
             and only for the rows that are needed.
+        sure_token: as `target_token`, for the row of an alternative; None if an error of `BRANCH_MARGIN` in
+            its logits could change the token.
     """
     tokens = proposal.tokens
     emitted: list[int] = []
@@ -27,10 +29,12 @@ def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int]) ->
         token = target_token(row, row)
         emitted.append(token)
         if token != drafted:
-            for index, (depth, alternative) in enumerate(proposal.alternatives):
-                if depth == row and alternative == token:
-                    emitted.append(target_token(len(tokens) + 1 + index, row + 1))
-                    return RoundResult(emitted, index)
-            return RoundResult(emitted)
+            alternative = proposal.alternative_at(row, token)
+            if alternative is None:
+                return RoundResult(emitted)
+            after = sure_token(proposal.alternative_row(alternative), row + 1)
+            if after is not None:
+                emitted.append(after)
+            return RoundResult(emitted, alternative, after is None)
     emitted.append(target_token(len(tokens), len(tokens)))
     return RoundResult(emitted)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ssruntime.acceptance.base import RoundResult
+from ssruntime.acceptance.base import BRANCH_MARGIN, DraftSample, RoundResult, logits_scale
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
-from ssruntime.proposal import ALTERNATIVE_GAP, Proposal
+from ssruntime.proposal import Proposal
+from ssruntime.sampling.filters import ALTERNATIVE_GAP
 
 
 class GreedyAcceptance:
@@ -15,7 +16,7 @@ class GreedyAcceptance:
         """Returns the most probable token of the first row."""
         return output.token(0)
 
-    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> list[int]:
+    def sample_draft(self, output: StepOutput, position: int, max_alternatives: int) -> DraftSample:
         """Returns the draft's best token, then the next-best ones within `ALTERNATIVE_GAP` of its logit."""
         tokens, logits = output.top(0)
         chosen = [tokens[0]]
@@ -24,8 +25,15 @@ class GreedyAcceptance:
             if logits[rank] < least:
                 break
             chosen.append(tokens[rank])
-        return chosen
+        return chosen, None
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the draft tokens that equal the target's best ones, then the target's next token."""
-        return accept_equal(proposal, lambda row, _offset: output.token(row))
+        return accept_equal(proposal, lambda row, _offset: output.token(row), lambda row, _offset: _sure_token(output, row))
+
+
+def _sure_token(output: StepOutput, row: int) -> int | None:
+    tokens, logits = output.top(row)
+    if len(logits) > 1 and logits[0] - logits[1] <= 2 * BRANCH_MARGIN * logits_scale(logits):
+        return None
+    return tokens[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +46,9 @@ class StepOutput:
         """Returns the first `count` rows, over the same memory."""
         return self._part(slice(count))
 
-    def row(self, row: int) -> StepOutput:
-        """Returns one row, as an output with N = 1 over the same memory."""
-        return self._part(slice(row, row + 1))
+    def tail(self, first: int) -> StepOutput:
+        """Returns the rows from `first` on, over the same memory."""
+        return self._part(slice(first, None))
 
     def _part(self, chosen: slice) -> StepOutput:
         return StepOutput(
@@ -76,6 +76,27 @@ class StepOutput:
         return cast("Sequence[int]", self._top_tokens[chosen]), cast("Sequence[float]", self._top_logits[chosen])
 
 
+PassKind = Literal["prefill", "draft", "verify"]
+
+
+class Pass(NamedTuple):
+    """A forward pass that a sequence asks for.
+
+    Attributes:
+        kind: `prefill` and `verify` run the verify engine, `draft` the draft engine. The output of `verify`
+            has a row for each token, that of the others the row of the last one. `draft` and `verify` take at
+            most `MAX_QUERY_LENGTH` tokens.
+        trunk: token ids of the pass, or trunk of its token tree.
+        start: position of the first one.
+        branches: side branches of the token tree; only in a verify pass.
+    """
+
+    kind: PassKind
+    trunk: Sequence[int]
+    start: int
+    branches: Sequence[Alternative] = ()
+
+
 class Slot(Protocol):
     """One sequence's KV cache, bound to the verify engine and the draft engine. Used by one thread at a time.
 
@@ -90,8 +111,13 @@ class Slot(Protocol):
 
     Kernels apply a sliding window by entry. The entry of an alternative has a higher index than its position
     in the text, so the window would hide tokens that the alternative must attend to."""
+    prefill_chunk: int
+    """Largest number of prompt tokens in one pass."""
     engine_seconds: float
     """Time spent in the engines' run calls since it was last set to 0, in seconds."""
+
+    def run(self, wanted: Pass) -> StepOutput:
+        """Returns the output of a pass that a sequence asks for."""
 
     def prefill(self, ids: Sequence[int]) -> StepOutput:
         """Returns the output after a prompt's last token (N = 1).
@@ -108,23 +134,17 @@ class Slot(Protocol):
             positions: 0-based indices into `ids` of the tokens whose output is returned, in that order.
         """
 
-    def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
+    def verify(self, ids: Sequence[int], start: int, branches: Sequence[Alternative] = ()) -> StepOutput:
         """Returns a row for each token of one verify-engine pass of at most `MAX_QUERY_LENGTH` tokens.
 
         Args:
-            ids: the last committed token and the draft sequence after it (the trunk of the token tree).
+            ids: trunk of the token tree.
             start: position of the first of `ids`.
-            alternatives: side branches of the token tree, each one token long. One of depth d may take the
-                place of `ids[1 + d]`: it has position `start + 1 + d` and attends to the tokens before that
-                position. In the KV cache and among the rows, the alternatives follow `ids`, in the order
-                given. Not allowed at `start` 0.
+            branches: side branches of the tree (see `TokenTree`). Not allowed at `start` 0.
         """
 
-    def copy_kv(self, source: int, target: int) -> None:
-        """Copies KV-cache entry `source` to entry `target`: an accepted alternative's to its position."""
-
-    def draft(self, token: int, position: int) -> StepOutput:
-        """Returns the output after one token (N = 1); runs it through the draft engine."""
+    def draft(self, ids: Sequence[int], start: int) -> StepOutput:
+        """Returns the output after the last of at most `MAX_QUERY_LENGTH` tokens (N = 1), from the draft."""
 
     def draft_forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         """Returns the same as `forward`, from the draft engine, to measure a draft's own parity."""

@@ -10,9 +10,11 @@ from ssruntime.artifact import StoppingRule
 from ssruntime.checks import check_choice, check_float, check_int
 from ssruntime.errors import ConfigError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.registry import PROPOSERS, STOPPING_POLICIES
 from ssruntime.strict_reader import read_record
 
 MODES: Final = ("plain", "speculative")
+"""The modes that come with sstool; others may be registered (see `ssruntime.registry`)."""
 EXITS: Final = ("fixed", "confidence", "adaptive")
 SAMPLINGS: Final = ("coupled", "rejection")
 MAX_DRAFT_LIMIT: Final = MAX_QUERY_LENGTH - 1
@@ -67,8 +69,8 @@ class GenerationConfig:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("mode", self.mode, MODES)
-        check_choice("exit", self.exit, EXITS)
+        check_choice("mode", self.mode, ("plain", *PROPOSERS.names()))
+        check_choice("exit", self.exit, STOPPING_POLICIES.names())
         check_choice("sampling", self.sampling, SAMPLINGS)
         check_int("max_new_tokens", self.max_new_tokens, 1)
         check_int("max_draft", self.max_draft, 1, MAX_DRAFT_LIMIT)

@@ -7,34 +7,62 @@ verify overwrites it.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import Final
+
 from ssruntime.acceptance import Acceptance
-from ssruntime.backends.base import Slot
+from ssruntime.backends.base import Pass, StepOutput
 from ssruntime.proposal import Alternative, Proposal, room_beside
+from ssruntime.proposers.base import SequenceView
+from ssruntime.sampling.distribution import Distribution
 from ssruntime.stopping import StoppingPolicy
+
+SOURCE: Final = "skip"
 
 
 class SkipProposer:
-    """Proposes with the draft engine of one slot. Alternatives are next-best tokens of the same steps."""
+    """Proposes with the draft engine. Alternatives are next-best tokens of the same steps."""
 
-    def __init__(self, slot: Slot, acceptance: Acceptance, stopping: StoppingPolicy, *, max_alternatives: int) -> None:
-        self._slot = slot
+    def __init__(self, acceptance: Acceptance, stopping: StoppingPolicy, *, max_alternatives: int, alternatives_end: int) -> None:
+        """Takes the parts of one request.
+
+        Args:
+            acceptance: acceptance rule, which samples the draft's tokens.
+            stopping: policy that ends draft sequences.
+            max_alternatives: largest number of alternatives to a drafted token.
+            alternatives_end: first position at which no alternative is allowed.
+        """
         self._acceptance = acceptance
         self._stopping = stopping
         self._max_alternatives = max_alternatives
+        self._alternatives_end = alternatives_end
 
-    def propose(self, token: int, start: int, limit: int) -> Proposal:
-        """Returns up to `limit` tokens that continue `token` at position `start`, with alternatives."""
+    def propose(self, sequence: SequenceView, limit: int) -> Generator[Pass, StepOutput, Proposal]:
+        """Returns up to `limit` tokens that continue the sequence, with alternatives."""
+        goes_on, sample_draft = self._stopping.goes_on, self._acceptance.sample_draft
+        first, position = sequence.start, len(sequence.ids)
+        if limit < 1 or not goes_on(0, 1.0, position):
+            return Proposal()
+        max_alternatives = self._max_alternatives if room_beside(position - first, first, self._alternatives_end) else 0
         tokens: list[int] = []
+        draft_probs: list[Distribution | None] = []
         alternatives: list[Alternative] = []
-        max_alternatives = self._max_alternatives if room_beside(1, start, self._slot.alternatives_end) else 0
+        # The first step also runs the committed tokens before the last one that have no KV yet.
+        start, ids = first, tuple(sequence.ids[first:])
         for depth in range(limit):
-            output = self._slot.draft(token, start + depth)
-            token, *others = self._acceptance.sample_draft(output, start + depth + 1, max_alternatives)
+            output = yield Pass("draft", ids, start)
+            sampled, probs = sample_draft(output, position + depth, max_alternatives)
+            token = sampled[0]
             tokens.append(token)
-            alternatives.extend(Alternative(depth, other) for other in others)
-            if self._stopping.should_stop(output.probability(0)):
+            draft_probs.append(probs)
+            for other in sampled[1:]:
+                alternatives.append(Alternative(depth, other))  # noqa: PERF401 - most steps have none
+            if not goes_on(depth + 1, output.probability(0), position + depth + 1):
                 break
-        return Proposal(tokens, alternatives[: room_beside(len(tokens), start, self._slot.alternatives_end)])
+            start, ids = position + depth, (token,)
+        if alternatives:
+            del alternatives[room_beside(position - first - 1 + len(tokens), first, self._alternatives_end) :]
+        return Proposal(tokens, [SOURCE] * len(tokens), draft_probs, alternatives)
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Passes the result of a round on to the stopping policy."""

@@ -39,6 +39,12 @@ class FilterSettings(Protocol):
 Candidates = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Token ids int64[n] and weights float32[n]: probabilities divided by that of the row's best token."""
 
+ALTERNATIVE_GAP: Final = 2.0
+"""Largest distance, in nats, of an alternative's score below the score of the draft's own token.
+
+The score is the logit, or with coupled sampling the log weight plus noise. The chance of being right falls
+with the distance; 2 nats is the measured optimum."""
+
 _CUTOFFS: Final = (1e-2, 1e-4, 0.0)
 """Weights above which tokens are sorted, tried in this order: usually a few dozen tokens are enough."""
 _FEW: Final = 32

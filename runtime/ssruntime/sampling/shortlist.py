@@ -11,8 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ssruntime.proposal import ALTERNATIVE_GAP
-from ssruntime.sampling.filters import FilterSettings, scale_of
+from ssruntime.sampling.filters import ALTERNATIVE_GAP, FilterSettings, scale_of
 from ssruntime.sampling.noise import CoupledNoise
 
 _MARGIN: Final = 1e-5
@@ -50,7 +49,7 @@ class Shortlist:
         """
         return settings.temperature <= 1.0 and (settings.top_p < 1.0 or settings.top_k > 0 or settings.min_p > 0.0)
 
-    def pick(self, tokens: Sequence[int], logits: Sequence[float], confidence: float, position: int) -> Pick:
+    def pick(self, tokens: Sequence[int], logits: Sequence[float], confidence: float, position: int, *, apart: float = 0.0) -> Pick:
         """Returns the token that coupled sampling takes from a row's top tokens.
 
         Args:
@@ -58,8 +57,16 @@ class Shortlist:
             logits: logits of these tokens.
             confidence: probability of the best token at temperature 1.
             position: absolute position that the row predicts.
+            apart: distance by which errors may move two logits apart; the token is sure only if no such error
+                changes it.
         """
-        weights, is_closed, is_exact = self._weights(logits, confidence)
+        margin = max(_MARGIN, math.expm1(apart * self._scale))
+        lead = max(margin, _LEAD)
+        weights, is_closed, is_exact = self._weights(logits, confidence, margin)
+        if apart > 0.0:
+            # A token that is not among the weights must not be able to take the place of one that is.
+            count = len(weights)
+            is_closed = is_closed and count < len(logits) and logits[count - 1] - logits[count] > apart
         noise = self._noise.log_uniforms(position, tokens[: len(weights)])
         best = second = -math.inf
         index = 0
@@ -69,7 +76,11 @@ class Shortlist:
                 best, second, index = key, best, i
             elif key > second:
                 second = key
-        is_sure = is_closed and best - second > -_LEAD * best and self._is_kept(index, weights, logits, is_exact=is_exact)
+        is_sure = (
+            is_closed
+            and best - second > -lead * best
+            and self._is_kept(index, weights, logits, margin, is_exact=is_exact, ranks_may_change=apart > 0.0)
+        )
         return Pick(tokens[index], is_sure)
 
     def rank(self, tokens: Sequence[int], logits: Sequence[float], confidence: float, position: int, max_alternatives: int) -> list[int]:
@@ -84,7 +95,7 @@ class Shortlist:
             position: absolute position that the row predicts.
             max_alternatives: largest number of next-best tokens.
         """
-        weights, _, _ = self._weights(logits, confidence)
+        weights, _, _ = self._weights(logits, confidence, _MARGIN)
         noise = self._noise.log_uniforms(position, tokens[: len(weights)])
         keys = [n / w for n, w in zip(noise, weights, strict=True)]
         # Keys are below 0, and a key k has the score -log(-k): a gap of scores is a factor between keys.
@@ -92,7 +103,7 @@ class Shortlist:
         near = sorted((-key, index) for index, key in enumerate(keys) if key >= least)
         return [tokens[index] for _, index in near[: max_alternatives + 1]]
 
-    def _weights(self, logits: Sequence[float], confidence: float) -> tuple[list[float], bool, bool]:
+    def _weights(self, logits: Sequence[float], confidence: float, margin: float) -> tuple[list[float], bool, bool]:
         """Computes the weights, relative to the best token's, of the tokens that the filters may keep.
 
         Returns:
@@ -105,11 +116,11 @@ class Shortlist:
         weights: list[float] = []
         mass = 0.0
         # Upper bound on the weight of the row's other tokens (the rest) at temperature 1; falls in the loop.
-        tail = (1.0 + _MARGIN) / confidence
+        tail = (1.0 + margin) / confidence
         for i in range(count):
             score = logits[i] - best
             weight = math.exp(score * scale)
-            if weight < min_p * (1.0 - _MARGIN) or weight == 0.0:
+            if weight < min_p * (1.0 - margin) or weight == 0.0:
                 return weights, True, is_exact
             weights.append(weight)
             mass += weight
@@ -118,7 +129,7 @@ class Shortlist:
                 tail -= at_one
                 # The rest has no higher score, so temperature shrinks each of its tokens at least as much.
                 rest = max(tail, 0.0) * weight / at_one
-                if mass > self._top_p * (mass + rest) * (1.0 + _MARGIN):
+                if mass > self._top_p * (mass + rest) * (1.0 + margin):
                     return weights, True, False
         return weights, is_exact, is_exact
 
@@ -131,19 +142,23 @@ class Shortlist:
             count += 1
         return count
 
-    def _is_kept(self, index: int, weights: list[float], logits: Sequence[float], *, is_exact: bool) -> bool:
+    def _is_kept(
+        self, index: int, weights: list[float], logits: Sequence[float], margin: float, *, is_exact: bool, ranks_may_change: bool
+    ) -> bool:
         """Returns whether top-p and min-p certainly keep the token at `index`."""
-        if index == 0:
+        if index == 0 and not ranks_may_change:
             return True
-        if self._min_p > 0.0 and weights[index] < self._min_p * (1.0 + _MARGIN):
+        if self._min_p > 0.0 and weights[index] < self._min_p * (1.0 + margin):
             return False
         if self._top_p >= 1.0:
             return True
         before = sum(weights[:index])
+        if ranks_may_change:
+            before += sum(w for w in weights[index + 1 :] if w >= weights[index] * (1.0 - margin))
         total = sum(weights)
-        if before < self._top_p * total * (1.0 - _MARGIN):
+        if before < self._top_p * total * (1.0 - margin):
             return True
         if is_exact:
             return False
         total += sum(math.exp((x - logits[0]) * self._scale) for x in logits[len(weights) : self._top_k_count(logits)])
-        return before < self._top_p * total * (1.0 - _MARGIN)
+        return before < self._top_p * total * (1.0 - margin)

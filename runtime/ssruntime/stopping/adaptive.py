@@ -30,9 +30,9 @@ class AdaptiveStopping:
         self._max_draft = max_draft
         self._acceptance: float | None = None
 
-    def should_stop(self, confidence: float) -> bool:
-        """Whether the confidence is below the threshold of the moment."""
-        return confidence < self.threshold
+    def goes_on(self, depth: int, confidence: float, context: int) -> bool:
+        """Returns whether the confidence reaches the present threshold; True at depth 0."""
+        return depth == 0 or confidence >= self.threshold
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Moves the threshold; a round that proposed nothing moves nothing."""

@@ -9,9 +9,9 @@ class ConfidenceStopping:
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
 
-    def should_stop(self, confidence: float) -> bool:
-        """Returns whether the confidence is below the threshold."""
-        return confidence < self._threshold
+    def goes_on(self, depth: int, confidence: float, context: int) -> bool:
+        """Returns whether the confidence reaches the threshold; True at depth 0."""
+        return depth == 0 or confidence >= self._threshold
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Does nothing: the threshold is fixed."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 class FixedStopping:
     """Never ends a draft sequence before its limit."""
 
-    def should_stop(self, confidence: float) -> bool:
-        """Returns False."""
-        return False
+    def goes_on(self, depth: int, confidence: float, context: int) -> bool:
+        """Returns True."""
+        return True
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Does nothing: there is no threshold."""

@@ -22,6 +22,7 @@ from typing import Final, Literal
 from ssruntime.backends.base import Backend
 from ssruntime.config import DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
+from ssruntime.proposal import Alternative
 from ssruntime.results import Completion, Round, Trace
 from ssruntime.text.codec import Prompt
 from sstool.validation.near_tie import NEAR_TIE_TOLERANCE, Row, Standing, decide, standing
@@ -195,8 +196,8 @@ def _replay_rounds(backend: Backend, sequence: Sequence[int], trace: Trace, inde
         index: 0-based position in the run's completion.
     """
     position = len(trace.prompt_ids) + index
-    rounds = [r for r in trace.rounds if r.start < position]
-    if index > 0 and not _decides(rounds, sequence, position):
+    rounds = [r for r in trace.rounds if r.first_decided <= position]
+    if index > 0 and not (rounds and rounds[-1].has_path(sequence[rounds[-1].start + 1 : position])):
         return None
     slot = backend.acquire(None)
     try:
@@ -204,33 +205,14 @@ def _replay_rounds(backend: Backend, sequence: Sequence[int], trace: Trace, inde
         if index == 0:
             return Row(logits=output.logits[0].copy(), position=position)
         for one in rounds:
-            output = slot.verify([sequence[one.start], *one.proposals], one.start, one.alternatives)
-            if one is not rounds[-1] and one.alternative is not None:
-                slot.copy_kv(one.start + 1 + len(one.proposals) + one.alternative, one.start + 1 + one.alternatives[one.alternative].depth)
-        return Row(logits=output.logits[_deciding_row(rounds[-1], position)].copy(), position=position)
+            output = slot.verify(*_as_arguments(one))
+        return Row(logits=output.logits[rounds[-1].row_for(position)].copy(), position=position)
     finally:
         backend.release(slot)
 
 
-def _decides(rounds: Sequence[Round], sequence: Sequence[int], position: int) -> bool:
-    """Whether the last of `rounds` decided the token at `position`, by accepting every token before it."""
-    if not rounds:
-        return False
-    last = rounds[-1]
-    between = tuple(sequence[last.start + 1 : position])
-    accepted = last.proposals
-    if last.alternative is not None:
-        depth, token = last.alternatives[last.alternative]
-        accepted = (*last.proposals[:depth], token)
-    return accepted[: len(between)] == between
-
-
-def _deciding_row(last: Round, position: int) -> int:
-    """Returns the row of a round's output that decides the token at `position`."""
-    offset = position - 1 - last.start
-    if last.alternative is not None and offset > last.alternatives[last.alternative].depth:
-        return 1 + len(last.proposals) + last.alternative
-    return offset
+def _as_arguments(one: Round) -> tuple[Sequence[int], int, Sequence[Alternative]]:
+    return one.tree.trunk, one.start, one.tree.branches
 
 
 def _replay_singly(backend: Backend, sequence: Sequence[int], num_prompt: int) -> Row:

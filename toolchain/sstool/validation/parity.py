@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ssruntime.artifact import SkipSet
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.errors import UnsupportedModelError
-from ssruntime.proposal import Alternative
+from ssruntime.proposal import Alternative, TokenTree
 from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
 from sstool.validation.reference import CHUNK, reference_logits
 
@@ -216,16 +216,15 @@ def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
 def _run_tree(slot: Slot, ids: Sequence[int], start: int) -> list[_Row]:
     """Returns the rows of a verify pass over a token tree, and of a pass after it.
 
-    The last token of the draft sequence is wrong, and the right one is among the alternatives. The KV of the
-    right one is copied to its position, as after its acceptance, and the next token is verified after it.
+    The last token of the draft sequence is wrong, and the right one is among the alternatives. As after its
+    acceptance, the next pass runs the right one again, as the first token of its trunk.
     """
     slot.prefill(ids[:start])
     before, token, right, after = ids[start : start + _TREE_POSITIONS]
-    alternatives = [Alternative(0, after), Alternative(1, before), Alternative(1, right)]
-    output = slot.verify([before, token, after], start, alternatives)
-    rows = [output.logits[n].copy() for n in (0, 1, 5)]
-    slot.copy_kv(start + 5, start + 2)
-    rows.append(slot.verify([after], start + 3).logits[0].copy())
+    tree = TokenTree([before, token, after], [Alternative(0, after), Alternative(1, before), Alternative(1, right)])
+    output = slot.verify(tree.trunk, start, tree.branches)
+    rows = [output.logits[n].copy() for n in (0, 1, tree.branch_row(2))]
+    rows.append(slot.verify([right, after], start + 2).logits[1].copy())
     return [_Row(start + n, "alternatives", row) for n, row in enumerate(rows)]
 
 

@@ -14,13 +14,24 @@ from ssruntime import graph_io
 from ssruntime.backends.base import StepOutput
 from ssruntime.backends.ort.kv_cache import KvCache, bind_input, bind_output
 from ssruntime.backends.ort.tree_mask import TreeMask
-from ssruntime.proposal import Alternative
+from ssruntime.proposal import Alternative, TokenTree
 
 
 class EnginePort:
     """The inputs and outputs of one session for one sequence, with a binding for each query length."""
 
-    def __init__(self, session: ort.InferenceSession, cache: KvCache, max_query_length: int, vocab_size: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, cache: KvCache, max_query_length: int, vocab_size: int, *, last_row_only: bool = False
+    ) -> None:
+        """Makes the buffers.
+
+        Args:
+            session: session of one engine.
+            cache: KV cache of the sequence.
+            max_query_length: largest number of tokens in a pass of `run`.
+            vocab_size: number of tokens in the vocabulary.
+            last_row_only: whether `run` gives the row of the last token only; no other reaches the LM head.
+        """
         self.session = session
         self._cache = cache
         self._vocab_size = vocab_size
@@ -34,38 +45,40 @@ class EnginePort:
         self._takes_mask = any(v.name == graph_io.TREE_MASK for v in session.get_inputs())
         self._index = np.arange(max_query_length, dtype=np.int64)
         self._num_top = min(graph_io.MAX_TOP_TOKENS, vocab_size)
-        self._buffers = self._output_buffers(max_query_length)
+        self._last_row_only = last_row_only
+        self._buffers = self._output_buffers(1 if last_row_only else max_query_length)
         self._bound: dict[int, _Bound] = {}
         self._any_length: ort.IOBinding | None = None
 
-    def run(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> tuple[StepOutput, float]:
-        """Returns a row for each token of one pass, and the seconds spent in the run call.
+    def run(self, trunk: Sequence[int], start: int, branches: Sequence[Alternative] = ()) -> tuple[StepOutput, float]:
+        """Returns the output of one pass, and the seconds spent in the run call.
 
-        The binding and the buffers of the query length are used again in the next such pass (see
-        `backends.base.Slot.verify` for the arguments).
+        The binding and the buffers of the query length are used again in the next such pass.
 
         Raises:
             ValueError: if the pass has more tokens than this port has buffers for.
         """
-        query_length = len(ids) + len(alternatives)
+        query_length = len(trunk) + len(branches)
         bound = self._bound.get(query_length)
         if bound is None:
             bound = self._bound[query_length] = self._bind_query_length(query_length)
-        for index, token in enumerate(ids):
+        for index, token in enumerate(trunk):
             self._ids_memory[index] = token
             self._positions_memory[index] = start + index
         self._set_length(start, query_length)
-        if not alternatives:
+        if not branches:
             return bound.output, self._timed(bound.binding)
-        for index, (depth, token) in enumerate(alternatives, len(ids)):
-            self._ids_memory[index] = token
-            self._positions_memory[index] = start + 1 + depth
+        tree = TokenTree(trunk, branches)
+        for index, branch in enumerate(branches):
+            row = tree.branch_row(index)
+            self._ids_memory[row] = branch.token
+            self._positions_memory[row] = start + tree.branch_offset(index)
         try:
-            bound.mask.hide(len(ids), alternatives)
+            bound.mask.hide(tree)
             return bound.output, self._timed(bound.binding)
         finally:
             # Also after an exception or an interrupt: a leftover mark would hide tokens in later passes.
-            bound.mask.show(len(ids), alternatives)
+            bound.mask.show(tree)
 
     def _timed(self, binding: ort.IOBinding) -> float:
         begun = time.perf_counter()
@@ -102,8 +115,10 @@ class EnginePort:
     def _bind_query_length(self, query_length: int) -> _Bound:
         if query_length > len(self._ids):
             raise ValueError(f"a pass of {query_length} tokens is longer than the {len(self._ids)} that this engine has buffers for")
-        bound = _Bound(self._bind_cache(), self._buffers.head(query_length), TreeMask(query_length))
-        ids, positions, index = (part[:query_length].reshape(1, -1) for part in (self._ids, self._positions, self._index))
+        first_row = query_length - 1 if self._last_row_only else 0
+        bound = _Bound(self._bind_cache(), self._buffers.head(query_length - first_row), TreeMask(query_length))
+        ids, positions = (part[:query_length].reshape(1, -1) for part in (self._ids, self._positions))
+        index = self._index[first_row:query_length].reshape(1, -1)
         self._bind_small(bound.binding, ids, positions, index, bound.mask, bound.output)
         return bound
 

@@ -26,16 +26,6 @@ class KvCache:
         for name, shape in shapes.items():
             self._buffers[name] = block[at : at + sizes[name]].reshape(shape)
             at += sizes[name]
-        # In nearly every model, all layers have the same shape. One array then covers all buffers, and
-        # copying an entry is one operation.
-        first = next(iter(shapes.values()), None)
-        is_uniform = first is not None and all(shape == first for shape in shapes.values())
-        self._arrays = [block.reshape(len(shapes), *first)] if first is not None and is_uniform else list(self._buffers.values())
-
-    def copy_kv(self, source: int, target: int) -> None:
-        """Copies the keys and values of entry `source` to entry `target`, in every layer."""
-        for array in self._arrays:
-            array[..., target, :] = array[..., source, :]
 
     def bind(self, binding: ort.IOBinding, session: ort.InferenceSession) -> None:
         """Binds each `past.*` input of a session and, in place, its `present.*` output to the same buffer."""

@@ -9,7 +9,7 @@ from typing import Final
 import onnxruntime as ort
 
 from ssruntime import graph_io
-from ssruntime.backends.base import StepOutput
+from ssruntime.backends.base import Pass, StepOutput
 from ssruntime.backends.ort.engine_port import EnginePort
 from ssruntime.backends.ort.kv_cache import KvCache
 from ssruntime.proposal import Alternative
@@ -35,6 +35,7 @@ class OrtSlot:
     ) -> None:
         self.max_context = max_context
         self.alternatives_end = alternatives_end
+        self.prefill_chunk = PREFILL_CHUNK
         self.engine_seconds = 0.0
         self._cache = KvCache(verify, max_context)
         self._verify = EnginePort(verify, self._cache, graph_io.MAX_QUERY_LENGTH, vocab_size)
@@ -45,7 +46,7 @@ class OrtSlot:
 
     def use_draft(self, draft: ort.InferenceSession) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
-        self._draft = EnginePort(draft, self._cache, 1, self._vocab_size)
+        self._draft = EnginePort(draft, self._cache, graph_io.MAX_QUERY_LENGTH, self._vocab_size, last_row_only=True)
 
     def preserved(self, start: int, stop: int) -> contextlib.AbstractContextManager[None]:
         """Returns a context manager that restores the KV-cache entries `[start, stop)` at its end.
@@ -71,31 +72,36 @@ class OrtSlot:
         assert self._draft is not None, "this slot has no draft engine"
         return self._run_any_length(self._draft, ids, start, positions)
 
-    def verify(self, ids: Sequence[int], start: int, alternatives: Sequence[Alternative] = ()) -> StepOutput:
+    def run(self, wanted: Pass) -> StepOutput:
+        """Returns the output of a pass that a sequence asks for."""
+        kind, trunk, start, branches = wanted
+        if kind == "verify":
+            return self.verify(trunk, start, branches)
+        if kind == "draft":
+            return self.draft(trunk, start)
+        return self.forward(trunk, start, (len(trunk) - 1,))
+
+    def verify(self, ids: Sequence[int], start: int, branches: Sequence[Alternative] = ()) -> StepOutput:
         """Returns a row for each token of one verify-engine pass; see `backends.base.Slot`.
 
         Raises:
-            ValueError: if the pass has no tokens, exceeds the context or `MAX_QUERY_LENGTH`, or has
-                alternatives at `start` 0.
+            ValueError: if the pass has no tokens, exceeds the context or `MAX_QUERY_LENGTH`, or has branches
+                at `start` 0.
         """
-        self._check_room(start, len(ids) + len(alternatives))
-        if alternatives and start == 0:
+        self._check_room(start, len(ids) + len(branches))
+        if branches and start == 0:
             # Without past tokens, the kernels ignore `position_ids` and apply RoPE by row number, which is
-            # wrong for alternatives.
-            raise ValueError("alternatives need at least one token before the pass, but it starts at position 0")
-        output, seconds = self._verify.run(ids, start, alternatives)
+            # wrong for branches.
+            raise ValueError("branches need at least one token before the pass, but it starts at position 0")
+        output, seconds = self._verify.run(ids, start, branches)
         self.engine_seconds += seconds
         return output
 
-    def copy_kv(self, source: int, target: int) -> None:
-        """Copies the keys and values of KV-cache entry `source` to entry `target`."""
-        self._cache.copy_kv(source, target)
-
-    def draft(self, token: int, position: int) -> StepOutput:
-        """Returns the output after one token (N = 1); runs it through the draft engine."""
+    def draft(self, ids: Sequence[int], start: int) -> StepOutput:
+        """Returns the output after the last of some tokens (N = 1), from the draft engine."""
         assert self._draft is not None, "this slot has no draft engine"
-        self._check_room(position, 1)
-        output, seconds = self._draft.run((token,), position)
+        self._check_room(start, len(ids))
+        output, seconds = self._draft.run(ids, start)
         self.engine_seconds += seconds
         return output
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import room_beside
 from sstool.search.texts.make import CalibrationText
 
@@ -24,11 +25,13 @@ class Drafted(NamedTuple):
         accepted: number of those positions at which verify would accept the drafted token or an alternative
             to it.
         alternatives: number of alternatives verified (side branches of the token tree, one token long).
+        pending: committed tokens without KV after the round: 2 if an alternative was accepted, else 1.
     """
 
     proposed: int
     accepted: int
     alternatives: int
+    pending: int = 1
 
 
 @dataclass(slots=True)
@@ -59,24 +62,25 @@ class DraftSequence:
             return max_draft
         return len(self.confidences) if self.is_exhausted else None
 
-    def outcome(self, proposed: int, start: int, end: int) -> Drafted:
+    def outcome(self, proposed: int, room: int) -> Drafted:
         """Returns what verify would accept if `proposed` tokens are proposed.
 
         Args:
             proposed: number of tokens, as `stop` returned it.
-            start: position of the committed token before the sequence.
-            end: first position at which no alternative is allowed.
+            room: number of alternatives that fit into the verify pass.
         """
-        room = room_beside(proposed, start, end)
         alternatives = min(room, sum(self.alternatives[:proposed]))
         if self.agreed >= proposed:
             return Drafted(proposed, proposed, alternatives)
         saves = self.rank is not None and sum(self.alternatives[: self.agreed]) + self.rank < room
-        return Drafted(proposed, self.agreed + saves, alternatives)
+        return Drafted(proposed, self.agreed + saves, alternatives, 1 + saves)
 
 
 class DraftedText:
     """One text, and a candidate's draft sequences over it.
+
+    Counting assumes that every accepted alternative is followed by a token at once. Decoding withholds a few
+    of those tokens, where the target's choice is close.
 
     The slot's KV cache must hold the full model's KV of the whole text. Drafting does not change it.
     """
@@ -99,13 +103,13 @@ class DraftedText:
         self._alternatives_end = alternatives_end
         self._slot = slot
         self._acceptance = acceptance
-        self._sequences: dict[int, DraftSequence] = {}
+        self._sequences: dict[tuple[int, int], DraftSequence] = {}
 
     def position(self, count: int) -> int:
         """Returns the position of the last of `count` committed tokens."""
         return len(self.text.prompt) + count - 1
 
-    def propose(self, count: int, threshold: float, max_draft: int, margin: tuple[float, int] = (0.0, 0)) -> Drafted:
+    def propose(self, count: int, threshold: float, max_draft: int, margin: tuple[float, int] = (0.0, 0), *, pending: int = 1) -> Drafted:
         """Returns what a policy proposes after `count` tokens of the continuation, and how much is accepted.
 
         Args:
@@ -114,26 +118,35 @@ class DraftedText:
             max_draft: largest number of tokens.
             margin: how much lower a threshold and how many more tokens to draft with, if the engine has to
                 run. Policies that are tried next then find a sequence that is long enough.
+            pending: committed tokens without KV, which the verify pass runs before the draft sequence.
         """
-        sequence = self._sequences.get(count)
+        max_draft = min(max_draft, MAX_QUERY_LENGTH - pending)
+        key = (count, pending)
+        sequence = self._sequences.get(key)
         proposed = None if sequence is None else sequence.stop(threshold, max_draft)
         if sequence is None or proposed is None:
-            sequence = self._sequences[count] = self._run(count, threshold - margin[0], max_draft + margin[1])
+            sequence = self._sequences[key] = self._run(count, pending, threshold - margin[0], max_draft + margin[1])
             proposed = sequence.stop(threshold, max_draft)
             assert proposed is not None
-        return sequence.outcome(proposed, self.position(count), self._alternatives_end)
+        before = pending - 1
+        return sequence.outcome(proposed, room_beside(before + proposed, self.position(count) - before, self._alternatives_end))
 
-    def _run(self, count: int, threshold: float, max_draft: int) -> DraftSequence:
-        """Returns the sequence that the draft engine proposes from one position, under one policy."""
+    def _run(self, count: int, pending: int, threshold: float, max_draft: int) -> DraftSequence:
+        """Returns the sequence that the draft engine proposes from one position, under one policy.
+
+        Of committed tokens without KV, the draft engine computes the KV itself, as in decoding.
+        """
         tokens, start = self.text.tokens, self.position(count)
         # As in decoding, the last token of a text comes from verify.
         room = len(tokens) - count - 1
         limit, sequence = min(max_draft, room), DraftSequence()
-        token, agrees = tokens[count - 1], True
-        with self._slot.preserved(start, start + limit):
+        agrees = True
+        ids: tuple[int, ...] = (*self.text.prompt, *tokens)[start + 1 - pending : start + 1]
+        with self._slot.preserved(start + 1 - pending, start + limit):
             for step in range(limit):
-                output = self._slot.draft(token, start + step)
-                token, *others = self._acceptance.sample_draft(output, start + step + 1, self._max_alternatives)
+                output = self._slot.draft(ids, start + step + 1 - len(ids))
+                (token, *others), _ = self._acceptance.sample_draft(output, start + step + 1, self._max_alternatives)
+                ids = (token,)
                 sequence.confidences.append(output.probability(0))
                 sequence.alternatives.append(len(others))
                 known = tokens[count + step]

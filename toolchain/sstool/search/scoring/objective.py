@@ -115,10 +115,11 @@ class Objective:
         # The costs at the middle of the text serve for all its positions, which are close together.
         context = _middle(drafted.text)
         verify, draft = self._verify_at(context), self._costs.draft(bits, context)
-        tally, count = _Tally(), 1
+        tally, count, pending = _Tally(), 1, 1
         while count < drafted.text.length:
-            proposed, accepted, alternatives = drafted.propose(count, exit_.threshold, exit_.max_draft, _MARGIN)
-            tally.add(proposed, accepted, alternatives, draft.seconds(proposed) + verify[proposed + alternatives])
+            before = pending - 1
+            proposed, accepted, alternatives, pending = drafted.propose(count, exit_.threshold, exit_.max_draft, _MARGIN, pending=pending)
+            tally.add(proposed, accepted, alternatives, draft.seconds(proposed) + verify[before + proposed + alternatives])
             count += accepted + 1
         tally.plain = (count - 1) * verify[0]
         return tally

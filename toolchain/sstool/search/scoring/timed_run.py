@@ -78,7 +78,7 @@ def run_job(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial |
     context = len(job.ids) + job.settings.max_new_tokens // 2
     verify = costs.verify(context)
     draft = DraftCost(0.0, 0.0) if trial is None else costs.draft(bits_of(trial.skip, builder.num_layers), context)
-    modelled = sum(draft.seconds(len(r.proposals)) + verify[len(r.proposals) + len(r.alternatives)] for r in trace.rounds)
+    modelled = sum(draft.seconds(r.proposed) + verify[r.tree.num_rows - 1] for r in trace.rounds)
     return JobRun(stats=stats, modelled=modelled)
 
 

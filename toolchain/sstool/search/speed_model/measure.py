@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -51,6 +51,13 @@ _QUICK_STEPS: Final = 6
 """Steps of a quick, rough measurement."""
 _PLAIN_STEPS: Final = 4
 """Autoregressive steps in a row, because autoregressive decoding (mode `plain`) has no drafts between."""
+
+
+class _LastToken(NamedTuple):
+    """What a proposer reads of a sequence whose last token has no KV yet."""
+
+    ids: Sequence[int]
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,20 +210,37 @@ def _round(start: _RoundStart, session: ort.InferenceSession, length: int) -> _R
     """Returns the times of one round, run as decoding runs it."""
     slot, token, context = start.slot, start.token, start.context
     slot.use_draft(session)
-    proposer = SkipProposer(slot, start.acceptance, FixedStopping(), max_alternatives=DEFAULT_MAX_ALTERNATIVES)
-    proposer.propose(token, context, 1)  # warm-up: binds the draft's buffers
+    proposer = SkipProposer(
+        start.acceptance, FixedStopping(), max_alternatives=DEFAULT_MAX_ALTERNATIVES, alternatives_end=slot.alternatives_end
+    )
+    ids = [0] * context + [token]  # of the tokens with KV, a proposer reads no ids
+    _propose(slot, proposer, ids, 1)  # warm-up: binds the draft's buffers
     slot.verify((token,), context)
     begun = time.perf_counter()
-    tokens = proposer.propose(token, context, 1).tokens
+    first_step = _propose(slot, proposer, ids, 1)
     first = time.perf_counter()
+    ids.append(first_step.tokens[0])
     # The draft looks for alternatives (side branches of the token tree, one token long), as in decoding, but
     # only the draft sequence is verified. At the same query length both take the same time, apart from a
-    # little Python work: building the tree mask and copying the KV of an accepted alternative.
-    sequence = Proposal([*tokens, *proposer.propose(tokens[0], context + 1, length - 2).tokens])
+    # little Python work for the tree mask.
+    later_steps = _propose(slot, proposer, ids, length - 2)
+    sequence = Proposal([*first_step.tokens, *later_steps.tokens])
     drafted = time.perf_counter()
     start.acceptance.accept(slot.verify((token, *sequence.tokens), context), sequence, context + 1)
     verify = time.perf_counter() - drafted
     return _Round(first - begun, (drafted - first) / (length - 2) if length > 2 else None, verify)
+
+
+def _propose(slot: OrtSlot, proposer: SkipProposer, ids: list[int], limit: int) -> Proposal:
+    """Returns a proposal after running its passes; only the last of `ids` has no KV yet."""
+    passes = proposer.propose(_LastToken(ids, len(ids) - 1), limit)
+    try:
+        wanted = next(passes)
+        while True:
+            wanted = passes.send(slot.run(wanted))
+    except StopIteration as done:
+        proposal: Proposal = done.value
+        return proposal
 
 
 def _index(sublayer: Sublayer, num_layers: int) -> int:

@@ -1,0 +1,42 @@
+"""Parts that plug in by name: proposers, under the mode that uses them, and stopping policies, as `exit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Makers of parts, by name."""
+
+    def __init__(self) -> None:
+        self._makers: dict[str, T] = {}
+
+    def register(self, name: str, make: T) -> None:
+        """Adds a maker.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+        if name in self._makers:
+            raise ValueError(f"{name!r} is registered already")
+        self._makers[name] = make
+
+    def remove(self, name: str) -> None:
+        """Removes a maker."""
+        del self._makers[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the names in the order in which they were registered."""
+        return tuple(self._makers)
+
+    def __getitem__(self, name: str) -> T:
+        return self._makers[name]
+
+
+PROPOSERS: Final[Registry[Callable[..., Any]]] = Registry()
+"""`ssruntime.proposers.MakeProposer` by mode; mode `plain` has none."""
+STOPPING_POLICIES: Final[Registry[Callable[..., Any]]] = Registry()
+"""`ssruntime.stopping.MakePolicy` by the name that the setting `exit` gives."""

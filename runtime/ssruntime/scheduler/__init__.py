@@ -1,0 +1,1 @@
+"""Drivers: they run the passes that sequences want on a backend."""

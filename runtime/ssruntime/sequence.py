@@ -1,0 +1,195 @@
+"""One request being decoded: a `Sequence` says which forward pass it wants next and takes that pass's output.
+
+It prefills the prompt, then goes through rounds of propose, verify and accept until the text ends.
+Autoregressive decoding (mode `plain`) is the same without a proposer. Decoding is lossless because only the
+acceptance rule decides which tokens are emitted, and it decides from the outputs of verify passes. A proposer
+changes the speed, not the text (with rejection sampling: not the distribution of texts).
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+from ssruntime.acceptance import Acceptance
+from ssruntime.backends.base import Pass, StepOutput
+from ssruntime.config import DecodeSettings
+from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.proposal import TokenTree
+from ssruntime.proposers.base import Proposer
+from ssruntime.results import DecodeStats, Round, Trace
+
+
+class TextEnd(Protocol):
+    """Receives every committed token, and detects stop strings."""
+
+    def push(self, token: int) -> bool:
+        """Adds a token; returns whether a stop string is complete with it, which ends the text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceLimits:
+    """What a KV cache allows.
+
+    Attributes:
+        max_context: largest number of tokens of prompt and output.
+        alternatives_end: first KV-cache entry that no alternative may use.
+        prefill_chunk: largest number of prompt tokens in one pass.
+    """
+
+    max_context: int
+    alternatives_end: int
+    prefill_chunk: int
+
+
+class Sequence:
+    """The state of one request between passes. Proposers read `ids` and `start`.
+
+    Attributes:
+        ids: token ids of the prompt and of the committed tokens.
+        start: number of leading tokens whose KV is in the cache; it is less than the number of `ids`.
+        stats: counts so far; the driver adds the times.
+        finish_reason: None until the text ends; then `eos`, `stop`, `length`, `context`, or what `cancel` was
+            given.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: abc.Sequence[int],
+        settings: DecodeSettings,
+        limits: SequenceLimits,
+        *,
+        acceptance: Acceptance,
+        proposer: Proposer | None,
+        text: TextEnd,
+        trace: Trace | None = None,
+    ) -> None:
+        """Begins a request.
+
+        Args:
+            prompt_ids: at least one token id, and fewer than the context holds.
+            settings: completed settings.
+            limits: limits of the KV cache.
+            acceptance: acceptance rule of this request.
+            proposer: source of drafts; None for autoregressive decoding.
+            text: receiver of the committed tokens.
+            trace: record to fill with the verify passes.
+        """
+        self.ids = list(prompt_ids)
+        self.start = 0
+        self.stats = DecodeStats()
+        self.finish_reason: str | None = None
+        self._settings = settings
+        self._limits = limits
+        self._acceptance = acceptance
+        self._proposer = proposer
+        self._push = text.push
+        self._eos = settings.eos_token_ids
+        self._trace = trace
+        room = limits.max_context - len(prompt_ids)
+        self._end = len(prompt_ids) + min(settings.max_new_tokens, room)
+        self._reason_at_end = "length" if settings.max_new_tokens <= room else "context"
+        self._new: list[int] = []
+        if trace is not None:
+            trace.prompt_ids = list(prompt_ids)
+        self._passes = self._decode()
+        self._wanted: Pass | None = None
+
+    def next_pass(self) -> Pass | None:
+        """Returns the pass that the sequence waits for; None when the text has ended."""
+        if self._wanted is None and self.finish_reason is None:
+            self._wanted = next(self._passes)
+        return self._wanted
+
+    def commit(self, output: StepOutput) -> list[int]:
+        """Takes the output of the pass; returns the tokens that are committed with it, possibly none."""
+        self._wanted = self._passes.send(output)
+        new = self._new
+        self._new = []
+        return new
+
+    def cancel(self, reason: str) -> None:
+        """Ends the text between two passes, with this finish reason."""
+        self._passes.close()
+        self._wanted = None
+        self.finish_reason = reason
+
+    # The generators below yield the passes that they want, and None after they have committed tokens: what
+    # comes next is worked out only when the driver asks for it.
+
+    def _decode(self) -> Generator[Pass | None, StepOutput, None]:
+        output = yield from self._prefill()
+        self._emit((self._acceptance.sample(output, len(self.ids)),))
+        yield None
+        yield from self._autoregressive() if self._proposer is None else self._rounds(self._proposer)
+
+    def _prefill(self) -> Generator[Pass, StepOutput, StepOutput]:
+        """Returns the output after the prompt's last token."""
+        size, count = self._limits.prefill_chunk, len(self.ids)
+        while True:
+            chunk = self.ids[self.start : self.start + size]
+            output = yield Pass("prefill", chunk, self.start)
+            self.start += len(chunk)
+            if self.start == count:
+                return output
+
+    def _autoregressive(self) -> Generator[Pass | None, StepOutput, None]:
+        ids, stats, trace, sample = self.ids, self.stats, self._trace, self._acceptance.sample
+        while self.finish_reason is None:
+            start, trunk = self.start, (ids[-1],)
+            output = yield Pass("verify", trunk, start)
+            stats.emitted += 1
+            if trace is not None:
+                trace.rounds.append(Round(start, TokenTree(trunk)))
+            self.start = start + 1
+            self._emit((sample(output, start + 1),))
+            yield None
+
+    def _rounds(self, proposer: Proposer) -> Generator[Pass | None, StepOutput, None]:
+        stats = self.stats
+        while self.finish_reason is None:
+            start, position = self.start, len(self.ids)
+            committed = self.ids[start:]
+            # A round emits one token more than it accepts, so a draft up to the end would waste its last one.
+            limit = min(self._settings.max_draft, self._end - position - 1, MAX_QUERY_LENGTH - len(committed))
+            proposal = yield from proposer.propose(self, limit)
+            tree = proposal.tree(committed)
+            if len(proposal.tokens) > limit or (tree.branches and start + tree.num_rows > self._limits.alternatives_end):
+                raise ValueError(f"the proposer of mode {self._settings.mode!r} proposed more than it may")
+            output = yield Pass("verify", tree.trunk, start, tree.branches)
+            output = output.tail(position - 1 - start) if position - 1 > start else output
+            emitted, alternative, is_withheld = self._acceptance.accept(output, proposal, position)
+            proposed, accepted = len(proposal.tokens), len(emitted) - (not is_withheld)
+            accepted_draft = accepted - (alternative is not None)
+            # The KV of an accepted alternative is in the entry of another position, and the token after it
+            # has none yet. The next pass runs both again, as the first tokens of its trunk.
+            self.start = position + accepted_draft
+            # Stopping policies learn about the draft sequence only, whose token the alternative replaced.
+            proposer.observe(proposed, accepted_draft)
+            stats.rounds += 1
+            stats.proposed += proposed
+            stats.accepted += accepted
+            stats.alternatives += len(proposal.alternatives)
+            stats.alternatives_accepted += alternative is not None
+            stats.withheld += is_withheld
+            stats.emitted += len(emitted)
+            if self._trace is not None:
+                self._trace.rounds.append(Round(start, tree, proposed, alternative))
+            self._emit(emitted)
+            yield None
+
+    def _emit(self, emitted: abc.Sequence[int]) -> None:
+        """Commits tokens up to the one that ends the text, if there is such a token."""
+        push, ids, new, eos = self._push, self.ids, self._new, self._eos
+        for token in emitted:
+            stopped = push(token)
+            ids.append(token)
+            new.append(token)
+            if token in eos or stopped:
+                self.finish_reason = "eos" if token in eos else "stop"
+                self.stats.discarded += len(emitted) - len(new)
+                return
+        if len(ids) >= self._end:
+            self.finish_reason = self._reason_at_end
