@@ -1,12 +1,14 @@
-"""Reads JSON or YAML mappings into frozen dataclasses, and refuses unknown, missing or mistyped keys."""
+"""Reads JSON; reads mappings into frozen dataclasses and refuses unknown, missing or mistyped keys."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ssruntime.errors import SelfSpecError, did_you_mean
@@ -15,6 +17,37 @@ T = TypeVar("T")
 
 _SHORT: Final = reprlib.Repr()
 _SHORT.maxlevel = 2
+
+
+def parse_json(text: str | bytes, *, number: Callable[[str], float] | None = None) -> Any:
+    """Returns the value of a JSON text.
+
+    Args:
+        text: the text; bytes in UTF-8.
+        number: reader of floating-point numbers, `NaN` and infinities; by default Python's own.
+
+    Raises:
+        ValueError: if the text is not JSON, is not UTF-8, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, parse_float=number, parse_constant=number)
+    except RecursionError as err:
+        raise ValueError(str(err)) from err
+
+
+def read_json_object(path: Path, *, error: type[SelfSpecError], hint: str) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises:
+        SelfSpecError: of class `error`, with this hint, if the file cannot be read or holds no JSON object.
+    """
+    try:
+        data = parse_json(path.read_bytes())
+    except (OSError, ValueError) as err:
+        raise error(f"{path} cannot be read: {err}", hint) from err
+    if not isinstance(data, dict):
+        raise error(f"{path} does not hold a JSON object", hint)
+    return data
 
 
 def read_record(cls: type[T], data: object, *, where: str, error: type[SelfSpecError]) -> T:

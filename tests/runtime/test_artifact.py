@@ -101,6 +101,11 @@ def test_a_truncated_manifest_is_refused(artifact: Path, keep: int) -> None:
     refused(artifact, "manifest.json cannot be read")
 
 
+def test_a_manifest_that_is_nested_too_deeply_is_refused(artifact: Path) -> None:
+    (artifact / "manifest.json").write_text("[" * 200_000)
+    refused(artifact, "manifest.json cannot be read")
+
+
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"schema_version": null}'])
 def test_a_manifest_without_a_schema_version_is_refused(artifact: Path, text: str) -> None:
     (artifact / "manifest.json").write_text(text)

@@ -197,6 +197,7 @@ def test_unsupported_settings_are_listed_unless_they_have_no_effect(tmp_path: Pa
     [
         ("{", "cannot be read"),
         ("", "cannot be read"),
+        ("[" * 200_000, "cannot be read"),
         ("[]", "does not hold a JSON object"),
         ({"eos_token_id": "two"}, "eos_token_id must be one id or a list of ids, found 'two'"),
         ({"eos_token_id": [1, None]}, "eos_token_id"),

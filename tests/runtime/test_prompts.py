@@ -146,6 +146,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, text: str | None) -> Non
     ("name", "data", "message"),
     [
         ("tokenizer_config.json", b"{", "tokenizer_config.json cannot be read"),
+        ("tokenizer_config.json", b"[" * 200_000, "tokenizer_config.json cannot be read"),
         ("tokenizer_config.json", b"[1]", "does not hold a JSON object"),
         ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja cannot be read"),
         ("chat_template.jinja", b"{% for %}", "the chat template does not compile"),

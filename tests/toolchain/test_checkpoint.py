@@ -112,6 +112,11 @@ def damage_the_index(folder: Path) -> None:
     cut("model.safetensors.index.json", 0.5)(folder)
 
 
+def deep_index(folder: Path) -> None:
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text("[" * 200_000)
+
+
 def a_tensor_twice(folder: Path) -> None:
     shard(folder)
     second = dict(load_file(folder / "model-00002-of-00002.safetensors"))
@@ -153,6 +158,8 @@ BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "an artifact": (lambda f: (f / "config.json").rename(f / "manifest.json") and None, CheckpointError, "is an artifact"),
     "cut config": (cut("config.json", 0.5), CheckpointError, "config.json cannot be read"),
     "config is a list": (write("config.json", "[]"), CheckpointError, "does not hold a JSON object"),
+    "deep config": (write("config.json", "[" * 200_000), CheckpointError, "config.json cannot be read"),
+    "deep index": (deep_index, CheckpointError, "is not a weight index"),
     "no model type": (config(model_type=None), CheckpointError, "model_type is None"),
     "a count is a string": (config(num_hidden_layers="four"), CheckpointError, "num_hidden_layers must be a whole number"),
     "a count is missing": (config(hidden_size=None), CheckpointError, "hidden_size must be"),

@@ -45,6 +45,7 @@ def test_a_file_holds_a_skip_set_and_its_stopping_rule(tmp_path: Path) -> None:
         ("[1, 2]", "expected an object", ""),
         ("{", "is not JSON", ""),
         ("", "is not JSON", ""),
+        ("[" * 200_000, "is not JSON", ""),
     ],
 )
 def test_an_invalid_file_is_refused(text: str, message: str, hint: str, tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssruntime.errors import PromptError
+from ssruntime.strict_reader import parse_json
 
 _FORM = 'each line is an object like {"id": "a", "prompt": "def area(radius):"}'
 
@@ -67,10 +67,10 @@ def check_text(text: str, *, where: str) -> str:
 
 def _read_line(line: bytes, index: int, *, where: str) -> PromptRecord:
     try:
-        data = json.loads(line.decode("utf-8"))
+        data = parse_json(line)
     except UnicodeDecodeError as err:
         raise PromptError(f"{where}: not UTF-8 at byte {err.start}", "save the file as UTF-8") from err
-    except (ValueError, RecursionError) as err:
+    except ValueError as err:
         raise PromptError(f"{where}: not JSON: {err}", _FORM) from err
     if not isinstance(data, dict):
         raise PromptError(f"{where}: expected an object, found {type(data).__name__}", _FORM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,7 +9,7 @@ from typing import Final
 from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet, StoppingRule
 from ssruntime.config import check_stopping_rule
 from ssruntime.errors import ConfigError, RecipeError
-from ssruntime.strict_reader import read_record
+from ssruntime.strict_reader import parse_json, read_record
 
 _LIST_HINT: Final = "give layer numbers, counted from 0, such as 3,5,7"
 _FILE_HINT: Final = 'write a JSON object such as {"attention": [3, 5], "mlp": [4]}'
@@ -81,7 +80,7 @@ def read_skip_file(path: Path) -> SkipSpec:
         RecipeError: if the file is missing or not JSON, or holds an unknown key or a value of the wrong type.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except OSError as err:
         raise RecipeError(f"skip set {path} cannot be read: {err.strerror}", _FILE_HINT) from err
     except ValueError as err:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from ssruntime.artifact.file_names import CHECKPOINT_CONFIG, MANIFEST, VERIFY_GRAPH, WEIGHTS
 from ssruntime.artifact.manifest import SCHEMA_VERSION, Manifest
 from ssruntime.errors import ArtifactError
-from ssruntime.strict_reader import read_record
+from ssruntime.strict_reader import parse_json, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def _read_manifest(folder: Path) -> Manifest:
             )
         raise ArtifactError(f"{folder} holds no {MANIFEST}, so it is not an artifact", "make one with: sstool export")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except (ValueError, OSError) as err:
         raise ArtifactError(f"{path} cannot be read: {err}", "export the model again") from err
     version = data.get("schema_version") if isinstance(data, dict) else None

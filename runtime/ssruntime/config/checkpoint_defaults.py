@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Final
 
 from ssruntime.config.generation import GenerationConfig
 from ssruntime.errors import ArtifactError, ConfigError
+from ssruntime.strict_reader import read_json_object
 
 _FOLLOWED: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "max_new_tokens", "eos_token_id", "do_sample"})
 _HARMLESS: Final = frozenset({"bos_token_id", "pad_token_id", "transformers_version", "use_cache", "cache_implementation"})
@@ -54,12 +54,7 @@ def read_generation_config(path: Path) -> CheckpointDefaults:
     """
     if not path.exists():
         return CheckpointDefaults()
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise ArtifactError(f"{path} cannot be read: {err}", "restore the file from the checkpoint") from err
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path} does not hold a JSON object", "restore the file from the checkpoint")
+    data = read_json_object(path, error=ArtifactError, hint="restore the file from the checkpoint")
     try:
         return _defaults_from(data)
     except (ConfigError, TypeError, ValueError) as err:

@@ -15,6 +15,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from ssruntime.errors import ArtifactError, PromptError
+from ssruntime.strict_reader import read_json_object
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -83,12 +84,7 @@ def read_special_tokens(tokenizer_config: Path) -> dict[str, str]:
     """
     if not tokenizer_config.exists():
         return {}
-    try:
-        data = json.loads(tokenizer_config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise ArtifactError(f"{tokenizer_config} cannot be read: {err}", "export the model again") from err
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{tokenizer_config} does not hold a JSON object", "export the model again")
+    data = read_json_object(tokenizer_config, error=ArtifactError, hint="export the model again")
     named = {k: v.get("content") if isinstance(v, dict) else v for k, v in data.items() if k.endswith("_token")}
     return {k: v for k, v in named.items() if isinstance(v, str)}
 

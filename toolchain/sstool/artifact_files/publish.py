@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from ssruntime.artifact import DRAFT_GRAPH, MANIFEST, VERIFY_GRAPH, WEIGHTS
 from ssruntime.errors import ArtifactError
 from ssruntime.folder_lock import locked, try_lock
 from ssruntime.scratch import remove_tree, scratch_folder, sweep, sync, sync_tree
+from ssruntime.strict_reader import parse_json
 
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
@@ -173,7 +173,7 @@ def _swap_aside(folder: Path, out: Path) -> None:
 def _is_ours(folder: Path) -> bool:
     manifest = folder / MANIFEST
     try:
-        data = json.loads(manifest.read_text(encoding="utf-8"))
+        data = parse_json(manifest.read_bytes())
     except OSError:
         return False
     except ValueError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssruntime.errors import SelfSpecError
-from ssruntime.strict_reader import read_record
+from ssruntime.strict_reader import parse_json, read_record
 from sstool.jsonl_log import JsonlLog, whole_lines
 from sstool.validation.lossless import Difference
 
@@ -96,7 +96,7 @@ class Journal:
         valid = []
         for line in whole_lines(path.read_bytes()) if path.exists() else ():
             try:
-                data = json.loads(line)
+                data = parse_json(line)
                 unit = data.pop("unit")
                 self._outcomes[unit] = read_record(CaseOutcome, data, where=str(path), error=SelfSpecError)
             except (ValueError, KeyError, AttributeError, TypeError, SelfSpecError):

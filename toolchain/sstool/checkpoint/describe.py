@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +10,7 @@ from tokenizers import Tokenizer
 
 from ssruntime.artifact import CHECKPOINT_CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.errors import CheckpointError, UnsupportedModelError
+from ssruntime.strict_reader import read_json_object
 from sstool.checkpoint.attention_pattern import LayerAttention, attention_pattern
 from sstool.checkpoint.quiet import quiet
 from sstool.checkpoint.rope import original_context
@@ -158,13 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file cannot be read or does not hold a JSON object.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise CheckpointError(f"{path} cannot be read: {err}", _AGAIN) from err
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object", _AGAIN)
-    return data
+    return read_json_object(path, error=CheckpointError, hint=_AGAIN)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

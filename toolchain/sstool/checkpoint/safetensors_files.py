@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Final
 from safetensors import SafetensorError, safe_open
 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
+from ssruntime.strict_reader import parse_json
 
 _INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
@@ -111,7 +111,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
             )
         raise CheckpointError(f"{folder} has no weights: neither {_SINGLE} nor {_INDEX}", _AGAIN)
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = parse_json(index.read_bytes())["weight_map"]
         names = sorted(set(listed.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise CheckpointError(f"{index} is not a weight index: {err!r}", _AGAIN) from err

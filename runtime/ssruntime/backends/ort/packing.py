@@ -35,6 +35,7 @@ from ssruntime.errors import ArtifactError
 from ssruntime.folder_lock import locked
 from ssruntime.machine import cpu_features
 from ssruntime.scratch import retire, scratch_folder, sync_tree
+from ssruntime.strict_reader import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def _prepare_root(root: Path) -> None:
 def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | None:
     """Returns the entry, or None if it is missing or damaged in any way; the caller then makes it again."""
     try:
-        entry = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))
+        entry = parse_json((folder / _ENTRY).read_bytes())
         graph = (folder / _GRAPH).read_bytes()
         data = (folder / _DATA).stat()
         whole = (

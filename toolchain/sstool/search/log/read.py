@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from ssruntime.artifact import MANIFEST
 from ssruntime.errors import RecipeError, did_you_mean
-from ssruntime.strict_reader import read_record
+from ssruntime.strict_reader import parse_json, read_record
 from sstool.jsonl_log import whole_lines
 from sstool.search.log.records import (
     COMPLETED,
@@ -175,8 +174,8 @@ def _bytes(path: Path) -> bytes | None:
 def _object(content: bytes, where: str) -> dict[str, Any]:
     """Returns a JSON object whose numbers are all finite."""
     try:
-        data = json.loads(content.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as err:
+        data = parse_json(content, number=_finite)
+    except ValueError as err:
         raise RecipeError(f"{where}: not JSON: {err}", _DAMAGED) from err
     if not isinstance(data, dict):
         _refuse(f"{where}: expected an object with keys, found {type(data).__name__}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Final
 from ssruntime.errors import ArtifactError, RecipeError
 from ssruntime.folder_lock import try_lock
 from ssruntime.scratch import remove_tree, sweep
+from ssruntime.strict_reader import parse_json
 from sstool.artifact_files.publish import make_parents
 from sstool.jsonl_log import whole_lines
 from sstool.search.log.records import LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TEXTS, TRIALS
@@ -151,8 +151,8 @@ def _num_trials(path: Path) -> int:
 def _kind_of(line: bytes) -> object:
     """Returns the `kind` of a line; None if it has none or is damaged."""
     try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
+        data = parse_json(line)
+    except ValueError:
         return None
     return data.get("kind") if isinstance(data, dict) else None
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from ssruntime.errors import RecipeError
+from ssruntime.strict_reader import parse_json
 from sstool.jsonl_log import JsonlLog, whole_lines
 from sstool.search.log.read import SearchLog, read_search
 from sstool.search.log.records import HEADER_KIND, TRIALS, Finalist, Header, Result, Sensitivity, Trial
@@ -78,8 +79,8 @@ def check_resumable(folder: Path, known: Mapping[str, object]) -> Header | None:
         return None
     first = path.read_bytes().partition(b"\n")[0]
     # These fields are compared first: for the log of another model, any other message would mislead.
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        found = json.loads(first)
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        found = parse_json(first)
         _check_same({name: found[name] for name in known}, known, path)
     log = read_search(folder)
     if [trial.index for trial in log.trials] != list(range(len(log.trials))):

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from ssruntime.artifact import DRAFT_GRAPH
 from ssruntime.errors import RecipeError
 from ssruntime.scratch import write_whole
-from ssruntime.strict_reader import read_record
+from ssruntime.strict_reader import parse_json, read_record
 from sstool.prompts import PromptRecord
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.log.records import TEXTS, TRIALS
@@ -79,7 +79,7 @@ def _texts_key(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings:
 def _read_texts(path: Path, key: str, builder: DraftBuilder) -> list[CalibrationText] | Literal["other"] | None:
     """Returns the stored texts; `OTHER` if their key differs, and None if they are missing or damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
         if data["key"] != key:
             return OTHER
         texts = [read_record(CalibrationText, item, where=str(path), error=RecipeError) for item in data["texts"]]
@@ -88,7 +88,7 @@ def _read_texts(path: Path, key: str, builder: DraftBuilder) -> list[Calibration
         return texts
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, RecipeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RecipeError) as err:
         logger.warning("the calibration texts of the interrupted search cannot be used and are made again: %s", err)
         return None
 
