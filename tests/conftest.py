@@ -66,16 +66,3 @@ def shared_model() -> Callable[[str], Path]:
         return folder
 
     return find
-
-
-@pytest.fixture(scope="session")
-def shared_prompts() -> Callable[[str], Path]:
-    """A function that finds evaluation prompts outside the repository by name, or skips the test."""
-
-    def find(name: str) -> Path:
-        path = SHARED / "eval" / f"{name}.jsonl"
-        if not path.exists():
-            pytest.skip(f"the prompts {name!r} are not beside the repository (../shared/eval/{name}.jsonl)")
-        return path
-
-    return find

@@ -22,7 +22,7 @@ from ssruntime.machine import cpu_model, default_threads
 from ssruntime.proposers import make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.single import decode
-from ssruntime.sequence import Sequence, SequenceLimits
+from ssruntime.sequence import Sequence
 from ssruntime.text.codec import Prompt, PromptCodec
 from ssruntime.text.output import OutputText
 
@@ -255,7 +255,7 @@ class Engine:
         sequence = Sequence(
             ids,
             settings,
-            SequenceLimits(max_context=slot.max_context, alternatives_end=slot.alternatives_end, prefill_chunk=slot.prefill_chunk),
+            slot,
             acceptance=acceptance,
             proposer=make_proposer(settings, acceptance, alternatives_end=slot.alternatives_end),
             text=text,

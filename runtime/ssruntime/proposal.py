@@ -21,8 +21,8 @@ class Alternative(NamedTuple):
     """A side branch of a token tree, one token long.
 
     Attributes:
-        depth: index, in the draft sequence, of the token that this one would replace. In a `TokenTree`, the
-            index in the trunk of the token before that one.
+        depth: where the branch leaves the main line. In a `Proposal`: number of draft tokens before it. In a
+            `TokenTree`: index in the trunk of the token that it follows. `Proposal.tree` converts.
         token: token id.
     """
 
@@ -61,7 +61,7 @@ class TokenTree(NamedTuple):
     def hidden(self) -> Iterator[tuple[int, int]]:
         """Yields (row, column) for each earlier token of the pass that a branch's row must not attend to.
 
-        These are the trunk from the token that the branch would replace on, and the branches before it.
+        For a branch of depth d these are `trunk[d + 1:]` and all branches before it.
         """
         for row, (depth, _) in enumerate(self.branches, len(self.trunk)):
             for column in range(depth + 1, row):

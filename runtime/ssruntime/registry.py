@@ -1,4 +1,7 @@
-"""Parts that plug in by name: proposers, under the mode that uses them, and stopping policies, as `exit`."""
+"""Registries of the parts that can be added by name.
+
+A proposer's name is a value of the setting `mode`, a stopping policy's name a value of `exit`.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,6 @@ class Registry(Generic[T]):
 
 
 PROPOSERS: Final[Registry[Callable[..., Any]]] = Registry()
-"""`ssruntime.proposers.MakeProposer` by mode; mode `plain` has none."""
+"""`ssruntime.proposers.MakeProposer` by mode; that of mode `plain` returns None."""
 STOPPING_POLICIES: Final[Registry[Callable[..., Any]]] = Registry()
 """`ssruntime.stopping.MakePolicy` by the name that the setting `exit` gives."""

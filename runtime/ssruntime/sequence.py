@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Protocol
 
 from ssruntime.acceptance import Acceptance
-from ssruntime.backends.base import Pass, StepOutput
+from ssruntime.backends.base import Pass, StepOutput, prefill_passes
 from ssruntime.config import DecodeSettings
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.proposal import TokenTree
+from ssruntime.proposal import TokenTree, room_beside
 from ssruntime.proposers.base import Proposer
 from ssruntime.results import DecodeStats, Round, Trace
 
@@ -29,19 +28,15 @@ class TextEnd(Protocol):
         """Adds a token; returns whether a stop string is complete with it, which ends the text."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SequenceLimits:
-    """What a KV cache allows.
-
-    Attributes:
-        max_context: largest number of tokens of prompt and output.
-        alternatives_end: first KV-cache entry that no alternative may use.
-        prefill_chunk: largest number of prompt tokens in one pass.
-    """
+class SequenceLimits(Protocol):
+    """What a KV cache allows; every `Slot` says it."""
 
     max_context: int
+    """Largest number of tokens of prompt and output together."""
     alternatives_end: int
+    """First KV-cache entry that no alternative may use."""
     prefill_chunk: int
+    """Largest number of prompt tokens in one pass."""
 
 
 class Sequence:
@@ -127,13 +122,10 @@ class Sequence:
 
     def _prefill(self) -> Generator[Pass, StepOutput, StepOutput]:
         """Returns the output after the prompt's last token."""
-        size, count = self._limits.prefill_chunk, len(self.ids)
-        while True:
-            chunk = self.ids[self.start : self.start + size]
-            output = yield Pass("prefill", chunk, self.start)
-            self.start += len(chunk)
-            if self.start == count:
-                return output
+        for wanted in prefill_passes(self.ids, self._limits.prefill_chunk):
+            output = yield wanted
+            self.start += len(wanted.trunk)
+        return output
 
     def _autoregressive(self) -> Generator[Pass | None, StepOutput, None]:
         ids, stats, trace, sample = self.ids, self.stats, self._trace, self._acceptance.sample
@@ -156,8 +148,12 @@ class Sequence:
             limit = min(self._settings.max_draft, self._end - position - 1, MAX_QUERY_LENGTH - len(committed))
             proposal = yield from proposer.propose(self, limit)
             tree = proposal.tree(committed)
-            if len(proposal.tokens) > limit or (tree.branches and start + tree.num_rows > self._limits.alternatives_end):
-                raise ValueError(f"the proposer of mode {self._settings.mode!r} proposed more than it may")
+            room = room_beside(len(tree.trunk) - 1, start, self._limits.alternatives_end) if tree.branches else 0
+            if len(proposal.tokens) > limit or len(tree.branches) > room:
+                raise ValueError(
+                    f"mode {self._settings.mode!r}: a proposer may propose at most {limit} tokens and {room} alternatives here; it proposed"
+                    f" {len(proposal.tokens)} and {len(tree.branches)}"
+                )
             output = yield Pass("verify", tree.trunk, start, tree.branches)
             output = output.tail(position - 1 - start) if position - 1 > start else output
             emitted, alternative, is_withheld = self._acceptance.accept(output, proposal, position)

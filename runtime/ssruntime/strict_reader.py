@@ -89,6 +89,10 @@ def _convert(hint: Any, value: object, *, where: str, error: type[SelfSpecError]
             return None
         inner = [a for a in args if a is not type(None)]
         return _convert(inner[0], value, where=where, error=error)
+    if origin is typing.Literal:
+        if value not in args:
+            raise error(f"{where}: expected one of {', '.join(map(str, args))}, found {_kind(value)}", "correct this value")
+        return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise error(f"{where}: expected a list, found {_kind(value)}", "correct this value")

@@ -11,6 +11,7 @@ import pytest
 from ssruntime import GenerationConfig, load
 from ssruntime.sampling.noise import prompt_seed
 from tests.cli.conftest import Command
+from tests.runtime.scripted import refresh_file_entries
 
 PROMPT = "def area(radius):"
 ONE_THREAD = ("--threads", "1")
@@ -125,19 +126,19 @@ def test_reaching_the_end_of_the_context_is_not_an_error(sstool: Command, demo_a
 def test_unsupported_settings_of_the_checkpoint_give_a_warning(sstool: Command, demo_copy: Path) -> None:
     path = demo_copy / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": 1, "repetition_penalty": 1.3}), encoding="utf-8")
-    manifest = demo_copy / "manifest.json"
-    data = json.loads(manifest.read_text(encoding="utf-8"))
-    data["files"]["generation_config.json"]["size"] = path.stat().st_size
-    manifest.write_text(json.dumps(data), encoding="utf-8")
+    refresh_file_entries(demo_copy)
     outcome = sstool("generate", demo_copy, "--prompt", PROMPT, "--max-new-tokens", "2", *ONE_THREAD)
     assert outcome.code == 0
     assert [line for line in outcome.err.splitlines() if line.startswith("warning: ") and "repetition_penalty" in line]
 
 
 def test_chat_renders_the_prompt_with_the_model_s_template(sstool: Command, demo_copy: Path) -> None:
-    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    before = "import os\n"
+    template = "<s>import os\n{{ messages[0]['content'] }}"
     path = demo_copy / "chat_template.jinja"
     path.write_text(template, encoding="utf-8")
     raw = sstool("generate", demo_copy, "--prompt", PROMPT, "--json", "--max-new-tokens", "8", *ONE_THREAD).lines()[0]
+    same = sstool("generate", demo_copy, "--prompt", before + PROMPT, "--json", "--max-new-tokens", "8", *ONE_THREAD).lines()[0]
     chat = sstool("generate", demo_copy, "--prompt", PROMPT, "--json", "--max-new-tokens", "8", "--chat", *ONE_THREAD).lines()[0]
     assert len(chat["token_ids"]) == len(raw["token_ids"]) == 8
+    assert chat["token_ids"] == same["token_ids"] != raw["token_ids"]

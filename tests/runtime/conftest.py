@@ -1,9 +1,8 @@
-"""Fixtures for runtime tests: a packed-weights cache of their own, and scripted engines."""
+"""Fixtures for runtime tests: scripted engines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +18,6 @@ settings.load_profile("runtime")
 
 OpenScript = Callable[..., Engine]
 """Called with `(script, *, max_context=64, max_sequences=4, **arguments_of_write_artifact)`."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def packed_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Gives the tests of this folder a packed-weights cache of their own."""
-    root = tmp_path_factory.mktemp("packed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSTOOL_CACHE_DIR", str(root))
-        patch.delenv("SSTOOL_CACHE_MAX_GB", raising=False)
-        yield root
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,13 @@ def engines(open_script: OpenScript) -> dict[str, Engine]:
     return {name: open_script(script, max_context=CONTEXT) for name, script in SCRIPTS.items()}
 
 
+@pytest.fixture(scope="session")
+def equal_engine(open_script: OpenScript) -> Engine:
+    """An engine whose draft is the full model."""
+    table = SCRIPTS["agreeing"].verify
+    return open_script(Script(verify=table, draft=table), max_context=CONTEXT)
+
+
 decoding = st.fixed_dictionaries(
     {
         "max_new_tokens": st.integers(1, 70),
@@ -93,15 +100,11 @@ def test_decoding_matches_any_random_tables(
 
 @pytest.mark.parametrize("max_draft", range(1, 16))
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_draft_equal_to_the_target_is_always_accepted(
-    engines: dict[str, Engine], open_script: OpenScript, max_draft: int, temperature: float
-) -> None:
-    script = SCRIPTS["agreeing"]
-    equal = engines.setdefault("equal", open_script(Script(verify=script.verify, draft=script.verify), max_context=CONTEXT))
+def test_a_draft_equal_to_the_target_is_always_accepted(equal_engine: Engine, max_draft: int, temperature: float) -> None:
     config = GenerationConfig(
         max_new_tokens=40, exit="fixed", max_draft=max_draft, temperature=temperature, seed=3, ignore_eos=True, sampling="coupled"
     )
-    stats = equal.generate([1], config).stats
+    stats = equal_engine.generate([1], config).stats
     assert stats.accepted == stats.proposed
     # Prefill gives one token, and the rounds give 39, max_draft + 1 each; the last round may be shorter.
     assert stats.rounds == -(-39 // (max_draft + 1))

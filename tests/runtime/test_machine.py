@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +120,11 @@ def test_logical_cpus_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch)
 
 def test_freed_memory_is_returned_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
     facts.return_freed_memory()
+    kept: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=kept.append))
+        facts.return_freed_memory()
+    assert kept == [0]
 
     def without_trim(_: None) -> object:
         return object()

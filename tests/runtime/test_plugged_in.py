@@ -14,7 +14,7 @@ from ssruntime.acceptance import RejectionAcceptance
 from ssruntime.backends.base import Pass, StepOutput
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.errors import ConfigError
-from ssruntime.proposal import Proposal
+from ssruntime.proposal import Alternative, Proposal
 from ssruntime.proposers import SequenceView
 from ssruntime.registry import PROPOSERS, STOPPING_POLICIES
 from ssruntime.sampling.distribution import Distribution, accept_probability, draw, point_mass, residual
@@ -125,3 +125,36 @@ def test_a_name_that_is_not_registered_is_refused() -> None:
     assert caught.value.hint == "did you mean 'lookup'?"
     with pytest.raises(ValueError, match="registered already"):
         PROPOSERS.register("lookup", lambda: None)
+
+
+class TooMuch:
+    """Proposes more tokens, or more alternatives, than the sequence allows."""
+
+    def __init__(self, tokens: int, alternatives: int) -> None:
+        self._tokens, self._alternatives = tokens, alternatives
+
+    def propose(self, sequence: SequenceView, limit: int) -> Generator[Pass, StepOutput, Proposal]:
+        """Returns too much."""
+        proposal = Proposal()
+        for _ in range(limit + self._tokens):
+            proposal.append(1, "much")
+        proposal.alternatives = [Alternative(0, n) for n in range(self._alternatives)]
+        return proposal
+        yield  # a generator without passes
+
+    def observe(self, proposed: int, accepted: int) -> None:
+        """Learns nothing."""
+
+
+@pytest.mark.parametrize(("tokens", "alternatives"), [(1, 0), (0, 16)])
+def test_a_proposal_beyond_the_limits_is_refused_before_its_pass(open_script: OpenScript, tokens: int, alternatives: int) -> None:
+    PROPOSERS.register("much", lambda *_: TooMuch(tokens, alternatives))
+    told = rf"'much': a proposer may propose at most 4 tokens .* proposed {4 + tokens} and {alternatives}"
+    sound = GenerationConfig(temperature=0.0, max_new_tokens=5, ignore_eos=True)
+    try:
+        with open_script(SCRIPT) as engine:
+            with pytest.raises(ValueError, match=told):
+                engine.generate([1, 2, 3], GenerationConfig(mode="much", temperature=0.0, max_draft=4, max_new_tokens=20))
+            assert engine.generate([1, 2, 3], sound).finish_reason == "length"
+    finally:
+        PROPOSERS.remove("much")

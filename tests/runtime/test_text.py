@@ -18,7 +18,6 @@ EVERY_BYTE = every_byte()
 FALLBACK = byte_fallback()
 MERGED = byte_level({"</s>": 0, "<s>": 1, "a": 2, "Ġ": 3, "Ã": 4, "©": 5, "aÃ": 6, "©b": 7, "ðŁĺĢ": 8, "ENDÃ": 9}, ["</s>", "<s>"])
 TOKENIZERS = {"bytes": EVERY_BYTE, "fallback": FALLBACK, "merged": MERGED}
-SPECIAL = {0, 1}
 
 
 def stream(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> tuple[list[str], str]:

@@ -34,9 +34,13 @@ class RoundResult(NamedTuple):
     is_withheld: bool = False
 
 
-def logits_scale(logits: Sequence[float]) -> float:
-    """Returns the largest absolute value of a row's top logits, best first."""
-    return max(abs(logits[0]), abs(logits[-1]))
+def branch_error(logits: Sequence[float]) -> float:
+    """Returns the distance by which errors may move two logits of a branch apart.
+
+    Args:
+        logits: the branch's top logits, best first; their largest absolute value is the scale.
+    """
+    return 2 * BRANCH_MARGIN * max(abs(logits[0]), abs(logits[-1]))
 
 
 DraftSample = tuple[list[int], Distribution | None]

@@ -7,26 +7,24 @@ sampling (mode `plain`) with the same seed, whatever is drafted (Daliri, Musco &
 
 from __future__ import annotations
 
-import math
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssruntime.acceptance.base import BRANCH_MARGIN, DraftSample, RoundResult, logits_scale
+from ssruntime.acceptance.base import DraftSample, RoundResult, branch_error
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
 from ssruntime.proposal import Proposal
-from ssruntime.sampling.filters import ALTERNATIVE_GAP, FilterSettings, certain_from, filtered, scale_of
+from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, FilterSettings, certain_from, filtered, relative_error, scale_of
 from ssruntime.sampling.noise import CoupledNoise
 from ssruntime.sampling.shortlist import Shortlist
 
 _MOST_APART: Final = 0.5
-"""Scores that errors may move further apart than this leave no token sure: the temperature is close to 0."""
+"""Largest shift between two scores, in nats, up to which a token can be sure.
 
-_ROUNDING: Final = 1e-5
-"""Relative margin, far above the fp32 rounding errors of weights and of their sums."""
+Only temperatures close to 0, which magnify errors in the logits, exceed it."""
 
 
 class _Filters(NamedTuple):
@@ -84,7 +82,7 @@ class CoupledAcceptance:
     def _sure_sample(self, output: StepOutput, row: int, position: int) -> int | None:
         """Returns the sample of a row; None if an error of `BRANCH_MARGIN` in its logits could change it."""
         settings, (tokens, logits) = self._settings, output.top(row)
-        apart, scale = 2 * BRANCH_MARGIN * logits_scale(logits), scale_of(settings)
+        apart, scale = branch_error(logits), scale_of(settings)
         if apart * scale > _MOST_APART:
             return None
         if 0 < settings.top_k < len(logits) and logits[settings.top_k - 1] - logits[settings.top_k] <= apart:
@@ -93,7 +91,7 @@ class CoupledAcceptance:
             token, is_sure = self._shortlist.pick(tokens, logits, output.probability(row), position, apart=apart)
             if is_sure:
                 return token
-        return sure_sample(output.logits[row], position, settings, self._noise, apart)
+        return _sure_from_row(output.logits[row], position, settings, self._noise, apart)
 
 
 def coupled_sample(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise) -> int:
@@ -104,7 +102,7 @@ def coupled_sample(logits: NDArray[np.float32], position: int, settings: FilterS
     return int(ids[(noise.log_uniform(position, ids) / weights).argmax()])
 
 
-def sure_sample(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise, apart: float) -> int | None:
+def _sure_from_row(logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise, apart: float) -> int | None:
     """Returns the token of `coupled_sample`; None if errors could change it.
 
     The token must be kept by the filters whatever the errors are, and must win against every token that the
@@ -117,8 +115,8 @@ def sure_sample(logits: NDArray[np.float32], position: int, settings: FilterSett
         noise: noise that draft and target share.
         apart: distance by which errors may move two logits apart.
     """
-    scale, top_k, top_p = scale_of(settings), settings.top_k, settings.top_p
-    factor = 1.0 + max(_ROUNDING, math.expm1(apart * scale))
+    top_k, top_p = settings.top_k, settings.top_p
+    factor = 1.0 + relative_error(apart * scale_of(settings))
     if 0 < top_k < len(logits):
         kth = np.partition(logits, -top_k)[-top_k]
         if np.count_nonzero(logits >= kth - apart) > top_k:
@@ -153,6 +151,5 @@ def coupled_ranking(
     keys = noise.log_uniform(position, ids) / weights
     count = min(max_alternatives + 1, len(keys))
     best = keys.argpartition(-count)[-count:]
-    # Keys are below 0, and a key k has the score -log(-k): a gap of scores is a factor between keys.
-    best = best[keys[best] >= keys.max() * math.exp(ALTERNATIVE_GAP)]
+    best = best[keys[best] >= keys.max() * ALTERNATIVE_KEY_FACTOR]
     return [int(t) for t in ids[best[np.lexsort((best, -keys[best]))]]]

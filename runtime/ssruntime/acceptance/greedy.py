@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssruntime.acceptance.base import BRANCH_MARGIN, DraftSample, RoundResult, logits_scale
+from ssruntime.acceptance.base import DraftSample, RoundResult, branch_error
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.proposal import Proposal
@@ -34,6 +34,6 @@ class GreedyAcceptance:
 
 def _sure_token(output: StepOutput, row: int) -> int | None:
     tokens, logits = output.top(row)
-    if len(logits) > 1 and logits[0] - logits[1] <= 2 * BRANCH_MARGIN * logits_scale(logits):
+    if len(logits) > 1 and logits[0] - logits[1] <= branch_error(logits):
         return None
     return tokens[0]

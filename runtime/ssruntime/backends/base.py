@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, cast
 
@@ -95,6 +95,12 @@ class Pass(NamedTuple):
     trunk: Sequence[int]
     start: int
     branches: Sequence[Alternative] = ()
+
+
+def prefill_passes(ids: Sequence[int], size: int) -> Iterator[Pass]:
+    """Yields the passes that run a prompt through the verify engine, each of at most `size` tokens."""
+    for start in range(0, len(ids), size):
+        yield Pass("prefill", ids[start : start + size], start)
 
 
 class Slot(Protocol):

@@ -11,7 +11,8 @@ from ssruntime.config.generation import GenerationConfig
 from ssruntime.errors import ArtifactError, ConfigError
 from ssruntime.strict_reader import read_json_object
 
-_FOLLOWED: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "max_new_tokens", "eos_token_id", "do_sample"})
+_CHECKED: Final = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")
+_FOLLOWED: Final = frozenset({*_CHECKED, "eos_token_id", "do_sample"})
 _HARMLESS: Final = frozenset({"bos_token_id", "pad_token_id", "transformers_version", "use_cache", "cache_implementation"})
 _NEUTRAL: Final[Mapping[str, object]] = {
     "repetition_penalty": 1.0,
@@ -57,12 +58,12 @@ def read_generation_config(path: Path) -> CheckpointDefaults:
     data = read_json_object(path, error=ArtifactError, hint="restore the file from the checkpoint")
     try:
         return _defaults_from(data)
-    except (ConfigError, TypeError, ValueError) as err:
-        raise ArtifactError(f"{path}: {getattr(err, 'message', err)}", "restore the file from the checkpoint") from err
+    except ConfigError as err:
+        raise ArtifactError(f"{path}: {err.message}", "restore the file from the checkpoint") from err
 
 
 def _defaults_from(data: Mapping[str, object]) -> CheckpointDefaults:
-    followed = {k: data[k] for k in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens") if data.get(k) is not None}
+    followed = {k: data[k] for k in _CHECKED if data.get(k) is not None}
     checked = GenerationConfig.from_mapping(followed)
     eos = data.get("eos_token_id")
     named = eos if isinstance(eos, list) else [] if eos is None else [eos]

@@ -69,7 +69,7 @@ class GenerationConfig:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("mode", self.mode, ("plain", *PROPOSERS.names()))
+        check_choice("mode", self.mode, PROPOSERS.names())
         check_choice("exit", self.exit, STOPPING_POLICIES.names())
         check_choice("sampling", self.sampling, SAMPLINGS)
         check_int("max_new_tokens", self.max_new_tokens, 1)

@@ -13,16 +13,14 @@ from ssruntime.stopping import StoppingPolicy, make_stopping_policy
 
 __all__ = ["MakeProposer", "Proposer", "SequenceView", "SkipProposer", "make_proposer"]
 
-MakeProposer = Callable[[DecodeSettings, Acceptance, StoppingPolicy, int], Proposer]
+MakeProposer = Callable[[DecodeSettings, Acceptance, StoppingPolicy, int], Proposer | None]
 """Makes a proposer for one request from its settings, its acceptance rule, its stopping policy, and the first
-position at which no alternative is allowed."""
+position at which no alternative is allowed; None for autoregressive decoding."""
 
 
 def make_proposer(settings: DecodeSettings, acceptance: Acceptance, *, alternatives_end: int) -> Proposer | None:
     """Returns a new proposer for one request; None for autoregressive decoding (mode `plain`)."""
-    if settings.mode == "plain":
-        return None
-    proposer: Proposer = PROPOSERS[settings.mode](settings, acceptance, make_stopping_policy(settings), alternatives_end)
+    proposer: Proposer | None = PROPOSERS[settings.mode](settings, acceptance, make_stopping_policy(settings), alternatives_end)
     return proposer
 
 
@@ -30,4 +28,5 @@ def _skip(settings: DecodeSettings, acceptance: Acceptance, stopping: StoppingPo
     return SkipProposer(acceptance, stopping, max_alternatives=settings.max_alternatives, alternatives_end=alternatives_end)
 
 
+PROPOSERS.register("plain", lambda *_: None)
 PROPOSERS.register("speculative", _skip)

@@ -10,6 +10,7 @@ and data from the CPU caches, so their cost is the number of array operations.
 
 from __future__ import annotations
 
+import math
 from typing import Final, Protocol
 
 import numpy as np
@@ -44,6 +45,8 @@ ALTERNATIVE_GAP: Final = 2.0
 
 The score is the logit, or with coupled sampling the log weight plus noise. The chance of being right falls
 with the distance; 2 nats is the measured optimum."""
+ALTERNATIVE_KEY_FACTOR: Final = math.exp(ALTERNATIVE_GAP)
+"""`ALTERNATIVE_GAP` as a factor between keys: a key k is below 0 and has the score -log(-k)."""
 
 _CUTOFFS: Final = (1e-2, 1e-4, 0.0)
 """Weights above which tokens are sorted, tried in this order: usually a few dozen tokens are enough."""
@@ -54,6 +57,8 @@ _MAX_SCALE: Final = 1e30
 
 A larger one could overflow. This one already leaves a probability above 0 only to the best token and its
 ties."""
+_ROUNDING: Final = 1e-5
+"""Relative margin, far above the fp32 rounding errors of weights, of their sums and of a probability."""
 _CERTAINTY_MARGIN: Final = 1e-5
 """Far above the fp32 rounding error of a probability, so that the shortcut never differs from the filters."""
 
@@ -76,9 +81,27 @@ def certain_from(settings: FilterSettings) -> float:
     return 1.0 / (1.0 + rest) + _CERTAINTY_MARGIN
 
 
+def relative_error(apart: float) -> float:
+    """Returns a bound on the relative error of a weight, of a sum of weights or of a key.
+
+    Args:
+        apart: distance by which errors may move two scores apart, in nats; rounding comes on top.
+    """
+    return max(_ROUNDING, math.expm1(apart))
+
+
 def scale_of(settings: FilterSettings) -> float:
     """Returns the factor that temperature applies to the logits."""
     return min(1.0 / settings.temperature, _MAX_SCALE)
+
+
+def scores_of(logits: NDArray[np.float32], settings: FilterSettings) -> NDArray[np.float32]:
+    """Returns float32[vocab], the logits after temperature, relative to the best one."""
+    # Subtract before scaling: a token's rounding error grows with its distance from the best token,
+    # instead of with the size of the logits.
+    scores: NDArray[np.float32] = logits - np.maximum.reduce(logits)
+    scores *= np.float32(scale_of(settings))
+    return scores
 
 
 def filtered(logits: NDArray[np.float32], settings: FilterSettings) -> Candidates:
@@ -88,11 +111,7 @@ def filtered(logits: NDArray[np.float32], settings: FilterSettings) -> Candidate
         logits: float32[vocab].
         settings: temperature (above 0), top_k, top_p and min_p.
     """
-    # Subtract before scaling: a token's rounding error grows with its distance from the best token,
-    # instead of with the size of the logits.
-    scores = logits - np.maximum.reduce(logits)
-    scores *= np.float32(scale_of(settings))
-    weights = np.exp(scores)
+    weights = np.exp(scores_of(logits, settings))
     top_k = settings.top_k if settings.top_k < len(weights) else 0
     if top_k or settings.top_p < 1.0:
         ids, kept = _best(weights, top_k, settings.top_p)

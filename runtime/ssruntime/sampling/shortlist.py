@@ -11,15 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ssruntime.sampling.filters import ALTERNATIVE_GAP, FilterSettings, scale_of
+from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, FilterSettings, relative_error, scale_of
 from ssruntime.sampling.noise import CoupledNoise
 
-_MARGIN: Final = 1e-5
-"""Relative margin, far above the fp32 rounding errors of weights, of their sums and of a probability."""
 _LEAD: Final = 1e-4
 """Relative lead of the best key over the second one, above which rounding cannot change their order."""
-_GAP_FACTOR: Final = math.exp(ALTERNATIVE_GAP)
-"""`ALTERNATIVE_GAP` as a factor between keys."""
 
 
 class Pick(NamedTuple):
@@ -60,7 +56,7 @@ class Shortlist:
             apart: distance by which errors may move two logits apart; the token is sure only if no such error
                 changes it.
         """
-        margin = max(_MARGIN, math.expm1(apart * self._scale))
+        margin = relative_error(apart * self._scale)
         lead = max(margin, _LEAD)
         weights, is_closed, is_exact = self._weights(logits, confidence, margin)
         if apart > 0.0:
@@ -95,11 +91,10 @@ class Shortlist:
             position: absolute position that the row predicts.
             max_alternatives: largest number of next-best tokens.
         """
-        weights, _, _ = self._weights(logits, confidence, _MARGIN)
+        weights, _, _ = self._weights(logits, confidence, relative_error(0.0))
         noise = self._noise.log_uniforms(position, tokens[: len(weights)])
         keys = [n / w for n, w in zip(noise, weights, strict=True)]
-        # Keys are below 0, and a key k has the score -log(-k): a gap of scores is a factor between keys.
-        least = max(keys) * _GAP_FACTOR
+        least = max(keys) * ALTERNATIVE_KEY_FACTOR
         near = sorted((-key, index) for index, key in enumerate(keys) if key >= least)
         return [tokens[index] for _, index in near[: max_alternatives + 1]]
 

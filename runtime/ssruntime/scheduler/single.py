@@ -25,16 +25,14 @@ def decode(sequence: Sequence, slot: Slot, *, deadline: float | None = None) -> 
             then stay. None sets no limit.
     """
     stats, is_first = sequence.stats, True
-    slot.engine_seconds = 0.0
     run, commit, clock = slot.run, sequence.commit, time.perf_counter
-    wanted, begun = sequence.next_pass(), clock()
-    while wanted is not None:
+    begun = clock()
+    while (wanted := sequence.next_pass()) is not None:
         if deadline is not None and time.monotonic() >= deadline:
             sequence.cancel(TIMEOUT)
             yield []
             return
         new = commit(run(wanted))
-        wanted = sequence.next_pass()
         if not new:
             continue
         seconds = clock() - begun

@@ -9,7 +9,7 @@ from typing import Final
 import onnxruntime as ort
 
 from ssruntime import graph_io
-from ssruntime.backends.base import Pass, StepOutput
+from ssruntime.backends.base import Pass, StepOutput, prefill_passes
 from ssruntime.backends.ort.engine_port import EnginePort
 from ssruntime.backends.ort.kv_cache import KvCache
 from ssruntime.proposal import Alternative
@@ -58,9 +58,8 @@ class OrtSlot:
 
     def prefill(self, ids: Sequence[int]) -> StepOutput:
         """Returns the output after a prompt's last token (N = 1); see `backends.base.Slot`."""
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = ids[start : start + PREFILL_CHUNK]
-            output = self.forward(chunk, start, (len(chunk) - 1,))
+        for wanted in prefill_passes(ids, self.prefill_chunk):
+            output = self.run(wanted)
         return output
 
     def forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
