@@ -76,7 +76,7 @@ def jobs(searched: Searched, count: int, repeats: int) -> list[DecodeJob]:
     for number, text in enumerate(kept):
         settings = searched.builder.engine.settings(searched.settings.decoding(text.kind, text.seed))
         endless = dataclasses.replace(settings, max_new_tokens=text.length, eos_token_ids=frozenset())
-        found.append(DecodeJob(kind=text.kind, prompt_id=text.prompt_id, index=number, ids=text.prompt, settings=endless))
+        found.append(DecodeJob(kind=text.kind, index=number, ids=text.prompt, settings=endless))
     return found * repeats
 
 

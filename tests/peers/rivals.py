@@ -133,9 +133,7 @@ def held_out(builder: DraftBuilder, settings: SearchSettings, given: argparse.Na
                 kind = KINDS[1] if given.greedy else SAMPLED
                 decoding = builder.engine.settings(settings.decoding(kind, prompt_seed(seed, prompt.index)))
                 complete = dataclasses.replace(decoding, max_new_tokens=given.tokens)
-                jobs.append(
-                    DecodeJob(kind=SAMPLED, prompt_id=prompt.id, index=_FILE_STRIDE * number + prompt.index, ids=ids, settings=complete)
-                )
+                jobs.append(DecodeJob(kind=SAMPLED, index=_FILE_STRIDE * number + prompt.index, ids=ids, settings=complete))
     return jobs
 
 

@@ -83,11 +83,6 @@ class Page:
         )
         self.evaluate(_SETTLED)
 
-    def screenshot(self, path: Path) -> None:
-        """Writes a PNG picture of the whole page."""
-        answer = self.browser.call("Page.captureScreenshot", session=self.session, format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(answer["data"]))
-
     def print_to(self, path: Path) -> None:
         """Writes the page as it would be printed, as PDF."""
         answer = self.browser.call("Page.printToPDF", session=self.session, printBackground=True, preferCSSPageSize=True)

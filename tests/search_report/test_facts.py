@@ -83,8 +83,15 @@ def test_kinds_of_text_count_by_their_weights_not_by_their_lengths() -> None:
     # Per emitted token: sampled 1 proposed, 0.5 accepted, 0.5 rounds; greedy 1, 0.75 and 0.25.
     assert facts.acceptance_rate(trial, {"sampled": 0.75, "greedy": 0.25}) == pytest.approx(0.75 * 0.5 + 0.25 * 0.75)
     assert facts.tokens_per_round(trial, {"sampled": 0.75, "greedy": 0.25}) == pytest.approx(1 / (0.75 * 0.5 + 0.25 * 0.25))
+    assert facts.tokens_per_round(trial, {"sampled": 3.0, "greedy": 1.0}) == pytest.approx(1 / (0.75 * 0.5 + 0.25 * 0.25))
+    assert facts.tokens_per_round(trial, {}) == pytest.approx(1 / 0.375)
     assert facts.acceptance_rate(trial, {"greedy": 1.0, "sampled": 0.0}) == pytest.approx(0.75)
     assert facts.acceptance_rate(trial, {}) == pytest.approx(0.625)
+
+
+def test_a_weight_does_not_count_if_only_one_kind_of_text_was_decoded() -> None:
+    trial = with_counts({"sampled": Counts(tokens=100, rounds=50, proposed=100, accepted=50)})
+    assert facts.tokens_per_round(trial, {"sampled": 0.75, "greedy": 0.0}) == pytest.approx(2.0)
 
 
 def test_a_trial_that_drafted_nothing_has_no_rate() -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from sstool.search.clock import Clock
 from sstool.search.drafts.space import Bits, bits_of, is_draft
-from sstool.search.log.records import AX, COMPLETED, SUGGESTED, Trial, best_of
+from sstool.search.log.records import AX, SUGGESTED, Trial, best_of
 from sstool.search.log.write import SearchWriter
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.settings import SearchSettings
@@ -62,8 +62,7 @@ class Explorer:
 
     def best(self, *, warm: bool = False) -> Trial | None:
         """Returns the completed trial with the best modelled speed; with `warm`, only among warm starts."""
-        completed = [t for t in self.trials if t.status == COMPLETED and not (warm and t.source in SUGGESTED)]
-        return next(iter(best_of(completed, 1)), None)
+        return next(iter(best_of([t for t in self.trials if not (warm and t.source in SUGGESTED)], 1)), None)
 
     def is_over(self) -> bool:
         """Returns whether the trials, the sets or the time for another trial are used up."""

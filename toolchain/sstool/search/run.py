@@ -29,7 +29,7 @@ from sstool.search.log.write import SearchWriter, check_resumable
 from sstool.search.progress import Progress
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.scoring.objective import Objective, each_with
-from sstool.search.settings import DEFAULT_CALIBRATION, GREEDY, KINDS, SAMPLED, SearchSettings
+from sstool.search.settings import DEFAULT_CALIBRATION, GREEDY, SAMPLED, SearchSettings
 from sstool.search.sources.warm_starts import WarmStarts
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.speed_model.measure import time_step
@@ -173,7 +173,7 @@ class _Search:
 
     def _search(self, texts: Sequence[CachedText], table: LatencyTable, pool: ThreadPoolExecutor) -> SearchOutcome:
         costs = CostModel(table)
-        objective = Objective(costs, {kind: self._settings.weight_of(kind) for kind in KINDS}, each_with(pool))
+        objective = Objective(costs, self._settings.weights, each_with(pool))
         plain = objective.plain_seconds_per_token([cached.text for cached in texts])
         header = self._header(texts, table, 1 / plain)
         reserve = 5 + final_reserve(len(self._prompts.final), self._settings, plain, self._settings.budget_seconds)

@@ -96,6 +96,19 @@ class SearchSettings:
         """The kinds of text that have a weight above 0."""
         return [kind for kind in KINDS if self.weight_of(kind) > 0]
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of all kinds of text in a candidate's score."""
+        return {kind: self.weight_of(kind) for kind in KINDS}
+
+    def kinds_of(self, number: int) -> list[str]:
+        """Returns the kinds of text to make of the prompt at an index: greedy text of every third one only.
+
+        If all text is greedy, it is made of every prompt.
+        """
+        kinds = self.kinds
+        return [kind for kind in kinds if kind != GREEDY or number % GREEDY_EVERY == 0 or len(kinds) == 1]
+
     def weight_of(self, kind: str) -> float:
         """Returns the weight of a kind of text in a candidate's score."""
         return self.greedy_weight if kind == GREEDY else self.sampled_weight

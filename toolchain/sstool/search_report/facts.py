@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sstool.search.log.read import SearchLog
-from sstool.search.log.records import COMPLETED, FAILED, SUGGESTED, Counts, Finalist, LatencyRow, Trial
+from sstool.search.log.records import COMPLETED, FAILED, SUGGESTED, Counts, Finalist, LatencyRow, Trial, shares_of
 
 NUM_BEST: Final = 10
 """How many trials the table and the skip frequencies call the best ones."""
@@ -107,9 +107,8 @@ def acceptance_rate(trial: Trial, weights: Mapping[str, float]) -> float | None:
         trial: the trial with its counts by kind of text.
         weights: weight of each kind of text.
     """
-    shares = _shares(trial.counts, weights)
-    proposed = sum(share * trial.counts[kind].proposed / trial.counts[kind].tokens for kind, share in shares.items())
-    accepted = sum(share * trial.counts[kind].accepted / trial.counts[kind].tokens for kind, share in shares.items())
+    proposed = _per_token(trial, weights, lambda counts: counts.proposed)
+    accepted = _per_token(trial, weights, lambda counts: counts.accepted)
     return accepted / proposed if proposed > 0 else None
 
 
@@ -122,8 +121,7 @@ def tokens_per_round(trial: Trial, weights: Mapping[str, float]) -> float | None
         trial: the trial with its counts by kind of text.
         weights: weight of each kind of text.
     """
-    shares = _shares(trial.counts, weights)
-    rounds = sum(share * trial.counts[kind].rounds / trial.counts[kind].tokens for kind, share in shares.items())
+    rounds = _per_token(trial, weights, lambda counts: counts.rounds)
     return 1 / rounds if rounds > 0 else None
 
 
@@ -185,7 +183,7 @@ def iso_line(speedup: float, cost: NDArray[np.float64], ratios: NDArray[np.float
     return np.where(reachable, high, np.nan)
 
 
-def _shares(counts: Mapping[str, Counts], weights: Mapping[str, float]) -> dict[str, float]:
-    """Returns the weights of the kinds of text that gave tokens; equal weights if all of them are 0."""
-    present = {kind: weights.get(kind, 0.0) for kind, c in counts.items() if c.tokens > 0}
-    return present if sum(present.values()) > 0 else dict.fromkeys(present, 1.0)
+def _per_token(trial: Trial, weights: Mapping[str, float], count: Callable[[Counts], int]) -> float:
+    """Returns a count per token, weighted over the kinds of text that gave tokens."""
+    present = {kind: counts for kind, counts in trial.counts.items() if counts.tokens > 0}
+    return sum(share * count(present[kind]) / present[kind].tokens for kind, share in shares_of(weights, present).items())

@@ -260,7 +260,7 @@ def skip_text(trial: Trial) -> str:
 
 
 def layer_ranges(layers: Sequence[int]) -> str:
-    """Returns layer numbers in rising order, three or more consecutive ones as a range, such as `1, 3-6`."""
+    """Returns layer numbers in rising order, three or more consecutive ones as a range with an en dash."""
     runs: list[list[int]] = []
     for layer in sorted(set(layers)):
         if runs and layer == runs[-1][-1] + 1:

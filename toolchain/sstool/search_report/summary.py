@@ -161,10 +161,8 @@ def time_text(log: SearchLog) -> str:
         candidates, suggesting = sum(t.seconds for t in log.trials), sum(t.suggest_seconds for t in log.trials)
         return f"so far: running candidates {_seconds(candidates)}, suggesting candidates {_seconds(suggesting)}"
     spent = log.result.seconds
-    parts = [
-        f"{_PARTS.get(name, name)} {_seconds(spent[name])}" for name in (*_PARTS, *(n for n in spent if n not in _PARTS)) if name in spent
-    ]
-    parts = [p for p in parts if not p.startswith("total ")]
+    names = [*(n for n in _PARTS if n in spent), *(n for n in spent if n not in _PARTS and n != "total")]
+    parts = [f"{_PARTS.get(name, name)} {_seconds(spent[name])}" for name in names]
     total = f"{_seconds(spent['total'])} in all" if "total" in spent else ""
     return ": ".join(p for p in (total, ", ".join(parts)) if p) or "not recorded"
 

@@ -13,9 +13,9 @@ from sstool.prompts import PromptRecord
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.finals.head_to_head import TimedDraft, time_head_to_head
 from sstool.search.finals.runs import FINAL_TOKENS, sampled_repeats
-from sstool.search.log.records import COMPLETED, EARLIER, Finalist, Trial, best_of
+from sstool.search.log.records import COMPLETED, EARLIER, Finalist, Trial, best_of, shares_of
 from sstool.search.scoring.timed_run import DecodeJob
-from sstool.search.settings import GREEDY_EVERY, SAMPLED, SearchSettings
+from sstool.search.settings import SAMPLED, SearchSettings
 from sstool.search.speed_model.costs import CostModel
 
 _NEAR: Final = 0.9
@@ -77,34 +77,23 @@ def time_finalists(
 
 def _jobs(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings: SearchSettings) -> list[DecodeJob]:
     """Returns the jobs to decode, with the kinds of text mixed from the start."""
-    kinds = settings.kinds
-    repeats = sampled_repeats(len(prompts)) if SAMPLED in kinds else 1
+    repeats = sampled_repeats(len(prompts)) if SAMPLED in settings.kinds else 1
     encoded = [(prompt, tuple(builder.engine.encode(prompt.prompt))) for prompt in prompts]
     jobs = []
     for repeat in range(repeats):
         seed = (settings.seed + 1 + repeat) % SEED_LIMIT  # other noise than in the calibration texts
         for number, (prompt, ids) in enumerate(encoded):
-            for kind in kinds:
-                if _is_run(kind, number, repeat, len(kinds)):
+            for kind in settings.kinds_of(number):
+                if kind == SAMPLED or repeat == 0:  # decoding greedily again would give the same text
                     autoregressive = builder.engine.settings(settings.decoding(kind, prompt_seed(seed, prompt.index)))
                     past_eos = dataclasses.replace(autoregressive, max_new_tokens=FINAL_TOKENS, eos_token_ids=frozenset())
-                    jobs.append(DecodeJob(kind=kind, prompt_id=prompt.id, index=number, ids=ids, settings=past_eos))
+                    jobs.append(DecodeJob(kind=kind, index=number, ids=ids, settings=past_eos))
     return jobs
-
-
-def _is_run(kind: str, number: int, repeat: int, num_kinds: int) -> bool:
-    """Returns whether a prompt is decoded in a repeat: sampled in each, greedily in the first only.
-
-    Greedy decoding would give the same text again. If text is sampled too, only every third prompt is decoded
-    greedily.
-    """
-    return kind == SAMPLED or (repeat == 0 and (number % GREEDY_EVERY == 0 or num_kinds == 1))
 
 
 def _finalist(draft: TimedDraft, plain: TimedDraft, settings: SearchSettings) -> Finalist:
     """Returns the record of a finalist's timed runs, against those of autoregressive decoding."""
-    weights = {kind: settings.weight_of(kind) for kind in draft.samples}
-    shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
+    shares = shares_of(settings.weights, draft.samples)
     runs = draft.every()
     measured, base = 1 / draft.seconds_per_token(shares), 1 / plain.seconds_per_token(shares)
     proposed, rounds = sum(s.stats.proposed for s in runs), sum(s.stats.rounds for s in runs)

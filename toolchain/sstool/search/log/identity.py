@@ -9,7 +9,7 @@ import onnxruntime as ort
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Manifest
 from ssruntime.machine import cpu_model
 from sstool.search.log.records import FORMAT
-from sstool.search.settings import KINDS, SearchSettings
+from sstool.search.settings import SearchSettings
 
 
 def search_identity(manifest: Manifest, settings: SearchSettings, threads: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def search_identity(manifest: Manifest, settings: SearchSettings, threads: int) 
         "weights_sha256": manifest.files[WEIGHTS].sha256,
         "seed": settings.seed,
         "batch": settings.batch,
-        "weights": {kind: settings.weight_of(kind) for kind in KINDS},
+        "weights": settings.weights,
         "cpu": cpu_model(),
         "threads": threads,
         "onnxruntime": ort.__version__,

@@ -17,7 +17,7 @@ from sstool.search.log.records import (
     COMPLETED,
     FAILED,
     FORMAT,
-    HEADER_KIND,
+    KIND_OF,
     LATENCY,
     SEARCH_FOLDER,
     STOPPED,
@@ -33,7 +33,7 @@ from sstool.skip_set import check_skip_spec
 
 T = TypeVar("T")
 
-_KINDS: Final = {HEADER_KIND: Header, "influence": Sensitivity, "trial": Trial, "finalist": Finalist, "result": Result}
+_KINDS: Final = {kind: cls for cls, kind in KIND_OF.items()}
 _DAMAGED: Final = "the file is damaged or was not written by sstool; restore it from a backup, or search again"
 _NEWER: Final = "read it with the version of sstool that wrote it"
 _FOLDER_HINT: Final = "name the folder of an artifact or of a search"
@@ -199,11 +199,11 @@ def _read(cls: type[T], data: dict[str, Any], where: str) -> T:
 def _check_place(where: str, cls: type[Any], found: dict[type[Any], list[Any]]) -> None:
     """Refuses a record of a kind that may not follow the records before it."""
     if (cls is Header) == bool(found[Header]):
-        _refuse(f"{where}: expected kind {HEADER_KIND!r} on the first line and on no other")
+        _refuse(f"{where}: expected kind {KIND_OF[Header]!r} on the first line and on no other")
     if found[Result]:
         _refuse(f"{where}: found a line after the result")
     if cls is Sensitivity and found[Sensitivity]:
-        _refuse(f"{where}: found a second line of kind 'influence'")
+        _refuse(f"{where}: found a second line of kind {KIND_OF[Sensitivity]!r}")
 
 
 def _check(record: object, found: dict[type[Any], list[Any]], where: str) -> None:

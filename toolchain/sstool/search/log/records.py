@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,8 +17,6 @@ SKIP_SET: Final = "skip_set.json"
 REPORT: Final = "report.html"
 TEXTS: Final = "texts.json"
 FORMAT: Final = 2
-HEADER_KIND: Final = "search"
-"""The `kind` of a log's first line."""
 
 COMPLETED: Final = "completed"
 STOPPED: Final = "stopped"
@@ -28,6 +26,7 @@ AX: Final = "ax"
 EARLIER: Final = "earlier"
 """Source of the draft that the artifact had before the search."""
 RANDOM: Final = "random"
+"""Source of sets drawn at random for comparisons; no search draws any."""
 SUGGESTED: Final = frozenset({AX, RANDOM})
 """Sources whose candidates are not warm starts."""
 
@@ -54,6 +53,13 @@ class Counts:
     alternatives: int = 0
     reached: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
+
+
+def shares_of(weights: Mapping[str, float], kinds: Iterable[str]) -> dict[str, float]:
+    """Returns the weights of some kinds of text, scaled to a sum of 1; equal weights if all are 0."""
+    chosen = {kind: weights.get(kind, 0.0) for kind in kinds}
+    total = sum(chosen.values())
+    return {kind: weight / total if total else 1 / len(chosen) for kind, weight in chosen.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,3 +311,7 @@ def best_of(trials: Sequence[Trial], count: int) -> list[Trial]:
     """Returns the completed trials with the highest modelled speeds, best first, at most `count` of them."""
     completed = (trial for trial in trials if trial.status == COMPLETED)
     return sorted(completed, key=lambda trial: trial.tokens_per_second or 0.0, reverse=True)[:count]
+
+
+KIND_OF: Final[dict[type, str]] = {Header: "search", Sensitivity: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
+"""The `kind` of each record's line in `trials.jsonl`; the header is its first line."""

@@ -15,7 +15,7 @@ from ssruntime.scratch import remove_tree, sweep
 from ssruntime.strict_reader import parse_json
 from sstool.artifact_files.publish import make_parents
 from sstool.jsonl_log import whole_lines
-from sstool.search.log.records import LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TEXTS, TRIALS
+from sstool.search.log.records import KIND_OF, LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TEXTS, TRIALS, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _num_trials(path: Path) -> int:
         return 0
     except OSError as err:
         raise ArtifactError(f"{path} cannot be read: {err.strerror}", "make it readable, or name another --out") from err
-    return sum(_kind_of(line) == "trial" for line in lines)
+    return sum(_kind_of(line) == KIND_OF[Trial] for line in lines)
 
 
 def _kind_of(line: bytes) -> object:

@@ -15,11 +15,9 @@ from ssruntime.errors import RecipeError
 from ssruntime.strict_reader import parse_json
 from sstool.jsonl_log import JsonlLog, whole_lines
 from sstool.search.log.read import SearchLog, read_search
-from sstool.search.log.records import HEADER_KIND, TRIALS, Finalist, Header, Result, Sensitivity, Trial
+from sstool.search.log.records import KIND_OF, TRIALS, Finalist, Header, Result, Sensitivity, Trial
 
-_KIND_OF = {Header: HEADER_KIND, Sensitivity: "influence", Trial: "trial", Finalist: "finalist", Result: "result"}
-
-_ENDING = frozenset({_KIND_OF[Finalist], _KIND_OF[Result]})
+_ENDING = frozenset({KIND_OF[Finalist], KIND_OF[Result]})
 
 
 class SearchWriter:
@@ -53,7 +51,7 @@ class SearchWriter:
         Raises:
             OSError: if the record cannot be written.
         """
-        self._log.append({"kind": _KIND_OF[type(record)], **dataclasses.asdict(record)})
+        self._log.append({"kind": KIND_OF[type(record)], **dataclasses.asdict(record)})
 
     def __enter__(self) -> Self:
         return self
@@ -63,9 +61,10 @@ class SearchWriter:
 
 
 def check_resumable(folder: Path, known: Mapping[str, object]) -> Header | None:
-    """Returns the header of the log to resume, None if there is no log with a header; the log is not changed.
+    """Returns the header of the log to resume; None without a log, or if its first line is incomplete.
 
-    It is called before any work is done, so it compares only the fields that are known then.
+    It is called before any work is done, so it compares only the fields that are known then, and leaves the
+    log as it is.
 
     Args:
         folder: work folder of the search.
@@ -75,9 +74,9 @@ def check_resumable(folder: Path, known: Mapping[str, object]) -> Header | None:
         RecipeError: if the log is damaged, or is of another model or other settings.
     """
     path = folder / TRIALS
-    if not path.exists() or not path.read_bytes().count(b"\n"):
+    first, line_break, _ = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
+    if not line_break:
         return None
-    first = path.read_bytes().partition(b"\n")[0]
     # These fields are compared first: for the log of another model, any other message would mislead.
     with contextlib.suppress(ValueError, TypeError, KeyError):
         found = parse_json(first)

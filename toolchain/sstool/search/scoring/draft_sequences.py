@@ -79,8 +79,8 @@ class DraftSequence:
 class DraftedText:
     """One text, and a candidate's draft sequences over it.
 
-    Counting assumes that every accepted alternative is followed by a token at once. Decoding withholds a few
-    of those tokens, where the target's choice is close.
+    Counting assumes that verify always emits a token after an accepted alternative. Decoding leaves it to the
+    next round where the target's choice is close, so it emits slightly fewer tokens per round than this.
 
     The slot's KV cache must hold the full model's KV of the whole text. Drafting does not change it.
     """

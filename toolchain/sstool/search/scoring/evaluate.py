@@ -64,11 +64,6 @@ class Evaluator:
         self._best = _Incumbent()
         self._job = self._clock_job()
 
-    @property
-    def best_exit(self) -> Exit:
-        """The stopping rule of the best candidate so far."""
-        return self._best.exit
-
     def run(self, index: int, source: str, bits: Bits, *, suggest_seconds: float = 0.0, whole: bool = False) -> Trial:
         """Returns the trial of a candidate; if the candidate fails, the trial says why.
 
@@ -154,7 +149,7 @@ class Evaluator:
         """Returns the job that each completed candidate decodes by the clock: the first prompt, past EOS."""
         text = self._texts[0].text
         endless = dataclasses.replace(self._settings(text), max_new_tokens=_TIMED_TOKENS, eos_token_ids=frozenset())
-        return DecodeJob(kind=text.kind, prompt_id=text.prompt_id, index=0, ids=text.prompt, settings=endless)
+        return DecodeJob(kind=text.kind, index=0, ids=text.prompt, settings=endless)
 
     def _cost_ratio(self, bits: Bits, score: Score) -> float:
         """Returns the cost ratio: the mean draft step over an autoregressive step (mode `plain`)."""

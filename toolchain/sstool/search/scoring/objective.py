@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sstool.search.drafts.space import Bits
-from sstool.search.log.records import Counts
+from sstool.search.log.records import Counts, shares_of
 from sstool.search.scoring.draft_sequences import DraftedText
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CalibrationText
@@ -148,22 +148,16 @@ class Objective:
         for text in texts:
             seconds[text.kind] = seconds.get(text.kind, 0.0) + text.length * self._verify_at(_middle(text))[0]
             tokens[text.kind] = tokens.get(text.kind, 0) + text.length
-        return sum(share * seconds[kind] / tokens[kind] for kind, share in self._shares(tokens).items())
+        return sum(share * seconds[kind] / tokens[kind] for kind, share in shares_of(self._weights, tokens).items())
 
     def _combine(self, tallies: Mapping[str, _Tally]) -> Score:
         """Returns the score of the tallies by kind of text."""
-        shares = self._shares({kind: tally for kind, tally in tallies.items() if tally.tokens})
+        shares = shares_of(self._weights, [kind for kind, tally in tallies.items() if tally.tokens])
         return Score(
             counts={kind: tally.counts() for kind, tally in tallies.items()},
             seconds_per_token=sum(share * tallies[kind].seconds / tallies[kind].tokens for kind, share in shares.items()),
             plain_seconds_per_token=sum(share * tallies[kind].plain / tallies[kind].tokens for kind, share in shares.items()),
         )
-
-    def _shares(self, kinds: Iterable[str]) -> dict[str, float]:
-        """Returns the weights of some kinds of text, scaled to a sum of 1; equal weights if all are 0."""
-        weights = {kind: self._weights.get(kind, 0.0) for kind in kinds}
-        total = sum(weights.values())
-        return {kind: weight / total if total else 1 / len(weights) for kind, weight in weights.items()}
 
     def _verify_at(self, context: int) -> list[float]:
         if context not in self._verify:

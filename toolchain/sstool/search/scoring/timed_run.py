@@ -24,7 +24,6 @@ class DecodeJob:
 
     Attributes:
         kind: kind of text, `sampled` or `greedy`.
-        prompt_id: name of the prompt.
         index: index of the prompt. The bootstrap for confidence intervals resamples all runs of a prompt
             together.
         ids: token ids of the prompt.
@@ -32,7 +31,6 @@ class DecodeJob:
     """
 
     kind: str
-    prompt_id: str
     index: int
     ids: tuple[int, ...]
     settings: DecodeSettings

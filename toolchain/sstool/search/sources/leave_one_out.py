@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ssruntime.backends.base import StepOutput
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import Bits, is_draft, skip_of
+from sstool.search.drafts.space import Bits, skip_of
 from sstool.search.log.records import Sensitivity
 from sstool.search.texts.make import CachedText, CalibrationText
 
@@ -71,7 +71,7 @@ def cut(order: Sequence[int], part: float) -> Bits:
 
 def cuts(order: Sequence[int]) -> list[Bits]:
     """Returns the skip sets of the shares in `CUTS`, without duplicates."""
-    return [b for b in dict.fromkeys(cut(order, part) for part in CUTS) if is_draft(b)]
+    return list(dict.fromkeys(cut(order, part) for part in CUTS))
 
 
 def _first_tokens(texts: Sequence[CachedText]) -> list[CachedText]:

@@ -27,6 +27,8 @@ _WARM_SHARE: Final = 0.12
 """Share of the budget that finding one kind of warm start may take."""
 _REFINED: Final = 0.05
 """Distance from the best cut at which two more cuts are tried, as a share of the sublayers."""
+_PASSES_PER_LEVEL: Final = 4
+"""Estimated number of verify passes per level of cost that the dynamic programme takes."""
 _SENSITIVITY_PASSES: Final = 8
 """Estimated number of passes per sublayer that the leave-one-out sensitivity takes."""
 
@@ -72,7 +74,7 @@ class WarmStarts:
         trials.consider("every-other", [default_start(num_layers), *every_other(num_layers)])
         trials.consider("block", middle_blocks(num_layers))
         verify = self.costs.verify(len(self.texts[0].text.prompt))[-1]
-        if self.clock.affords(LEVELS * 4 * verify, _WARM_SHARE) and not trials.is_over():
+        if self.clock.affords(LEVELS * _PASSES_PER_LEVEL * verify, _WARM_SHARE) and not trials.is_over():
             trials.consider("dynamic-programme", self._front())
         if self.clock.affords(2 * num_layers * _SENSITIVITY_PASSES * verify, _WARM_SHARE) and not trials.is_over():
             self._leave_one_out(trials)

@@ -7,7 +7,6 @@ thread pools that the other finds. The times include host work (sampling, bookke
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,8 +109,7 @@ def time_step(builder: DraftBuilder, ids: Sequence[int]) -> float:
         ids: token ids to prefill before the step, at least one.
     """
     begin = ids[:_QUICK_STEPS]
-    slot = builder.backend.new_slot(len(begin) + 1)
-    slot.prefill(begin)
+    slot = builder.filled_slot(begin)
     times = []
     for _ in range(_QUICK_STEPS):
         begun = time.perf_counter()
@@ -245,8 +243,3 @@ def _propose(slot: OrtSlot, proposer: SkipProposer, ids: list[int], limit: int) 
 
 def _index(sublayer: Sublayer, num_layers: int) -> int:
     return sublayer.layer + (0 if sublayer.kind == "attention" else num_layers)
-
-
-def latency_json(table: LatencyTable) -> bytes:
-    """Returns the content of `latency.json`."""
-    return (json.dumps(dataclasses.asdict(table), indent=1) + "\n").encode()

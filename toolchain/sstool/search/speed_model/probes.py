@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssruntime.artifact import SkipSet
-from sstool.search.drafts.space import Bits, bits_of
+from sstool.search.drafts.space import Bits, bits_of, is_draft
 
 
 def probe_sets(num_layers: int) -> list[Bits]:
@@ -15,7 +15,7 @@ def probe_sets(num_layers: int) -> list[Bits]:
     one = layers[: min(1, num_layers - 1)]
     one_sided = [_keeping(one, layers, num_layers), _keeping(layers, one, num_layers), _keeping(layers, layers[::2], num_layers)]
     ladder = ladder_sets(num_layers)
-    return ladder + [bits for bits in dict.fromkeys(one_sided) if bits not in ladder and 0 < sum(bits) < len(bits)]
+    return ladder + [bits for bits in dict.fromkeys(one_sided) if bits not in ladder and is_draft(bits)]
 
 
 def ladder_sets(num_layers: int) -> list[Bits]:

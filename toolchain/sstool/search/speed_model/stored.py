@@ -19,7 +19,7 @@ from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.log.read import read_latency
 from sstool.search.log.records import FORMAT, LATENCY, LatencyTable
 from sstool.search.settings import SearchSettings
-from sstool.search.speed_model.measure import latency_json, measure_latency
+from sstool.search.speed_model.measure import measure_latency
 from sstool.search.texts.make import CachedText
 
 logger = logging.getLogger(__name__)
@@ -68,3 +68,8 @@ def _is_ours(table: LatencyTable, builder: DraftBuilder) -> bool:
     engines = (files[WEIGHTS].sha256, files[VERIFY_GRAPH].sha256)
     found = (table.format, table.weights_sha256, table.verify_sha256, table.cpu, table.threads, table.onnxruntime)
     return found == (FORMAT, *engines, cpu_model(), builder.backend.threads, ort.__version__) and bool(table.rows)
+
+
+def latency_json(table: LatencyTable) -> bytes:
+    """Returns the content of `latency.json`."""
+    return (json.dumps(dataclasses.asdict(table), indent=1) + "\n").encode()

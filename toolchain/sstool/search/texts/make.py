@@ -17,7 +17,7 @@ from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
 from sstool.prompts import PromptRecord
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.settings import GREEDY, GREEDY_EVERY, SearchSettings
+from sstool.search.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +117,7 @@ def make_texts(
         PromptError: if the model ends every continuation at its first token, so that there is nothing to
             draft.
     """
-    kinds = settings.kinds
-    wanted = [(kind, p) for n, p in enumerate(prompts) for kind in kinds if n % GREEDY_EVERY == 0 or kind != GREEDY or len(kinds) == 1]
+    wanted = [(kind, p) for n, p in enumerate(prompts) for kind in settings.kinds_of(n)]
     texts: list[CachedText] = []
     for number, (kind, prompt) in enumerate(wanted):
         on_text(number, len(wanted))
