@@ -163,6 +163,7 @@ def test_an_interrupted_full_check_resumes_where_it_stopped(make_artifact: MakeA
         run_check(folder, CheckOptions(full=True, threads=1), prompt_files=[file], on_progress=interrupt_after(50))
     (journal,) = journals(own_cache)
     with journal.open("a", encoding="utf-8") as handle:
+        handle.write('{"unit": "other", "verdict": "no", "tokens": 3, "near_ties": 0, "difference": {"index": 1}}\n')  # of another version
         handle.write('{"unit": "file:0:gre')  # a line that a kill cut short
     report = check(folder, file, full=True)
     assert report.ok

@@ -45,6 +45,12 @@ def test_sampled_scores_hold_temperature_and_noise() -> None:
     assert decide(row, settings) == int(np.argmax(expected))
 
 
+def test_a_temperature_near_0_leaves_scores_finite_for_the_best_token() -> None:
+    found = standing(row_of([0.5, 0.3, 0.2]), settings_of(temperature=1e-300), 0)
+    assert found.kept
+    assert math.isfinite(found.score)
+
+
 @pytest.mark.parametrize(
     ("token", "kept", "to_cut"), [(0, True, math.log(0.4 / 0.1)), (1, True, math.log(0.3 / 0.1)), (3, False, math.log(2))]
 )

@@ -19,7 +19,7 @@ RUNTIME = [
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set",
-    "checkpoint", "graph.sublayers", "graph.passes", "graph", "artifact_files", "validation", "bench", "check",
+    "checkpoint", "graph.attention_kernel", "graph.sublayers", "graph.passes", "graph", "artifact_files", "validation", "bench", "check",
     "search.settings", "search.clock", "search.progress", "search.log", "search.drafts", "search.texts", "search.speed_model",
     "search.scoring", "search.finals.runs", "search.budget", "search.sources", "search.explore", "search.finals", "search.run", "search",
     "search_report", "pipelines", "cli",

@@ -9,12 +9,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ssruntime.errors import SelfSpecError
 from ssruntime.strict_reader import parse_json, read_record
 from sstool.jsonl_log import JsonlLog, whole_lines
-from sstool.validation.lossless import Difference
+from sstool.validation.lossless import Comparison, Difference
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +32,17 @@ class CaseOutcome:
     verdict: str
     tokens: int
     near_ties: int
-    difference: dict[str, Any] | None
+    difference: Difference | None
 
     @classmethod
-    def of(cls, verdict: str, tokens: int, differences: tuple[Difference, ...]) -> CaseOutcome:
+    def of(cls, comparison: Comparison) -> CaseOutcome:
         """Returns the outcome of a comparison."""
-        worst = [d for d in differences if d.verdict == "no"] or list(differences)
+        worst = [d for d in comparison.differences if d.verdict == "no"] or list(comparison.differences)
         return cls(
-            verdict=verdict,
-            tokens=tokens,
-            near_ties=sum(d.verdict == "near_tie" for d in differences),
-            difference=asdict(worst[0]) if worst else None,
+            verdict=comparison.verdict,
+            tokens=comparison.tokens,
+            near_ties=comparison.num_near_ties,
+            difference=worst[0] if worst else None,
         )
 
 

@@ -112,14 +112,13 @@ class _Checker:
         seed = prompt_seed(SEED, task.prompt.index)
         config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="speculative")
         _, run = traced(self._engine, ids, config)
-        comparison = compare(self._engine, config, plain=plain, run=run)
-        return CaseOutcome.of(comparison.verdict, comparison.tokens, comparison.differences)
+        return CaseOutcome.of(compare(self._engine, config, plain=plain, run=run))
 
     def _count(self, task: Task, case: Case, outcome: CaseOutcome) -> None:
         self._outcomes.append(outcome)
         found = outcome.difference
-        if found is not None and (self._first is None or (found["verdict"] == "no" and self._first.verdict != "no")):
-            self._first = FirstDifference(file=task.file, id=task.prompt.id, case=case.name, **found)
+        if found is not None and (self._first is None or (found.verdict == "no" and self._first.verdict != "no")):
+            self._first = FirstDifference(file=task.file, id=task.prompt.id, case=case.name, **asdict(found))
 
 
 def _unit(task: Task, case: Case) -> str:

@@ -14,7 +14,6 @@ shared with such an engine would count only in part.
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import IO, Final
 
 from ssruntime.artifact import WEIGHTS, read_artifact
 from ssruntime.errors import BackendUnavailableError
+from ssruntime.strict_reader import parse_json, read_record
 from sstool.check.memory_probe import ProbeJob, ProbeReady, Work
 
 NUM_TOKENS: Final = 64
@@ -141,8 +141,7 @@ class _Probe:
 
     def __init__(self, process: subprocess.Popen[str], stdin: IO[str], stdout: IO[str], stderr: IO[str]) -> None:
         self._process, self._stdin, self._stdout, self._stderr = process, stdin, stdout, stderr
-        data = json.loads(self._answer())
-        self.ready = ProbeReady(**{**data, "modules": tuple(data["modules"])})
+        self.ready = read_record(ProbeReady, parse_json(self._answer()), where="a probe's answer", error=BackendUnavailableError)
 
     def pss(self) -> int:
         """Returns the current PSS of the process, in bytes."""

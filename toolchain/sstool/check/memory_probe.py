@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from ssruntime.artifact import read_artifact
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
+from ssruntime.errors import ConfigError
+from ssruntime.strict_reader import parse_json, read_record
 
 Work = Literal["speculative", "plain", "imports"]
 
@@ -118,9 +120,7 @@ def _filled_cache(job: ProbeJob) -> list[NDArray[np.float32]]:
 
 def main() -> None:
     """Does the job given on the command line, then answers until its input ends."""
-    data = json.loads(sys.argv[1])
-    job = ProbeJob(**{**data, "modules": tuple(data["modules"])})
-    ready, alive = run(job)
+    ready, alive = run(read_record(ProbeJob, parse_json(sys.argv[1]), where="the probe's job", error=ConfigError))
     sys.stdout.write(json.dumps(asdict(ready)) + "\n")
     sys.stdout.flush()
     for _ in sys.stdin:

@@ -114,8 +114,7 @@ def _check_memory(artifact: Artifact, options: CheckOptions, tell: Progress) -> 
 def _check_losslessness(
     artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress
 ) -> tuple[CheckSection, Environment]:
-    engine = load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1)
-    try:
+    with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1) as engine:
         if not engine.backend.has_draft:
             return CheckSection(status="skipped", reason="the artifact has no draft"), describe_environment(engine)
         report = check_losslessness(
@@ -125,8 +124,6 @@ def _check_losslessness(
             on_progress=lambda done, total, what: tell("losslessness", done, total, what),
         )
         return report.section(), describe_environment(engine)
-    finally:
-        engine.close()
 
 
 def _find_checkpoint(options: CheckOptions) -> Path | None:
@@ -154,11 +151,8 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
     # Imported here because no other part of a check needs torch.
     from sstool.validation.parity import measure_parity
 
-    engine = load(artifact.folder, threads=threads, max_context=artifact.manifest.max_context, max_sequences=1, draft=False)
-    try:
+    with load(artifact.folder, threads=threads, max_context=artifact.manifest.max_context, max_sequences=1, draft=False) as engine:
         report = measure_parity(engine.backend, checkpoint)
-    finally:
-        engine.close()
     reason = None if report.passed else f"logits differ by {report.max_relative:.1e} of their scale; the limit is {report.tolerance:.0e}"
     details = {key: value for key, value in report.to_json().items() if key != "passed"}
     return CheckSection(status="passed" if report.passed else "failed", reason=reason, details=details)

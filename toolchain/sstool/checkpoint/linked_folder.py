@@ -29,11 +29,12 @@ def linked_folder(folder: Path, purpose: str) -> Iterator[Path]:
     with scratch_folder(parent, f"{root.name}-{purpose}") as scratch:
         for path in root.iterdir():
             if path.is_file():
-                _link_or_copy(path.resolve(), scratch / path.name)
+                link_or_copy(path.resolve(), scratch / path.name)
         yield scratch
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` a hard link to a file, or a copy where the file system allows no hard link."""
     try:
         target.hardlink_to(source)
     except OSError:

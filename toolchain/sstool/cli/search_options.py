@@ -43,7 +43,10 @@ class SearchOptions:
         return dataclasses.replace(recipe.search or SearchSettings(), **self.changes)
 
     def asks_for_search(self) -> bool:
-        """Whether a flag was given that only a search uses; a recipe's skip set then only starts it."""
+        """Whether a search setting or `--resume` was given; `--threads` does not count.
+
+        Export then searches even if the recipe has a skip set, and tries that set first.
+        """
         return bool(self.changes) or self.resume
 
     def given(self) -> list[str]:

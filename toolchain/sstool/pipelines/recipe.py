@@ -27,7 +27,8 @@ class Recipe:
         max_context: length of the longest sequence in tokens.
         num_layers: number of decoder layers of the model that the recipe is for; a model of another depth is
             refused.
-        skip_set: skip set and stopping rule of the draft. They are final: an export then does not search.
+        skip_set: skip set and stopping rule of the draft. An export uses them as they are. With a search
+            flag it searches instead, and tries this skip set first.
         warm_start: skip set that a search tries early, but that is not final: a set found elsewhere, or
             for other weights.
         search: settings of the search. The path of the calibration file is made absolute, relative to the

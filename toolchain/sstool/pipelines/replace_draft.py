@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from ssruntime.engine import load
 from ssruntime.errors import RecipeError
 from sstool.artifact_files.assemble import write_manifest
 from sstool.artifact_files.graph_files import write_graph
+from sstool.checkpoint.linked_folder import link_or_copy
 from sstool.graph.lower import lower_draft
 from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
 from sstool.search.run import SearchOutcome
@@ -105,18 +105,11 @@ def clone_files(artifact: Artifact, folder: Path) -> None:
     for source in artifact.folder.iterdir():
         target = folder / source.name
         if source.name in ours:
-            _link_or_copy(source, target)
+            link_or_copy(source, target)
         elif not source.is_dir():
             shutil.copy2(source, target, follow_symlinks=False)
         elif source.name != SEARCH_FOLDER:
             shutil.copytree(source, target, symlinks=True)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _replace_manifest(folder: Path, manifest: Manifest) -> None:

@@ -39,8 +39,8 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
     """Compares the verify engine with the checkpoint, and speculative decoding with autoregressive decoding.
 
     If transformers cannot hold the whole model in this machine's memory, the comparison with the checkpoint
-    covers only the first layers: two periods of the attention pattern, exported to a temporary artifact of
-    their own.
+    covers only the first layers, at least four and at least two periods of the attention pattern, exported to
+    a temporary artifact of their own.
 
     Args:
         artifact: a complete artifact that is not published yet.
@@ -64,7 +64,7 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
             lossless = require_sound(engine, str(checkpoint.folder))
     else:
         logger.warning(
-            "only %d of %d layers fit in memory with transformers; the comparison with the checkpoint covers these alone",
+            "the model does not fit in memory with transformers; the comparison with the checkpoint covers its first %d of %d layers",
             num_layers,
             checkpoint.num_layers,
         )

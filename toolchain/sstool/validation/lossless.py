@@ -22,8 +22,7 @@ from typing import Final, Literal
 from ssruntime.backends.base import Backend
 from ssruntime.config import DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
-from ssruntime.proposal import Alternative
-from ssruntime.results import Completion, Round, Trace
+from ssruntime.results import Completion, Trace
 from ssruntime.text.codec import Prompt
 from sstool.validation.near_tie import NEAR_TIE_TOLERANCE, Row, Standing, decide, standing
 
@@ -205,14 +204,10 @@ def _replay_rounds(backend: Backend, sequence: Sequence[int], trace: Trace, inde
         if index == 0:
             return Row(logits=output.logits[0].copy(), position=position)
         for one in rounds:
-            output = slot.verify(*_as_arguments(one))
+            output = slot.verify(one.tree.trunk, one.start, one.tree.branches)
         return Row(logits=output.logits[rounds[-1].row_for(position)].copy(), position=position)
     finally:
         backend.release(slot)
-
-
-def _as_arguments(one: Round) -> tuple[Sequence[int], int, Sequence[Alternative]]:
-    return one.tree.trunk, one.start, one.tree.branches
 
 
 def _replay_singly(backend: Backend, sequence: Sequence[int], num_prompt: int) -> Row:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ssruntime.acceptance.coupled import coupled_sample
 from ssruntime.config import DecodeSettings
-from ssruntime.sampling.filters import filtered
+from ssruntime.sampling.filters import filtered, scores_of
 from ssruntime.sampling.noise import CoupledNoise, gumbel
 
 NEAR_TIE_TOLERANCE: Final = 1e-4
@@ -64,8 +64,7 @@ def standing(row: Row, settings: DecodeSettings, token: int) -> Standing:
     """Returns the decision score of `token` in a row and its distance to the filters' cuts."""
     if settings.is_greedy:
         return Standing(score=float(row.logits[token]), kept=True, to_cut=math.inf)
-    scores = row.logits * np.float32(1.0 / settings.temperature)
-    scores -= scores.max()
+    scores = scores_of(row.logits, settings)
     noise = gumbel(settings.seed, row.position, np.array([token], dtype=np.int64))
     ids, _ = filtered(row.logits, settings)
     kept = bool((ids == token).any())

@@ -1,25 +1,34 @@
-"""Registers a graph's small int64 constants, each of them once."""
+"""Registers a graph's constants, each of them once."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 
-def int64_constant(graph: ir.Graph, name: str, number: int | list[int]) -> ir.Value:
-    """Returns the graph's int64 constant called `name`, and registers it first if it is not there yet.
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Returns the graph's constant called `name`, and registers it first if it is not there yet.
 
     Args:
         graph: graph that holds the constant.
-        name: name of the initializer; every call with this name must give the same `number`.
-        number: value of the constant: a scalar, or a list for a constant of one dimension.
+        name: name of the initializer; every call with this name must give the same values.
+        array: values of the constant; their dtype and shape become the constant's.
     """
     found = graph.initializers.get(name)
     if found is not None:
         return found
-    tensor = ir.tensor(number, dtype=ir.DataType.INT64, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(tensor.numpy().shape))
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
     graph.register_initializer(value)
     return value
+
+
+def int64_constant(graph: ir.Graph, name: str, number: int | list[int]) -> ir.Value:
+    """Returns `constant` for an int64 scalar, or for a list as a constant of one dimension."""
+    return constant(graph, name, np.array(number, dtype=np.int64))
 
 
 def last_axis(graph: ir.Graph) -> ir.Value:

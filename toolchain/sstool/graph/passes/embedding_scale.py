@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from sstool.graph.passes.constants import constant
+
 _ROUNDING: Final = 0.005 + 1e-6
 """Largest error of rounding to two decimals, with room for fp32."""
 
@@ -34,17 +36,10 @@ class EmbeddingScalePass(ir.passes.InPlacePass):
                 producer = None if looked_up is None else looked_up.producer()
                 if producer is None or producer.op_type != "Gather" or factor is None or not self._is_rounded_root(factor):
                     continue
-                node.replace_input_with(index, self._exact(graph))
+                node.replace_input_with(index, constant(graph, "sstool.embedding_scale", np.array(self._root, dtype=np.float32)))
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
     def _is_rounded_root(self, factor: ir.Value) -> bool:
         number = factor.const_value
         return number is not None and number.size == 1 and abs(float(number.numpy().reshape(())) - self._root) <= _ROUNDING
-
-    def _exact(self, graph: ir.Graph) -> ir.Value:
-        name = "sstool.embedding_scale"
-        if name not in graph.initializers:
-            tensor = ir.tensor(np.float32(self._root), name=name)
-            graph.register_initializer(ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([])))
-        return graph.initializers[name]

@@ -9,10 +9,9 @@ from onnx_ir.passes import common
 
 from ssruntime import graph_io
 from ssruntime.errors import UnsupportedModelError
+from sstool.graph.attention_kernel import SEQLENS_INPUT, TOTAL_INPUT, attentions
 
 _MASK: Final = "attention_mask"
-_SEQLENS_INPUT: Final = 5
-_TOTAL_INPUT: Final = 6
 
 
 class SequenceLengthsPass(ir.passes.InPlacePass):
@@ -29,12 +28,12 @@ class SequenceLengthsPass(ir.passes.InPlacePass):
         graph = model.graph
         seqlens = ir.Value(name=graph_io.SEQLENS_K, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
         total = ir.Value(name=graph_io.TOTAL_SEQUENCE_LENGTH, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([]))
-        attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
-        if not attentions or any(node.op_type == "Attention" for node in graph):
+        found = attentions(graph)
+        if not found or any(node.op_type == "Attention" for node in graph):
             raise UnsupportedModelError("the graph's attention was not lowered to GroupQueryAttention", "this model cannot be exported yet")
-        for node in attentions:
-            node.replace_input_with(_SEQLENS_INPUT, seqlens)
-            node.replace_input_with(_TOTAL_INPUT, total)
+        for node in found:
+            node.replace_input_with(SEQLENS_INPUT, seqlens)
+            node.replace_input_with(TOTAL_INPUT, total)
         common.RemoveUnusedNodesPass()(model)
         for value in [v for v in graph.inputs if v.name == _MASK]:
             if value.uses():

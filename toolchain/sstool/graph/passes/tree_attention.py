@@ -5,18 +5,13 @@ The token tree of a verify pass is the draft sequence with its alternatives: sid
 
 from __future__ import annotations
 
-from typing import Final
-
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ssruntime import graph_io
 from ssruntime.errors import UnsupportedModelError
+from sstool.graph.attention_kernel import BIAS_INPUT, POSITIONS_INPUT, applies_rope, attentions
 from sstool.graph.passes.constants import int64_constant
-
-_KERNEL: Final = "GroupQueryAttention"
-_POSITIONS_INPUT: Final = 9
-_BIAS_INPUT: Final = 10
 
 
 class TreeAttentionPass(ir.passes.InPlacePass):
@@ -39,13 +34,12 @@ class TreeAttentionPass(ir.passes.InPlacePass):
         if positions is None:
             positions = _input(graph, graph_io.POSITION_IDS, ir.DataType.INT64, ["batch", "sequence_len"])
         bias = _bias(graph)
-        for node in [n for n in graph if n.op_type == _KERNEL]:
-            node.resize_inputs(max(len(node.inputs), _BIAS_INPUT + 1))
-            if node.inputs[_BIAS_INPUT] is not None:
+        for node in attentions(graph):
+            node.resize_inputs(max(len(node.inputs), BIAS_INPUT + 1))
+            if node.inputs[BIAS_INPUT] is not None:
                 raise UnsupportedModelError(f"attention {node.name!r} has a bias of its own", "this model cannot be exported yet")
-            applies_rope = "do_rotary" in node.attributes and node.attributes["do_rotary"].as_int() == 1
-            node.replace_input_with(_POSITIONS_INPUT, positions if applies_rope else None)
-            node.replace_input_with(_BIAS_INPUT, bias)
+            node.replace_input_with(POSITIONS_INPUT, positions if applies_rope(node) else None)
+            node.replace_input_with(BIAS_INPUT, bias)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -60,8 +54,8 @@ class CausalOnlyPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Applies the pass."""
         graph = model.graph
-        for node in [n for n in graph if n.op_type == _KERNEL and len(n.inputs) > _BIAS_INPUT]:
-            node.replace_input_with(_BIAS_INPUT, None)
+        for node in [n for n in attentions(graph) if len(n.inputs) > BIAS_INPUT]:
+            node.replace_input_with(BIAS_INPUT, None)
         common.RemoveUnusedNodesPass()(model)
         graph.inputs[:] = [v for v in graph.inputs if v.name not in (graph_io.TREE_MASK, graph_io.PAST_LENGTH)]
         return ir.passes.PassResult(model, modified=True)

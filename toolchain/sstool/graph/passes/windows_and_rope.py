@@ -10,10 +10,10 @@ import onnx_ir as ir
 from ssruntime.errors import UnsupportedModelError
 from sstool.checkpoint.attention_pattern import LayerAttention
 from sstool.checkpoint.rope import Table
+from sstool.graph.attention_kernel import TABLE_INPUTS, applies_rope, attentions
+from sstool.graph.passes.constants import constant
 from sstool.graph.sublayers import sublayer_of
 
-_KERNEL: Final = "GroupQueryAttention"
-_TABLE_INPUTS: Final = (7, 8)
 _NO_WINDOW: Final = -1
 
 
@@ -38,7 +38,7 @@ class WindowsAndRopePass(ir.passes.InPlacePass):
         """Applies the pass. Raises UnsupportedModelError if the graph is not as required."""
         graph = model.graph
         tables = {name: _register(graph, name, table) for name, table in self._tables.items()}
-        for node in [n for n in graph if n.op_type == _KERNEL]:
+        for node in attentions(graph):
             sublayer = sublayer_of(node)
             if sublayer is None or sublayer.layer >= len(self._layers):
                 raise UnsupportedModelError(
@@ -55,12 +55,12 @@ class WindowsAndRopePass(ir.passes.InPlacePass):
 
 
 def _apply_rope(node: ir.Node, tables: tuple[ir.Value, ir.Value]) -> None:
-    before = [node.inputs[i] if len(node.inputs) > i else None for i in _TABLE_INPUTS]
-    if not _applies_rope(node) or any(v is None or v.shape is None for v in before):
+    before = [node.inputs[i] if len(node.inputs) > i else None for i in TABLE_INPUTS]
+    if not applies_rope(node) or any(v is None or v.shape is None for v in before):
         raise UnsupportedModelError(
             f"attention {node.name!r} has no rotary embedding, but its layer needs RoPE", "this model cannot be exported yet"
         )
-    for index, old, new in zip(_TABLE_INPUTS, before, tables, strict=True):
+    for index, old, new in zip(TABLE_INPUTS, before, tables, strict=True):
         assert old is not None and old.shape is not None and new.shape is not None  # noqa: PT018 - checked above
         if old.shape[-1] != new.shape[-1]:
             raise UnsupportedModelError(
@@ -71,30 +71,17 @@ def _apply_rope(node: ir.Node, tables: tuple[ir.Value, ir.Value]) -> None:
 
 
 def _disable_rope(node: ir.Node) -> None:
-    if _applies_rope(node):
+    if applies_rope(node):
         node.attributes.add(ir.AttrInt64("do_rotary", 0))
-    for index in _TABLE_INPUTS:
+    for index in TABLE_INPUTS:
         if index < len(node.inputs):
             node.replace_input_with(index, None)
 
 
-def _applies_rope(node: ir.Node) -> bool:
-    return "do_rotary" in node.attributes and node.attributes["do_rotary"].as_int() == 1
-
-
 def _register(graph: ir.Graph, name: str, table: Table) -> tuple[ir.Value, ir.Value]:
-    cosines, sines = (
-        ir.Value(
-            name=f"sstool.rotary.{name.replace(' ', '_')}.{part}",
-            const_value=ir.tensor(values),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            shape=ir.Shape(values.shape),
-        )
-        for part, values in zip(("cos", "sin"), table, strict=True)
-    )
-    for value in (cosines, sines):
-        graph.register_initializer(value)
-    return cosines, sines
+    prefix = f"sstool.rotary.{name.replace(' ', '_')}"
+    cosines, sines = table
+    return constant(graph, f"{prefix}.cos", cosines), constant(graph, f"{prefix}.sin", sines)
 
 
 def _drop_unused(graph: ir.Graph) -> None:
