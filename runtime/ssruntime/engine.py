@@ -209,10 +209,12 @@ class Engine:
             ContextOverflowError: if the prompt leaves no room for a generated token.
         """
         ids = self._codec.encode(prompt)
-        if len(ids) >= self.backend.max_context:
+        now, most = self.backend.max_context, self.artifact.manifest.max_context
+        if len(ids) >= now:
+            larger = f"shorten the prompt, or load with a larger max_context (at most {most} here)"
             raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens, and the context of {self.backend.max_context} tokens must hold at least one more",
-                f"shorten the prompt, or load with a larger max_context (at most {self.artifact.manifest.max_context} here)",
+                f"the prompt has {len(ids)} tokens, and the context of {now} tokens must hold at least one more",
+                larger if now < most else f"shorten the prompt: {most} is the artifact's max_context",
             )
         return ids
 

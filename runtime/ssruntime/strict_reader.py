@@ -32,7 +32,7 @@ def parse_json(text: str | bytes, *, number: Callable[[str], float] | None = Non
     try:
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, parse_float=number, parse_constant=number)
     except RecursionError as err:
-        raise ValueError(str(err)) from err
+        raise ValueError("brackets are nested too deeply") from err
 
 
 def read_json_object(path: Path, *, error: type[SelfSpecError], hint: str) -> dict[str, Any]:

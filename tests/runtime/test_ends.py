@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssruntime import Completion, ContextOverflowError, GenerationConfig
-from ssruntime.engine import Engine
+from ssruntime.engine import Engine, load
 from tests.runtime.conftest import OpenScript
 from tests.runtime.counts import check_counts
-from tests.runtime.scripted import Script, every_byte, phrase_table, pieces, random_script
+from tests.runtime.scripted import Script, every_byte, phrase_table, pieces, random_script, write_artifact
 
 # The scripted text "say: one ENDING, two ENOUGHxx", in tokens that split "END" and "ENDING" in several ways.
 PIECES = ["</s>", "<eot>", "say:", " ", "one", "E", "N", "D", "IN", "G,", "two", "EN", "OUGH", "x", "END"]
@@ -144,6 +145,14 @@ def test_a_prompt_that_leaves_no_room_is_refused(phrase_engine: Engine, length: 
     assert "max_context" in caught.value.hint
     with pytest.raises(ContextOverflowError):  # raised before the first chunk is requested
         phrase_engine.stream([2] * length)
+
+
+def test_a_larger_context_is_advised_only_where_the_artifact_allows_it(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "artifact", random_script(8, vocab=5), max_context=64)
+    for max_context, advised in ((32, True), (64, False)):
+        with load(folder, threads=1, max_context=max_context) as engine, pytest.raises(ContextOverflowError) as caught:
+            engine.generate([2] * max_context)
+        assert ("load with a larger max_context (at most 64 here)" in caught.value.hint) is advised
 
 
 def test_special_tokens_add_no_text(open_script: OpenScript) -> None:

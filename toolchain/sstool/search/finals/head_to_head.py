@@ -70,8 +70,8 @@ def time_head_to_head(
         jobs: prompts to decode, and how.
         costs: speed model, for the modelled seconds of the same runs.
         on_job: called before each job with the number of jobs done and their number in all.
-        affords: function that returns whether there is time for another job, given the seconds that all
-            together took for the last one.
+        affords: function that returns whether there is time to decode another job in every mode, given the
+            seconds that the last job took in all of them.
     """
     context = max(len(job.ids) + job.settings.max_new_tokens for job in jobs)
     drafts = [TimedDraft(None, builder.backend.new_slot(context))]

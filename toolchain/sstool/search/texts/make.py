@@ -68,7 +68,7 @@ class CachedText:
 
 
 def split_prompts(prompts: Sequence[PromptRecord]) -> tuple[list[PromptRecord], list[PromptRecord]]:
-    """Returns the prompts to score candidates on and the held-out ones; all as both if there are too few."""
+    """Returns the prompts to score candidates on, and the held-out ones; too few prompts serve as both."""
     if len(prompts) < _FEW:
         return list(prompts), list(prompts)
     every = max(2, math.ceil(len(prompts) / _MOST_FINAL))
