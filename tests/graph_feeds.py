@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from ssruntime.artifact import Rope
+from ssruntime.backends.ort.rope import rope_tables
+
 
 def first_pass(
-    session: ort.InferenceSession, ids: Sequence[int], context: int, chosen: Sequence[int] | None = None
+    session: ort.InferenceSession,
+    ids: Sequence[int],
+    context: int,
+    rope: Mapping[str, Rope],
+    chosen: Sequence[int] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
     """Returns the feeds with which a session runs `ids` as one causal sequence, without alternatives.
 
@@ -18,6 +25,7 @@ def first_pass(
         session: session of a verify or a draft graph.
         ids: token ids of the sequence.
         context: capacity of the KV cache, in positions.
+        rope: RoPE parameters of the model by name.
         chosen: positions whose logits are computed; all by default.
     """
     length = len(ids)
@@ -30,6 +38,7 @@ def first_pass(
         "tree_mask": np.zeros((1, 1, length, length), dtype=np.float32),
         "logits_index": np.asarray([range(length) if chosen is None else chosen], dtype=np.int64),
     }
+    feeds |= rope_tables(rope, context)
     inputs = session.get_inputs()
     for value in inputs:
         if value.name.startswith("past."):

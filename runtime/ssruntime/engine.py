@@ -42,9 +42,10 @@ def load(
     max_context: int | None = None,
     max_sequences: int = DEFAULT_MAX_SEQUENCES,
     draft: bool = True,
+    bit_exact: bool = True,
     global_threads: bool = False,
 ) -> Engine:
-    """Returns an `Engine` with the artifact's verify engine and, if there is one, its draft engine open.
+    """Returns an `Engine` with the artifact's engines open.
 
     Args:
         path: folder of the artifact.
@@ -57,6 +58,9 @@ def load(
             Further requests wait.
         draft: whether to open the draft engine. Without it, only autoregressive decoding (mode `plain`) is
             possible.
+        bit_exact: whether a pass of one token gives the logits of wider passes to the bit. Without it, such a
+            pass is computed by kernels for a single row, which are faster on some processors, above all in
+            long contexts. Two tokens that are almost equally good can then swap between the modes.
         global_threads: whether to use ONNX Runtime's process-wide thread pool, and to create it if there is
             none. This is slightly faster for small models. Every later session of the process must then be
             made with `SessionOptions.use_per_session_threads = False`, because ONNX Runtime refuses any
@@ -98,6 +102,7 @@ def load(
         max_context=context,
         max_sequences=max_sequences,
         draft=entry,
+        bit_exact=bit_exact,
         verify_digests=verify,
         global_threads=global_threads,
     )

@@ -3,16 +3,24 @@
 Every engine of an ONNX Runtime target has these inputs and outputs. B is the batch size, 1 for now; S is the
 query length of a pass, and N the number of logits to keep.
 
+There are three kinds of engines: `verify` runs token trees and prompts, `step` runs passes of one token of
+the same model, and `draft` leaves sublayers out. In `step`, attention runs on two equal rows, because ONNX
+Runtime's kernel for a single query row orders its sums differently: with two rows, a token's logits have the
+same bits as in every wider pass. So the lengths that `step` is fed count one row more than the pass has
+tokens, and the KV of the second row is written to the entry after the token's own, where the next pass
+overwrites it.
+
 | name | dtype, shape | meaning |
 |---|---|---|
 | `input_ids` | int64[B, S] | new tokens |
 | `seqlens_k` | int32[B] | valid tokens after this step, minus 1 |
 | `total_sequence_length` | int32[] | largest of (`seqlens_k` + 1) |
 | `position_ids` | int64[B, S] | position of each new token in its text |
+| `rope.{name}.cos`, `.sin` | float[positions, pairs] | RoPE tables; at least `capacity` positions |
 | `past_length` | int64[1] | verify only: number of tokens in the KV cache before the new ones |
 | `tree_mask` | float[1, 1, S, S] | verify only: `HIDDEN` if a row must not see an earlier new token, else 0 |
 | `logits_index` | int64[B, N] | logits to keep: indices of the new tokens that reach the LM head |
-| `past.{layer}.key`, `.value` | float[B, kv_heads, max_context, head_dim] | KV cache, bound once |
+| `past.{layer}.key`, `.value` | float[B, kv_heads, capacity, head_dim] | KV cache, bound once |
 | `present.{layer}.key`, `.value` | the same | the buffers of `past`, written in place |
 | `token` | int64[B, N] | most probable next token of each kept row |
 | `confidence` | float32[B, N] | its probability at temperature 1 |
@@ -20,8 +28,9 @@ query length of a pass, and N the number of logits to keep.
 | `top_logits` | float32[B, N, num_top] | their logits |
 | `logits` | float32[B, N, vocab] | all logits, for sampling that the top tokens do not decide |
 
-`num_top` is the lesser of `MAX_TOP_TOKENS` and the vocabulary size.
-`layer` is the layer's number in the checkpoint; a draft has a KV cache only for its kept attention sublayers.
+`capacity` is at least `max_context` and `STEP_PADDING` together. `num_top` is the lesser of `MAX_TOP_TOKENS`
+and the vocabulary size. `layer` is the layer's number in the checkpoint; a draft has a KV cache only for its
+kept attention sublayers.
 """
 
 from __future__ import annotations
@@ -41,6 +50,7 @@ TOP_TOKENS: Final = "top_tokens"
 TOP_LOGITS: Final = "top_logits"
 LOGITS: Final = "logits"
 
+ROPE_PREFIX: Final = "rope."
 PAST_PREFIX: Final = "past."
 PRESENT_PREFIX: Final = "present."
 
@@ -52,8 +62,17 @@ MAX_QUERY_LENGTH: Final = 16
 
 An alternative is a side branch of the token tree, one token long. Alternatives use the rows that are left."""
 
+STEP_PADDING: Final = 1
+"""Attention rows that the step engine adds to the only token of a pass."""
+
 HIDDEN: Final = -1e9
 """Attention bias of a token that must not be attended to: its softmax weight underflows to 0."""
+
+
+def rope_names(name: str) -> tuple[str, str]:
+    """Returns the input names of the cosines and the sines of a RoPE."""
+    prefix = f"{ROPE_PREFIX}{name.replace(' ', '_')}"
+    return f"{prefix}.cos", f"{prefix}.sin"
 
 
 def past_name(layer: int, kind: str) -> str:

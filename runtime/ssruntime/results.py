@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ssruntime.proposal import TokenTree
 
@@ -110,10 +114,24 @@ class Trace:
     """The verify passes of a request in order, from which `sstool.validation.lossless` replays them exactly.
 
     Autoregressive decoding (mode `plain`) records rounds without proposals.
+
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        rounds: the verify passes.
+        logits: digest of the logits that predict each position after the prompt; None to compute none. Rows
+            of alternatives are left out, because they do not have the bits of autoregressive decoding; the
+            pass after an accepted alternative computes its row again.
     """
 
     prompt_ids: list[int] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
+    logits: dict[int, bytes] | None = None
+
+    def add_logits(self, position: int, rows: Iterable[NDArray[np.float32]]) -> None:
+        """Records the rows of logits that predict `position` and the positions after it."""
+        if self.logits is not None:
+            for offset, row in enumerate(rows):
+                self.logits[position + offset] = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

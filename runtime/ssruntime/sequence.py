@@ -116,6 +116,8 @@ class Sequence:
 
     def _decode(self) -> Generator[Pass | None, StepOutput, None]:
         output = yield from self._prefill()
+        if self._trace is not None:
+            self._trace.add_logits(len(self.ids), output.logits)
         self._emit((self._acceptance.sample(output, len(self.ids)),))
         yield None
         yield from self._autoregressive() if self._proposer is None else self._rounds(self._proposer)
@@ -135,6 +137,7 @@ class Sequence:
             stats.emitted += 1
             if trace is not None:
                 trace.rounds.append(Round(start, TokenTree(trunk)))
+                trace.add_logits(start + 1, output.logits)
             self.start = start + 1
             self._emit((sample(output, start + 1),))
             yield None
@@ -154,8 +157,8 @@ class Sequence:
                     f"mode {self._settings.mode!r}: a proposer may propose at most {limit} tokens and {room} alternatives here; it proposed"
                     f" {len(proposal.tokens)} and {len(tree.branches)}"
                 )
-            output = yield Pass("verify", tree.trunk, start, tree.branches)
-            output = output.tail(position - 1 - start) if position - 1 > start else output
+            rows = yield Pass("verify", tree.trunk, start, tree.branches)
+            output = rows.tail(position - 1 - start) if position - 1 > start else rows
             emitted, alternative, is_withheld = self._acceptance.accept(output, proposal, position)
             proposed, accepted = len(proposal.tokens), len(emitted) - (not is_withheld)
             accepted_draft = accepted - (alternative is not None)
@@ -173,6 +176,7 @@ class Sequence:
             stats.emitted += len(emitted)
             if self._trace is not None:
                 self._trace.rounds.append(Round(start, tree, proposed, alternative))
+                self._trace.add_logits(start + 1, rows.logits[: position + accepted_draft - start])
             self._emit(emitted)
             yield None
 

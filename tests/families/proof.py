@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ssruntime import Engine, GenerationConfig, load
 from ssruntime.artifact import SkipSet
+from sstool.artifact_files.bits_record import bits_are_equal
 from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
+from sstool.checkpoint.rope import ropes
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify, plan_lowering
 from sstool.pipelines.export import ExportRequest, export_artifact
@@ -47,6 +49,8 @@ class Proof:
             the checkpoint with the outputs of the skipped sublayers set to 0.
         identical: verdict of the comparison of each speculative run with autoregressive decoding (mode
             `plain`).
+        bits_differing: number of rows of logits in which a pass of some kind differs from autoregressive
+            decoding, in at least one bit.
         untied_difference: first index at which the greedy text of mode `plain` differs from transformers'
             text without a tie; None if there is none.
     """
@@ -54,12 +58,14 @@ class Proof:
     parity: float
     draft_parity: float
     identical: tuple[str, ...]
+    bits_differing: int
     untied_difference: int | None
 
     @property
     def holds(self) -> bool:
         """Whether the measurements are those that are promised for a supported family."""
         is_exact = max(self.parity, self.draft_parity) <= TOLERANCE
+        is_exact &= self.bits_differing == 0
         return is_exact and set(self.identical) == {"yes"} and self.untied_difference is None
 
 
@@ -75,7 +81,8 @@ def prove(model: Path, out: Path) -> Proof:
         ours = engine.generate(list(PROMPT), _config("plain", GREEDY)).token_ids
         return Proof(
             parity=artifact.manifest.gate["parity"]["max_relative"],
-            draft_parity=max(draft, *(draft_error(graph, reference, s) for s in skip_sets(checkpoint.num_layers).values())),
+            draft_parity=max(draft, *(draft_error(checkpoint, graph, reference, s) for s in skip_sets(checkpoint.num_layers).values())),
+            bits_differing=artifact.manifest.gate["bits"]["differing"],
             identical=tuple(_verdict(engine, how) for how in (GREEDY, SAMPLED)),
             untied_difference=untied_difference(ours, theirs, rows),
         )
@@ -94,23 +101,23 @@ def skip_sets(num_layers: int) -> dict[str, SkipSet]:
     }
 
 
-def draft_error(verify: ir.Model, reference: Reference, skip: SkipSet) -> float:
+def draft_error(checkpoint: Checkpoint, verify: ir.Model, reference: Reference, skip: SkipSet) -> float:
     """Returns the largest logit error of a draft graph, as a fraction of the largest logit.
 
     The reference is the checkpoint with the outputs of the skipped sublayers set to 0.
     """
-    return relative_error(run(lower_draft(verify, skip)), reference.logits(IDS, range(len(IDS)), skip=skip))
+    return relative_error(run(checkpoint, lower_draft(verify, skip)), reference.logits(IDS, range(len(IDS)), skip=skip))
 
 
 def verify_graph(checkpoint: Checkpoint, plan: LoweringPlan | None = None) -> ir.Model:
-    """Returns a checkpoint's verify graph for `CONTEXT` positions, lowered with `plan` if it is given."""
-    return lower_verify(build_decoder(checkpoint.folder), plan or plan_lowering(checkpoint, CONTEXT))
+    """Returns a checkpoint's verify graph, lowered with `plan` if it is given."""
+    return lower_verify(build_decoder(checkpoint.folder), plan or plan_lowering(checkpoint))
 
 
-def run(model: ir.Model, ids: Sequence[int] = IDS) -> NDArray[np.float32]:
-    """Returns the logits float32[len(ids), vocab] of one pass of a graph over a sequence."""
+def run(checkpoint: Checkpoint, model: ir.Model, ids: Sequence[int] = IDS) -> NDArray[np.float32]:
+    """Returns the logits float32[len(ids), vocab] of one pass of a checkpoint's graph over a sequence."""
     session = open_graph(model)
-    logits: NDArray[np.float32] = session.run(["logits"], first_pass(session, ids, CONTEXT))[0][0]
+    logits: NDArray[np.float32] = session.run(["logits"], first_pass(session, ids, CONTEXT, ropes(checkpoint.config)))[0][0]
     return logits
 
 
@@ -127,4 +134,4 @@ def _verdict(engine: Engine, how: dict[str, float]) -> str:
     plain = engine.generate(list(PROMPT), _config("plain", how)).token_ids
     speculative = _config("speculative", how)
     _, trace = traced(engine, list(PROMPT), speculative)
-    return compare(engine, speculative, plain=plain, run=trace).verdict
+    return compare(engine, speculative, plain=plain, run=trace, bits_equal=bits_are_equal(engine)).verdict

@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from ssruntime.artifact import SkipSet
+from ssruntime.artifact import Rope, SkipSet
 from ssruntime.errors import UnsupportedModelError
 from sstool.artifact_files import assemble
 from sstool.checkpoint.describe import describe_checkpoint
+from sstool.checkpoint.rope import ropes
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
 from sstool.graph.sublayers import Sublayer, sublayer_of
 from sstool.pipelines.export import ExportRequest, export_artifact
@@ -34,13 +35,13 @@ CLEAR_ERROR: Final = 100 * MAX_RELATIVE_ERROR
 def test_every_sublayer_window_and_rope_clearly_affects_the_logits(family: str, family_model: MakeModel) -> None:
     checkpoint = describe_checkpoint(family_model(family, 0))
     whole = verify_graph(checkpoint)
-    logits = run(whole)
-    moved = {f"no {kind} {n}": run(lower_draft(whole, skip)) for kind, n, skip in single_sublayers(checkpoint.num_layers)}
+    logits = run(checkpoint, whole)
+    moved = {f"no {kind} {n}": run(checkpoint, lower_draft(whole, skip)) for kind, n, skip in single_sublayers(checkpoint.num_layers)}
     for n, layer in enumerate(checkpoint.attention):
         if layer.window is not None:
-            moved[f"no window {n}"] = run(with_attribute(whole, n, "local_window_size", -1))
+            moved[f"no window {n}"] = run(checkpoint, with_attribute(whole, n, "local_window_size", -1))
         if layer.rope is not None:
-            moved[f"no RoPE {n}"] = run(with_attribute(whole, n, "do_rotary", 0))
+            moved[f"no RoPE {n}"] = run(checkpoint, with_attribute(whole, n, "do_rotary", 0))
     errors = {name: relative_error(other, logits) for name, other in moved.items()}
     assert min(errors.values()) > CLEAR_ERROR, min(errors.items(), key=lambda item: item[1])
 
@@ -73,13 +74,6 @@ def rope_in_every_layer(plan: LoweringPlan) -> LoweringPlan:
     return dataclasses.replace(plan, attention=tuple(dataclasses.replace(a, rope="every layer") for a in plan.attention))
 
 
-def wrong_base(plan: LoweringPlan) -> LoweringPlan:
-    (name,) = plan.rope
-    pairs = plan.rope[name][0].shape[1]
-    angles = np.arange(plan.rope[name][0].shape[0])[:, None] / 600.0 ** (np.arange(pairs) / pairs)
-    return dataclasses.replace(plan, rope={name: (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))})
-
-
 def no_embedding_scale(plan: LoweringPlan) -> LoweringPlan:
     return dataclasses.replace(plan, hidden_size=1)
 
@@ -92,7 +86,6 @@ PLANS: Final[dict[str, tuple[str, int, Callable[[LoweringPlan], LoweringPlan]]]]
     "a window one too narrow: olmo3": ("olmo3", 0, every_window(WINDOW - 1)),
     "one window one too wide: exaone4": ("exaone4", 0, one_window_too_wide),
     "RoPE in layers without it: exaone4": ("exaone4", 0, rope_in_every_layer),
-    "another RoPE base: granite": ("granite", 0, wrong_base),
     "a rounded embedding scale: gemma2": ("gemma2", 1, no_embedding_scale),
 }
 
@@ -102,6 +95,16 @@ def test_a_wrong_plan_is_refused(case: str, family_model: MakeModel, tmp_path: P
     family, shape, change = PLANS[case]
     monkeypatch.setattr(assemble, "lower_verify", lambda model, plan: lower_verify(model, change(plan)))
     assert_refused(family_model(family, shape), tmp_path)
+
+
+def test_another_rope_base_is_refused(family_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(config: Any) -> dict[str, Rope]:
+        return {
+            name: dataclasses.replace(rope, frequencies=tuple(f**1.02 for f in rope.frequencies)) for name, rope in ropes(config).items()
+        }
+
+    monkeypatch.setattr(assemble, "ropes", wrong)
+    assert_refused(family_model("granite", 0), tmp_path)
 
 
 def swap_layers(graph: ir.Graph) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssruntime.artifact import SkipSet
-from sstool.checkpoint.describe import SUPPORTED_FAMILIES, describe_checkpoint
+from sstool.checkpoint.describe import SUPPORTED_FAMILIES, Checkpoint, describe_checkpoint
 from sstool.validation.reference import Reference
 from tests.families.checkpoints import FAMILIES, make_checkpoint
 from tests.families.proof import TOLERANCE, draft_error, prove, verify_graph
@@ -25,9 +25,10 @@ MakeModel = Callable[[str, int], Path]
 
 
 @functools.cache
-def opened(model: Path) -> tuple[ir.Model, Reference]:
-    """Returns a checkpoint's verify graph, and the checkpoint in transformers."""
-    return verify_graph(describe_checkpoint(model)), Reference(model)
+def opened(model: Path) -> tuple[Checkpoint, ir.Model, Reference]:
+    """Returns a checkpoint, its verify graph, and the checkpoint in transformers."""
+    checkpoint = describe_checkpoint(model)
+    return checkpoint, verify_graph(checkpoint), Reference(model)
 
 
 def test_the_tested_families_are_exactly_the_supported_ones() -> None:

@@ -6,6 +6,7 @@ Their ONNX graphs look the logits up in a table.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from ssruntime.artifact import (
     DRAFT_GRAPH,
     MANIFEST,
     SCHEMA_VERSION,
+    STEP_GRAPH,
     VERIFY_GRAPH,
     WEIGHTS,
     DraftEntry,
@@ -102,6 +104,7 @@ def write_artifact(folder: Path, script: Script) -> None:
     onnx.save_model(
         verify, str(folder / VERIFY_GRAPH), save_as_external_data=True, location=WEIGHTS, size_threshold=1024, convert_attribute=False
     )
+    shutil.copyfile(folder / VERIFY_GRAPH, folder / STEP_GRAPH)
     if script.draft is not None:
         draft = _graph("draft", script.draft, np.zeros_like(script.draft), 0)
         onnx.save_model(draft, str(folder / DRAFT_GRAPH))
@@ -124,6 +127,7 @@ def write_artifact(folder: Path, script: Script) -> None:
         dtype="fp32",
         max_context=CONTEXT,
         kv=KvLayout(num_layers=1, kv_heads=1, head_dim=16, dtype="fp32"),
+        rope={},
         drafts=drafts if script.draft is not None else (),
         files=files,
         tools={},

@@ -45,14 +45,17 @@ def test_a_sound_artifact_passes(make_artifact: MakeArtifact) -> None:
     report = check(make_artifact(good_script()))
     assert report.ok
     data = json.loads(json.dumps(report.to_json()))
-    assert list(data) == ["ok", "full", "environment", "digests", "parity", "losslessness", "memory"]
-    assert {k: data[k]["status"] for k in ("digests", "parity", "losslessness", "memory")} == {
-        "digests": "passed", "parity": "skipped", "losslessness": "passed", "memory": "not measured",
+    assert list(data) == ["ok", "full", "environment", "digests", "parity", "bits", "losslessness", "memory"]
+    assert {k: data[k]["status"] for k in ("digests", "parity", "bits", "losslessness", "memory")} == {
+        "digests": "passed", "parity": "skipped", "bits": "passed", "losslessness": "passed", "memory": "not measured",
     }  # fmt: skip
     found = data["losslessness"]
     assert found["comparisons"] == found["yes"] > 0
     assert found["first_difference"] is None
     assert found["near_ties_per_10k"] == 0.0
+    assert found["bits_equal"]
+    assert found["logit_rows"] == found["tokens"]
+    assert found["logit_rows_differing"] == 0
 
 
 @pytest.mark.parametrize("name", [VERIFY_GRAPH, WEIGHTS, "tokenizer.json"])
@@ -87,12 +90,36 @@ def test_a_query_length_that_computes_other_logits_fails(make_artifact: MakeArti
     assert (first["id"], first["verdict"], first["plain_token"], first["run_token"]) == ("p0", "no", 10, 25)
 
 
+def test_a_near_tie_fails_where_the_bits_are_equal(make_artifact: MakeArtifact) -> None:
+    script = Script(verify=successor_table(), draft=successor_table())
+    script.verify[9, 25] = script.verify[9, 10] - np.float32(1e-5)
+    script.bump[9, 25] = 2e-5  # in a row that the bit test does not reach
+    report = check(make_artifact(script), prompts("t3"))
+    assert report.bits.status == "passed"
+    found = report.losslessness.details["first_difference"]
+    assert isinstance(found, dict)
+    assert found["verdict"] == "no"
+    assert "the same bits" in found["reason"]
+
+
+def test_logits_whose_bits_differ_fail_where_the_bits_are_equal(make_artifact: MakeArtifact) -> None:
+    script = Script(verify=successor_table(), draft=successor_table())
+    script.bump[9, 25] = 1e-5  # the tokens are the same
+    report = check(make_artifact(script), prompts("t3"))
+    assert report.bits.status == "passed"
+    assert report.losslessness.details["no"] == 0
+    assert "rows of logits differ in bits from plain decoding" in (report.losslessness.reason or "")
+
+
 def test_more_near_ties_than_one_in_ten_thousand_tokens_fail(make_artifact: MakeArtifact) -> None:
     script = Script(verify=successor_table(), draft=successor_table())
     script.verify[9, 25] = script.verify[9, 10] - np.float32(1e-5)
     script.bump[9, 25] = 2e-5
+    script.bump[:, 0] = 1e-5  # in every row, so that the bit test fails
     report = check(make_artifact(script), prompts("t3"))
     assert not report.ok
+    assert report.bits.status == "reported"
+    assert "near ties are possible" in (report.bits.reason or "")
     assert report.losslessness.details["no"] == 0
     assert "near ties" in (report.losslessness.reason or "")
 
@@ -100,8 +127,8 @@ def test_more_near_ties_than_one_in_ten_thousand_tokens_fail(make_artifact: Make
 @pytest.mark.parametrize(("near_ties", "tokens", "fails"), [(1, 500, False), (2, 500, True), (2, 20_000, False), (3, 29_999, True)])
 def test_one_near_tie_in_ten_thousand_tokens_is_allowed(near_ties: int, tokens: int, fails: bool) -> None:
     report = LosslessnessReport(
-        comparisons=9, yes=9 - near_ties, near_tie=near_ties, no=0, tokens=tokens, near_ties=near_ties, refused=0, resumed=0,
-        first_difference=None,
+        comparisons=9, yes=9 - near_ties, near_tie=near_ties, no=0, tokens=tokens, near_ties=near_ties, logit_rows=0,
+        logit_rows_differing=0, bits_equal=False, refused=0, resumed=0, first_difference=None,
     )  # fmt: skip
     assert (report.reason is not None) is fails
 
@@ -195,7 +222,7 @@ def test_a_cache_that_cannot_be_written_only_prevents_resuming(make_artifact: Ma
 )
 def test_damaged_lines_of_a_journal_are_dropped(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "journal.jsonl"
-    outcome = CaseOutcome(verdict="yes", tokens=4, near_ties=0, difference=None)
+    outcome = CaseOutcome(verdict="yes", tokens=4, near_ties=0, difference=None, logit_rows=4, logit_rows_differing=0)
     first = Journal(path)
     first.add("a", outcome)
     first.close(done=False)

@@ -13,7 +13,7 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -27,6 +27,7 @@ from ssruntime.artifact import (
     DRAFT_GRAPH,
     MANIFEST,
     SCHEMA_VERSION,
+    STEP_GRAPH,
     VERIFY_GRAPH,
     WEIGHTS,
     DraftEntry,
@@ -174,9 +175,10 @@ def write_artifact(
     folder.mkdir(parents=True)
     weights = _Weights(script)
     (folder / WEIGHTS).write_bytes(weights.data)
-    (folder / VERIFY_GRAPH).write_bytes(_graph(script, weights, is_draft=False))
+    (folder / VERIFY_GRAPH).write_bytes(_graph(script, weights, "verify"))
+    (folder / STEP_GRAPH).write_bytes(_graph(script, weights, "step"))
     if script.draft is not None:
-        (folder / DRAFT_GRAPH).write_bytes(_graph(script, weights, is_draft=True))
+        (folder / DRAFT_GRAPH).write_bytes(_graph(script, weights, "draft"))
     (tokenizer or letters(script.vocab)).save(str(folder / "tokenizer.json"))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS} if generation is None else dict(generation)))
     if chat_template is not None:
@@ -202,6 +204,7 @@ def write_artifact(
         dtype="fp32",
         max_context=max_context,
         kv=KvLayout(num_layers=2, kv_heads=1, head_dim=1, dtype="fp32"),
+        rope={},
         drafts=() if script.draft is None else (entry,),
         files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
         tools={},
@@ -322,11 +325,12 @@ class _Nodes:
         return name
 
 
-def _graph(script: Script, weights: _Weights, *, is_draft: bool) -> bytes:
+def _graph(script: Script, weights: _Weights, engine: Literal["verify", "step", "draft"]) -> bytes:
     g = _Nodes()
+    is_draft = engine == "draft"
     count = g.add("Shape", graph_io.INPUT_IDS, start=1, end=2)
     end = g.add("Add", g.add("Cast", graph_io.SEQLENS_K, to=TensorProto.INT64), g.constant([1]))
-    start = g.add("Sub", end, count)
+    start = g.add("Sub", g.add("Sub", end, count), g.constant([graph_io.STEP_PADDING if engine == "step" else 0]))
     scalar_count = g.add("Squeeze", count)
     slots = g.add("Add", g.add("Range", g.constant(0), scalar_count, g.constant(1)), start)
     positions = g.add("Reshape", graph_io.POSITION_IDS, g.constant([-1]))
@@ -348,7 +352,7 @@ def _graph(script: Script, weights: _Weights, *, is_draft: bool) -> bytes:
     g.top(logits, min(graph_io.MAX_TOP_TOKENS, script.vocab))
     g.add("Gather", graph_io.TOP_TOKENS, g.constant(0), name=graph_io.TOKEN, axis=-1)
     g.add("ReduceMax", g.add("Softmax", logits, axis=-1), g.constant([-1]), name=graph_io.CONFIDENCE, keepdims=0)
-    return _model(script, g, weights, layers, is_draft=is_draft)
+    return _model(script, g, weights, layers, takes_trees=engine == "verify")
 
 
 def _history(script: Script, g: _Nodes, tokens: str, slots: str, positions: str, *, is_draft: bool) -> str:
@@ -368,7 +372,7 @@ def _history(script: Script, g: _Nodes, tokens: str, slots: str, positions: str,
     return g.add("Mul", before, g.add("Cast", g.add("Greater", positions, g.constant(0)), to=TensorProto.INT64))
 
 
-def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], *, is_draft: bool) -> bytes:
+def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], *, takes_trees: bool) -> bytes:
     def value(name: str, kind: int, shape: list[str | int | None]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, shape)
 
@@ -382,7 +386,7 @@ def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], 
         value(graph_io.SEQLENS_K, TensorProto.INT32, [1]),
         value(graph_io.TOTAL_SEQUENCE_LENGTH, TensorProto.INT32, []),
         value(graph_io.POSITION_IDS, TensorProto.INT64, [1, "S"]),
-        *([] if is_draft else of_verify),
+        *(of_verify if takes_trees else []),
         value(graph_io.LOGITS_INDEX, TensorProto.INT64, [1, "N"]),
         *(value(graph_io.past_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in kv_buffers),
     ]

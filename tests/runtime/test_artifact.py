@@ -16,7 +16,7 @@ from ssruntime.engine import load
 from ssruntime.strict_reader import read_record
 from tests.runtime.scripted import edit_manifest, random_script, refresh_file_entries, write_artifact
 
-FILES = ["draft.onnx", "generation_config.json", "tokenizer.json", "verify.onnx", "weights.bin"]
+FILES = ["draft.onnx", "generation_config.json", "step.onnx", "tokenizer.json", "verify.onnx", "weights.bin"]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sstool.checkpoint.describe import describe_checkpoint
+from sstool.checkpoint.rope import ropes
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_verify, plan_lowering
 from sstool.pipelines.export import ExportRequest, export_artifact
@@ -46,20 +47,21 @@ def tiny_artifact(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def verify_graph(tiny_model: Path) -> ir.Model:
-    """The tiny checkpoint's verify graph with a context of 64. Read only: clone it to change it."""
-    return lower_verify(build_decoder(tiny_model), plan_lowering(describe_checkpoint(tiny_model), CONTEXT))
+    """The tiny checkpoint's verify graph. Read only: clone it to change it."""
+    return lower_verify(build_decoder(tiny_model), plan_lowering(describe_checkpoint(tiny_model)))
 
 
 @pytest.fixture(scope="session")
-def run_graph() -> RunGraph:
+def run_graph(tiny_model: Path) -> RunGraph:
     """Returns a function that runs a contract graph once over `ids` from position 0.
 
     That function returns the graph's outputs by name.
     """
+    rope = ropes(describe_checkpoint(tiny_model).config)
 
     def run(model: ir.Model, ids: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
         session = open_graph(model)
-        feeds = first_pass(session, ids, CONTEXT, positions)
+        feeds = first_pass(session, ids, CONTEXT, rope, positions)
         names = [v.name for v in session.get_outputs()]
         return dict(zip(names, session.run(names, feeds), strict=True))
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from ssruntime.artifact import DRAFT_GRAPH, VERIFY_GRAPH, WEIGHTS, SkipSet
+from ssruntime.artifact import DRAFT_GRAPH, STEP_GRAPH, VERIFY_GRAPH, WEIGHTS, SkipSet
 from sstool.artifact_files.graph_files import EXTERNAL_FROM_BYTES
 from sstool.checkpoint.describe import describe_checkpoint
 from sstool.graph.build import build_decoder
@@ -26,7 +26,8 @@ def test_inputs_and_outputs_are_the_contract_s(verify_graph: ir.Model) -> None:
     session = open_graph(verify_graph)
     caches = {f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")}
     inputs = {v.name: (v.type, v.shape) for v in session.get_inputs()}
-    small = {"input_ids", "seqlens_k", "total_sequence_length", "position_ids", "past_length", "tree_mask", "logits_index"}
+    tables = {"rope.every_layer.cos", "rope.every_layer.sin"}
+    small = {*tables, "input_ids", "seqlens_k", "total_sequence_length", "position_ids", "past_length", "tree_mask", "logits_index"}
     assert set(inputs) == {*small, *(f"past.{c}" for c in caches)}
     assert inputs["seqlens_k"] == ("tensor(int32)", ["batch"])
     assert inputs["total_sequence_length"] == ("tensor(int32)", [])
@@ -34,6 +35,7 @@ def test_inputs_and_outputs_are_the_contract_s(verify_graph: ir.Model) -> None:
     assert inputs["past_length"] == ("tensor(int64)", [1])
     assert inputs["tree_mask"] == ("tensor(float)", [1, 1, "sequence_len", "sequence_len"])
     assert inputs["logits_index"] == ("tensor(int64)", ["batch", "num_logits"])
+    assert {tuple(inputs[name][1]) for name in tables} == {("positions", 8)}
     assert inputs["past.0.key"] == ("tensor(float)", ["batch", 2, "max_context", 16])
     outputs = {v.name: (v.type, v.shape) for v in session.get_outputs()}
     assert set(outputs) == {"token", "confidence", "top_tokens", "top_logits", "logits", *(f"present.{c}" for c in caches)}
@@ -65,7 +67,7 @@ def test_only_the_requested_positions_reach_the_lm_head(verify_graph: ir.Model, 
 @pytest.mark.parametrize("name", ["gqa", "untied", "attention-bias", "yarn"])
 def test_onnx_runtime_finds_nothing_to_rewrite(name: str, tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", **VARIANTS[name])
-    verify = lower_verify(build_decoder(model), plan_lowering(describe_checkpoint(model), 64))
+    verify = lower_verify(build_decoder(model), plan_lowering(describe_checkpoint(model)))
     for graph in (verify, lower_draft(verify, SkipSet(attention=(1, 2), mlp=(0, 2)))):
         saved = tmp_path / "extended.onnx"
         open_graph(graph, level=ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, save_to=saved)
@@ -82,23 +84,13 @@ def test_a_tied_embedding_is_stored_once(verify_graph: ir.Model) -> None:
     assert of_vocabulary == ["model.embed_tokens.weight"]
 
 
-def test_rope_tables_end_at_the_context_length(verify_graph: ir.Model, tiny_model: Path, run_graph: RunGraph) -> None:
-    whole = lower_verify(build_decoder(tiny_model), plan_lowering(describe_checkpoint(tiny_model), 256))
-    rows = {
-        name: value.const_value.shape[0]
-        for name, value in verify_graph.graph.initializers.items()
-        if "rotary" in name and value.const_value
-    }
-    assert set(rows.values()) == {64}
-    np.testing.assert_array_equal(run_graph(whole, IDS)["logits"], run_graph(verify_graph, IDS)["logits"])
-
-
-def test_the_draft_s_weights_are_those_of_the_verify_graph(tiny_artifact: Path) -> None:
+@pytest.mark.parametrize("name", [STEP_GRAPH, DRAFT_GRAPH])
+def test_every_weight_is_one_of_the_verify_graph(name: str, tiny_artifact: Path) -> None:
     verify = onnx.load(tiny_artifact / VERIFY_GRAPH, load_external_data=False)
-    draft = onnx.load(tiny_artifact / DRAFT_GRAPH, load_external_data=False)
+    other = onnx.load(tiny_artifact / name, load_external_data=False)
     records = {i.name: i.SerializeToString() for i in verify.graph.initializer}
-    assert draft.graph.initializer
-    for initializer in draft.graph.initializer:
+    assert other.graph.initializer
+    for initializer in other.graph.initializer:
         assert initializer.SerializeToString() == records[initializer.name]
 
 
@@ -116,5 +108,5 @@ def test_small_tensors_stay_in_the_graph_and_large_ones_share_a_file(tiny_artifa
 
 
 def test_graphs_do_not_contain_the_path_of_the_checkpoint(tiny_artifact: Path, tiny_model: Path) -> None:
-    for name in (VERIFY_GRAPH, DRAFT_GRAPH):
+    for name in (VERIFY_GRAPH, STEP_GRAPH, DRAFT_GRAPH):
         assert str(tiny_model.parent).encode() not in (tiny_artifact / name).read_bytes()

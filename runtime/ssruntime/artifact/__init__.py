@@ -8,12 +8,24 @@ from ssruntime.artifact.file_names import (
     DRAFT_GRAPH,
     GENERATION_CONFIG,
     MANIFEST,
+    STEP_GRAPH,
     TOKENIZER,
     TOKENIZER_CONFIG,
     VERIFY_GRAPH,
     WEIGHTS,
 )
-from ssruntime.artifact.manifest import SCHEMA_VERSION, DraftEntry, FileEntry, KvLayout, Manifest, ModelInfo, SkipSet, StoppingRule, Tuning
+from ssruntime.artifact.manifest import (
+    SCHEMA_VERSION,
+    DraftEntry,
+    FileEntry,
+    KvLayout,
+    Manifest,
+    ModelInfo,
+    Rope,
+    SkipSet,
+    StoppingRule,
+    Tuning,
+)
 from ssruntime.artifact.read import Artifact, check_digests, file_digest, read_artifact
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
@@ -23,6 +35,7 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "DRAFT_GRAPH",
     "GENERATION_CONFIG",
     "MANIFEST",
+    "STEP_GRAPH",
     "TOKENIZER",
     "TOKENIZER_CONFIG",
     "VERIFY_GRAPH",
@@ -34,6 +47,7 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "Tuning",
     "ModelInfo",
     "KvLayout",
+    "Rope",
     "FileEntry",
     "Manifest",
     "SCHEMA_VERSION",

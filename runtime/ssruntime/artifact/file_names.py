@@ -6,6 +6,8 @@ from typing import Final
 
 MANIFEST: Final = "manifest.json"
 VERIFY_GRAPH: Final = "verify.onnx"
+STEP_GRAPH: Final = "step.onnx"
+"""The verify engine for passes of one token (see `ssruntime.graph_io`)."""
 DRAFT_GRAPH: Final = "draft.onnx"
 WEIGHTS: Final = "weights.bin"
 

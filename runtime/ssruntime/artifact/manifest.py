@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,19 @@ class KvLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rope:
+    """One RoPE of the model; an engine makes its tables for the context that it is loaded with.
+
+    Attributes:
+        frequencies: the angle of pair i of a head's numbers at position p is `p * frequencies[i]` radians.
+        scale: factor of the cosines and sines.
+    """
+
+    frequencies: tuple[float, ...]
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileEntry:
     """Size in bytes and SHA-256 (hexadecimal) of one file."""
 
@@ -124,7 +137,11 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of `manifest.json`; `files` lists every file but the manifest and those in `search/`."""
+    """The content of `manifest.json`.
+
+    `files` lists every file but the manifest and those in `search/`; `rope` has the name of each RoPE as in
+    the names of the graphs' inputs.
+    """
 
     schema_version: int
     model: ModelInfo
@@ -132,6 +149,7 @@ class Manifest:
     dtype: str
     max_context: int
     kv: KvLayout
+    rope: dict[str, Rope]
     drafts: tuple[DraftEntry, ...]
     files: dict[str, FileEntry]
     tools: dict[str, str]

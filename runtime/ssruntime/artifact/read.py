@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssruntime.artifact.file_names import CHECKPOINT_CONFIG, MANIFEST, VERIFY_GRAPH, WEIGHTS
+from ssruntime.artifact.file_names import CHECKPOINT_CONFIG, MANIFEST, STEP_GRAPH, VERIFY_GRAPH, WEIGHTS
 from ssruntime.artifact.manifest import SCHEMA_VERSION, Manifest
 from ssruntime.errors import ArtifactError
 from ssruntime.strict_reader import parse_json, read_record
@@ -40,7 +40,7 @@ def read_artifact(folder: Path) -> Artifact:
             raise ArtifactError(f"{path} is missing from the artifact", "export the model again")
         if path.stat().st_size != entry.size:
             raise ArtifactError(f"{path} has {path.stat().st_size} bytes, but the manifest lists {entry.size}", "export the model again")
-    for needed in (VERIFY_GRAPH, WEIGHTS, *(d.graph for d in manifest.drafts)):
+    for needed in (VERIFY_GRAPH, STEP_GRAPH, WEIGHTS, *(d.graph for d in manifest.drafts)):
         if needed not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST} does not list {needed}", "export the model again")
     return Artifact(folder=folder, manifest=manifest)

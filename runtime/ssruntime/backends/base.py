@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Final, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,10 +97,28 @@ class Pass(NamedTuple):
     branches: Sequence[Alternative] = ()
 
 
+ATTENTION_BLOCK: Final = 32
+"""CPU kernels divide the rows of a pass into blocks whose length is a multiple of this."""
+
+
 def prefill_passes(ids: Sequence[int], size: int) -> Iterator[Pass]:
-    """Yields the passes that run a prompt through the verify engine, each of at most `size` tokens."""
+    """Yields the passes that run a prompt through the model, each of at most `size` tokens.
+
+    No pass of several tokens ends in a block of one row, which the kernels would compute in another way than
+    longer blocks (see `ssruntime.graph_io`): its last token then has a pass of its own.
+
+    Args:
+        ids: token ids of the prompt.
+        size: a multiple of `ATTENTION_BLOCK`.
+    """
     for start in range(0, len(ids), size):
-        yield Pass("prefill", ids[start : start + size], start)
+        chunk = ids[start : start + size]
+        last = len(chunk) - 1
+        if last > 0 and last % ATTENTION_BLOCK == 0:
+            yield Pass("prefill", chunk[:last], start)
+            yield Pass("prefill", chunk[last:], start + last)
+        else:
+            yield Pass("prefill", chunk, start)
 
 
 class Slot(Protocol):
@@ -164,6 +182,8 @@ class Backend(Protocol):
     has_draft: bool
     threads: int
     """Number of threads that each engine computes with."""
+    bit_exact: bool
+    """Whether passes of one token are computed like wider ones (see `ssruntime.load`)."""
     packing: str
     """`shared` if one copy of the packed weights serves every engine and process of this host, or
     `private (why)`."""

@@ -11,6 +11,7 @@ from ssruntime.artifact import (
     DRAFT_GRAPH,
     MANIFEST,
     SCHEMA_VERSION,
+    STEP_GRAPH,
     VERIFY_GRAPH,
     WEIGHTS,
     FileEntry,
@@ -25,8 +26,9 @@ from sstool.artifact_files.text_files import write_text_files
 from sstool.checkpoint.attention_pattern import narrowest_window
 from sstool.checkpoint.describe import Checkpoint
 from sstool.checkpoint.hub import ResolvedModel
+from sstool.checkpoint.rope import ropes
 from sstool.graph.build import build_decoder
-from sstool.graph.lower import lower_draft, lower_verify, plan_lowering
+from sstool.graph.lower import lower_draft, lower_step, lower_verify, plan_lowering
 from sstool.skip_set import SkipSpec
 from sstool.version import version
 
@@ -51,7 +53,7 @@ def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: S
         UnsupportedModelError: if no correct graph can be built.
         OSError: if the disk is full or a file cannot be written.
     """
-    _write_graphs(folder, checkpoint, spec.skip(), max_context)
+    _write_graphs(folder, checkpoint, spec.skip())
     write_text_files(checkpoint, folder)
     manifest = _manifest(folder, model, checkpoint, spec, max_context)
     write_manifest(folder, manifest)
@@ -63,12 +65,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, max_context: int) -> None:
-    verify = lower_verify(build_decoder(checkpoint.folder), plan_lowering(checkpoint, max_context))
-    draft = lower_draft(verify, skip)
-    save_graphs(folder, {VERIFY_GRAPH: verify, DRAFT_GRAPH: draft})
+def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet) -> None:
+    verify = lower_verify(build_decoder(checkpoint.folder), plan_lowering(checkpoint))
+    step, draft = lower_step(verify), lower_draft(verify, skip)
+    save_graphs(folder, {VERIFY_GRAPH: verify, STEP_GRAPH: step, DRAFT_GRAPH: draft})
     # Graphs are reference cycles that hold the weights: free these before the gate loads them again.
-    del verify, draft
+    del verify, step, draft
     gc.collect()
 
 
@@ -91,6 +93,7 @@ def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: 
         dtype="fp32",
         max_context=max_context,
         kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype="fp32"),
+        rope=ropes(checkpoint.config),
         drafts=(spec.draft_entry("fp32"),),
         files={
             path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path))

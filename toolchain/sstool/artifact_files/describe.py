@@ -8,6 +8,8 @@ from pathlib import Path
 from ssruntime import BackendUnavailableError, load
 from ssruntime.artifact import Manifest, read_artifact
 from ssruntime.engine import DEFAULT_MAX_CONTEXT
+from ssruntime.machine import default_threads
+from sstool.artifact_files.bits_record import exactness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +39,20 @@ class ArtifactDescription:
         kv: memory of one sequence's KV cache.
         packing: how processes hold the packed weights: `shared`, `private (reason)`, or `unknown (reason)` if
             the engines cannot be opened on this machine.
+        exactness: how exactly speculative decoding gives the logits of autoregressive decoding on this
+            machine: `bits` or `near-tie (why)`.
     """
 
     folder: Path
     manifest: Manifest
     kv: KvCost
     packing: str
+    exactness: str
 
     def to_json(self) -> dict[str, object]:
-        """Returns what `inspect --json` prints: the manifest, `packing`, and KV cache costs under `kv`."""
+        """Returns what `inspect --json` prints: the manifest, costs under `kv`, `packing` and `exactness`."""
         data = asdict(self.manifest)
-        return {**data, "kv": {**data["kv"], **asdict(self.kv)}, "packing": self.packing}
+        return {**data, "kv": {**data["kv"], **asdict(self.kv)}, "packing": self.packing, "exactness": self.exactness}
 
 
 def describe_artifact(folder: Path) -> ArtifactDescription:
@@ -58,7 +63,8 @@ def describe_artifact(folder: Path) -> ArtifactDescription:
     Raises:
         ArtifactError: if the artifact is missing, damaged or of another schema.
     """
-    manifest = read_artifact(folder).manifest
+    artifact = read_artifact(folder)
+    manifest = artifact.manifest
     per_token = manifest.kv.bytes_per_token()
     context = min(manifest.max_context, DEFAULT_MAX_CONTEXT)
     return ArtifactDescription(
@@ -71,6 +77,7 @@ def describe_artifact(folder: Path) -> ArtifactDescription:
             bytes_at_max_context=per_token * manifest.max_context,
         ),
         packing=_packing(folder),
+        exactness=exactness(artifact, default_threads()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Saves verify and draft graphs as small checked files over one weights file that holds every weight once."""
+"""Saves an artifact's graphs as small checked files over one weights file that holds every weight once."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from ssruntime.config import MODES, DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.errors import ConfigError, PromptError
 from ssruntime.sampling.noise import prompt_seed
+from sstool.artifact_files.bits_record import bits_are_equal
 from sstool.bench.environment import describe_environment
 from sstool.bench.report import BenchReport, PromptRow
 from sstool.bench.summary import Sample, summarize
@@ -140,7 +141,7 @@ def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun
     speculative = dataclasses.replace(config, mode="speculative")
     if len(runs) < len(MODES) or is_uncoupled(engine.settings(speculative)):
         return None
-    return compare(engine, speculative, plain=runs["plain"].token_ids, run=runs["speculative"]).verdict
+    return compare(engine, speculative, plain=runs["plain"].token_ids, run=runs["speculative"], bits_equal=bits_are_equal(engine)).verdict
 
 
 def is_uncoupled(settings: DecodeSettings) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ssruntime.errors import SelfSpecError
 from ssruntime.strict_reader import parse_json, read_record
 from sstool.jsonl_log import JsonlLog, whole_lines
-from sstool.validation.lossless import Comparison, Difference
+from sstool.validation.lossless import Comparison, Difference, LogitRows
 
 logger = logging.getLogger(__name__)
 
@@ -27,22 +27,28 @@ class CaseOutcome:
         tokens: number of compared positions.
         near_ties: number of differences that are near ties.
         difference: the difference with verdict `no` if there is one, else the first near tie, else None.
+        logit_rows: number of rows of logits that were compared, in runs with the same tokens.
+        logit_rows_differing: number of these rows of which at least one bit differs.
     """
 
     verdict: str
     tokens: int
     near_ties: int
     difference: Difference | None
+    logit_rows: int
+    logit_rows_differing: int
 
     @classmethod
-    def of(cls, comparison: Comparison) -> CaseOutcome:
-        """Returns the outcome of a comparison."""
+    def of(cls, comparison: Comparison, rows: LogitRows) -> CaseOutcome:
+        """Returns the outcome of a comparison of tokens, and of rows of logits."""
         worst = [d for d in comparison.differences if d.verdict == "no"] or list(comparison.differences)
         return cls(
             verdict=comparison.verdict,
             tokens=comparison.tokens,
             near_ties=comparison.num_near_ties,
             difference=worst[0] if worst else None,
+            logit_rows=rows.compared,
+            logit_rows_differing=rows.differing,
         )
 
 

@@ -17,7 +17,7 @@ from ssruntime.sampling.noise import prompt_seed
 from sstool.check.journal import CaseOutcome, Journal, journal_name
 from sstool.check.plan import SEED, Case, Plan, Task, case_config
 from sstool.check.report import FirstDifference, LosslessnessReport
-from sstool.validation.lossless import compare, traced
+from sstool.validation.lossless import YES, LogitRows, TracedRun, compare, compare_logits, traced
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +25,22 @@ OnCompared = Callable[[int, int, str], None]
 """Called with the number of finished comparisons, the total number, and the name of the next one."""
 
 
-def check_losslessness(engine: Engine, plan: Plan, *, resumable: bool, on_progress: OnCompared | None = None) -> LosslessnessReport:
+def check_losslessness(
+    engine: Engine, plan: Plan, *, bits_equal: bool, resumable: bool, on_progress: OnCompared | None = None
+) -> LosslessnessReport:
     """Returns how speculative decoding compares with plain decoding over a plan.
 
     Args:
         engine: an engine with a draft.
         plan: the prompts and settings to decode.
+        bits_equal: whether the kernels of this machine pass the bit test. Then the logits of both must have
+            the same bits.
         resumable: whether to store finished comparisons in the cache folder, and to skip those stored there.
         on_progress: called before each comparison, and once at the end.
     """
-    path = cache_folder() / "check" / journal_name(_identity(engine, plan)) if resumable else None
+    path = cache_folder() / "check" / journal_name(_identity(engine, plan, bits_equal=bits_equal)) if resumable else None
     journal = Journal(path)
-    checker = _Checker(engine, plan, journal, on_progress)
+    checker = _Checker(engine, plan, journal, on_progress, bits_equal=bits_equal)
     finished = False
     try:
         for task in plan.tasks:
@@ -50,11 +54,12 @@ def check_losslessness(engine: Engine, plan: Plan, *, resumable: bool, on_progre
 class _Checker:
     """Runs tasks and counts their outcomes."""
 
-    def __init__(self, engine: Engine, plan: Plan, journal: Journal, on_progress: OnCompared | None) -> None:
+    def __init__(self, engine: Engine, plan: Plan, journal: Journal, on_progress: OnCompared | None, *, bits_equal: bool) -> None:
         self._engine = engine
         self._plan = plan
         self._journal = journal
         self._on_progress = on_progress
+        self._bits_equal = bits_equal
         self._done = 0
         self._resumed = 0
         self._outcomes: list[CaseOutcome] = []
@@ -70,7 +75,7 @@ class _Checker:
             self._refused.add((task.file, task.prompt.index))
             self._done += len(task.cases)
             return
-        plain: list[int] | None = None
+        plain: TracedRun | None = None
         for case in task.cases:
             if self._on_progress is not None:
                 self._on_progress(self._done, self._plan.num_comparisons, f"{task.prompt.id}, {case.name}")
@@ -98,21 +103,26 @@ class _Checker:
             no=verdicts.count("no"),
             tokens=sum(o.tokens for o in self._outcomes),
             near_ties=sum(o.near_ties for o in self._outcomes),
+            logit_rows=sum(o.logit_rows for o in self._outcomes),
+            logit_rows_differing=sum(o.logit_rows_differing for o in self._outcomes),
+            bits_equal=self._bits_equal,
             refused=len(self._refused),
             resumed=self._resumed,
             first_difference=self._first,
         )
 
-    def _plain(self, task: Task, ids: Sequence[int]) -> list[int]:
+    def _plain(self, task: Task, ids: Sequence[int]) -> TracedRun:
         seed = prompt_seed(SEED, task.prompt.index)
         case = Case(name="plain", sampling=task.sampling)
-        return self._engine.generate(ids, case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="plain")).token_ids
+        config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="plain")
+        return traced(self._engine, ids, config, logits=True)[1]
 
-    def _compare(self, task: Task, case: Case, ids: Sequence[int], plain: Sequence[int]) -> CaseOutcome:
+    def _compare(self, task: Task, case: Case, ids: Sequence[int], plain: TracedRun) -> CaseOutcome:
         seed = prompt_seed(SEED, task.prompt.index)
         config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="speculative")
-        _, run = traced(self._engine, ids, config)
-        return CaseOutcome.of(compare(self._engine, config, plain=plain, run=run))
+        _, run = traced(self._engine, ids, config, logits=True)
+        found = compare(self._engine, config, plain=plain.token_ids, run=run, bits_equal=self._bits_equal)
+        return CaseOutcome.of(found, compare_logits(plain, run) if found.verdict == YES else LogitRows(0, 0))
 
     def _count(self, task: Task, case: Case, outcome: CaseOutcome) -> None:
         self._outcomes.append(outcome)
@@ -125,7 +135,7 @@ def _unit(task: Task, case: Case) -> str:
     return f"{task.file}:{task.prompt.index}:{case.name}"
 
 
-def _identity(engine: Engine, plan: Plan) -> dict[str, object]:
+def _identity(engine: Engine, plan: Plan, *, bits_equal: bool) -> dict[str, object]:
     """Returns everything that the outcomes of a plan depend on."""
     prompts = hashlib.sha256()
     for task in plan.tasks:
@@ -136,6 +146,7 @@ def _identity(engine: Engine, plan: Plan) -> dict[str, object]:
         "threads": engine.backend.threads,
         "max_context": engine.backend.max_context,
         "packing": engine.backend.packing,
+        "bits_equal": bits_equal,
         "seed": SEED,
         "num_tokens": plan.num_tokens,
         "prompts": prompts.hexdigest(),

@@ -60,6 +60,9 @@ class LosslessnessReport:
         no: number of runs with other tokens.
         tokens: number of compared positions.
         near_ties: number of near ties; several in one run all count.
+        logit_rows: number of rows of logits that were compared, in runs with the tokens of plain decoding.
+        logit_rows_differing: number of these rows of which at least one bit differs.
+        bits_equal: whether the kernels of this machine pass the bit test, so that no row may differ.
         refused: number of prompts that are empty or do not fit the context.
         resumed: number of comparisons that an interrupted check had already finished.
         first_difference: the difference to report; None if there is none.
@@ -71,6 +74,9 @@ class LosslessnessReport:
     no: int
     tokens: int
     near_ties: int
+    logit_rows: int
+    logit_rows_differing: int
+    bits_equal: bool
     refused: int
     resumed: int
     first_difference: FirstDifference | None
@@ -84,11 +90,13 @@ class LosslessnessReport:
     def reason(self) -> str | None:
         """Why the check fails, or None if it passes.
 
-        It fails if a run has other tokens, if there is more than one near tie per 10,000 tokens (a single one
-        is always allowed), or if nothing was compared.
+        It fails if a run has other tokens, if bits differ where they must not, if there is more than one near
+        tie per 10,000 tokens (a single one is always allowed), or if nothing was compared.
         """
         if self.no:
             return f"{self.no} of {self.comparisons} runs differ from plain decoding"
+        if self.bits_equal and self.logit_rows_differing:
+            return f"{self.logit_rows_differing} of {self.logit_rows} rows of logits differ in bits from plain decoding"
         if self.near_ties > max(1, self.tokens // TOKENS_PER_NEAR_TIE):
             return f"{self.near_ties} near ties in {self.tokens} tokens; the limit is one in {TOKENS_PER_NEAR_TIE}"
         if not self.comparisons:
@@ -110,6 +118,7 @@ class CheckReport:
         full: whether the full losslessness check was run.
         digests: digests of all files, compared with the manifest.
         parity: logits of the verify engine, compared with the checkpoint's.
+        bits: logits of every kind of pass, compared to the bit with those of plain decoding.
         losslessness: tokens of speculative decoding, compared with plain decoding's.
         memory: memory that a draft and a second process add.
     """
@@ -118,13 +127,20 @@ class CheckReport:
     full: bool
     digests: CheckSection
     parity: CheckSection
+    bits: CheckSection
     losslessness: CheckSection
     memory: CheckSection
 
     @property
     def sections(self) -> dict[str, CheckSection]:
         """The sections by name, in the order of the report."""
-        return {"digests": self.digests, "parity": self.parity, "losslessness": self.losslessness, "memory": self.memory}
+        return {
+            "digests": self.digests,
+            "parity": self.parity,
+            "bits": self.bits,
+            "losslessness": self.losslessness,
+            "memory": self.memory,
+        }
 
     @property
     def ok(self) -> bool:

@@ -11,12 +11,14 @@ from ssruntime.artifact import Artifact, check_digests, read_artifact
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
 from ssruntime.folder_lock import require_locks
+from sstool.artifact_files.bits_record import BitsReport, store_bits
 from sstool.bench.environment import Environment, describe_environment
 from sstool.check.losslessness import check_losslessness
 from sstool.check.memory import can_measure, measure_memory
 from sstool.check.plan import plan_check
 from sstool.check.prompts import PromptFile, built_in_prompts
 from sstool.check.report import CheckReport, CheckSection, Status
+from sstool.validation.bits import measure_bits
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the name of the part, the finished steps, the total number, and the name of the next step."""
@@ -73,16 +75,20 @@ def run_check(
     digests = _check_digests(artifact, tell)
     if digests.status == "failed":
         skipped = CheckSection(status="skipped", reason="a file does not match its digest")
-        return CheckReport(environment=None, full=options.full, digests=digests, parity=skipped, losslessness=skipped, memory=skipped)
+        return CheckReport(
+            environment=None, full=options.full, digests=digests, parity=skipped, bits=skipped, losslessness=skipped, memory=skipped
+        )
     # Memory comes first: this process must not hold engines of the artifact. The longest part comes last.
     memory = _check_memory(artifact, options, tell)
     parity = _check_parity(artifact, checkpoint, tell, threads=options.threads)
-    losslessness, environment = _check_losslessness(artifact, options, prompt_files or (built_in_prompts(),), tell)
+    bits = _measure_bits(artifact, options, tell)
+    losslessness, environment = _check_losslessness(artifact, options, prompt_files or (built_in_prompts(),), tell, bits)
     return CheckReport(
         environment=environment,
         full=options.full,
         digests=digests,
         parity=parity,
+        bits=_bits_section(bits),
         losslessness=losslessness,
         memory=memory,
     )
@@ -111,8 +117,23 @@ def _check_memory(artifact: Artifact, options: CheckOptions, tell: Progress) -> 
     return CheckSection(status=status, reason=reason, details=asdict(report))
 
 
+def _measure_bits(artifact: Artifact, options: CheckOptions, tell: Progress) -> BitsReport:
+    tell("bits", 0, 1, "against passes of one token")
+    with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1) as engine:
+        report = measure_bits(engine.backend, thorough=True)
+    store_bits(artifact, report)
+    return report
+
+
+def _bits_section(report: BitsReport) -> CheckSection:
+    if report.equal:
+        return CheckSection(status="passed", details=report.to_json())
+    reason = f"{report.differing} of {report.rows} rows of logits differ in their last bits ({report.first}), so near ties are possible"
+    return CheckSection(status="reported", reason=reason, details=report.to_json())
+
+
 def _check_losslessness(
-    artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress
+    artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress, bits: BitsReport
 ) -> tuple[CheckSection, Environment]:
     with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1) as engine:
         if not engine.backend.has_draft:
@@ -120,6 +141,7 @@ def _check_losslessness(
         report = check_losslessness(
             engine,
             plan_check(files, full=options.full),
+            bits_equal=bits.equal,
             resumable=options.full,
             on_progress=lambda done, total, what: tell("losslessness", done, total, what),
         )

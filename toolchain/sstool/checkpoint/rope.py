@@ -1,19 +1,14 @@
-"""RoPE cos/sin tables from transformers' own frequencies, for every scaling that depends on position only."""
+"""RoPE frequencies, transformers' own, for every scaling that depends on position only."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ssruntime.artifact import Rope
 from ssruntime.errors import UnsupportedModelError
 from sstool.checkpoint.attention_pattern import EVERY_LAYER, rope_parameters
 
 SCALINGS: Final = frozenset({"default", "linear", "llama3", "yarn", "dynamic", "longrope"})
-
-Table = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Cosines and sines, each float32[positions, rotary_dim / 2]."""
 
 
 def check_scaling(config: Any, max_context: int) -> None:
@@ -51,23 +46,17 @@ def original_context(config: Any) -> int:
     return min(contexts, default=int(config.max_position_embeddings))
 
 
-def rope_tables(config: Any, max_context: int) -> dict[str, Table]:
-    """Returns the cos/sin tables of each of the model's RoPEs, by its name in the attention pattern.
+def ropes(config: Any) -> dict[str, Rope]:
+    """Returns the parameters of each of the model's RoPEs, by its name in the attention pattern.
 
     Args:
         config: the checkpoint's config as transformers reads it; `check_scaling` must have accepted it.
-        max_context: number of positions, which is the number of rows.
     """
-    return {name: _table(config, name, max_context) for name in rope_parameters(config)}
-
-
-def _table(config: Any, name: str, max_context: int) -> Table:
-    import torch
-
-    frequencies, scale = _frequencies(config, name)
-    # As in transformers: fp32 products of positions and frequencies, not powers of one rotation.
-    phases = torch.arange(max_context, dtype=torch.float32)[:, None] * frequencies[None, :]
-    return (phases.cos() * scale).numpy(), (phases.sin() * scale).numpy()
+    found = {}
+    for name in rope_parameters(config):
+        frequencies, scale = _frequencies(config, name)
+        found[name] = Rope(frequencies=tuple(float(f) for f in frequencies), scale=scale)
+    return found
 
 
 def _frequencies(config: Any, name: str) -> tuple[Any, float]:

@@ -56,6 +56,7 @@ def _model(found: ArtifactDescription) -> Iterator[str]:
             ("parameters", f"{model.num_parameters / 1e6:.1f} M, {found.manifest.dtype}, {_size(model.weight_bytes)}"),
             ("target", found.manifest.target),
             ("context", f"{found.manifest.max_context} tokens"),
+            ("exactness", found.exactness),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""Runs the passes in their order: from the graph that mobius builds to the verify and the draft graph."""
+"""Runs the passes in their order: from the graph that mobius builds to the verify, step and draft graphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 from ssruntime.artifact import SkipSet
 from sstool.checkpoint.attention_pattern import LayerAttention
 from sstool.checkpoint.describe import Checkpoint
-from sstool.checkpoint.rope import Table, rope_tables
+from sstool.checkpoint.rope import ropes
 from sstool.graph.passes.drop_functions import DropFunctionsPass
 from sstool.graph.passes.elide import ElidePass
 from sstool.graph.passes.embedding_scale import EmbeddingScalePass
@@ -20,6 +20,7 @@ from sstool.graph.passes.fuse_residual_norms import FuseResidualNormsPass
 from sstool.graph.passes.fuse_silu import FuseSiluPass
 from sstool.graph.passes.logits_to_keep import LogitsToKeepPass
 from sstool.graph.passes.rename_kv_cache import RenameKvCachePass
+from sstool.graph.passes.repeat_row import RepeatRowPass
 from sstool.graph.passes.sequence_lengths import SequenceLengthsPass
 from sstool.graph.passes.tie_head import TieHeadPass
 from sstool.graph.passes.top_k_outputs import TopKOutputsPass
@@ -29,25 +30,25 @@ from sstool.graph.passes.windows_and_rope import WindowsAndRopePass
 
 @dataclass(frozen=True, kw_only=True)
 class LoweringPlan:
-    """What the passes need to know about the model, for one context length.
+    """What the passes need to know about the model.
 
     Attributes:
         hidden_size: width of the residual stream.
         attention: sliding window and RoPE of each layer.
-        rope: cos/sin tables of each RoPE that `attention` names, one row per position of the context.
+        rope: number of pairs that each RoPE rotates, by its name in `attention`.
     """
 
     hidden_size: int
     attention: tuple[LayerAttention, ...]
-    rope: Mapping[str, Table]
+    rope: Mapping[str, int]
 
 
-def plan_lowering(checkpoint: Checkpoint, max_context: int) -> LoweringPlan:
-    """Returns the plan for a checkpoint and a context of `max_context` positions."""
+def plan_lowering(checkpoint: Checkpoint) -> LoweringPlan:
+    """Returns the plan for a checkpoint."""
     return LoweringPlan(
         hidden_size=checkpoint.hidden_size,
         attention=checkpoint.attention,
-        rope=rope_tables(checkpoint.config, max_context),
+        rope={name: len(rope.frequencies) for name, rope in ropes(checkpoint.config).items()},
     )
 
 
@@ -76,6 +77,13 @@ def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
     lowered = passes(model).model
     lowered.graph.name = "verify"  # mobius names it after the checkpoint's folder, which the artifact must not reveal
     return lowered
+
+
+def lower_step(verify: ir.Model) -> ir.Model:
+    """Returns the step graph: the verify graph for passes of one token, as a copy over the same tensors."""
+    step = RepeatRowPass()(CausalOnlyPass()(verify.clone())).model
+    step.graph.name = "step"
+    return step
 
 
 def lower_draft(verify: ir.Model, skip: SkipSet) -> ir.Model:

@@ -22,6 +22,7 @@ from ssruntime.artifact import (
 from ssruntime.engine import load
 from ssruntime.errors import RecipeError
 from sstool.artifact_files.assemble import write_manifest
+from sstool.artifact_files.bits_record import bits_are_equal
 from sstool.artifact_files.graph_files import write_graph
 from sstool.checkpoint.linked_folder import link_or_copy
 from sstool.graph.lower import lower_draft
@@ -60,8 +61,8 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning)
         tuning=tuning,
     )
     _replace_manifest(folder, manifest)
-    with load(folder, max_context=manifest.max_context, max_sequences=1) as engine:
-        lossless = require_sound(engine, manifest.model.source)
+    with load(folder, max_sequences=1) as engine:
+        lossless = require_sound(engine, manifest.model.source, bits_equal=bits_are_equal(engine))
     manifest = dataclasses.replace(manifest, gate={**manifest.gate, "lossless": lossless})
     _replace_manifest(folder, manifest)
     return manifest

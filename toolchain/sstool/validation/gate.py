@@ -19,10 +19,12 @@ from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.machine import available_memory
 from sstool.artifact_files.assemble import assemble
+from sstool.artifact_files.bits_record import GATE_KEY
 from sstool.checkpoint.describe import Checkpoint
 from sstool.checkpoint.hub import ResolvedModel
 from sstool.checkpoint.truncated import first_layers, layers_to_compare
 from sstool.skip_set import SkipSpec
+from sstool.validation.bits import GATE_CONTEXT, measure_bits
 from sstool.validation.lossless import NO, compare, traced
 from sstool.validation.parity import ParityPlan, compare_with_reference, plan_parity, require_parity
 from sstool.validation.reference import reference_logits
@@ -36,7 +38,7 @@ _CONFIDENCE_TOLERANCE: Final = 1e-4
 
 
 def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Compares the verify engine with the checkpoint, and speculative decoding with autoregressive decoding.
+    """Compares the engines with the checkpoint, and speculative decoding with autoregressive decoding.
 
     If transformers cannot hold the whole model in this machine's memory, the comparison with the checkpoint
     covers only the first layers, at least four and at least two periods of the attention pattern, exported to
@@ -47,21 +49,22 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
         checkpoint: the checkpoint that the artifact was exported from.
 
     Returns:
-        The manifest's record of the gate: the parity figures and the result of the losslessness run.
+        The manifest's record of the gate: the parity figures, the bit test and the losslessness run.
 
     Raises:
         UnsupportedModelError: if either comparison fails. The artifact's entries in the packed-weights cache
             are then removed.
     """
     max_context = artifact.manifest.max_context
+    what = str(checkpoint.folder)
     num_layers = layers_to_compare(checkpoint, available_memory())
     if num_layers == checkpoint.num_layers:
         plan = plan_parity(checkpoint, max_context)
         # The reference model is freed before the engines open, so that memory never holds the weights twice.
         reference = reference_logits(checkpoint.folder, plan.ids, plan.positions)
-        with _opened(artifact) as engine:
+        with _opened(artifact, len(plan.ids)) as engine:
             parity = _require_parity(engine, plan, reference, checkpoint)
-            lossless = require_sound(engine, str(checkpoint.folder))
+            bits, lossless = _require_decoding(engine, what)
     else:
         logger.warning(
             "the model does not fit in memory with transformers; the comparison with the checkpoint covers its first %d of %d layers",
@@ -70,15 +73,24 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
         )
         parity = _truncated_parity(checkpoint, num_layers, max_context)
         with _opened(artifact) as engine:
-            lossless = require_sound(engine, str(checkpoint.folder))
-    return {"parity": {**parity, "layers": num_layers, "of_layers": checkpoint.num_layers}, "lossless": lossless}
+            bits, lossless = _require_decoding(engine, what)
+    return {
+        "parity": {**parity, "layers": num_layers, "of_layers": checkpoint.num_layers},
+        GATE_KEY: bits,
+        "lossless": lossless,
+    }
 
 
 @contextlib.contextmanager
-def _opened(artifact: Artifact) -> Iterator[Engine]:
-    """Opens an artifact; after an error, removes its entries from the packed-weights cache."""
+def _opened(artifact: Artifact, context: int = GATE_CONTEXT) -> Iterator[Engine]:
+    """Opens an artifact for the gate's texts; after an error, removes its packed weights from the cache.
+
+    The context is not longer than these texts, because memory for the KV cache and the RoPE tables of a
+    context of 131,072 tokens may be larger than the model.
+    """
     try:
-        with load(artifact.folder, max_context=artifact.manifest.max_context, max_sequences=1) as engine:
+        context = min(artifact.manifest.max_context, max(context, GATE_CONTEXT))
+        with load(artifact.folder, max_context=context, max_sequences=1) as engine:
             yield engine
     except BaseException:
         packing.discard(artifact)
@@ -98,7 +110,7 @@ def _truncated_parity(checkpoint: Checkpoint, num_layers: int, max_context: int)
         )
         artifact = read_artifact(Path(name))
         try:
-            with _opened(artifact) as engine:
+            with _opened(artifact, len(plan.ids)) as engine:
                 return _require_parity(engine, plan, reference, checkpoint)
         finally:
             packing.discard(artifact)
@@ -110,12 +122,27 @@ def _require_parity(engine: Engine, plan: ParityPlan, reference: NDArray[np.floa
     return report.to_json()
 
 
-def require_sound(engine: Engine, what: str) -> dict[str, Any]:
+def _require_decoding(engine: Engine, what: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the manifest's records of the bit test and of the losslessness run."""
+    bits = measure_bits(engine.backend)
+    if not bits.equal:
+        logger.warning(
+            "on this machine the logits of autoregressive decoding and of wider passes differ in their last bits (%s: %d of %d rows):"
+            " two tokens that are almost equally good can swap",
+            bits.first,
+            bits.differing,
+            bits.rows,
+        )
+    return bits.to_json(), require_sound(engine, what, bits_equal=bits.equal)
+
+
+def require_sound(engine: Engine, what: str, *, bits_equal: bool) -> dict[str, Any]:
     """Checks both engines' outputs against their logits, and speculative against autoregressive decoding.
 
     Args:
         engine: an open engine with a draft.
         what: name of the artifact in error messages.
+        bits_equal: whether the kernels of this machine pass the bit test.
 
     Returns:
         The manifest's record of the losslessness run.
@@ -124,7 +151,7 @@ def require_sound(engine: Engine, what: str) -> dict[str, Any]:
         UnsupportedModelError: if a check fails.
     """
     _require_outputs(engine, what)
-    return _require_lossless(engine, what)
+    return _require_lossless(engine, what, bits_equal=bits_equal)
 
 
 def _require_outputs(engine: Engine, what: str) -> None:
@@ -150,18 +177,18 @@ def _require_outputs(engine: Engine, what: str) -> None:
 
 
 def _random_prompt(engine: Engine) -> list[int]:
-    room = engine.artifact.manifest.max_context
+    room = engine.backend.max_context
     count = max(1, min(_PROMPT_TOKENS, room // 2))
     return [int(i) for i in np.random.default_rng(_SEED).integers(0, engine.backend.vocab_size, count)]
 
 
-def _require_lossless(engine: Engine, what: str) -> dict[str, Any]:
+def _require_lossless(engine: Engine, what: str, *, bits_equal: bool) -> dict[str, Any]:
     prompt = _random_prompt(engine)
     plain = GenerationConfig(mode="plain", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
     speculative = GenerationConfig(mode="speculative", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
     expected = engine.generate(prompt, plain)
     completion, run = traced(engine, prompt, speculative)
-    verdict = compare(engine, speculative, plain=expected.token_ids, run=run).verdict
+    verdict = compare(engine, speculative, plain=expected.token_ids, run=run, bits_equal=bits_equal).verdict
     if verdict == NO:
         raise UnsupportedModelError(
             f"{what}: speculative decoding gives other tokens than autoregressive decoding",

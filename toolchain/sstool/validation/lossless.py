@@ -1,7 +1,8 @@
 """Compares a speculative run with autoregressive decoding (mode `plain`), and tells near ties from defects.
 
-Passes of different query lengths round differently, so two tokens that are almost equally good can swap. A
-difference is a `near_tie` only if all of this holds:
+Where the kernels pass the bit test (see `sstool.validation.bits`), every difference is a `no`. Where they
+fail it, passes of different query lengths round differently, so two tokens that are almost equally good can
+swap. A difference is then a `near_tie` only if all of this holds:
 
 * a replay with the run's own passes, rejected proposals included, gives the run's token;
 * a replay with one position per pass gives the plain token;
@@ -15,9 +16,10 @@ The run is then restarted after the plain token, and the comparison continues. E
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from ssruntime.backends.base import Backend
 from ssruntime.config import DecodeSettings, GenerationConfig
@@ -83,18 +85,27 @@ class Comparison:
         return sum(d.verdict == NEAR_TIE for d in self.differences)
 
 
-def traced(engine: Engine, prompt: Prompt, config: GenerationConfig) -> tuple[Completion, TracedRun]:
+class LogitRows(NamedTuple):
+    """Numbers of rows of logits: compared ones, and those of them of which at least one bit differs."""
+
+    compared: int
+    differing: int
+
+
+def traced(engine: Engine, prompt: Prompt, config: GenerationConfig, *, logits: bool = False) -> tuple[Completion, TracedRun]:
     """Returns a completion, and the tokens and passes that a replay of it needs.
+
+    With `logits`, the trace also has the digests of the logits.
 
     Raises:
         PromptError: if the prompt is empty or too long.
     """
-    trace = Trace()
+    trace = Trace(logits={} if logits else None)
     completion = engine.generate(prompt, config, trace=trace)
     return completion, TracedRun(token_ids=tuple(completion.token_ids), trace=trace)
 
 
-def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], run: TracedRun) -> Comparison:
+def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], run: TracedRun, bits_equal: bool) -> Comparison:
     """Returns how a run differs from plain decoding of the same prompt; near ties do not end the comparison.
 
     Args:
@@ -102,6 +113,7 @@ def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], r
         config: settings of the run. The seed must be set if they sample.
         plain: token ids of plain decoding with the same settings and seed.
         run: the run to compare.
+        bits_equal: whether the kernels of this machine pass the bit test, so that there are no near ties.
     """
     settings = engine.settings(config)
     prompt_ids = tuple(run.trace.prompt_ids)
@@ -112,7 +124,10 @@ def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], r
         index = _first_difference(run.token_ids, expected)
         if index is None:
             return Comparison(verdict=NEAR_TIE if differences else YES, tokens=len(plain), differences=tuple(differences))
-        found = _classify(engine.backend, settings, prompt_ids + tuple(plain[:forced]), len(prompt_ids), expected, run, index)
+        if bits_equal:
+            found = _difference(expected, run, index, NO, "passes of every query length give the same bits here, but the tokens differ")
+        else:
+            found = _classify(engine.backend, settings, prompt_ids + tuple(plain[:forced]), len(prompt_ids), expected, run, index)
         differences.append(dataclasses.replace(found, index=forced + index))
         forced += index + 1
         if found.verdict == NO or forced >= len(plain):
@@ -121,6 +136,18 @@ def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], r
         # Plain decoding has applied the stop strings; a restarted run could miss one that spans the restart.
         onward = dataclasses.replace(config, max_new_tokens=len(plain) - forced, stop=())
         _, run = traced(engine, [*prompt_ids, *plain[:forced]], onward)
+
+
+def compare_logits(plain: TracedRun, run: TracedRun) -> LogitRows:
+    """Returns how the logits of two runs with the same tokens compare; both were traced with `logits`.
+
+    The row that decided the last token is not compared if it was an alternative's, and rows after the end of
+    the text are not.
+    """
+    first = len(plain.trace.prompt_ids)
+    ours, theirs = run.trace.logits or {}, plain.trace.logits or {}
+    positions = [p for p in range(first, first + len(plain.token_ids)) if p in ours and p in theirs]
+    return LogitRows(compared=len(positions), differing=sum(ours[p] != theirs[p] for p in positions))
 
 
 def _first_difference(run: Sequence[int], plain: Sequence[int]) -> int | None:
@@ -143,12 +170,8 @@ def _classify(
 
     The first `num_prompt` tokens of `prefix` are the prompt.
     """
-    run_token = run.token_ids[index] if index < len(run.token_ids) else None
-    plain_token = expected[index] if index < len(expected) else None
-
-    def found(verdict: Verdict, reason: str, gap: float | None = None) -> Difference:
-        return Difference(index=index, run_token=run_token, plain_token=plain_token, verdict=verdict, reason=reason, gap=gap)
-
+    found = functools.partial(_difference, expected, run, index)
+    run_token, plain_token = _token(run.token_ids, index), _token(expected, index)
     if run_token is None or plain_token is None:
         return found(NO, f"{'the run' if run_token is None else 'plain decoding'} ended first, after the same tokens")
     sequence = prefix + run.token_ids[:index]
@@ -165,6 +188,21 @@ def _classify(
         [standing(row, settings, plain_token) for row in (as_run, as_plain)],
     )
     return found(NEAR_TIE if gap <= NEAR_TIE_TOLERANCE else NO, f"{reason} by {gap:.1e}", gap)
+
+
+def _difference(expected: Sequence[int], run: TracedRun, index: int, verdict: Verdict, reason: str, gap: float | None = None) -> Difference:
+    return Difference(
+        index=index,
+        run_token=_token(run.token_ids, index),
+        plain_token=_token(expected, index),
+        verdict=verdict,
+        reason=reason,
+        gap=gap,
+    )
+
+
+def _token(tokens: Sequence[int], index: int) -> int | None:
+    return tokens[index] if index < len(tokens) else None
 
 
 def _deciding_gap(run: Sequence[Standing], plain: Sequence[Standing]) -> tuple[str, float]:

@@ -8,10 +8,11 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ssruntime import graph_io
-from ssruntime.artifact import VERIFY_GRAPH, Artifact, DraftEntry
+from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, DraftEntry
 from ssruntime.backends.base import Slot
 from ssruntime.backends.ort.packing import open_packed
-from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.backends.ort.rope import rope_tables
+from ssruntime.backends.ort.slot import OrtSlot, TargetSessions
 from ssruntime.backends.ort.thread_pool import PROVIDERS, choose_threads
 from ssruntime.backends.pool import Pool
 from ssruntime.errors import ArtifactError
@@ -31,6 +32,7 @@ class OrtBackend:
         max_context: int,
         max_sequences: int,
         draft: DraftEntry | None,
+        bit_exact: bool,
         verify_digests: bool,
         global_threads: bool,
     ) -> None:
@@ -38,10 +40,12 @@ class OrtBackend:
         self.max_context = max_context
         self.vocab_size = artifact.manifest.model.vocab_size
         self.threads = self._options.threads
+        self.bit_exact = bit_exact
         window = artifact.manifest.model.window
         self.alternatives_end = max_context if window is None else min(max_context, window)
         packed, self.packing = open_packed(artifact, verify=verify_digests, options=self._options.make)
-        graphs = {g: artifact.path(g).read_bytes() for g in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
+        names = (VERIFY_GRAPH, *([STEP_GRAPH] if bit_exact else []), *([draft.graph] if draft else []))
+        graphs = {g: artifact.path(g).read_bytes() for g in names}
         sessions = None
         if packed is not None:
             spliced = {name: packed.splice(graph, name) for name, graph in graphs.items()}
@@ -54,7 +58,8 @@ class OrtBackend:
             sessions = self._open_all(graphs, artifact.folder)
             packed = None
         self._packed, self._folder = packed, artifact.folder
-        self._verify = sessions[VERIFY_GRAPH]
+        self._target = TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH))
+        self._rope = rope_tables(artifact.manifest.rope, max_context + graph_io.STEP_PADDING)
         self._draft = sessions[draft.graph] if draft else None
         return_freed_memory()
         self.has_draft = self._draft is not None
@@ -86,7 +91,7 @@ class OrtBackend:
             ArtifactError: if the graph cannot be opened or is not a draft of this artifact.
         """
         session = self.open_graph(graph, name)
-        _check_contract(session, name, is_draft=True)
+        _check_contract(session, name, takes_trees=False)
         return session
 
     def open_graph(self, graph: bytes, name: str) -> ort.InferenceSession:
@@ -112,8 +117,9 @@ class OrtBackend:
         """
         max_context = min(max_context, self.max_context)
         return OrtSlot(
-            self._verify,
+            self._target,
             draft,
+            self._rope,
             max_context=max_context,
             alternatives_end=min(max_context, self.alternatives_end),
             vocab_size=self.vocab_size,
@@ -122,7 +128,7 @@ class OrtBackend:
     def _open_all(self, graphs: dict[str, bytes], folder: Path) -> dict[str, ort.InferenceSession]:
         sessions = {name: self._open(graph, name, str(folder)) for name, graph in graphs.items()}
         for name, session in sessions.items():
-            _check_contract(session, name, is_draft=name != VERIFY_GRAPH)
+            _check_contract(session, name, takes_trees=name == VERIFY_GRAPH)
         return sessions
 
     def _open(self, graph: bytes, name: str, folder: str) -> ort.InferenceSession:
@@ -139,11 +145,11 @@ class OrtBackend:
         return self.new_slot(self.max_context, self._draft)
 
 
-def _check_contract(session: ort.InferenceSession, name: str, *, is_draft: bool) -> None:
+def _check_contract(session: ort.InferenceSession, name: str, *, takes_trees: bool) -> None:
     inputs = {v.name for v in session.get_inputs()}
     outputs = {v.name for v in session.get_outputs()}
     needed = {graph_io.INPUT_IDS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.POSITION_IDS, graph_io.LOGITS_INDEX}
-    missing = (needed if is_draft else needed | {graph_io.PAST_LENGTH, graph_io.TREE_MASK}) - inputs
+    missing = (needed | {graph_io.PAST_LENGTH, graph_io.TREE_MASK} if takes_trees else needed) - inputs
     missing |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - outputs
     if missing:
         raise ArtifactError(f"{name} lacks the inputs or outputs {', '.join(sorted(missing))}", "export the model again")

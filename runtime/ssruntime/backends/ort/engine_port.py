@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,19 +21,31 @@ class EnginePort:
     """The inputs and outputs of one session for one sequence, with a binding for each query length."""
 
     def __init__(
-        self, session: ort.InferenceSession, cache: KvCache, max_query_length: int, vocab_size: int, *, last_row_only: bool = False
+        self,
+        session: ort.InferenceSession,
+        cache: KvCache,
+        rope: Mapping[str, NDArray[np.float32]],
+        *,
+        max_query_length: int,
+        vocab_size: int,
+        last_row_only: bool = False,
+        padding: int = 0,
     ) -> None:
         """Makes the buffers.
 
         Args:
             session: session of one engine.
             cache: KV cache of the sequence.
+            rope: RoPE tables by input name.
             max_query_length: largest number of tokens in a pass of `run`.
             vocab_size: number of tokens in the vocabulary.
             last_row_only: whether `run` gives the row of the last token only; no other reaches the LM head.
+            padding: number of rows that attention has beside the tokens of a pass.
         """
         self.session = session
         self._cache = cache
+        self._rope = rope
+        self._padding = padding
         self._vocab_size = vocab_size
         self._ids = np.zeros(max_query_length, dtype=np.int64)
         self._positions = np.zeros(max_query_length, dtype=np.int64)
@@ -96,7 +108,7 @@ class EnginePort:
             positions: 0-based indices into `ids`.
         """
         if self._any_length is None:
-            self._any_length = self._bind_cache()
+            self._any_length = self._bind_fixed()
         binding, count = self._any_length, len(positions)
         tokens = np.asarray(ids, dtype=np.int64).reshape(1, -1)
         index = np.asarray(positions, dtype=np.int64).reshape(1, -1)
@@ -108,23 +120,27 @@ class EnginePort:
         return output, self._timed(binding)
 
     def _set_length(self, start: int, query_length: int) -> None:
-        self._lengths_memory[0] = start + query_length - 1
-        self._lengths_memory[1] = start + query_length
+        total = start + query_length + self._padding
+        self._lengths_memory[0] = total - 1
+        self._lengths_memory[1] = total
         self._past_length_memory[0] = start
 
     def _bind_query_length(self, query_length: int) -> _Bound:
         if query_length > len(self._ids):
             raise ValueError(f"a pass of {query_length} tokens is longer than the {len(self._ids)} that this engine has buffers for")
         first_row = query_length - 1 if self._last_row_only else 0
-        bound = _Bound(self._bind_cache(), self._buffers.head(query_length - first_row), TreeMask(query_length))
+        bound = _Bound(self._bind_fixed(), self._buffers.head(query_length - first_row), TreeMask(query_length))
         ids, positions = (part[:query_length].reshape(1, -1) for part in (self._ids, self._positions))
         index = self._index[first_row:query_length].reshape(1, -1)
         self._bind_small(bound.binding, ids, positions, index, bound.mask, bound.output)
         return bound
 
-    def _bind_cache(self) -> ort.IOBinding:
+    def _bind_fixed(self) -> ort.IOBinding:
         binding = self.session.io_binding()
         self._cache.bind(binding, self.session)
+        for value in self.session.get_inputs():
+            if value.name.startswith(graph_io.ROPE_PREFIX):
+                bind_input(binding, value.name, self._rope[value.name])
         bind_input(binding, graph_io.SEQLENS_K, self._lengths[:1])
         bind_input(binding, graph_io.TOTAL_SEQUENCE_LENGTH, self._lengths[1:].reshape(()))
         if self._takes_mask:

@@ -15,10 +15,10 @@ from ssruntime import graph_io
 
 
 class KvCache:
-    """Buffers `float32[1, kv_heads, max_context, head_dim]`, one per `past.*` input of the verify session."""
+    """Buffers `float32[1, kv_heads, capacity, head_dim]`, one per `past.*` input of the verify session."""
 
-    def __init__(self, session: ort.InferenceSession, max_context: int) -> None:
-        shapes = {v.name: (1, v.shape[1], max_context, v.shape[3]) for v in session.get_inputs() if _is_past(v.name)}
+    def __init__(self, session: ort.InferenceSession, capacity: int) -> None:
+        shapes = {v.name: (1, v.shape[1], capacity, v.shape[3]) for v in session.get_inputs() if _is_past(v.name)}
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         block = _allocate(sum(sizes.values()))
         self._buffers: dict[str, NDArray[np.float32]] = {}

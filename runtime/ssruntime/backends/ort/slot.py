@@ -1,12 +1,14 @@
-"""One sequence's slot: its KV cache and small buffers, bound to the verify session and a draft session."""
+"""One sequence's slot: its KV cache and small buffers, bound to the sessions of the engines."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from ssruntime import graph_io
 from ssruntime.backends.base import Pass, StepOutput, prefill_passes
@@ -18,16 +20,29 @@ PREFILL_CHUNK: Final = 256
 """Most prompt tokens in one pass: enough to use all cores, few enough to keep the activations small."""
 
 
+class TargetSessions(NamedTuple):
+    """The sessions of the whole model (see `ssruntime.graph_io`).
+
+    Attributes:
+        verify: session for passes of any query length.
+        step: session for passes of one token; None if they need not have the bits of wider passes.
+    """
+
+    verify: ort.InferenceSession
+    step: ort.InferenceSession | None
+
+
 class OrtSlot:
-    """One sequence's KV cache and small buffers, bound to both sessions (see `backends.base.Slot`).
+    """One sequence's KV cache and small buffers, bound to all sessions (see `backends.base.Slot`).
 
     Used by one thread at a time.
     """
 
     def __init__(
         self,
-        verify: ort.InferenceSession,
+        target: TargetSessions,
         draft: ort.InferenceSession | None,
+        rope: Mapping[str, NDArray[np.float32]],
         *,
         max_context: int,
         alternatives_end: int,
@@ -37,16 +52,30 @@ class OrtSlot:
         self.alternatives_end = alternatives_end
         self.prefill_chunk = PREFILL_CHUNK
         self.engine_seconds = 0.0
-        self._cache = KvCache(verify, max_context)
-        self._verify = EnginePort(verify, self._cache, graph_io.MAX_QUERY_LENGTH, vocab_size)
+        self._cache = KvCache(target.verify, max_context + graph_io.STEP_PADDING)
+        self._rope = rope
         self._vocab_size = vocab_size
+        longest = graph_io.MAX_QUERY_LENGTH
+        self._verify = EnginePort(target.verify, self._cache, rope, max_query_length=longest, vocab_size=vocab_size)
+        self._single = self._verify
+        """Port of the engine for passes of one token."""
+        if target.step is not None:
+            padding = graph_io.STEP_PADDING
+            self._single = EnginePort(target.step, self._cache, rope, max_query_length=1, vocab_size=vocab_size, padding=padding)
         self._draft: EnginePort | None = None
         if draft is not None:
             self.use_draft(draft)
 
     def use_draft(self, draft: ort.InferenceSession) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
-        self._draft = EnginePort(draft, self._cache, graph_io.MAX_QUERY_LENGTH, self._vocab_size, last_row_only=True)
+        self._draft = EnginePort(
+            draft,
+            self._cache,
+            self._rope,
+            max_query_length=graph_io.MAX_QUERY_LENGTH,
+            vocab_size=self._vocab_size,
+            last_row_only=True,
+        )
 
     def preserved(self, start: int, stop: int) -> contextlib.AbstractContextManager[None]:
         """Returns a context manager that restores the KV-cache entries `[start, stop)` at its end.
@@ -63,8 +92,8 @@ class OrtSlot:
         return output
 
     def forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
-        """Returns the outputs at `positions` of one verify-engine pass; see `backends.base.Slot`."""
-        return self._run_any_length(self._verify, ids, start, positions)
+        """Returns the outputs at `positions` of one pass of the whole model; see `backends.base.Slot`."""
+        return self._run_any_length(self._verify if len(ids) > 1 else self._single, ids, start, positions)
 
     def draft_forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         """Returns the same as `forward`, from the draft engine."""
@@ -81,13 +110,18 @@ class OrtSlot:
         return self.forward(trunk, start, (len(trunk) - 1,))
 
     def verify(self, ids: Sequence[int], start: int, branches: Sequence[Alternative] = ()) -> StepOutput:
-        """Returns a row for each token of one verify-engine pass; see `backends.base.Slot`.
+        """Returns a row for each token of one pass of the whole model; see `backends.base.Slot`.
 
         Raises:
             ValueError: if the pass has no tokens, exceeds the context or `MAX_QUERY_LENGTH`, or has branches
                 at `start` 0.
         """
-        self._check_room(start, len(ids) + len(branches))
+        query_length = len(ids) + len(branches)
+        self._check_room(start, query_length)
+        if query_length == 1:
+            output, seconds = self._single.run(ids, start)
+            self.engine_seconds += seconds
+            return output
         if branches and start == 0:
             # Without past tokens, the kernels ignore `position_ids` and apply RoPE by row number, which is
             # wrong for branches.

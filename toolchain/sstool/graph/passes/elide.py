@@ -17,7 +17,8 @@ class ElidePass(ir.passes.InPlacePass):
     """Leaves sublayers out: the residual add of a skipped sublayer is replaced by its residual input.
 
     A residual add that is fused with the norm after it is replaced by that norm alone. Nodes that are no
-    longer used are removed, and so are the KV cache input and output of a skipped attention.
+    longer used are removed, and so are the KV cache input and output of a skipped attention, and the tables
+    of a RoPE that no attention applies any more.
 
     Requires: inputs and outputs have the names of the graph contract; nodes are in topological order and have
     their module paths.
@@ -109,4 +110,5 @@ def _drop_kv_cache(model: ir.Model, skip: AbstractSet[Sublayer]) -> None:
             kept.append(value)
     graph.outputs[:] = kept
     common.RemoveUnusedNodesPass()(model)
-    graph.inputs[:] = [v for v in graph.inputs if v.uses() or not (v.name or "").startswith(graph_io.PAST_PREFIX)]
+    of_attention = (graph_io.PAST_PREFIX, graph_io.ROPE_PREFIX)
+    graph.inputs[:] = [v for v in graph.inputs if v.uses() or not (v.name or "").startswith(of_attention)]

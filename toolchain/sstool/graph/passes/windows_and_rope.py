@@ -1,4 +1,4 @@
-"""Sets each layer's sliding window and RoPE tables."""
+"""Sets each layer's sliding window and RoPE."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from typing import Final
 
 import onnx_ir as ir
 
+from ssruntime import graph_io
 from ssruntime.errors import UnsupportedModelError
 from sstool.checkpoint.attention_pattern import LayerAttention
-from sstool.checkpoint.rope import Table
 from sstool.graph.attention_kernel import TABLE_INPUTS, applies_rope, attentions
-from sstool.graph.passes.constants import constant
 from sstool.graph.sublayers import sublayer_of
 
 _NO_WINDOW: Final = -1
 
 
 class WindowsAndRopePass(ir.passes.InPlacePass):
-    """Sets the sliding window of every GroupQueryAttention, and its RoPE tables or no RoPE, layer by layer.
+    """Sets the sliding window of every GroupQueryAttention, and its RoPE or no RoPE, layer by layer.
 
     mobius may give every layer the same settings even where the model's layers differ.
 
     Requires: attention is GroupQueryAttention, and its nodes have their module paths; a layer that is to
     apply RoPE applies it already, with tables of the same width.
-    Ensures: `local_window_size`, `do_rotary` and the tables are those of the layer; tables have as many rows
-    as were given, and layers with the same RoPE share one pair of them.
+    Ensures: `local_window_size`, `do_rotary` and the tables are those of the layer; the tables are inputs
+    `float[positions, pairs]`, because their length follows from the context that the runtime is loaded with.
     Edits in place.
     """
 
-    def __init__(self, layers: Sequence[LayerAttention], tables: Mapping[str, Table]) -> None:
+    def __init__(self, layers: Sequence[LayerAttention], pairs: Mapping[str, int]) -> None:
+        """Takes the attention of each layer, and the number of pairs that each RoPE rotates by its name."""
         super().__init__()
         self._layers = layers
-        self._tables = tables
+        self._pairs = pairs
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Applies the pass. Raises UnsupportedModelError if the graph is not as required."""
         graph = model.graph
-        tables = {name: _register(graph, name, table) for name, table in self._tables.items()}
+        tables = {name: _inputs(name, pairs) for name, pairs in self._pairs.items()}
         for node in attentions(graph):
             sublayer = sublayer_of(node)
             if sublayer is None or sublayer.layer >= len(self._layers):
@@ -50,6 +50,7 @@ class WindowsAndRopePass(ir.passes.InPlacePass):
                 _disable_rope(node)
             else:
                 _apply_rope(node, tables[layer.rope])
+        graph.inputs.extend(value for pair in tables.values() for value in pair if value.uses())
         _drop_unused(graph)
         return ir.passes.PassResult(model, modified=True)
 
@@ -78,10 +79,13 @@ def _disable_rope(node: ir.Node) -> None:
             node.replace_input_with(index, None)
 
 
-def _register(graph: ir.Graph, name: str, table: Table) -> tuple[ir.Value, ir.Value]:
-    prefix = f"sstool.rotary.{name.replace(' ', '_')}"
-    cosines, sines = table
-    return constant(graph, f"{prefix}.cos", cosines), constant(graph, f"{prefix}.sin", sines)
+def _inputs(name: str, pairs: int) -> tuple[ir.Value, ir.Value]:
+    cosines, sines = graph_io.rope_names(name)
+    return _table(cosines, pairs), _table(sines, pairs)
+
+
+def _table(name: str, pairs: int) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["positions", pairs]))
 
 
 def _drop_unused(graph: ir.Graph) -> None:

@@ -1,0 +1,155 @@
+"""The result of the bit test, and its places: the manifest, and each host that ran `sstool check`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import onnxruntime as ort
+
+from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, WEIGHTS, Artifact
+from ssruntime.backends.ort.packing import cache_folder
+from ssruntime.engine import Engine
+from ssruntime.errors import ArtifactError
+from ssruntime.machine import cpu_features, cpu_model
+from ssruntime.scratch import write_whole
+from ssruntime.strict_reader import parse_json, read_record
+
+logger = logging.getLogger(__name__)
+
+GATE_KEY: Final = "bits"
+_SWITCHES: Final = ("ORT_DISABLE_FLASH_ATTENTION", "ORT_GQA_DISABLE_FLASH_ATTENTION")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """What the bits of the logits depend on.
+
+    Attributes:
+        cpu: model name of the processor.
+        instructions: digest of the processor's instruction-set flags, which virtual machines may hide.
+        onnxruntime: version of ONNX Runtime.
+        threads: number of threads of each engine.
+        flash_attention: whether flash attention is on.
+    """
+
+    cpu: str
+    instructions: str
+    onnxruntime: str
+    threads: int
+    flash_attention: bool
+
+    @classmethod
+    def here(cls, threads: int) -> Kernels:
+        """Returns the kernels of this process for engines of so many threads."""
+        is_off = any(os.environ.get(name, "0") not in ("", "0") for name in _SWITCHES)
+        instructions = hashlib.sha256(cpu_features().encode()).hexdigest()[:12]
+        return cls(cpu=cpu_model(), instructions=instructions, onnxruntime=ort.__version__, threads=threads, flash_attention=not is_off)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitsReport:
+    """How the logits of several kinds of passes compare with those of autoregressive decoding.
+
+    Attributes:
+        rows: number of compared rows of logits.
+        differing: number of rows of which at least one bit differs.
+        first: kind of pass of the first such row, such as `query length 3`; None if there is none.
+        kernels: what the result depends on.
+    """
+
+    rows: int
+    differing: int
+    first: str | None
+    kernels: Kernels
+
+    @classmethod
+    def read(cls, data: object, where: str) -> BitsReport:
+        """Returns the report that `to_json` wrote.
+
+        Raises:
+            ArtifactError: if the data is not such a report.
+        """
+        if not isinstance(data, dict):
+            raise ArtifactError(f"{where}: expected an object", "export the model again")
+        names = {f.name for f in dataclasses.fields(Kernels)}
+        figures = {k: v for k, v in data.items() if k not in names and k != "equal"}
+        return read_record(cls, {**figures, "kernels": {k: v for k, v in data.items() if k in names}}, where=where, error=ArtifactError)
+
+    @property
+    def equal(self) -> bool:
+        """Whether rows were compared and none differs."""
+        return self.rows > 0 and self.differing == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures, the verdict and the kernels as one flat object."""
+        figures = dataclasses.asdict(self)
+        return {"equal": self.equal, **{k: v for k, v in figures.items() if k != "kernels"}, **figures["kernels"]}
+
+
+def store_bits(artifact: Artifact, report: BitsReport) -> None:
+    """Stores a report of this host for `known_bits`; a full or read-only disk is no error."""
+    path = _path(artifact, report.kernels)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, json.dumps(report.to_json(), indent=1).encode() + b"\n")
+    except OSError as err:
+        logger.debug("the result of the bit test cannot be stored: %s", err)
+
+
+def known_bits(artifact: Artifact, kernels: Kernels) -> BitsReport | None:
+    """Returns the report of these kernels, from the manifest or from this host; None if there is none."""
+    recorded = recorded_bits(artifact)
+    if recorded is not None and recorded.kernels == kernels:
+        return recorded
+    try:
+        path = _path(artifact, kernels)
+        stored = BitsReport.read(parse_json(path.read_bytes()), str(path))
+    except (OSError, ValueError, ArtifactError):
+        return None
+    return stored if stored.kernels == kernels else None
+
+
+def recorded_bits(artifact: Artifact) -> BitsReport | None:
+    """Returns the report of the machine that exported the artifact; None if the manifest has none."""
+    data = artifact.manifest.gate.get(GATE_KEY)
+    return None if data is None else BitsReport.read(data, "manifest.json: gate: bits")
+
+
+def bits_are_equal(engine: Engine) -> bool:
+    """Returns whether the kernels that an engine runs on are known to pass the bit test."""
+    known = known_bits(engine.artifact, Kernels.here(engine.backend.threads)) if engine.backend.bit_exact else None
+    return known is not None and known.equal
+
+
+def exactness(artifact: Artifact, threads: int) -> str:
+    """Returns how exactly speculative decoding gives the logits of autoregressive decoding on this machine.
+
+    Returns:
+        `bits`, or `near-tie (why)` if the bits differ or were not tested on these kernels.
+    """
+    kernels = Kernels.here(threads)
+    known = known_bits(artifact, kernels)
+    if known is not None:
+        return "bits" if known.equal else f"near-tie ({known.first}: {known.differing} of {known.rows} rows differ)"
+    recorded = recorded_bits(artifact)
+    if recorded is None or not recorded.equal:
+        return "near-tie (not tested on this machine; to test: sstool check)"
+    where = recorded.kernels
+    return (
+        f"near-tie (tested elsewhere: bits on {where.cpu}, onnxruntime {where.onnxruntime}, {where.threads} threads;"
+        " to test this machine: sstool check)"
+    )
+
+
+def _path(artifact: Artifact, kernels: Kernels) -> Path:
+    files = artifact.manifest.files
+    digests = [files[name].sha256 for name in (VERIFY_GRAPH, STEP_GRAPH, WEIGHTS)]
+    key = hashlib.sha256(json.dumps([digests, dataclasses.asdict(kernels)], sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder() / "bits" / f"{key}.json"
