@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from ssruntime.acceptance import make_acceptance
-from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, StoppingRule, check_digests, read_artifact
+from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, check_digests, read_artifact
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.checks import check_int
-from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, check_stopping_rule, complete, read_generation_config
+from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, complete, read_generation_config
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
 from ssruntime.folder_lock import require_locks
 from ssruntime.machine import cpu_model, default_threads
@@ -86,7 +86,7 @@ def load(
     codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
     entry = artifact.manifest.drafts[0] if draft and artifact.manifest.drafts else None
     if entry is not None:
-        _check_stopping_rule(entry)
+        _check_draft_settings(entry)
         _warn_of_other_processor(artifact)
 
     # Imported here, so that reading an artifact does not require ONNX Runtime.
@@ -120,8 +120,7 @@ class Engine:
         self.backend = backend
         self.defaults = defaults
         self._codec = codec
-        self._tuned: StoppingRule | None = None if draft is None else draft.tuned
-        self._prefers_plain = draft is not None and draft.mode == "plain"
+        self._draft = draft
         self._is_closed = False
 
     def generate(
@@ -204,7 +203,7 @@ class Engine:
             ConfigError: if the settings do not fit this artifact, such as mode `speculative` without an open
                 draft.
         """
-        return complete(config or GenerationConfig(), self.defaults, self._tuned, prefers_plain=self._prefers_plain)
+        return complete(config or GenerationConfig(), self.defaults, self._draft)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the prompt's token ids.
@@ -299,8 +298,8 @@ def checked_threads(threads: int | None) -> int:
     return default_threads() if threads is None else threads
 
 
-def _check_stopping_rule(entry: DraftEntry) -> None:
+def _check_draft_settings(entry: DraftEntry) -> None:
     try:
-        check_stopping_rule(entry.tuned, entry.mode)
+        GenerationConfig(mode=entry.mode, max_alternatives=entry.max_alternatives)
     except ConfigError as err:
         raise ArtifactError(f"manifest.json: draft {entry.name!r}: {err.message}", "export the model again") from err

@@ -1,6 +1,7 @@
 """Registries of the parts that can be added by name.
 
-A proposer's name is a value of the setting `mode`, a stopping policy's name a value of `exit`.
+The names are values of settings: `mode` for proposers, `exit` for stopping rules, `sampling` for acceptance
+rules.
 """
 
 from __future__ import annotations
@@ -41,5 +42,7 @@ class Registry(Generic[T]):
 
 PROPOSERS: Final[Registry[Callable[..., Any]]] = Registry()
 """`ssruntime.proposers.MakeProposer` by mode; that of mode `plain` returns None."""
-STOPPING_POLICIES: Final[Registry[Callable[..., Any]]] = Registry()
-"""`ssruntime.stopping.MakePolicy` by the name that the setting `exit` gives."""
+STOPPING_RULES: Final[Registry[type[Any]]] = Registry()
+"""Subclasses of `ssruntime.stopping.StoppingRule` by the name that the setting `exit` gives."""
+ACCEPTANCE_RULES: Final[Registry[Callable[..., Any]]] = Registry()
+"""`ssruntime.acceptance.MakeAcceptance` by the name that the setting `sampling` gives, or `greedy`."""

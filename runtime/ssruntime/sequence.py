@@ -143,12 +143,12 @@ class Sequence:
             yield None
 
     def _rounds(self, proposer: Proposer) -> Generator[Pass | None, StepOutput, None]:
-        stats = self.stats
+        stats, max_draft = self.stats, self._settings.stopping.max_draft
         while self.finish_reason is None:
             start, position = self.start, len(self.ids)
             committed = self.ids[start:]
             # A round emits one token more than it accepts, so a draft up to the end would waste its last one.
-            limit = min(self._settings.max_draft, self._end - position - 1, MAX_QUERY_LENGTH - len(committed))
+            limit = min(max_draft, self._end - position - 1, MAX_QUERY_LENGTH - len(committed))
             proposal = yield from proposer.propose(self, limit)
             tree = proposal.tree(committed)
             room = room_beside(len(tree.trunk) - 1, start, self._limits.alternatives_end) if tree.branches else 0

@@ -55,7 +55,8 @@ def read_record(cls: type[T], data: object, *, where: str, error: type[SelfSpecE
 
     Args:
         cls: a dataclass; its field types may be scalars, `X | None`, `tuple[X, ...]`, `dict[str, X]`, or
-            dataclasses.
+            dataclasses. A type with a class method `read` (with the arguments of this function after `cls`)
+            reads its own values.
         data: the parsed content of the file.
         where: name of the place in error messages, for example `manifest.json`.
         error: the error class to raise.
@@ -101,6 +102,8 @@ def _convert(hint: Any, value: object, *, where: str, error: type[SelfSpecError]
         if not isinstance(value, Mapping):
             raise error(f"{where}: expected an object with keys, found {_kind(value)}", "correct this value")
         return {str(k): _convert(args[1], v, where=f"{where}.{k}", error=error) for k, v in value.items()}
+    if hasattr(hint, "read"):
+        return hint.read(value, where=where, error=error)
     if dataclasses.is_dataclass(hint):
         return read_record(typing.cast(type[Any], hint), value, where=where, error=error)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -113,4 +113,4 @@ def test_flags_override_the_recipe(sstool: Command, demo_model: Path, tmp_path: 
     assert manifest["max_context"] == 512
     [draft] = manifest["drafts"]
     assert draft["skip"] == {"attention": [], "mlp": [1, 2]}
-    assert draft["tuned"]["max_draft"] is None
+    assert draft["stopping"] is None

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from ssruntime import config as runtime
+from ssruntime import stopping
 from ssruntime.engine import DEFAULT_MAX_CONTEXT
 from sstool.cli import options
 from sstool.cli.group import COMMANDS, cli
@@ -88,9 +89,9 @@ def test_choices_are_the_runtime_s() -> None:
     ("flag", "values"),
     [
         ("max_new_tokens", [runtime.DEFAULT_MAX_NEW_TOKENS]),
-        ("exit", [runtime.DEFAULT_EXIT]),
-        ("exit_threshold", [runtime.DEFAULT_EXIT_THRESHOLD]),
-        ("max_draft", [runtime.DEFAULT_MAX_DRAFT, runtime.MAX_DRAFT_LIMIT]),
+        ("exit", [stopping.DEFAULT_EXIT]),
+        ("exit_threshold", [stopping.DEFAULT_EXIT_THRESHOLD]),
+        ("max_draft", [stopping.DEFAULT_MAX_DRAFT, stopping.MAX_DRAFT_LIMIT]),
         ("max_alternatives", [runtime.DEFAULT_MAX_ALTERNATIVES, runtime.MAX_ALTERNATIVES_LIMIT]),
         ("max_context", [DEFAULT_MAX_CONTEXT]),
     ],

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from ssruntime.config import DecodeSettings
 from ssruntime.sampling.filters import filtered
 from ssruntime.sampling.noise import gumbel
+from ssruntime.stopping import FixedRule
 from sstool.validation.near_tie import Row, decide, standing
 
 
 def settings_of(*, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> DecodeSettings:
     return DecodeSettings(
-        max_new_tokens=8, mode="speculative", exit="fixed", exit_threshold=0.6, max_draft=4, max_alternatives=2,
+        max_new_tokens=8, mode="speculative", stopping=FixedRule(max_draft=4), max_alternatives=2,
         temperature=temperature, top_k=top_k,
         top_p=top_p, min_p=min_p, sampling="coupled", seed=7, stop=(), eos_token_ids=frozenset(),
     )  # fmt: skip

@@ -36,11 +36,11 @@ from ssruntime.artifact import (
     Manifest,
     ModelInfo,
     SkipSet,
-    StoppingRule,
 )
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
 from ssruntime.proposal import Alternative, Proposal
+from ssruntime.stopping import StoppingRule
 
 Table = NDArray[np.float32]
 
@@ -152,7 +152,8 @@ def write_artifact(
     tokenizer: Tokenizer | None = None,
     generation: Mapping[str, object] | None = None,
     max_context: int = 64,
-    tuned: StoppingRule | None = None,
+    stopping: StoppingRule | None = None,
+    max_alternatives: int | None = None,
     window: int | None = None,
     chat_template: str | None = None,
     tokenizer_config: Mapping[str, object] | None = None,
@@ -166,7 +167,8 @@ def write_artifact(
         tokenizer: tokenizer of the model; by default `letters(vocab)`.
         generation: content of `generation_config.json`; by default `EOS` ends the text.
         max_context: context limit in the manifest.
-        tuned: tuned stopping rule of the draft.
+        stopping: tuned stopping rule of the draft.
+        max_alternatives: tuned number of alternatives.
         window: sliding window in the manifest; the graphs have none.
         chat_template: content of `chat_template.jinja`, if any.
         tokenizer_config: content of `tokenizer_config.json`, if any.
@@ -185,7 +187,14 @@ def write_artifact(
         (folder / "chat_template.jinja").write_text(chat_template)
     if tokenizer_config is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_config)))
-    entry = DraftEntry(name="draft", graph=DRAFT_GRAPH, dtype="fp32", skip=SkipSet(attention=(1,)), tuned=tuned or StoppingRule())
+    entry = DraftEntry(
+        name="draft",
+        graph=DRAFT_GRAPH,
+        dtype="fp32",
+        skip=SkipSet(attention=(1,)),
+        stopping=stopping,
+        max_alternatives=max_alternatives,
+    )
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         model=ModelInfo(

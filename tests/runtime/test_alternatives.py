@@ -20,7 +20,6 @@ from ssruntime.acceptance import CoupledAcceptance, GreedyAcceptance, RejectionA
 from ssruntime.acceptance.base import BRANCH_MARGIN
 from ssruntime.acceptance.coupled import coupled_ranking, coupled_sample
 from ssruntime.acceptance.equality import accept_equal
-from ssruntime.artifact import StoppingRule
 from ssruntime.backends.ort.tree_mask import TreeMask
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.engine import Engine
@@ -225,7 +224,7 @@ def test_passes_with_alternatives_end_within_the_first_window(open_script: OpenS
 
 
 def test_the_tuned_number_of_alternatives_is_used_unless_the_request_sets_one(open_script: OpenScript) -> None:
-    with open_script(second_choice_script(), tuned=StoppingRule(max_alternatives=0)) as engine:
+    with open_script(second_choice_script(), max_alternatives=0) as engine:
         assert engine.settings().max_alternatives == 0
         assert engine.settings(GenerationConfig(max_alternatives=3)).max_alternatives == 3
         assert engine.generate([1], GenerationConfig(temperature=0.0, max_new_tokens=10)).stats.alternatives == 0

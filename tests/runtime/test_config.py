@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssruntime import ArtifactError, ConfigError, GenerationConfig
-from ssruntime.artifact import StoppingRule
+from ssruntime.artifact import DraftEntry, SkipSet
 from ssruntime.config import CheckpointDefaults, complete, read_generation_config
 from ssruntime.errors import SelfSpecError, did_you_mean
+from ssruntime.stopping import AdaptiveRule
 from ssruntime.strict_reader import read_record
 
 NAN, INFINITY = math.nan, math.inf
@@ -96,9 +97,11 @@ def test_none_means_not_set() -> None:
 
 
 def test_unset_settings_get_their_defaults() -> None:
-    done = complete(GenerationConfig(), CheckpointDefaults(), StoppingRule())
-    assert dataclasses.replace(done, seed=0) == complete(GenerationConfig(seed=0), CheckpointDefaults(), StoppingRule())
-    assert (done.max_new_tokens, done.mode, done.exit, done.exit_threshold, done.max_draft) == (128, "speculative", "adaptive", 0.6, 12)
+    draft = DraftEntry(name="draft", graph="draft.onnx", dtype="fp32", skip=SkipSet(mlp=(1,)))
+    done = complete(GenerationConfig(), CheckpointDefaults(), draft)
+    assert dataclasses.replace(done, seed=0) == complete(GenerationConfig(seed=0), CheckpointDefaults(), draft)
+    assert (done.max_new_tokens, done.mode) == (128, "speculative")
+    assert done.stopping == AdaptiveRule(exit_threshold=0.6, max_draft=12)
     assert (done.temperature, done.top_k, done.top_p, done.min_p, done.sampling) == (0.0, 0, 1.0, 0.0, "coupled")
     assert done.is_greedy
     assert complete(GenerationConfig(), CheckpointDefaults(), None).mode == "plain"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.errors import ConfigError
 from ssruntime.proposal import Alternative, Proposal
 from ssruntime.proposers import SequenceView
-from ssruntime.registry import PROPOSERS, STOPPING_POLICIES
+from ssruntime.registry import ACCEPTANCE_RULES, PROPOSERS, STOPPING_RULES
 from ssruntime.sampling.distribution import Distribution, accept_probability, draw, point_mass, residual
 from ssruntime.sampling.filters import filtered, probabilities
+from ssruntime.stopping import StoppingRule
 from tests.runtime.conftest import OpenScript
 from tests.runtime.counts import check_counts
 from tests.runtime.scripted import plain_tokens, proposal_of, random_script, step_of
@@ -47,6 +49,18 @@ class Lookup:
         """Learns nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TwoRule(StoppingRule):
+    """At most two tokens, and a setting of its own."""
+
+    exit: str = field(default="two", init=False)
+    tokens: int = 2
+
+    def policy(self) -> AtMostTwo:
+        """Returns a new policy."""
+        return AtMostTwo()
+
+
 class AtMostTwo:
     """Lets drafts have two tokens, and none while the context has an odd number of tokens."""
 
@@ -61,10 +75,10 @@ class AtMostTwo:
 @pytest.fixture(autouse=True)
 def _plugged_in() -> Iterator[None]:
     PROPOSERS.register("lookup", lambda _settings, _acceptance, stopping, _end: Lookup(stopping))
-    STOPPING_POLICIES.register("two", lambda _settings: AtMostTwo())
+    STOPPING_RULES.register("two", TwoRule)
     yield
     PROPOSERS.remove("lookup")
-    STOPPING_POLICIES.remove("two")
+    STOPPING_RULES.remove("two")
 
 
 @pytest.mark.parametrize("how", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_p": 0.8, "seed": 9}])
@@ -117,6 +131,30 @@ def test_rejection_sampling_follows_that_arithmetic_draw_by_draw() -> None:
             assert emitted == [token, draw(rows[1], second)]
         else:
             assert emitted == [draw(residual(rows[0], point_mass(token)), second)]
+
+
+def test_a_rule_of_one_s_own_is_stored_in_an_artifact_and_used(open_script: OpenScript) -> None:
+    trace = Trace()
+    with open_script(SCRIPT, stopping=TwoRule(max_draft=9)) as engine:
+        assert engine.settings().stopping == TwoRule(max_draft=9, tokens=2)
+        engine.generate([1, 2, 3], GenerationConfig(max_new_tokens=50, ignore_eos=True), trace=trace)
+    assert max(r.proposed for r in trace.rounds) == 2
+
+
+def test_an_acceptance_rule_of_one_s_own_is_used(open_script: OpenScript) -> None:
+    class Last(RejectionAcceptance):
+        """Takes the last token of the vocabulary."""
+
+        def sample(self, output: StepOutput, position: int) -> int:
+            return SCRIPT.vocab - 1
+
+    ACCEPTANCE_RULES.register("last", Last)
+    try:
+        with open_script(SCRIPT) as engine:
+            config = GenerationConfig(mode="plain", sampling="last", temperature=1.0, max_new_tokens=5, ignore_eos=True)
+            assert engine.generate([1, 2, 3], config).token_ids == [SCRIPT.vocab - 1] * 5
+    finally:
+        ACCEPTANCE_RULES.remove("last")
 
 
 def test_a_name_that_is_not_registered_is_refused() -> None:

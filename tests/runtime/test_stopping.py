@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssruntime import GenerationConfig, Trace
-from ssruntime.artifact import StoppingRule
+from ssruntime.errors import ConfigError, RecipeError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.stopping import AdaptiveStopping, ConfidenceStopping, FixedStopping, make_stopping_policy
+from ssruntime.stopping import AdaptiveRule, AdaptiveStopping, ConfidenceRule, ConfidenceStopping, FixedRule, FixedStopping, StoppingRule
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, phrase_table
 
@@ -154,15 +154,41 @@ def test_each_request_has_its_own_stopping_state(open_script: OpenScript) -> Non
 
 
 def test_the_tuned_stopping_rule_is_used_unless_the_request_sets_one(open_script: OpenScript) -> None:
-    with open_script(_tables(), tuned=StoppingRule(exit="confidence", exit_threshold=0.25, max_draft=3)) as engine:
-        tuned = engine.settings()
-        assert (tuned.exit, tuned.exit_threshold, tuned.max_draft) == ("confidence", 0.25, 3)
-        chosen = engine.settings(GenerationConfig(exit="adaptive", max_draft=7))
+    with open_script(_tables(), stopping=ConfidenceRule(exit_threshold=0.25, max_draft=3)) as engine:
+        assert engine.settings().stopping == ConfidenceRule(exit_threshold=0.25, max_draft=3)
+        chosen = engine.settings(GenerationConfig(exit="adaptive", max_draft=7)).stopping
         # A threshold tuned for one stopping rule has no meaning for another.
-        assert (chosen.exit, chosen.exit_threshold, chosen.max_draft) == ("adaptive", 0.6, 7)
-        assert isinstance(make_stopping_policy(tuned), ConfidenceStopping)
-        assert isinstance(make_stopping_policy(chosen), AdaptiveStopping)
-        assert engine.settings(GenerationConfig(exit_threshold=0.5)).exit_threshold == 0.5
+        assert chosen == AdaptiveRule(exit_threshold=0.6, max_draft=7)
+        assert isinstance(chosen.policy(), AdaptiveStopping)
+        assert engine.settings(GenerationConfig(exit="fixed")).stopping == FixedRule(max_draft=3)
+        assert engine.settings(GenerationConfig(exit_threshold=0.5)).stopping == ConfidenceRule(exit_threshold=0.5, max_draft=3)
+    with (
+        open_script(_tables(), stopping=FixedRule(max_draft=3)) as engine,
+        pytest.raises(ConfigError, match="no meaning with exit 'fixed'") as caught,
+    ):
+        engine.settings(GenerationConfig(exit_threshold=0.5))
+    assert caught.value.hint == "leave exit_threshold out, or also set exit to 'confidence' or 'adaptive'"
     with open_script(_tables()) as engine:
-        defaults = engine.settings()
-    assert (defaults.exit, defaults.exit_threshold, defaults.max_draft) == ("adaptive", 0.6, 12)
+        assert engine.settings().stopping == AdaptiveRule(exit_threshold=0.6, max_draft=12)
+
+
+def test_a_rule_is_read_as_it_was_written() -> None:
+    for rule in (FixedRule(max_draft=3), ConfidenceRule(exit_threshold=0.25), AdaptiveRule(max_draft=1)):
+        assert StoppingRule.read(dataclasses.asdict(rule), where="here", error=RecipeError) == rule
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"exit": "sometimes"}, "here: exit must be one of fixed, confidence, adaptive, found 'sometimes'"),
+        ({"exit": ["fixed"]}, r"here: exit must be one of .*, found \['fixed'\]"),
+        ({"exit": "fixed", "exit_threshold": 0.5}, "here: exit_threshold has no meaning with exit 'fixed'"),
+        ({"exit": "confidence", "exit_threshold": 1.5}, "here: exit_threshold is out of range: 1.5"),
+        ({"max_draft": 16}, "here: max_draft is out of range: 16"),
+        ({"max_drafts": 6}, "here: unknown key 'max_drafts'"),
+        ([], "here: expected an object with keys"),
+    ],
+)
+def test_an_invalid_rule_is_refused_with_its_place(data: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        StoppingRule.read(data, where="here", error=RecipeError)

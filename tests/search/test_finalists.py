@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ssruntime.artifact import SkipSet
+from ssruntime.stopping import ConfidenceRule
 from sstool.prompts import PromptRecord
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.finals.finalists import choose_finalists, time_finalists
@@ -21,7 +22,7 @@ def timed(builder: DraftBuilder, runs_that_fit: int, **changes: Any) -> tuple[li
     """Returns a finalist timed on three prompts, and the progress reports of its runs."""
     prompts = [PromptRecord(id=str(n), prompt=prompt, index=n) for n, prompt in enumerate(CODE)]
     skip = SkipSet(attention=(2, 5), mlp=(3, 4, 9))
-    trial = Trial(index=7, source="ax", status="completed", skip=skip, exit="confidence", exit_threshold=0.5, max_draft=4)
+    trial = Trial(index=7, source="ax", status="completed", skip=skip, stopping=ConfidenceRule(exit_threshold=0.5, max_draft=4))
     costs = CostModel(searches.latency(num_layers=builder.num_layers))
     reports: list[tuple[int, int]] = []
 

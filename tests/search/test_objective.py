@@ -11,7 +11,8 @@ from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of
 from sstool.search.log.records import COMPLETED, FAILED, STOPPED, LatencyRow
 from sstool.search.scoring.evaluate import Evaluator
-from sstool.search.scoring.objective import START, Objective, each_with
+from sstool.search.scoring.objective import Objective, each_with
+from sstool.search.scoring.rules import START, neighbours
 from sstool.search.settings import GREEDY, SAMPLED
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CachedText
@@ -60,8 +61,8 @@ def test_no_neighbour_beats_a_tuned_stopping_rule(builder: DraftBuilder, texts: 
     bits = bits_of(SKIP, builder.num_layers)
     objective = Objective(cheap(builder.num_layers, 1.0), WEIGHTS)
     counting = [drafted(builder, cached, SKIP) for cached in texts]
-    exit_, score = objective.tune(bits, counting, START)
-    for neighbour in exit_.neighbours():
+    rule, score = objective.tune(bits, counting, START)
+    for neighbour in neighbours(rule):
         assert objective.score(bits, counting, neighbour).seconds_per_token >= score.seconds_per_token
 
 
@@ -105,7 +106,7 @@ def test_an_evaluator_stops_hopeless_candidates_and_continues_after_failures(bui
     everything = first.run(2, "ax", (1,) * (2 * num_layers))
     assert everything.status == FAILED or everything.counts
     again = evaluator().run(0, "recipe", bits_of(SKIP, num_layers))
-    assert (again.counts, again.speedup, again.exit_threshold) == (good.counts, good.speedup, good.exit_threshold)
+    assert (again.counts, again.speedup, again.stopping) == (good.counts, good.speedup, good.stopping)
 
 
 def test_a_candidate_whose_timed_run_fails_keeps_its_score(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ssruntime.artifact import SkipSet
+from ssruntime.stopping import ConfidenceRule
 from sstool.search.log.records import (
     COMPLETED,
     FAILED,
@@ -177,9 +178,7 @@ def trial(index: int, source: str, *, num_layers: int = 24, status: str = COMPLE
         source=source,
         status=status,
         skip=skip,
-        exit="confidence",
-        exit_threshold=0.6,
-        max_draft=6,
+        stopping=ConfidenceRule(exit_threshold=0.6, max_draft=6),
         cost_ratio=cost,
         counts=by_kind,
         tokens_per_second=87.3 * speedup,

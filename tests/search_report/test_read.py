@@ -121,7 +121,7 @@ def changed(number: int, change: Change) -> Callable[[list[str]], list[str]]:
 
 
 BROKEN: list[tuple[Callable[[list[str]], list[str]], int, str]] = [
-    (changed(0, lambda d: d.update(format=1)), 1, "expected format 2, found 1"),
+    (changed(0, lambda d: d.update(format=1)), 1, "expected format 3, found 1"),
     (changed(0, lambda d: d.update(surprise=1)), 1, "unknown key 'surprise'"),
     (changed(0, lambda d: d.pop("model")), 1, "key 'model' is missing"),
     (changed(0, lambda d: d.update(num_layers=0)), 1, "num_layers"),
@@ -130,8 +130,8 @@ BROKEN: list[tuple[Callable[[list[str]], list[str]], int, str]] = [
     (changed(2, lambda d: d.update(speedup="fast")), 3, "expected float"),
     (changed(2, lambda d: d.update(speedup=None)), 3, "a completed trial must have one"),
     (changed(2, lambda d: d.update(status="done")), 3, "unknown status 'done'"),
-    (changed(2, lambda d: d.update(max_draft=99)), 3, "max_draft is out of range: 99"),
-    (changed(2, lambda d: d.update(max_draft=None)), 3, "a completed trial must have both"),
+    (changed(2, lambda d: d["stopping"].update(max_draft=99)), 3, "max_draft is out of range: 99"),
+    (changed(2, lambda d: d.update(stopping=None)), 3, "stopping: a completed trial must have one"),
     (changed(2, lambda d: d["skip"].update(mlp=[24])), 3, "layer 24 does not exist"),
     (changed(2, lambda d: d["skip"].update(attention=[-1])), 3, "layer -1 does not exist"),
     (changed(2, lambda d: d["counts"]["greedy"].update(accepted=10**6)), 3, "expected 0 <= accepted <= proposed"),
@@ -161,7 +161,7 @@ def test_a_search_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda d: d.update(format=9), "expected format 2, found 9"),
+        (lambda d: d.update(format=9), "expected format 3, found 9"),
         (lambda d: d["rows"][1]["sizes"].reverse(), "rows[1]: sizes: expected ascending values without duplicates"),
         (lambda d: d["rows"][0]["later"].pop(), "rows[0]: sizes, first, later: expected equally many values"),
         (lambda d: d["rows"][0]["first"].__setitem__(1, 0.0), "rows[0]: first, later: expected factors above 0"),

@@ -13,9 +13,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # everything in the folder that has no entry of its own.
 RUNTIME = [
     "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch",
-    "sampling", "proposal", "results", "artifact", "config", "text",
+    "sampling", "proposal", "results", "stopping", "artifact", "config", "text",
     "backends.base", "backends.pool", "backends.ort", "backends",
-    "stopping", "acceptance", "proposers", "sequence", "scheduler", "engine",
+    "acceptance", "proposers", "sequence", "scheduler", "engine",
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ssruntime.artifact import SkipSet, StoppingRule
+from ssruntime.artifact import SkipSet
 from ssruntime.errors import RecipeError
+from ssruntime.stopping import ConfidenceRule
 from sstool.pipelines.recipe import Recipe, read_recipe
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set, parse_layers, read_skip_file
 
@@ -31,7 +32,8 @@ def test_a_file_holds_a_skip_set_and_its_stopping_rule(tmp_path: Path) -> None:
     path.write_text(json.dumps({"attention": [5, 3], "mlp": [4], "exit": "confidence", "exit_threshold": 0.7, "max_draft": 6}))
     spec = read_skip_file(path)
     assert spec.skip() == SkipSet(attention=(3, 5), mlp=(4,))
-    assert spec.draft_entry("fp32").tuned == StoppingRule(exit="confidence", exit_threshold=0.7, max_draft=6)
+    assert spec.draft_entry("fp32").stopping == ConfidenceRule(exit_threshold=0.7, max_draft=6)
+    assert SkipSpec.read(spec.to_json(), where="here", error=RecipeError) == spec
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,11 @@ def test_a_file_holds_a_skip_set_and_its_stopping_rule(tmp_path: Path) -> None:
         ('{"attention": 3}', "expected a list", ""),
         ('{"mlp": [true]}', "expected int", ""),
         ('{"max_draft": 2.5}', "max_draft: expected int", ""),
+        ('{"mlp": [1], "exit": "sometimes"}', "exit must be one of", ""),
+        ('{"mlp": [1], "exit_threshold": 1.5}', "exit_threshold is out of range", ""),
+        ('{"mlp": [1], "exit_threshold": NaN}', "exit_threshold is out of range", ""),
+        ('{"mlp": [1], "max_draft": 16}', "max_draft is out of range", ""),
+        ('{"mlp": [1], "exit": "fixed", "exit_threshold": 0.5}', "no meaning", "leave exit_threshold out"),
         ("[1, 2]", "expected an object", ""),
         ("{", "is not JSON", ""),
         ("", "is not JSON", ""),
@@ -69,11 +76,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         (SkipSpec(mlp=(1, 1)), "named twice"),
         (SkipSpec(), "no sublayer is skipped"),
         (SkipSpec(attention=(0, 1, 2, 3), mlp=(0, 1, 2, 3)), "all 8 sublayers are skipped"),
-        (SkipSpec(mlp=(1,), exit="sometimes"), "exit must be one of"),
-        (SkipSpec(mlp=(1,), exit_threshold=1.5), "exit_threshold is out of range"),
-        (SkipSpec(mlp=(1,), exit_threshold=float("nan")), "exit_threshold is out of range"),
-        (SkipSpec(mlp=(1,), max_draft=16), "max_draft is out of range"),
-        (SkipSpec(mlp=(1,), exit="fixed", exit_threshold=0.5), "no meaning"),
+        (SkipSpec(mlp=(1,), max_alternatives=4), "max_alternatives is out of range"),
+        (SkipSpec(mlp=(1,), mode="fast"), "mode must be one of"),
     ],
 )
 def test_a_skip_set_that_does_not_fit_is_refused(spec: SkipSpec, message: str) -> None:
@@ -100,7 +104,7 @@ def test_the_demo_recipe_is_valid() -> None:
     assert recipe.model == str(REPOSITORY / "recipes" / "demo")
     assert recipe.skip_set is not None
     check_skip_spec(recipe.skip_set, 16)
-    assert recipe.skip_set.exit == "confidence"
+    assert isinstance(recipe.skip_set.stopping, ConfidenceRule)
 
 
 def test_a_hub_id_in_a_recipe_is_kept(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet, StoppingRule
-from ssruntime.config import check_stopping_rule
-from ssruntime.errors import ConfigError, RecipeError
+from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet
+from ssruntime.config import GenerationConfig
+from ssruntime.errors import ConfigError, RecipeError, SelfSpecError, did_you_mean
+from ssruntime.registry import STOPPING_RULES
+from ssruntime.stopping import StoppingRule, rule_class
+from ssruntime.stopping.base import TAG
 from ssruntime.strict_reader import parse_json, read_record
 
 _LIST_HINT: Final = "give layer numbers, counted from 0, such as 3,5,7"
@@ -17,14 +21,14 @@ _FILE_HINT: Final = 'write a JSON object such as {"attention": [3, 5], "mlp": [4
 
 @dataclass(frozen=True, kw_only=True)
 class SkipSpec:
-    """A skip set as a user writes it, with the stopping rule it was tuned for: the keys of a skip-set file.
+    """A skip set as a user writes it, with the stopping rule it was tuned for.
+
+    In a file, the settings of the stopping rule stand beside the other keys.
 
     Attributes:
         attention: layers whose attention the draft skips, counted from 0.
         mlp: layers whose MLP the draft skips, counted from 0.
-        exit: stopping rule of the draft: `fixed`, `confidence` or `adaptive`.
-        exit_threshold: draft confidence, 0 to 1, below which drafting stops; not allowed with `fixed`.
-        max_draft: largest number of tokens drafted in a round, 1 to 15.
+        stopping: stopping rule of the draft; None leaves the runtime's default.
         max_alternatives: largest number of alternatives verified beside each drafted token, 0 to 3. An
             alternative is a side branch of the token tree, one token long.
         mode: default decoding mode of the artifact; `plain` (autoregressive decoding) if a search found no
@@ -33,27 +37,64 @@ class SkipSpec:
 
     attention: tuple[int, ...] = ()
     mlp: tuple[int, ...] = ()
-    exit: str | None = None
-    exit_threshold: float | None = None
-    max_draft: int | None = None
+    stopping: StoppingRule | None = None
     max_alternatives: int | None = None
     mode: str | None = None
+
+    @staticmethod
+    def keys() -> tuple[str, ...]:
+        """Returns the keys of a skip-set file."""
+        of_rules = sorted({key for name in STOPPING_RULES.names() for key in rule_class(name).settings()})
+        return ("attention", "mlp", TAG, *of_rules, "max_alternatives", "mode")
 
     def skip(self) -> SkipSet:
         """Returns the skipped sublayers, layers ascending."""
         return SkipSet(attention=tuple(sorted(self.attention)), mlp=tuple(sorted(self.mlp)))
 
-    def tuned(self) -> StoppingRule:
-        """Returns the stopping rule that the skip set was tuned for."""
-        return StoppingRule(
-            exit=self.exit, exit_threshold=self.exit_threshold, max_draft=self.max_draft, max_alternatives=self.max_alternatives
-        )
+    @classmethod
+    def read(cls, data: object, *, where: str, error: type[SelfSpecError]) -> SkipSpec:
+        """Returns the skip set that a mapping holds.
+
+        Raises:
+            SelfSpecError: of class `error`, if a key is unknown, or a value has the wrong type or range.
+        """
+        if not isinstance(data, Mapping):
+            raise error(f"{where}: expected an object with keys", _FILE_HINT)
+        own, known = [f.name for f in fields(_Flat)], cls.keys()
+        for key in data:
+            if key not in known:
+                raise error(f"{where}: unknown key {key!r}", did_you_mean(str(key), known))
+        given = {key: value for key, value in data.items() if key not in own and value is not None}
+        spec = read_record(_Flat, {key: value for key, value in data.items() if key in own}, where=where, error=error)
+        rule = StoppingRule.read(given, where=where, error=error) if given else None
+        return cls(stopping=rule, **vars(spec))
+
+    def to_json(self) -> dict[str, object]:
+        """Returns what `read` reads."""
+        rule = {} if self.stopping is None else asdict(self.stopping)
+        return {"attention": self.attention, "mlp": self.mlp, **rule, "max_alternatives": self.max_alternatives, "mode": self.mode}
 
     def draft_entry(self, dtype: str) -> DraftEntry:
         """Returns the manifest entry of a draft with this skip set."""
         return DraftEntry(
-            name="draft", graph=DRAFT_GRAPH, dtype=dtype, skip=self.skip(), tuned=self.tuned(), mode=self.mode or DraftEntry.mode
+            name="draft",
+            graph=DRAFT_GRAPH,
+            dtype=dtype,
+            skip=self.skip(),
+            stopping=self.stopping,
+            max_alternatives=self.max_alternatives,
+            mode=self.mode or DraftEntry.mode,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Flat:
+    """The keys of a skip-set file that are not settings of the stopping rule."""
+
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
+    max_alternatives: int | None = None
+    mode: str | None = None
 
 
 def parse_layers(text: str, *, flag: str) -> tuple[int, ...]:
@@ -85,7 +126,7 @@ def read_skip_file(path: Path) -> SkipSpec:
         raise RecipeError(f"skip set {path} cannot be read: {err.strerror}", _FILE_HINT) from err
     except ValueError as err:
         raise RecipeError(f"skip set {path} is not JSON: {err}", _FILE_HINT) from err
-    return read_record(SkipSpec, data, where=str(path), error=RecipeError)
+    return SkipSpec.read(data, where=str(path), error=RecipeError)
 
 
 def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set") -> None:
@@ -109,7 +150,7 @@ def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set")
     if skipped == 2 * num_layers:
         raise RecipeError(f"{where}: all {skipped} sublayers are skipped, so nothing is left to draft with", "keep some sublayers")
     try:
-        check_stopping_rule(spec.tuned(), spec.mode)
+        GenerationConfig(mode=spec.mode, max_alternatives=spec.max_alternatives)
     except ConfigError as err:
         raise RecipeError(f"{where}: {err.message}", err.hint) from err
 

@@ -23,7 +23,6 @@ from ssruntime.artifact.manifest import (
     ModelInfo,
     Rope,
     SkipSet,
-    StoppingRule,
     Tuning,
 )
 from ssruntime.artifact.read import Artifact, check_digests, file_digest, read_artifact
@@ -42,7 +41,6 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "WEIGHTS",
     # manifest
     "SkipSet",
-    "StoppingRule",
     "DraftEntry",
     "Tuning",
     "ModelInfo",

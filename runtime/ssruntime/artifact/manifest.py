@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ssruntime.stopping import StoppingRule
+
 SCHEMA_VERSION: Final = 3
 
 
@@ -19,24 +21,6 @@ class SkipSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoppingRule:
-    """A draft's stopping rule, tuned together with its skip set; None leaves the runtime's default.
-
-    Attributes:
-        exit: name of the stopping policy.
-        exit_threshold: draft confidence in [0, 1] below which drafting stops; not for the policy `fixed`.
-        max_draft: most tokens of a draft sequence.
-        max_alternatives: most alternatives (side branches of the token tree, one token long) beside each of
-            its tokens.
-    """
-
-    exit: str | None = None
-    exit_threshold: float | None = None
-    max_draft: int | None = None
-    max_alternatives: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class DraftEntry:
     """One draft engine of an artifact.
 
@@ -45,7 +29,9 @@ class DraftEntry:
         graph: file name of the draft's graph.
         dtype: data type of the draft's computation.
         skip: sublayers that the draft skips.
-        tuned: stopping rule that was tuned for this draft.
+        stopping: stopping rule that was tuned for this draft; None leaves the runtime's default.
+        max_alternatives: tuned number of alternatives (side branches of the token tree, one token long)
+            beside each drafted token; None leaves the runtime's default.
         mode: default mode of decoding: `speculative`, or `plain` (autoregressive decoding) if a search found
             that the draft makes decoding no faster.
     """
@@ -54,7 +40,8 @@ class DraftEntry:
     graph: str
     dtype: str
     skip: SkipSet
-    tuned: StoppingRule = StoppingRule()
+    stopping: StoppingRule | None = None
+    max_alternatives: int | None = None
     mode: str = "speculative"
 
 

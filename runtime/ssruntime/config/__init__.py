@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from ssruntime.config.checkpoint_defaults import CheckpointDefaults, read_generation_config
 from ssruntime.config.complete import (
-    DEFAULT_EXIT,
-    DEFAULT_EXIT_THRESHOLD,
     DEFAULT_MAX_ALTERNATIVES,
-    DEFAULT_MAX_DRAFT,
     DEFAULT_MAX_NEW_TOKENS,
     DecodeSettings,
     complete,
 )
 from ssruntime.config.generation import (
     EXITS,
+    GREEDY,
     MAX_ALTERNATIVES_LIMIT,
-    MAX_DRAFT_LIMIT,
     MODES,
     SAMPLINGS,
     SEED_LIMIT,
     GenerationConfig,
-    check_stopping_rule,
 )
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
@@ -29,19 +25,15 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "CheckpointDefaults",
     "DecodeSettings",
     "complete",
-    "check_stopping_rule",
     "read_generation_config",
     # choices and limits
     "EXITS",
     "MODES",
     "SAMPLINGS",
-    "MAX_DRAFT_LIMIT",
+    "GREEDY",
     "MAX_ALTERNATIVES_LIMIT",
     "SEED_LIMIT",
     # defaults
-    "DEFAULT_EXIT",
-    "DEFAULT_EXIT_THRESHOLD",
     "DEFAULT_MAX_ALTERNATIVES",
-    "DEFAULT_MAX_DRAFT",
     "DEFAULT_MAX_NEW_TOKENS",
 ]

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from ssruntime.artifact import StoppingRule
+from ssruntime.artifact import DraftEntry
 from ssruntime.config.checkpoint_defaults import CheckpointDefaults
 from ssruntime.config.generation import GenerationConfig
 from ssruntime.errors import ConfigError
+from ssruntime.registry import STOPPING_RULES
+from ssruntime.stopping.base import DEFAULT_EXIT, EXIT_THRESHOLD, MAX_DRAFT, StoppingRule, rule_class
 
 V = TypeVar("V")
 
 DEFAULT_MAX_NEW_TOKENS: Final = 128
-DEFAULT_EXIT: Final = "adaptive"
-DEFAULT_EXIT_THRESHOLD: Final = 0.6
-DEFAULT_MAX_DRAFT: Final = 12
 DEFAULT_MAX_ALTERNATIVES: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """A completed configuration: every setting has a value. The settings are those of `GenerationConfig`."""
+    """A completed configuration: every setting has a value.
+
+    The settings are those of `GenerationConfig`; `stopping` holds `exit`, `exit_threshold` and `max_draft`.
+    """
 
     max_new_tokens: int
     mode: str
-    exit: str
-    exit_threshold: float
-    max_draft: int
+    stopping: StoppingRule
     max_alternatives: int
     temperature: float
     top_k: int
@@ -45,9 +46,7 @@ class DecodeSettings:
         return self.temperature == 0.0
 
 
-def complete(
-    config: GenerationConfig, defaults: CheckpointDefaults, tuned: StoppingRule | None, *, prefers_plain: bool = False
-) -> DecodeSettings:
+def complete(config: GenerationConfig, defaults: CheckpointDefaults, draft: DraftEntry | None) -> DecodeSettings:
     """Returns `config` with a value for every setting that it leaves open.
 
     The draft's tuned stopping rule and the checkpoint's settings come first, sstool's own defaults last.
@@ -55,36 +54,21 @@ def complete(
     Args:
         config: the caller's configuration.
         defaults: generation settings of the checkpoint.
-        tuned: stopping rule that the draft was tuned with; None if no draft is open.
-        prefers_plain: whether autoregressive decoding (mode `plain`) is the default although there is a
-            draft, because no draft was found that is faster.
+        draft: the open draft, which gives its tuned stopping rule and its default mode; None if none is open.
 
     Raises:
-        ConfigError: if mode `speculative` is given without a draft, or a threshold for a draft that was tuned
-            with exit `fixed`.
+        ConfigError: if mode `speculative` is given without a draft, or a threshold for a draft whose stopping
+            rule has none.
     """
-    if config.mode == "speculative" and tuned is None:
+    if config.mode == "speculative" and draft is None:
         raise ConfigError(
             "mode 'speculative' needs a draft, and none is open", "use mode 'plain', or export with a skip set and load with draft=True"
         )
-    has_draft = tuned is not None
-    tuned = tuned or StoppingRule()
-    exit_name = config.exit or tuned.exit or DEFAULT_EXIT
-    threshold = config.exit_threshold
-    if threshold is not None and exit_name == "fixed":
-        raise ConfigError(
-            "exit_threshold has no meaning with exit 'fixed', which this draft was tuned with",
-            "leave exit_threshold out, or also set exit to 'confidence' or 'adaptive'",
-        )
-    if threshold is None:
-        threshold = tuned.exit_threshold if exit_name == (tuned.exit or DEFAULT_EXIT) else None
     return DecodeSettings(
         max_new_tokens=config.max_new_tokens or defaults.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
-        mode=config.mode or ("speculative" if has_draft and not prefers_plain else "plain"),
-        exit=exit_name,
-        exit_threshold=DEFAULT_EXIT_THRESHOLD if threshold is None else threshold,
-        max_draft=config.max_draft or tuned.max_draft or DEFAULT_MAX_DRAFT,
-        max_alternatives=_first(config.max_alternatives, tuned.max_alternatives, DEFAULT_MAX_ALTERNATIVES),
+        mode=config.mode or (draft.mode if draft is not None else "plain"),
+        stopping=_stopping(config, draft.stopping if draft is not None else None),
+        max_alternatives=_first(config.max_alternatives, draft.max_alternatives if draft is not None else None, DEFAULT_MAX_ALTERNATIVES),
         temperature=_temperature(config, defaults),
         top_k=_first(config.top_k, defaults.top_k, 0),
         top_p=_first(config.top_p, defaults.top_p, 1.0),
@@ -94,6 +78,21 @@ def complete(
         stop=tuple(config.stop),
         eos_token_ids=frozenset() if config.ignore_eos else defaults.eos_token_ids,
     )
+
+
+def _stopping(config: GenerationConfig, tuned: StoppingRule | None) -> StoppingRule:
+    """Returns the tuned rule, or the default one, with the caller's settings."""
+    base = tuned or rule_class(DEFAULT_EXIT)()
+    if config.exit is not None and config.exit != base.exit:
+        base = rule_class(config.exit)(max_draft=base.max_draft)
+    given = {name: value for name in (EXIT_THRESHOLD, MAX_DRAFT) if (value := getattr(config, name)) is not None}
+    if EXIT_THRESHOLD in given and EXIT_THRESHOLD not in base.settings():
+        others = [name for name in STOPPING_RULES.names() if EXIT_THRESHOLD in rule_class(name).settings()]
+        raise ConfigError(
+            f"exit_threshold has no meaning with exit {base.exit!r}, which this draft was tuned with",
+            f"leave exit_threshold out, or also set exit to {' or '.join(map(repr, others))}",
+        )
+    return dataclasses.replace(base, **given)
 
 
 def _temperature(config: GenerationConfig, defaults: CheckpointDefaults) -> float:

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ssruntime.artifact import StoppingRule
 from ssruntime.checks import check_choice, check_float, check_int
 from ssruntime.errors import ConfigError
-from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.registry import PROPOSERS, STOPPING_POLICIES
+from ssruntime.registry import ACCEPTANCE_RULES, PROPOSERS, STOPPING_RULES
+from ssruntime.stopping.base import EXIT_THRESHOLD, MAX_DRAFT_LIMIT, check_settings, rule_class
 from ssruntime.strict_reader import read_record
 
 MODES: Final = ("plain", "speculative")
 """The modes that come with sstool; others may be registered (see `ssruntime.registry`)."""
 EXITS: Final = ("fixed", "confidence", "adaptive")
 SAMPLINGS: Final = ("coupled", "rejection")
-MAX_DRAFT_LIMIT: Final = MAX_QUERY_LENGTH - 1
+GREEDY: Final = "greedy"
+"""Name of the acceptance rule at temperature 0."""
 MAX_ALTERNATIVES_LIMIT: Final = 3
 SEED_LIMIT: Final = 2**63
 
@@ -70,8 +70,8 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, PROPOSERS.names())
-        check_choice("exit", self.exit, STOPPING_POLICIES.names())
-        check_choice("sampling", self.sampling, SAMPLINGS)
+        check_choice("exit", self.exit, STOPPING_RULES.names())
+        check_choice("sampling", self.sampling, [name for name in ACCEPTANCE_RULES.names() if name != GREEDY])
         check_int("max_new_tokens", self.max_new_tokens, 1)
         check_int("max_draft", self.max_draft, 1, MAX_DRAFT_LIMIT)
         check_int("max_alternatives", self.max_alternatives, 0, MAX_ALTERNATIVES_LIMIT)
@@ -81,8 +81,8 @@ class GenerationConfig:
         check_float("temperature", self.temperature, 0.0)
         check_float("top_p", self.top_p, 0.0, 1.0, above=True)
         check_float("min_p", self.min_p, 0.0, 1.0)
-        if self.exit == "fixed" and self.exit_threshold is not None:
-            raise ConfigError("exit_threshold has no meaning with exit 'fixed'", "leave exit_threshold out")
+        if self.exit is not None and self.exit_threshold is not None:
+            check_settings(rule_class(self.exit), [EXIT_THRESHOLD])
         ignores: object = self.ignore_eos
         if not isinstance(ignores, bool):
             raise ConfigError(f"ignore_eos must be true or false, found {ignores!r}")
@@ -100,18 +100,3 @@ class GenerationConfig:
             ConfigError: for an unknown key (the hint names the closest known one) or a value out of range.
         """
         return read_record(cls, data, where="generation config", error=ConfigError)
-
-
-def check_stopping_rule(tuned: StoppingRule, mode: str | None) -> None:
-    """Checks the tuned stopping rule and the mode that a file gives for a draft.
-
-    Raises:
-        ConfigError: if a value is out of range.
-    """
-    GenerationConfig(
-        exit=tuned.exit,
-        exit_threshold=tuned.exit_threshold,
-        max_draft=tuned.max_draft,
-        max_alternatives=tuned.max_alternatives,
-        mode=mode,
-    )

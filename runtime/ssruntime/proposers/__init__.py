@@ -9,7 +9,7 @@ from ssruntime.config import DecodeSettings
 from ssruntime.proposers.base import Proposer, SequenceView
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.registry import PROPOSERS
-from ssruntime.stopping import StoppingPolicy, make_stopping_policy
+from ssruntime.stopping import StoppingPolicy
 
 __all__ = ["MakeProposer", "Proposer", "SequenceView", "SkipProposer", "make_proposer"]
 
@@ -20,7 +20,7 @@ position at which no alternative is allowed; None for autoregressive decoding.""
 
 def make_proposer(settings: DecodeSettings, acceptance: Acceptance, *, alternatives_end: int) -> Proposer | None:
     """Returns a new proposer for one request; None for autoregressive decoding (mode `plain`)."""
-    proposer: Proposer | None = PROPOSERS[settings.mode](settings, acceptance, make_stopping_policy(settings), alternatives_end)
+    proposer: Proposer | None = PROPOSERS[settings.mode](settings, acceptance, settings.stopping.policy(), alternatives_end)
     return proposer
 
 

@@ -1,28 +1,40 @@
-"""Stopping policies, one per file: each decides when a draft sequence ends, and belongs to one request."""
+"""Stopping rules and their policies, one per file: they say when a draft sequence ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from ssruntime.registry import STOPPING_RULES
+from ssruntime.stopping.adaptive import AdaptiveRule, AdaptiveStopping
+from ssruntime.stopping.base import (
+    DEFAULT_EXIT,
+    DEFAULT_EXIT_THRESHOLD,
+    DEFAULT_MAX_DRAFT,
+    MAX_DRAFT_LIMIT,
+    StoppingPolicy,
+    StoppingRule,
+    rule_class,
+)
+from ssruntime.stopping.confidence import ConfidenceRule, ConfidenceStopping
+from ssruntime.stopping.fixed import FixedRule, FixedStopping
 
-from ssruntime.config import DecodeSettings
-from ssruntime.registry import STOPPING_POLICIES
-from ssruntime.stopping.adaptive import AdaptiveStopping
-from ssruntime.stopping.base import StoppingPolicy
-from ssruntime.stopping.confidence import ConfidenceStopping
-from ssruntime.stopping.fixed import FixedStopping
+__all__ = [  # noqa: RUF022 - grouped by meaning
+    # rules
+    "StoppingRule",
+    "FixedRule",
+    "ConfidenceRule",
+    "AdaptiveRule",
+    "rule_class",
+    # policies
+    "StoppingPolicy",
+    "FixedStopping",
+    "ConfidenceStopping",
+    "AdaptiveStopping",
+    # defaults and limits
+    "DEFAULT_EXIT",
+    "DEFAULT_EXIT_THRESHOLD",
+    "DEFAULT_MAX_DRAFT",
+    "MAX_DRAFT_LIMIT",
+]
 
-__all__ = ["AdaptiveStopping", "ConfidenceStopping", "FixedStopping", "MakePolicy", "StoppingPolicy", "make_stopping_policy"]
-
-MakePolicy = Callable[[DecodeSettings], StoppingPolicy]
-"""Makes a policy for one request from its settings."""
-
-
-def make_stopping_policy(settings: DecodeSettings) -> StoppingPolicy:
-    """Returns a new stopping policy for one request, as the settings `exit` and `exit_threshold` say."""
-    policy: StoppingPolicy = STOPPING_POLICIES[settings.exit](settings)
-    return policy
-
-
-STOPPING_POLICIES.register("fixed", lambda _settings: FixedStopping())
-STOPPING_POLICIES.register("confidence", lambda settings: ConfidenceStopping(settings.exit_threshold))
-STOPPING_POLICIES.register("adaptive", lambda settings: AdaptiveStopping(settings.exit_threshold, max_draft=settings.max_draft))
+STOPPING_RULES.register("fixed", FixedRule)
+STOPPING_RULES.register("confidence", ConfidenceRule)
+STOPPING_RULES.register("adaptive", AdaptiveRule)

@@ -10,7 +10,11 @@ acceptance m and threshold t:
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Final
+
+from ssruntime.checks import check_float
+from ssruntime.stopping.base import DEFAULT_EXIT_THRESHOLD, EXIT_THRESHOLD, StoppingRule
 
 ACCEPTANCE_MEMORY: Final = 0.5
 """beta1: how much of the smoothed acceptance stays."""
@@ -20,6 +24,23 @@ STEP: Final = 0.01
 """epsilon: how far the threshold is moved before smoothing."""
 TARGET_ACCEPTANCE: Final = 0.9
 """alpha: below it the threshold rises, so drafts get shorter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveRule(StoppingRule):
+    """Drafts until a token's draft confidence is below a threshold, which is `exit_threshold` at first."""
+
+    exit: str = field(default="adaptive", init=False)
+    exit_threshold: float = DEFAULT_EXIT_THRESHOLD
+
+    def __post_init__(self) -> None:
+        """Checks the settings; raises ConfigError."""
+        super().__post_init__()
+        check_float(EXIT_THRESHOLD, self.exit_threshold, 0.0, 1.0)
+
+    def policy(self) -> AdaptiveStopping:
+        """Returns a new policy for one request."""
+        return AdaptiveStopping(self.exit_threshold, max_draft=self.max_draft)
 
 
 class AdaptiveStopping:

@@ -1,12 +1,31 @@
-"""The interface of stopping policies, which end draft sequences."""
+"""The interface of stopping rules, which say when a draft sequence ends, and of their policies."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol, cast
+
+from ssruntime.checks import check_choice, check_int
+from ssruntime.errors import ConfigError, SelfSpecError
+from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.registry import STOPPING_RULES
+from ssruntime.strict_reader import read_record
+
+MAX_DRAFT_LIMIT: Final = MAX_QUERY_LENGTH - 1
+DEFAULT_MAX_DRAFT: Final = 12
+DEFAULT_EXIT: Final = "adaptive"
+DEFAULT_EXIT_THRESHOLD: Final = 0.6
+
+MAX_DRAFT: Final = "max_draft"
+EXIT_THRESHOLD: Final = "exit_threshold"
+TAG: Final = "exit"
+"""Key of a rule's name in files and settings."""
 
 
 class StoppingPolicy(Protocol):
-    """Decides before the first and after each drafted token whether to draft another one."""
+    """Applies a stopping rule in one request, before the first and after each drafted token."""
 
     def goes_on(self, depth: int, confidence: float, context: int) -> bool:
         """Returns whether to draft another token; the tokens that were drafted are verified in any case.
@@ -22,3 +41,86 @@ class StoppingPolicy(Protocol):
 
         Alternatives do not count.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingRule:
+    """When a draft sequence ends. Each policy has a subclass, whose fields are its settings.
+
+    A subclass is registered in `ssruntime.registry.STOPPING_RULES` under the name that its `exit` has.
+
+    Attributes:
+        exit: name of the policy.
+        max_draft: largest number of tokens in a draft sequence, 1 to 15.
+    """
+
+    exit: str = field(default="", init=False)
+    max_draft: int = DEFAULT_MAX_DRAFT
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            ConfigError: if a value is out of its range.
+        """
+        check_int(MAX_DRAFT, self.max_draft, 1, MAX_DRAFT_LIMIT)
+
+    def policy(self) -> StoppingPolicy:
+        """Returns a new policy for one request."""
+        raise NotImplementedError
+
+    @classmethod
+    def settings(cls) -> tuple[str, ...]:
+        """Returns the names of the rule's settings."""
+        return tuple(f.name for f in dataclasses.fields(cls) if f.init)
+
+    @classmethod
+    def read(cls, data: object, *, where: str, error: type[SelfSpecError]) -> StoppingRule:
+        """Returns the rule that a mapping holds: the key `exit` and the settings of that policy.
+
+        Raises:
+            SelfSpecError: of class `error`, if the policy or a setting is unknown, or a value is out of its
+                range.
+        """
+        if not isinstance(data, Mapping):
+            raise error(f"{where}: expected an object with keys", "correct this value")
+        try:
+            kind = rule_class(data.get(TAG, DEFAULT_EXIT))
+            check_settings(kind, data)
+            return read_record(kind, {k: v for k, v in data.items() if k != TAG}, where=where, error=error)
+        except ConfigError as err:
+            if isinstance(err, error) and err.message.startswith(where):
+                raise
+            raise error(f"{where}: {err.message}", err.hint) from err
+
+    def short(self) -> str:
+        """Returns the rule's name and the values of its settings, such as `confidence 0.6, 6`."""
+        values = [f"{getattr(self, name):g}" for name in sorted(self.settings())]
+        return f"{self.exit} {', '.join(values)}"
+
+    def __str__(self) -> str:
+        """Returns the rule in words, such as `confidence, exit_threshold 0.6, max_draft 6`."""
+        shown = (f"{name} {getattr(self, name):g}" for name in sorted(self.settings()))
+        return ", ".join((self.exit, *shown))
+
+
+def check_settings(kind: type[StoppingRule], given: Collection[object]) -> None:
+    """Accepts settings of a rule, and unknown ones.
+
+    Raises:
+        ConfigError: for a setting that only other rules have.
+    """
+    for name in STOPPING_RULES.names():
+        for key in rule_class(name).settings():
+            if key in given and key not in kind.settings():
+                raise ConfigError(f"{key} has no meaning with exit {kind().exit!r}", f"leave {key} out")
+
+
+def rule_class(name: object) -> type[StoppingRule]:
+    """Returns the class of the rules of a policy.
+
+    Raises:
+        ConfigError: if there is no policy of that name.
+    """
+    check_choice(TAG, cast("str", name), STOPPING_RULES.names())
+    return cast("type[StoppingRule]", STOPPING_RULES[cast("str", name)])

@@ -150,10 +150,10 @@ def is_uncoupled(settings: DecodeSettings) -> bool:
 
 
 def _settings_json(settings: DecodeSettings, repeat: int) -> dict[str, object]:
-    data = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "mode"}
+    data = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name not in ("mode", "stopping")}
+    data |= {"exit_threshold": None, **dataclasses.asdict(settings.stopping)}
     data["stop"] = list(settings.stop)
     data["eos_token_ids"] = sorted(settings.eos_token_ids)
-    data["exit_threshold"] = None if settings.exit == "fixed" else settings.exit_threshold
     return {**data, "repeat": repeat}
 
 

@@ -76,21 +76,15 @@ def _memory(found: ArtifactDescription) -> Iterator[str]:
 
 def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
     skipped = len(draft.skip.attention) + len(draft.skip.mlp)
-    own = draft.tuned
-    settings = (
-        ("exit", own.exit),
-        ("threshold", own.exit_threshold),
-        ("max draft", own.max_draft),
-        ("max alternatives", own.max_alternatives),
-    )
-    tuned = ", ".join(f"{name} {value}" for name, value in settings if value is not None)
+    alternatives = "the runtime's default" if draft.max_alternatives is None else str(draft.max_alternatives)
     yield from _pairs(
         [
             ("skips", f"{skipped} of {2 * num_layers} sublayers ({len(draft.skip.attention)} attention, {len(draft.skip.mlp)} mlp)"),
             ("layer", _ruler(num_layers)),
             ("attention", skip_strip(draft.skip.attention, num_layers)),
             ("mlp", skip_strip(draft.skip.mlp, num_layers)),
-            ("stopping rule", tuned or "the runtime's defaults"),
+            ("stopping rule", "the runtime's default" if draft.stopping is None else str(draft.stopping)),
+            ("alternatives", alternatives),
             ("default mode", draft.mode),
         ]
     )

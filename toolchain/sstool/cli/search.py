@@ -67,8 +67,6 @@ def _summary(outcome: SearchOutcome, where: Path | None, hint: str) -> str:
     if trial is None:
         return f"{where}: {outcome.result.remark} The default mode is plain. {spent}"
     skipped = f"{len(trial.skip.attention)} attention and {len(trial.skip.mlp)} MLP sublayers skipped"
-    exit_ = trial.exit if trial.exit_threshold is None else f"{trial.exit} {trial.exit_threshold:g}"
     return (
-        f"{where}: {outcome.result.speedup:.2f} x plain, {skipped}, exit {exit_}, at most {trial.max_draft} tokens a draft; "
-        f"{spent}. {outcome.result.remark}{hint}"
+        f"{where}: {outcome.result.speedup:.2f} x plain, {skipped}, stopping rule {trial.stopping}; {spent}. {outcome.result.remark}{hint}"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -181,7 +180,7 @@ def _write_results(folder: Path, work: Path, outcome: SearchOutcome) -> None:
 
 
 def _skip_set_json(spec: SkipSpec) -> str:
-    return json.dumps({key: value for key, value in dataclasses.asdict(spec).items() if value is not None}) + "\n"
+    return json.dumps({key: value for key, value in spec.to_json().items() if value is not None}) + "\n"
 
 
 def _copy_with_draft(folder: Path, artifact: Artifact, outcome: SearchOutcome, work: Path) -> None:

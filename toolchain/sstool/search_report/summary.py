@@ -142,10 +142,7 @@ def source_title(trial: Trial) -> str:
 
 def exit_text(trial: Trial) -> str:
     """Returns a trial's tuned stopping rule in words."""
-    if trial.exit is None:
-        return "no stopping rule was tuned"
-    threshold = "" if trial.exit_threshold is None else f", threshold {trial.exit_threshold:g}"
-    return f"stopping rule {trial.exit}{threshold}, at most {'?' if trial.max_draft is None else trial.max_draft} draft tokens per round"
+    return "no stopping rule was tuned" if trial.stopping is None else f"stopping rule {trial.stopping}"
 
 
 def plain_speed_text(log: SearchLog) -> str:
@@ -180,7 +177,6 @@ def _speed_tile(log: SearchLog, trial: Trial) -> Tile:
 
 def _row(log: SearchLog, trial: Trial, *, chosen: bool) -> Row:
     timed = facts.finalist_of(log, trial)
-    threshold = "" if trial.exit_threshold is None else f" {trial.exit_threshold:g}"
     return Row(
         trial=str(trial.index),
         source=source_title(trial),
@@ -189,7 +185,7 @@ def _row(log: SearchLog, trial: Trial, *, chosen: bool) -> Row:
         cost_ratio=_number(trial.cost_ratio, 3),
         acceptance=_percent(facts.acceptance_rate(trial, log.header.weights)),
         per_round=_number(facts.tokens_per_round(trial, log.header.weights), 2),
-        exit=f"{trial.exit or NOTHING}{threshold}, {NOTHING if trial.max_draft is None else trial.max_draft}",
+        exit=NOTHING if trial.stopping is None else trial.stopping.short(),
         skips=f"{len(trial.skip.attention)} + {len(trial.skip.mlp)}",
         chosen=chosen,
     )

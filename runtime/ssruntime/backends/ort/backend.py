@@ -22,7 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class OrtBackend:
-    """The open sessions of one artifact and a pool of slots. Safe to use from several threads."""
+    """The open sessions of one artifact and a pool of slots. Safe to use from several threads.
+
+    Attributes:
+        rope: RoPE tables by the names of the graphs' inputs, for every position of the context.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class OrtBackend:
             packed = None
         self._packed, self._folder = packed, artifact.folder
         self._target = TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH))
-        self._rope = rope_tables(artifact.manifest.rope, max_context + graph_io.STEP_PADDING)
+        self.rope = rope_tables(artifact.manifest.rope, max_context + graph_io.STEP_PADDING)
         self._draft = sessions[draft.graph] if draft else None
         return_freed_memory()
         self.has_draft = self._draft is not None
@@ -119,7 +123,7 @@ class OrtBackend:
         return OrtSlot(
             self._target,
             draft,
-            self._rope,
+            self.rope,
             max_context=max_context,
             alternatives_end=min(max_context, self.alternatives_end),
             vocab_size=self.vocab_size,

@@ -87,6 +87,7 @@ class OrtSlot:
 
     def prefill(self, ids: Sequence[int]) -> StepOutput:
         """Returns the output after a prompt's last token (N = 1); see `backends.base.Slot`."""
+        self._check_room(0, len(ids))
         for wanted in prefill_passes(ids, self.prefill_chunk):
             output = self.run(wanted)
         return output

@@ -239,8 +239,8 @@ def _check_trial(trial: Trial, known: set[int], num_layers: int, where: str) -> 
     if trial.status == COMPLETED and trial.speedup is None:
         _refuse(f"{where}: speedup: a completed trial must have one")
     check_skip_spec(trial.spec(), num_layers, where=where)
-    if trial.status == COMPLETED and (trial.exit is None or trial.max_draft is None):
-        _refuse(f"{where}: exit, max_draft: a completed trial must have both")
+    if trial.status == COMPLETED and trial.stopping is None:
+        _refuse(f"{where}: stopping: a completed trial must have one")
     if trial.timed is not None and min(trial.timed.tokens, trial.timed.measured, trial.timed.modelled) <= 0:
         _refuse(f"{where}: timed: expected tokens and speeds above 0")
     for kind, counts in trial.counts.items():

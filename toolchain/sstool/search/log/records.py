@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ssruntime.artifact import SkipSet
+from ssruntime.stopping import StoppingRule
 from sstool.skip_set import SkipSpec
 
 SEARCH_FOLDER: Final = "search"
@@ -16,7 +17,7 @@ LATENCY: Final = "latency.json"
 SKIP_SET: Final = "skip_set.json"
 REPORT: Final = "report.html"
 TEXTS: Final = "texts.json"
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 COMPLETED: Final = "completed"
 STOPPED: Final = "stopped"
@@ -158,9 +159,7 @@ class Trial:
             `dynamic-programme`, `random` or `ax`.
         status: `completed`; `stopped` after a part of the texts, because it was not promising; or `failed`.
         skip: sublayers that the draft skips.
-        exit: stopping rule, tuned for this skip set; None if the trial failed.
-        exit_threshold: draft confidence below which drafting stops, tuned as well; None for `fixed`.
-        max_draft: largest number of tokens in a draft sequence, tuned as well.
+        stopping: stopping rule, tuned for this skip set; None if the trial failed.
         max_alternatives: largest number of alternatives to a drafted token.
         cost_ratio: modelled time of a draft step over that of an autoregressive step (mode `plain`); the mean
             over the draft steps in `counts`.
@@ -179,9 +178,7 @@ class Trial:
     source: str
     status: str
     skip: SkipSet
-    exit: str | None = None
-    exit_threshold: float | None = None
-    max_draft: int | None = None
+    stopping: StoppingRule | None = None
     max_alternatives: int | None = None
     cost_ratio: float | None = None
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -197,9 +194,7 @@ class Trial:
         return SkipSpec(
             attention=self.skip.attention,
             mlp=self.skip.mlp,
-            exit=self.exit,
-            exit_threshold=self.exit_threshold,
-            max_draft=self.max_draft,
+            stopping=self.stopping,
             max_alternatives=self.max_alternatives,
         )
 

@@ -7,6 +7,7 @@ it, and stricter policies reuse it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from ssruntime.acceptance import Acceptance
 from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import room_beside
+from ssruntime.stopping import StoppingPolicy, StoppingRule
+from sstool.search.scoring.rules import looser
 from sstool.search.texts.make import CalibrationText
 
 
@@ -53,10 +56,18 @@ class DraftSequence:
     rank: int | None = None
     is_exhausted: bool = False
 
-    def stop(self, threshold: float, max_draft: int) -> int | None:
-        """Returns how many tokens a policy proposes; None if the sequence is too short to tell."""
+    def stop(self, policy: StoppingPolicy, max_draft: int, context: int) -> int | None:
+        """Returns how many tokens a policy proposes; None if the sequence is too short to tell.
+
+        Args:
+            policy: policy in the state before the round.
+            max_draft: largest number of tokens.
+            context: number of tokens before the sequence.
+        """
+        if max_draft < 1 or not policy.goes_on(0, 1.0, context):
+            return 0
         for number, confidence in enumerate(self.confidences[:max_draft], start=1):
-            if confidence < threshold:
+            if not policy.goes_on(number, confidence, context + number):
                 return number
         if len(self.confidences) >= max_draft:
             return max_draft
@@ -109,30 +120,33 @@ class DraftedText:
         """Returns the position of the last of `count` committed tokens."""
         return len(self.text.prompt) + count - 1
 
-    def propose(self, count: int, threshold: float, max_draft: int, margin: tuple[float, int] = (0.0, 0), *, pending: int = 1) -> Drafted:
+    def propose(self, count: int, rule: StoppingRule, policy: StoppingPolicy, *, pending: int = 1) -> Drafted:
         """Returns what a policy proposes after `count` tokens of the continuation, and how much is accepted.
+
+        If the engine has to run, it drafts a little further than asked. Rules that are tried next then find a
+        sequence that is long enough.
 
         Args:
             count: number of committed tokens, at least 1.
-            threshold: draft confidence below which the policy stops.
-            max_draft: largest number of tokens.
-            margin: how much lower a threshold and how many more tokens to draft with, if the engine has to
-                run. Policies that are tried next then find a sequence that is long enough.
+            rule: stopping rule.
+            policy: its policy, in the state before the round.
             pending: committed tokens without KV, which the verify pass runs before the draft sequence.
         """
-        max_draft = min(max_draft, MAX_QUERY_LENGTH - pending)
-        key = (count, pending)
+        room, context = MAX_QUERY_LENGTH - pending, self.position(count) + 1
+        max_draft, key = min(rule.max_draft, room), (count, pending)
         sequence = self._sequences.get(key)
-        proposed = None if sequence is None else sequence.stop(threshold, max_draft)
+        proposed = None if sequence is None else sequence.stop(policy, max_draft, context)
         if sequence is None or proposed is None:
-            sequence = self._sequences[key] = self._run(count, pending, threshold - margin[0], max_draft + margin[1])
-            proposed = sequence.stop(threshold, max_draft)
+            further = looser(rule)
+            sequence = self._run(count, pending, (policy, further.policy()), min(further.max_draft, room))
+            self._sequences[key] = sequence
+            proposed = sequence.stop(policy, max_draft, context)
             assert proposed is not None
         before = pending - 1
         return sequence.outcome(proposed, room_beside(before + proposed, self.position(count) - before, self._alternatives_end))
 
-    def _run(self, count: int, pending: int, threshold: float, max_draft: int) -> DraftSequence:
-        """Returns the sequence that the draft engine proposes from one position, under one policy.
+    def _run(self, count: int, pending: int, policies: Sequence[StoppingPolicy], max_draft: int) -> DraftSequence:
+        """Returns the sequence that the draft engine proposes from one position, until every policy stops.
 
         Of committed tokens without KV, the draft engine computes the KV itself, as in decoding.
         """
@@ -154,7 +168,7 @@ class DraftedText:
                     agrees = False
                     sequence.rank = others.index(known) if known in others else None
                 sequence.agreed += agrees
-                if sequence.confidences[-1] < threshold:
+                if not any(p.goes_on(step + 1, sequence.confidences[-1], start + step + 2) for p in policies):
                     break
         sequence.is_exhausted = len(sequence.confidences) == room
         return sequence

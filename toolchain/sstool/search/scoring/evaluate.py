@@ -17,11 +17,13 @@ import onnxruntime as ort
 
 from ssruntime.acceptance import make_acceptance
 from ssruntime.config import DecodeSettings
+from ssruntime.stopping import StoppingRule
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, skip_of
 from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Timed, Trial
 from sstool.search.scoring.draft_sequences import DraftedText
-from sstool.search.scoring.objective import START, Exit, Objective, Score
+from sstool.search.scoring.objective import Objective, Score
+from sstool.search.scoring.rules import START
 from sstool.search.scoring.timed_run import DecodeJob, run_job, warm_up
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CachedText, CalibrationText
@@ -32,8 +34,6 @@ _PARTS: Final = ((0.125, 0.85), (0.4, 0.95))
 """Shares of the texts, each with the fraction of the best candidate's speed below which a candidate stops."""
 _TIMED_TOKENS: Final = 48
 """Tokens decoded by the clock, past EOS if necessary; a small part of a candidate's run."""
-FIXED: Final = "fixed"
-CONFIDENCE: Final = "confidence"
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class _Incumbent:
 
     parts: tuple[float, ...] = (0.0,) * len(_PARTS)
     whole: float = 0.0
-    exit: Exit = START
+    stopping: StoppingRule = START
 
 
 class Evaluator:
@@ -85,15 +85,13 @@ class Evaluator:
     def _run(self, index: int, source: str, bits: Bits, *, whole: bool) -> Trial:
         skip = skip_of(bits)
         draft = self._builder.open(skip)
-        status, exit_, score, scale = self._score(bits, draft, whole=whole)
+        status, rule, score, scale = self._score(bits, draft, whole=whole)
         trial = Trial(
             index=index,
             source=source,
             status=status,
             skip=skip,
-            exit=CONFIDENCE if exit_.threshold > 0 else FIXED,
-            exit_threshold=exit_.threshold if exit_.threshold > 0 else None,
-            max_draft=exit_.max_draft,
+            stopping=rule,
             max_alternatives=self._settings(self._texts[0].text).max_alternatives,
             cost_ratio=self._cost_ratio(bits, score),
             counts=dict(score.counts),
@@ -102,7 +100,7 @@ class Evaluator:
         )
         return dataclasses.replace(trial, timed=self._time(trial, draft)) if status == COMPLETED else trial
 
-    def _score(self, bits: Bits, draft: ort.InferenceSession, *, whole: bool) -> tuple[str, Exit, Score, float]:
+    def _score(self, bits: Bits, draft: ort.InferenceSession, *, whole: bool) -> tuple[str, StoppingRule, Score, float]:
         """Returns the status, the tuned stopping rule, the score, and a factor for the score's speed.
 
         The factor of a stopped candidate extrapolates its speed from a share of the texts to all of them.
@@ -111,16 +109,16 @@ class Evaluator:
         for cached in self._texts:
             cached.slot.use_draft(draft)
             drafted.append(self._drafted(cached))
-        exit_, speeds = self._best.exit, []
+        rule, speeds = self._best.stopping, []
         for (part, hopeless), best in zip(_PARTS, self._best.parts, strict=True):
-            exit_, score = self._objective.tune(bits, drafted[: max(1, round(part * len(drafted)))], exit_)
+            rule, score = self._objective.tune(bits, drafted[: max(1, round(part * len(drafted)))], rule)
             speeds.append(score.tokens_per_second)
             if not whole and speeds[-1] < hopeless * best:
-                return STOPPED, exit_, score, self._best.whole / best
-        exit_, score = self._objective.tune(bits, drafted, exit_)
+                return STOPPED, rule, score, self._best.whole / best
+        rule, score = self._objective.tune(bits, drafted, rule)
         if score.tokens_per_second > self._best.whole:
-            self._best = _Incumbent(tuple(speeds), score.tokens_per_second, exit_)
-        return COMPLETED, exit_, score, 1.0
+            self._best = _Incumbent(tuple(speeds), score.tokens_per_second, rule)
+        return COMPLETED, rule, score, 1.0
 
     def _drafted(self, cached: CachedText) -> DraftedText:
         settings = self._settings(cached.text)

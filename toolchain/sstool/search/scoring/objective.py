@@ -8,51 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Final
 
+from ssruntime.stopping import MAX_DRAFT_LIMIT, StoppingRule
 from sstool.search.drafts.space import Bits
 from sstool.search.log.records import Counts, shares_of
 from sstool.search.scoring.draft_sequences import DraftedText
+from sstool.search.scoring.rules import neighbours
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CalibrationText
 
-THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Confidence thresholds that are tried; 0 never stops a draft, which is the stopping rule `fixed`."""
-MAX_DRAFTS: Final = tuple(range(1, 16))
-"""Largest draft lengths that are tried."""
-_MARGIN: Final = (0.1, 2)
-"""How much further than asked a draft sequence runs (threshold, tokens), so that similar rules reuse it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """A confidence stopping rule, as indices into `THRESHOLDS` and `MAX_DRAFTS`."""
-
-    threshold_at: int
-    draft_at: int
-
-    @property
-    def threshold(self) -> float:
-        """The draft confidence below which drafting stops."""
-        return THRESHOLDS[self.threshold_at]
-
-    @property
-    def max_draft(self) -> int:
-        """The largest number of tokens of a draft."""
-        return MAX_DRAFTS[self.draft_at]
-
-    def neighbours(self) -> list[Exit]:
-        """Returns the stopping rules that differ in one setting by one step."""
-        steps = ((0, -1), (0, 1), (-1, 0), (1, 0))
-        moved = [Exit(self.threshold_at + t, self.draft_at + d) for t, d in steps]
-        return [e for e in moved if 0 <= e.threshold_at < len(THRESHOLDS) and 0 <= e.draft_at < len(MAX_DRAFTS)]
-
-
 Each = Callable[[Callable[[DraftedText], "_Tally"], Sequence[DraftedText]], Iterable["_Tally"]]
 """A function such as `map`: applies a function to each text, and returns the results in their order."""
-
-START: Final = Exit(THRESHOLDS.index(0.6), MAX_DRAFTS.index(6))
-"""The stopping rule that tuning starts from while no better one is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,41 +63,42 @@ class Objective:
         self._each = each
         self._verify: dict[int, list[float]] = {}
 
-    def score(self, bits: Bits, drafted: Sequence[DraftedText], exit_: Exit) -> Score:
+    def score(self, bits: Bits, drafted: Sequence[DraftedText], rule: StoppingRule) -> Score:
         """Returns a candidate's score from replaying the texts in the rounds that the runtime would run.
 
         Args:
             bits: skip set of the candidate.
             drafted: draft sequences of the candidate over the texts.
-            exit_: stopping rule.
+            rule: stopping rule.
         """
         tallies: dict[str, _Tally] = {}
-        for text, tally in zip(drafted, self._each(lambda text: self._replay(bits, text, exit_), drafted), strict=True):
+        for text, tally in zip(drafted, self._each(lambda text: self._replay(bits, text, rule), drafted), strict=True):
             tallies.setdefault(text.text.kind, _Tally()).include(tally)
         return self._combine(tallies)
 
-    def _replay(self, bits: Bits, drafted: DraftedText, exit_: Exit) -> _Tally:
+    def _replay(self, bits: Bits, drafted: DraftedText, rule: StoppingRule) -> _Tally:
         """Returns the counts and modelled seconds of decoding one text."""
         # The costs at the middle of the text serve for all its positions, which are close together.
         context = _middle(drafted.text)
         verify, draft = self._verify_at(context), self._costs.draft(bits, context)
-        tally, count, pending = _Tally(), 1, 1
+        tally, count, pending, policy = _Tally(), 1, 1, rule.policy()
         while count < drafted.text.length:
             before = pending - 1
-            proposed, accepted, alternatives, pending = drafted.propose(count, exit_.threshold, exit_.max_draft, _MARGIN, pending=pending)
+            proposed, accepted, alternatives, pending = drafted.propose(count, rule, policy, pending=pending)
+            policy.observe(proposed, accepted - (pending - 1))
             tally.add(proposed, accepted, alternatives, draft.seconds(proposed) + verify[before + proposed + alternatives])
             count += accepted + 1
         tally.plain = (count - 1) * verify[0]
         return tally
 
-    def tune(self, bits: Bits, drafted: Sequence[DraftedText], start: Exit) -> tuple[Exit, Score]:
+    def tune(self, bits: Bits, drafted: Sequence[DraftedText], start: StoppingRule) -> tuple[StoppingRule, Score]:
         """Returns a candidate's best stopping rule and its score, found by hill climbing from `start`."""
         best, best_score = start, self.score(bits, drafted, start)
         tried = {start}
         moved = True
         while moved:
             moved = False
-            for neighbour in best.neighbours():
+            for neighbour in neighbours(best):
                 if neighbour in tried:
                     continue
                 tried.add(neighbour)
@@ -186,8 +153,8 @@ class _Tally:
     alternatives: int = 0
     seconds: float = 0.0
     plain: float = 0.0
-    reached: list[int] = field(default_factory=lambda: [0] * len(MAX_DRAFTS))
-    kept: list[int] = field(default_factory=lambda: [0] * len(MAX_DRAFTS))
+    reached: list[int] = field(default_factory=lambda: [0] * MAX_DRAFT_LIMIT)
+    kept: list[int] = field(default_factory=lambda: [0] * MAX_DRAFT_LIMIT)
 
     @property
     def tokens(self) -> int:

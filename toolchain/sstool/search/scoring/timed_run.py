@@ -61,15 +61,11 @@ def run_job(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial |
     """
     settings, trace = job.settings, Trace()
     if trial is not None:
-        assert trial.exit is not None
-        assert trial.max_draft is not None
-        threshold = settings.exit_threshold if trial.exit_threshold is None else trial.exit_threshold
+        assert trial.stopping is not None
         settings = dataclasses.replace(
             settings,
             mode="speculative",
-            exit=trial.exit,
-            exit_threshold=threshold,
-            max_draft=trial.max_draft,
+            stopping=trial.stopping,
             max_alternatives=settings.max_alternatives if trial.max_alternatives is None else trial.max_alternatives,
         )
     _, stats = builder.engine.decode_on(slot, job.ids, settings, trace=trace)

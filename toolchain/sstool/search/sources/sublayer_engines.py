@@ -37,6 +37,7 @@ class SublayerEngine:
         self._session = builder.backend.open_graph(serialize(_alone(builder, place)), "a sublayer")
         self._pasts = [v for v in self._session.get_inputs() if v.name.startswith(graph_io.PAST_PREFIX)]
         self._names = {v.name for v in self._session.get_inputs()}
+        self._rope = builder.backend.rope
 
     def run(self, stream: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the streams after the sublayer, float32[B, S, hidden], for streams from position 0 on."""
@@ -46,6 +47,7 @@ class SublayerEngine:
             graph_io.SEQLENS_K: np.full(batch, length - 1, dtype=np.int32),
             graph_io.TOTAL_SEQUENCE_LENGTH: np.array(length, dtype=np.int32),
             graph_io.POSITION_IDS: np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
+            **self._rope,
         }
         for value in self._pasts:
             feeds[value.name] = np.zeros((batch, value.shape[1], length, value.shape[3]), dtype=np.float32)

@@ -26,7 +26,7 @@ from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.machine import cpu_model
 from ssruntime.proposal import Proposal
 from ssruntime.proposers.skip import SkipProposer
-from ssruntime.stopping import FixedStopping
+from ssruntime.stopping import MAX_DRAFT_LIMIT, FixedRule, FixedStopping
 from sstool.graph.sublayers import Sublayer, sublayer_of
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import skip_of
@@ -80,7 +80,8 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
     probes = probe_sets(num_layers)
     sessions = [builder.open(skip_of(bits)) for bits in probes]
     weights = sublayer_bytes(builder.verify, num_layers)
-    complete = dataclasses.replace(engine.settings(settings.decoding(SAMPLED, settings.seed)), max_draft=MAX_QUERY_LENGTH - 1)
+    longest = FixedRule(max_draft=MAX_DRAFT_LIMIT)
+    complete = dataclasses.replace(engine.settings(settings.decoding(SAMPLED, settings.seed)), stopping=longest)
     patience = min(_SECONDS, settings.budget_seconds * _BUDGET_SHARE)
     rows, errors = [], []
     for context in _contexts(engine.backend.max_context):
