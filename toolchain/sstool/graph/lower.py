@@ -16,6 +16,7 @@ from sstool.graph.passes.drop_functions import DropFunctionsPass
 from sstool.graph.passes.elide import ElidePass
 from sstool.graph.passes.embedding_scale import EmbeddingScalePass
 from sstool.graph.passes.fold_constants import FoldConstantsPass
+from sstool.graph.passes.fuse_gate_up import FuseGateUpPass
 from sstool.graph.passes.fuse_residual_norms import FuseResidualNormsPass
 from sstool.graph.passes.fuse_silu import FuseSiluPass
 from sstool.graph.passes.logits_to_keep import LogitsToKeepPass
@@ -69,6 +70,7 @@ def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
         TreeAttentionPass(),
         TieHeadPass(),
         FuseSiluPass(),
+        FuseGateUpPass(),
         LogitsToKeepPass(),
         TopKOutputsPass(),
         DropFunctionsPass(),
