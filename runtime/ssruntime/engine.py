@@ -59,8 +59,8 @@ def load(
         draft: whether to open the draft engine. Without it, only autoregressive decoding (mode `plain`) is
             possible.
         bit_exact: whether a pass of one token gives the logits of wider passes to the bit. Without it, such a
-            pass is computed by kernels for a single row, which are faster on some processors, above all in
-            long contexts. Two tokens that are almost equally good can then swap between the modes.
+            pass is computed by the kernel for a single row, which is faster on some processors. Near ties may
+            then be decided differently in the two modes.
         global_threads: whether to use ONNX Runtime's process-wide thread pool, and to create it if there is
             none. This is slightly faster for small models. Every later session of the process must then be
             made with `SessionOptions.use_per_session_threads = False`, because ONNX Runtime refuses any

@@ -44,6 +44,14 @@ def default_threads() -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
+def l2_cache_size() -> int | None:
+    """Returns the size of the L2 cache in bytes, or None if it is not known."""
+    try:
+        return os.sysconf("SC_LEVEL2_CACHE_SIZE") or None
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
 def total_memory() -> int | None:
     """Returns the machine's memory in bytes, or None if it is not known."""
     try:

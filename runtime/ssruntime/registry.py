@@ -45,4 +45,4 @@ PROPOSERS: Final[Registry[Callable[..., Any]]] = Registry()
 STOPPING_RULES: Final[Registry[type[Any]]] = Registry()
 """Subclasses of `ssruntime.stopping.StoppingRule` by the name that the setting `exit` gives."""
 ACCEPTANCE_RULES: Final[Registry[Callable[..., Any]]] = Registry()
-"""`ssruntime.acceptance.MakeAcceptance` by the name that the setting `sampling` gives, or `greedy`."""
+"""`ssruntime.acceptance.MakeAcceptance` by the name that the setting `sampling` gives."""

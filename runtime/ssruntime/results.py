@@ -131,7 +131,13 @@ class Trace:
         """Records the rows of logits that predict `position` and the positions after it."""
         if self.logits is not None:
             for offset, row in enumerate(rows):
-                self.logits[position + offset] = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+                # The first row of a position decided its token; the pass after an alternative repeats a row.
+                self.logits.setdefault(position + offset, logits_digest(row))
+
+
+def logits_digest(row: NDArray[np.float32]) -> bytes:
+    """Returns a digest of one row of logits."""
+    return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

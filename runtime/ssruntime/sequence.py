@@ -37,6 +37,8 @@ class SequenceLimits(Protocol):
     """First KV-cache entry that no alternative may use."""
     prefill_chunk: int
     """Largest number of prompt tokens in one pass."""
+    attention_block: int
+    """Number of rows that the attention kernel computes together."""
 
 
 class Sequence:
@@ -89,13 +91,11 @@ class Sequence:
         self._new: list[int] = []
         if trace is not None:
             trace.prompt_ids = list(prompt_ids)
-        self._passes = self._decode()
-        self._wanted: Pass | None = None
+        self._passes = self._prefill()
+        self._wanted: Pass | None = next(self._passes)
 
     def next_pass(self) -> Pass | None:
         """Returns the pass that the sequence waits for; None when the text has ended."""
-        if self._wanted is None and self.finish_reason is None:
-            self._wanted = next(self._passes)
         return self._wanted
 
     def commit(self, output: StepOutput) -> list[int]:
@@ -111,23 +111,18 @@ class Sequence:
         self._wanted = None
         self.finish_reason = reason
 
-    # The generators below yield the passes that they want, and None after they have committed tokens: what
-    # comes next is worked out only when the driver asks for it.
+    # The generators below yield the passes that they want, and None at the end of the text.
 
-    def _decode(self) -> Generator[Pass | None, StepOutput, None]:
-        output = yield from self._prefill()
+    def _prefill(self) -> Generator[Pass | None, StepOutput, None]:
+        for wanted in prefill_passes(self.ids, self._limits.prefill_chunk, self._limits.attention_block):
+            output = yield wanted
+            self.start += len(wanted.trunk)
         if self._trace is not None:
             self._trace.add_logits(len(self.ids), output.logits)
         self._emit((self._acceptance.sample(output, len(self.ids)),))
-        yield None
-        yield from self._autoregressive() if self._proposer is None else self._rounds(self._proposer)
-
-    def _prefill(self) -> Generator[Pass, StepOutput, StepOutput]:
-        """Returns the output after the prompt's last token."""
-        for wanted in prefill_passes(self.ids, self._limits.prefill_chunk):
-            output = yield wanted
-            self.start += len(wanted.trunk)
-        return output
+        # The next generator takes this one's place, instead of being delegated to: one call less a pass.
+        self._passes = self._autoregressive() if self._proposer is None else self._rounds(self._proposer)
+        yield next(self._passes)
 
     def _autoregressive(self) -> Generator[Pass | None, StepOutput, None]:
         ids, stats, trace, sample = self.ids, self.stats, self._trace, self._acceptance.sample
@@ -140,7 +135,7 @@ class Sequence:
                 trace.add_logits(start + 1, output.logits)
             self.start = start + 1
             self._emit((sample(output, start + 1),))
-            yield None
+        yield None
 
     def _rounds(self, proposer: Proposer) -> Generator[Pass | None, StepOutput, None]:
         stats, max_draft = self.stats, self._settings.stopping.max_draft
@@ -178,7 +173,7 @@ class Sequence:
                 self._trace.rounds.append(Round(start, tree, proposed, alternative))
                 self._trace.add_logits(start + 1, rows.logits[: position + accepted_draft - start])
             self._emit(emitted)
-            yield None
+        yield None
 
     def _emit(self, emitted: abc.Sequence[int]) -> None:
         """Commits tokens up to the one that ends the text, if there is such a token."""

@@ -32,6 +32,15 @@ def test_bench_json_has_the_documented_fields(sstool: Command, demo_artifact: Pa
     assert len(report["per_prompt"]) == 8
 
 
+def test_bench_with_the_kernel_for_a_single_row_gives_the_same_tokens(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
+    exact, fast = (
+        sstool("bench", demo_artifact, "--prompts", prompts_file, "--json", *flag, *QUICK).lines()[0] for flag in ((), ("--no-bit-exact",))
+    )
+    tokens = [[(row["id"], row["mode"], row["tokens"]) for row in report["per_prompt"]] for report in (exact, fast)]
+    assert tokens[0] == tokens[1]
+    assert fast["runs"][1]["identical"]["no"] == 0
+
+
 @pytest.mark.parametrize("flag", ["--mode", "--modes"])
 def test_bench_of_one_mode_has_no_comparison(sstool: Command, demo_artifact: Path, prompts_file: Path, flag: str) -> None:
     [report] = sstool("bench", demo_artifact, "--prompts", prompts_file, "--json", flag, "speculative", *QUICK).lines()
@@ -56,6 +65,8 @@ def test_check_json_has_the_status_of_each_part(sstool: Command, demo_artifact: 
     assert report["ok"]
     assert report["digests"]["status"] == "passed"
     assert report["parity"]["status"] == "skipped"
+    assert report["bits"]["status"] == "passed"
+    assert report["bits"]["equal"]
     assert report["losslessness"]["status"] == "passed"
     assert report["losslessness"]["yes"] == report["losslessness"]["comparisons"] > 0
 
@@ -79,6 +90,7 @@ def test_inspect_json_has_the_manifest_s_facts(sstool: Command, demo_artifact: P
     assert found["kv"]["bytes_per_token"] == 2 * 16 * 2 * 64 * 4
     assert found["kv"]["bytes_at_max_context"] == 2 * 16 * 2 * 64 * 4 * 2048
     assert found["packing"] == "shared"
+    assert found["exactness"] == "bits"
     assert found["drafts"][0]["skip"]["attention"] == list(manifest.drafts[0].skip.attention)
     assert set(found["files"]) == set(manifest.files)
     assert found["gate"] == manifest.gate

@@ -17,7 +17,7 @@ from tests.cli.conftest import Command
 DECODING = {
     "--max-new-tokens", "--mode", "--exit", "--exit-threshold", "--max-draft", "--max-alternatives", "--threads", "--max-context",
     "--temperature", "--top-k",
-    "--top-p", "--min-p", "--sampling", "--seed", "--stop", "--ignore-eos",
+    "--top-p", "--min-p", "--sampling", "--seed", "--stop", "--ignore-eos", "--no-bit-exact",
 }  # fmt: skip
 SEARCHING = {"--calibration", "--trials", "--budget", "--seed", "--threads", "--resume"}
 EVERYWHERE = {"--debug"}

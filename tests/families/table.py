@@ -26,7 +26,7 @@ NOTES: Final = {
 
 def main() -> None:
     """Measures both shapes of every family and prints a row for each; exits with 1 if a family fails."""
-    print("| family | parity | draft parity | identical | greedy text | notes |\n|---|---|---|---|---|---|")
+    print("| family | parity | draft parity | differing bits | identical | greedy text | notes |\n|---|---|---|---|---|---|---|")
     failed = []
     for family in sorted(FAMILIES):
         with tempfile.TemporaryDirectory() as name:
@@ -46,6 +46,7 @@ def line(family: str, proofs: list[Proof]) -> str:
         family,
         f"{max(p.parity for p in proofs):.1e}",
         f"{max(p.draft_parity for p in proofs):.1e}",
+        f"{sum(p.bits_differing for p in proofs)} of {sum(p.bits_compared for p in proofs)} rows",
         f"{runs.count('yes')} of {len(runs)}",
         "transformers'" if same else "differs",
         NOTES.get(family, ""),

@@ -83,7 +83,7 @@ def _speed(rows: list[dict[str, Any]], theme: Theme) -> Figure:
 _STEPS: Final = (
     ("checkpoint", ("a Hugging Face folder", "or hub id", "in safetensors")),
     ("export", ("build the graphs", "search what to skip", "prove both engines")),
-    ("artifact", ("draft.onnx", "verify.onnx", "weights.bin (shared)")),
+    ("artifact", ("draft, verify and", "step graphs,", "shared weights")),
 )
 _ROUND: Final = (
     ("draft", ("k cheap steps with", "some sublayers skipped")),

@@ -112,6 +112,22 @@ def test_a_manifest_without_a_schema_version_is_refused(artifact: Path, text: st
     refused(artifact, "has schema version None, this sstool reads 3")
 
 
+@pytest.mark.parametrize(
+    ("stopping", "message"),
+    [
+        ({"exit": None}, "stopping: exit must be one of fixed, confidence, adaptive, found None"),
+        ({"exit": "sometimes"}, "stopping: exit must be one of"),
+        ({"exit": "fixed", "exit_threshold": 0.5}, "stopping: exit_threshold has no meaning with exit 'fixed'"),
+        ({"exit": "confidence", "max_draft": 99}, "stopping: max_draft is out of range: 99"),
+        ([], "stopping: expected an object with keys"),
+    ],
+)
+def test_a_damaged_stopping_rule_is_refused(artifact: Path, stopping: object, message: str) -> None:
+    drafts = json.loads((artifact / "manifest.json").read_text())["drafts"]
+    edit_manifest(artifact, drafts=[{**drafts[0], "stopping": stopping}])
+    refused(artifact, message)
+
+
 @pytest.mark.parametrize("version", [0, 1, 99, "2", [2]])
 def test_another_schema_version_is_refused(artifact: Path, version: Any) -> None:
     edit_manifest(artifact, schema_version=version)

@@ -19,6 +19,7 @@ from ssruntime.results import Trace
 from sstool.artifact_files.bits_record import BitsReport, Kernels, bits_are_equal, exactness, known_bits, store_bits
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.validation.bits import GATE_CONTEXT, measure_bits
+from tests.toolchain.tiny_llama import make_llama
 
 CONTEXT = 300
 PROMPTS = (1, *range(120, 136), *range(250, 261))
@@ -136,7 +137,41 @@ def shared_artifact(shared_model: Callable[[str], Path], tmp_path_factory: pytes
 @pytest.mark.parametrize("name", ["demo", "bench", "stories260k"])
 def test_the_bit_test_passes_on_real_models(shared_artifact: Callable[[str], Path], name: str, threads: int) -> None:
     with load(shared_artifact(name), threads=threads) as opened:
-        assert measure_bits(opened.backend, thorough=True).equal
+        assert measure_bits(opened.backend).equal
+
+
+@pytest.mark.parametrize("head_dim", [32, 48, 80, 112])
+def test_the_bit_test_passes_with_heads_of_any_size(tmp_path: Path, head_dim: int) -> None:
+    """The kernel's blocks of rows, around which prompts are cut, follow from the head size."""
+    model = make_llama(tmp_path / "model", head_dim=head_dim, max_position_embeddings=512)
+    artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "out"))
+    bits = artifact.manifest.gate["bits"]
+    assert bits["equal"], bits
+    with load(artifact.folder) as opened, a_slot(opened) as slot:
+        block = slot.attention_block
+        assert block % 2 == 0
+        ids = [int(i) for i in np.random.default_rng(1).integers(0, opened.backend.vocab_size, 261)]
+        rows = [digest(slot.verify((token,), position)) for position, token in enumerate(ids)]
+        for length in (*range(2, 261, 16), block - 1, block, block + 1, block + 2, 256, 257, 258):
+            assert digest(slot.prefill(ids[:length])) == rows[length - 1], length
+
+
+@pytest.mark.parametrize("context", [1, 2, 5, 16, 17, 18, 19, 40])
+def test_the_bit_test_fits_into_any_context(tiny_artifact: Path, context: int) -> None:
+    with load(tiny_artifact, max_context=context) as opened:
+        report = measure_bits(opened.backend)
+    assert report.differing == 0
+    assert report.equal == (context > 1)
+    assert (report.rows > 90) == (context >= 16)
+    if context == 1:
+        assert report.difference == "too short a context to compare"
+
+
+def test_the_kernels_depend_on_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_GQA_DISABLE_FLASH_ATTENTION", raising=False)
+    usual = Kernels.here(2)
+    monkeypatch.setenv("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
+    assert Kernels.here(2) == dataclasses.replace(usual, flash_attention=False)
 
 
 def test_kernels_for_a_single_row_fail_the_bit_test(demo_artifact: Path) -> None:
@@ -169,12 +204,21 @@ def test_a_check_stores_its_result_for_this_host(demo_artifact: Path, tmp_path: 
     artifact = read_artifact(demo_artifact)
     other = dataclasses.replace(Kernels.here(1), threads=77)
     assert known_bits(artifact, other) is None
+    here = Kernels.here(load_threads(demo_artifact))
+    store_bits(artifact, BitsReport(rows=9, differing=1, first="query length 2", kernels=here))
+    assert exactness(artifact, here.threads) == "near-tie (query length 2: 1 of 9 rows differ)"  # the host knows better
+    store_bits(artifact, BitsReport(rows=9, differing=0, first=None, kernels=here))
     failed = BitsReport(rows=10, differing=2, first="query length 3", kernels=other)
     store_bits(artifact, failed)
     assert known_bits(artifact, other) == failed
     assert exactness(artifact, 77) == "near-tie (query length 3: 2 of 10 rows differ)"
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "a file"))
     (tmp_path / "a file").write_text("")
+    store_bits(artifact, failed)  # no error
+    assert known_bits(artifact, other) is None
+    for name in ("SSTOOL_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
     store_bits(artifact, failed)  # no error
     assert known_bits(artifact, other) is None
 

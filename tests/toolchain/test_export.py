@@ -18,15 +18,16 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ssruntime.artifact import MANIFEST, SkipSet, check_digests, read_artifact
+from ssruntime.artifact import MANIFEST, WEIGHTS, SkipSet, check_digests, read_artifact
 from ssruntime.config import GenerationConfig, read_generation_config
-from ssruntime.engine import load
+from ssruntime.engine import Engine, load
 from ssruntime.errors import ArtifactError, CheckpointError, ConfigError, RecipeError, UnsupportedModelError
 from sstool.artifact_files import assemble
 from sstool.checkpoint.describe import describe_checkpoint
 from sstool.graph.lower import LoweringPlan, lower_verify
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec, default_skip_set
+from sstool.validation import gate
 from sstool.validation.parity import measure_parity, plan_parity
 from tests.toolchain.conftest import SKIP
 from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, edit_json, make_llama
@@ -157,7 +158,7 @@ def test_weights_of_another_model_are_refused(damage: Callable[[Path], None], me
 
 def swap_two_layers(model: ir.Model) -> None:
     weights = model.graph.initializers
-    names = [f"model.layers.{n}.mlp.up_proj.weight_t" for n in (0, 1)]
+    names = [f"model.layers.{n}.mlp.down_proj.weight_t" for n in (0, 1)]
     weights[names[0]].const_value, weights[names[1]].const_value = weights[names[1]].const_value, weights[names[0]].const_value
 
 
@@ -193,6 +194,24 @@ def test_the_gate_refuses_a_wrong_graph_and_leaves_no_artifact(
         export_artifact(ExportRequest(model=tiny_model, out=tmp_path / "out", skip=SKIP))
     assert not (tmp_path / "out").exists()
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size > 0]
+
+
+def test_the_gate_opens_no_longer_context_than_its_texts_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts: list[int] = []
+
+    def opened(folder: Path, *, max_context: int, max_sequences: int) -> Engine:
+        contexts.append(max_context)
+        return load(folder, max_context=max_context, max_sequences=max_sequences)
+
+    monkeypatch.setattr(gate, "load", opened)
+    model = make_llama(tmp_path / "model", max_position_embeddings=131_072)
+    artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "out", skip=SKIP))
+    assert artifact.manifest.max_context == 131_072
+    assert 256 < max(contexts) < 512
+    weights = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    assert artifact.manifest.files[WEIGHTS].size < 1.5 * weights  # no table of 131,072 positions
+    with load(artifact.folder, max_context=100_000, max_sequences=1) as engine:
+        assert len(engine.generate([1, 2, 3], GenerationConfig(max_new_tokens=4, ignore_eos=True)).token_ids) == 4
 
 
 def test_force_replaces_an_artifact_and_an_interrupt_keeps_the_old_one(tiny_model: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def parse_layers(text: str, *, flag: str) -> tuple[int, ...]:
 def read_skip_file(path: Path) -> SkipSpec:
     """Returns the content of a skip-set file: a JSON object like `{"attention": [3], "mlp": [4]}`.
 
-    Its keys are the fields of `SkipSpec`, all of them optional.
+    Its keys are `SkipSpec.keys()`, all of them optional.
 
     Raises:
         RecipeError: if the file is missing or not JSON, or holds an unknown key or a value of the wrong type.
@@ -130,11 +130,11 @@ def read_skip_file(path: Path) -> SkipSpec:
 
 
 def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set") -> None:
-    """Checks a skip set against a model of `num_layers` layers, and its stopping rule against allowed ranges.
+    """Checks a skip set against a model of `num_layers` layers, and its settings.
 
     Raises:
         RecipeError: if a layer is negative, beyond the model or named twice, if no sublayer or every sublayer
-            is skipped, or if a setting of the stopping rule is out of its range.
+            is skipped, or if `mode` or `max_alternatives` is out of its range.
     """
     for name, layers in (("attention", spec.attention), ("mlp", spec.mlp)):
         for layer in layers:

@@ -8,7 +8,7 @@ from ssruntime.acceptance.base import Acceptance, RoundResult
 from ssruntime.acceptance.coupled import CoupledAcceptance
 from ssruntime.acceptance.greedy import GreedyAcceptance
 from ssruntime.acceptance.rejection import RejectionAcceptance
-from ssruntime.config import GREEDY, DecodeSettings
+from ssruntime.config import DecodeSettings
 from ssruntime.registry import ACCEPTANCE_RULES
 
 __all__ = ["Acceptance", "CoupledAcceptance", "GreedyAcceptance", "MakeAcceptance", "RejectionAcceptance", "RoundResult", "make_acceptance"]
@@ -19,10 +19,11 @@ MakeAcceptance = Callable[[DecodeSettings], Acceptance]
 
 def make_acceptance(settings: DecodeSettings) -> Acceptance:
     """Returns a new acceptance rule for one request: greedy at temperature 0, else as `sampling` says."""
-    rule: Acceptance = ACCEPTANCE_RULES[GREEDY if settings.is_greedy else settings.sampling](settings)
+    if settings.is_greedy:
+        return GreedyAcceptance()
+    rule: Acceptance = ACCEPTANCE_RULES[settings.sampling](settings)
     return rule
 
 
-ACCEPTANCE_RULES.register(GREEDY, lambda _settings: GreedyAcceptance())
 ACCEPTANCE_RULES.register("coupled", CoupledAcceptance)
 ACCEPTANCE_RULES.register("rejection", RejectionAcceptance)

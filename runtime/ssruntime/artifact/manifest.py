@@ -89,7 +89,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class KvLayout:
-    """The KV cache of one sequence: two buffers `dtype[1, kv_heads, context, head_dim]` per layer."""
+    """The KV cache of one sequence: two buffers `dtype[1, kv_heads, capacity, head_dim]` per layer."""
 
     num_layers: int
     kv_heads: int
@@ -126,8 +126,8 @@ class FileEntry:
 class Manifest:
     """The content of `manifest.json`.
 
-    `files` lists every file but the manifest and those in `search/`; `rope` has the name of each RoPE as in
-    the names of the graphs' inputs.
+    `files` lists every file but the manifest and those in `search/`. `rope` has each RoPE by its name, from
+    which `graph_io.rope_names` makes the names of the graphs' inputs.
     """
 
     schema_version: int

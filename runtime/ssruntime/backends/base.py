@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ class StepOutput:
     _confidence: memoryview = field(init=False, repr=False)
     _top_tokens: memoryview = field(init=False, repr=False)
     _top_logits: memoryview = field(init=False, repr=False)
+    _tails: dict[int, StepOutput] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tokens, self._confidence = self.tokens.data, self.confidence.data
@@ -48,7 +49,11 @@ class StepOutput:
 
     def tail(self, first: int) -> StepOutput:
         """Returns the rows from `first` on, over the same memory."""
-        return self._part(slice(first, None))
+        # Kept because ports return the same object for every pass of a query length.
+        tail = self._tails.get(first)
+        if tail is None:
+            tail = self._tails[first] = self._part(slice(first, None))
+        return tail
 
     def _part(self, chosen: slice) -> StepOutput:
         return StepOutput(
@@ -97,24 +102,21 @@ class Pass(NamedTuple):
     branches: Sequence[Alternative] = ()
 
 
-ATTENTION_BLOCK: Final = 32
-"""CPU kernels divide the rows of a pass into blocks whose length is a multiple of this."""
-
-
-def prefill_passes(ids: Sequence[int], size: int) -> Iterator[Pass]:
+def prefill_passes(ids: Sequence[int], size: int, block: int) -> Iterator[Pass]:
     """Yields the passes that run a prompt through the model, each of at most `size` tokens.
 
-    No pass of several tokens ends in a block of one row, which the kernels would compute in another way than
-    longer blocks (see `ssruntime.graph_io`): its last token then has a pass of its own.
+    Passes are cut so that no pass of several tokens ends in a block of a single row, which the kernel would
+    compute in another way (see `ssruntime.graph_io`): such a token has a pass of its own.
 
     Args:
         ids: token ids of the prompt.
-        size: a multiple of `ATTENTION_BLOCK`.
+        size: largest number of tokens in a pass.
+        block: number of rows that the attention kernel computes together; 1 if it does not divide passes.
     """
     for start in range(0, len(ids), size):
         chunk = ids[start : start + size]
         last = len(chunk) - 1
-        if last > 0 and last % ATTENTION_BLOCK == 0:
+        if block > 1 and last > 0 and last % block == 0:
             yield Pass("prefill", chunk[:last], start)
             yield Pass("prefill", chunk[last:], start + last)
         else:
@@ -122,11 +124,11 @@ def prefill_passes(ids: Sequence[int], size: int) -> Iterator[Pass]:
 
 
 class Slot(Protocol):
-    """One sequence's KV cache, bound to the verify engine and the draft engine. Used by one thread at a time.
+    """One sequence's KV cache, bound to all engines. Used by one thread at a time.
 
     Positions count from 0. A pass over S tokens that starts at position `start` writes the entries
-    `[start, start + S)` of the KV cache and attends to all entries before them. To roll back, start the next
-    pass at a smaller `start`.
+    `[start, start + S)` of the KV cache and attends to all entries before them; a pass of one token may also
+    overwrite the entry after its own. To roll back, start the next pass at a smaller `start`.
     """
 
     max_context: int
@@ -137,6 +139,8 @@ class Slot(Protocol):
     in the text, so the window would hide tokens that the alternative must attend to."""
     prefill_chunk: int
     """Largest number of prompt tokens in one pass."""
+    attention_block: int
+    """Number of rows that the attention kernel computes together; see `prefill_passes`."""
     engine_seconds: float
     """Time spent in the engines' run calls since it was last set to 0, in seconds."""
 

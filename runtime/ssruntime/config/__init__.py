@@ -11,7 +11,6 @@ from ssruntime.config.complete import (
 )
 from ssruntime.config.generation import (
     EXITS,
-    GREEDY,
     MAX_ALTERNATIVES_LIMIT,
     MODES,
     SAMPLINGS,
@@ -30,7 +29,6 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "EXITS",
     "MODES",
     "SAMPLINGS",
-    "GREEDY",
     "MAX_ALTERNATIVES_LIMIT",
     "SEED_LIMIT",
     # defaults

@@ -89,7 +89,7 @@ def _stopping(config: GenerationConfig, tuned: StoppingRule | None) -> StoppingR
     if EXIT_THRESHOLD in given and EXIT_THRESHOLD not in base.settings():
         others = [name for name in STOPPING_RULES.names() if EXIT_THRESHOLD in rule_class(name).settings()]
         raise ConfigError(
-            f"exit_threshold has no meaning with exit {base.exit!r}, which this draft was tuned with",
+            f"exit_threshold has no meaning with exit {base.exit!r}, which is the exit of this draft",
             f"leave exit_threshold out, or also set exit to {' or '.join(map(repr, others))}",
         )
     return dataclasses.replace(base, **given)

@@ -16,8 +16,6 @@ MODES: Final = ("plain", "speculative")
 """The modes that come with sstool; others may be registered (see `ssruntime.registry`)."""
 EXITS: Final = ("fixed", "confidence", "adaptive")
 SAMPLINGS: Final = ("coupled", "rejection")
-GREEDY: Final = "greedy"
-"""Name of the acceptance rule at temperature 0."""
 MAX_ALTERNATIVES_LIMIT: Final = 3
 SEED_LIMIT: Final = 2**63
 
@@ -71,7 +69,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, PROPOSERS.names())
         check_choice("exit", self.exit, STOPPING_RULES.names())
-        check_choice("sampling", self.sampling, [name for name in ACCEPTANCE_RULES.names() if name != GREEDY])
+        check_choice("sampling", self.sampling, ACCEPTANCE_RULES.names())
         check_int("max_new_tokens", self.max_new_tokens, 1)
         check_int("max_draft", self.max_draft, 1, MAX_DRAFT_LIMIT)
         check_int("max_alternatives", self.max_alternatives, 0, MAX_ALTERNATIVES_LIMIT)

@@ -12,7 +12,6 @@ and counter `(token // 4 + 1, position, 0, 0)`. Word `token % 4` of that block, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 _KEY_DOMAIN: Final = 0x5353544F4F4C
 _BLOCK: Final = 4096
 """Number of tokens whose words are drawn together: one word costs about as much as this many."""
-_LOOKAHEAD: Final = 8
+_LOOKAHEAD: Final = 16
 """Number of positions whose first blocks are drawn together.
 
 The first draw after an engine pass is slower than the next ones, because the pass evicts this code from the
@@ -39,11 +38,11 @@ class CoupledNoise:
         self._state: Any = self._bits.state
         self._blocks: dict[tuple[int, int], memoryview] = {}
 
-    def log_uniforms(self, position: int, tokens: Sequence[int]) -> list[float]:
-        """Returns what `log_uniform` returns, for a few tokens and without numpy."""
+    def uniforms(self, position: int, tokens: Sequence[int]) -> list[float]:
+        """Returns u in (0, 1) for a few tokens, without numpy; see `log_uniform`."""
         first = self._block(position, 0)
         words = [first[t] if t < _BLOCK else self._block(position, t // _BLOCK)[t % _BLOCK] for t in tokens]
-        return [math.log((word + 0.5) * 2.0**-64) for word in words]
+        return [(word + 0.5) * 2.0**-64 for word in words]
 
     def log_uniform(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns log(u) float64[n], below 0, for tokens `ids: int64[n]` at an absolute position.

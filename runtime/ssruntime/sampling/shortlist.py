@@ -8,6 +8,7 @@ Python numbers costs as much as about two of them.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -63,11 +64,14 @@ class Shortlist:
             # A token that is not among the weights must not be able to take the place of one that is.
             count = len(weights)
             is_closed = is_closed and count < len(logits) and logits[count - 1] - logits[count] > apart
-        noise = self._noise.log_uniforms(position, tokens[: len(weights)])
+        uniforms = self._noise.uniforms(position, tokens[: len(weights)])
         best = second = -math.inf
         index = 0
         for i, weight in enumerate(weights):
-            key = noise[i] / weight
+            uniform = uniforms[i]
+            if uniform <= 1.0 + second * weight:  # at most exp(second * weight), so the key is not above the second one
+                continue
+            key = math.log(uniform) / weight
             if key > best:
                 best, second, index = key, best, i
             elif key > second:
@@ -92,11 +96,18 @@ class Shortlist:
             max_alternatives: largest number of next-best tokens.
         """
         weights, _, _ = self._weights(logits, confidence, relative_error(0.0))
-        noise = self._noise.log_uniforms(position, tokens[: len(weights)])
-        keys = [n / w for n, w in zip(noise, weights, strict=True)]
-        least = max(keys) * ALTERNATIVE_KEY_FACTOR
-        near = sorted((-key, index) for index, key in enumerate(keys) if key >= least)
-        return [tokens[index] for _, index in near[: max_alternatives + 1]]
+        uniforms = self._noise.uniforms(position, tokens[: len(weights)])
+        near: list[tuple[float, int]] = []
+        least = -math.inf
+        for index, weight in enumerate(weights):
+            uniform = uniforms[index]
+            if uniform <= 1.0 + least * weight:  # at most exp(least * weight), so the key is not above the least one
+                continue
+            key = math.log(uniform) / weight
+            near.append((-key, index))
+            least = max(least, key * ALTERNATIVE_KEY_FACTOR)
+        near.sort()
+        return [tokens[index] for negated, index in near[: max_alternatives + 1] if -negated >= least]
 
     def _weights(self, logits: Sequence[float], confidence: float, margin: float) -> tuple[list[float], bool, bool]:
         """Computes the weights, relative to the best token's, of the tokens that the filters may keep.
@@ -105,27 +116,29 @@ class Shortlist:
             The weights; whether the filters certainly keep no further token; whether the weights cover all
             tokens that top-k keeps, so that top-p refers to their sum.
         """
-        best, scale, min_p = logits[0], self._scale, self._min_p
+        best, scale, exp = logits[0], self._scale, math.exp
         count = self._top_k_count(logits)
         is_exact = count < len(logits)
+        least = max(self._min_p * (1.0 - margin), sys.float_info.min)
+        top_p = self._top_p * (1.0 + margin)
+        # The filters keep no further token once the rest of the row has less than this share of the mass.
+        share = (1.0 - top_p) / top_p if self._top_p < 1.0 and top_p < 1.0 else -math.inf
         weights: list[float] = []
         mass = 0.0
         # Upper bound on the weight of the row's other tokens (the rest) at temperature 1; falls in the loop.
         tail = (1.0 + margin) / confidence
-        for i in range(count):
-            score = logits[i] - best
-            weight = math.exp(score * scale)
-            if weight < min_p * (1.0 - margin) or weight == 0.0:
+        for logit in logits if count == len(logits) else logits[:count]:
+            score = logit - best
+            weight = exp(score * scale)
+            if weight < least:
                 return weights, True, is_exact
             weights.append(weight)
             mass += weight
-            if self._top_p < 1.0:
-                at_one = math.exp(score)
-                tail -= at_one
-                # The rest has no higher score, so temperature shrinks each of its tokens at least as much.
-                rest = max(tail, 0.0) * weight / at_one
-                if mass > self._top_p * (mass + rest) * (1.0 + margin):
-                    return weights, True, False
+            at_one = exp(score)
+            tail -= at_one
+            # The rest has no higher score, so temperature shrinks each of its tokens at least as much.
+            if tail * weight < share * mass * at_one:
+                return weights, True, False
         return weights, is_exact, is_exact
 
     def _top_k_count(self, logits: Sequence[float]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
@@ -30,6 +31,8 @@ class StoppingPolicy(Protocol):
     def goes_on(self, depth: int, confidence: float, context: int) -> bool:
         """Returns whether to draft another token; the tokens that were drafted are verified in any case.
 
+        It does not change the policy's state, as a search may ask several times.
+
         Args:
             depth: number of tokens drafted in this round; 0 asks whether to draft at all.
             confidence: draft confidence of the last one; 1 at depth 0.
@@ -44,10 +47,11 @@ class StoppingPolicy(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoppingRule:
+class StoppingRule(ABC):
     """When a draft sequence ends. Each policy has a subclass, whose fields are its settings.
 
-    A subclass is registered in `ssruntime.registry.STOPPING_RULES` under the name that its `exit` has.
+    A subclass is registered in `ssruntime.registry.STOPPING_RULES` under the name in its `exit`. Each of its
+    settings has a default.
 
     Attributes:
         exit: name of the policy.
@@ -65,9 +69,9 @@ class StoppingRule:
         """
         check_int(MAX_DRAFT, self.max_draft, 1, MAX_DRAFT_LIMIT)
 
+    @abstractmethod
     def policy(self) -> StoppingPolicy:
         """Returns a new policy for one request."""
-        raise NotImplementedError
 
     @classmethod
     def settings(cls) -> tuple[str, ...]:
@@ -95,13 +99,17 @@ class StoppingRule:
 
     def short(self) -> str:
         """Returns the rule's name and the values of its settings, such as `confidence 0.6, 6`."""
-        values = [f"{getattr(self, name):g}" for name in sorted(self.settings())]
+        values = [_shown(getattr(self, name)) for name in sorted(self.settings())]
         return f"{self.exit} {', '.join(values)}"
 
     def __str__(self) -> str:
         """Returns the rule in words, such as `confidence, exit_threshold 0.6, max_draft 6`."""
-        shown = (f"{name} {getattr(self, name):g}" for name in sorted(self.settings()))
+        shown = (f"{name} {_shown(getattr(self, name))}" for name in sorted(self.settings()))
         return ", ".join((self.exit, *shown))
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def check_settings(kind: type[StoppingRule], given: Collection[object]) -> None:
@@ -122,5 +130,7 @@ def rule_class(name: object) -> type[StoppingRule]:
     Raises:
         ConfigError: if there is no policy of that name.
     """
-    check_choice(TAG, cast("str", name), STOPPING_RULES.names())
-    return cast("type[StoppingRule]", STOPPING_RULES[cast("str", name)])
+    if not isinstance(name, str):
+        raise ConfigError(f"{TAG} must be one of {', '.join(STOPPING_RULES.names())}, found {name!r}", "give the name of a stopping rule")
+    check_choice(TAG, name, STOPPING_RULES.names())
+    return cast("type[StoppingRule]", STOPPING_RULES[name])

@@ -24,7 +24,8 @@ from ssruntime.strict_reader import parse_json, read_record
 logger = logging.getLogger(__name__)
 
 GATE_KEY: Final = "bits"
-_SWITCHES: Final = ("ORT_DISABLE_FLASH_ATTENTION", "ORT_GQA_DISABLE_FLASH_ATTENTION")
+_SWITCH: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+"""Environment variable of ONNX Runtime; sessions read it when they open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Kernels:
     @classmethod
     def here(cls, threads: int) -> Kernels:
         """Returns the kernels of this process for engines of so many threads."""
-        is_off = any(os.environ.get(name, "0") not in ("", "0") for name in _SWITCHES)
+        is_off = os.environ.get(_SWITCH, "") in ("1", "true", "True")
         instructions = hashlib.sha256(cpu_features().encode()).hexdigest()[:12]
         return cls(cpu=cpu_model(), instructions=instructions, onnxruntime=ort.__version__, threads=threads, flash_attention=not is_off)
 
@@ -70,7 +71,7 @@ class BitsReport:
     kernels: Kernels
 
     @classmethod
-    def read(cls, data: object, where: str) -> BitsReport:
+    def from_json(cls, data: object, where: str) -> BitsReport:
         """Returns the report that `to_json` wrote.
 
         Raises:
@@ -81,6 +82,11 @@ class BitsReport:
         names = {f.name for f in dataclasses.fields(Kernels)}
         figures = {k: v for k, v in data.items() if k not in names and k != "equal"}
         return read_record(cls, {**figures, "kernels": {k: v for k, v in data.items() if k in names}}, where=where, error=ArtifactError)
+
+    @property
+    def difference(self) -> str:
+        """What differs, in a few words."""
+        return f"{self.first}: {self.differing} of {self.rows} rows differ" if self.rows else "too short a context to compare"
 
     @property
     def equal(self) -> bool:
@@ -95,8 +101,8 @@ class BitsReport:
 
 def store_bits(artifact: Artifact, report: BitsReport) -> None:
     """Stores a report of this host for `known_bits`; a full or read-only disk is no error."""
-    path = _path(artifact, report.kernels)
     try:
+        path = _path(artifact, report.kernels)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(path, json.dumps(report.to_json(), indent=1).encode() + b"\n")
     except OSError as err:
@@ -104,22 +110,22 @@ def store_bits(artifact: Artifact, report: BitsReport) -> None:
 
 
 def known_bits(artifact: Artifact, kernels: Kernels) -> BitsReport | None:
-    """Returns the report of these kernels, from the manifest or from this host; None if there is none."""
-    recorded = recorded_bits(artifact)
-    if recorded is not None and recorded.kernels == kernels:
-        return recorded
+    """Returns the report of these kernels from this host, else from the manifest; None if there is none."""
     try:
         path = _path(artifact, kernels)
-        stored = BitsReport.read(parse_json(path.read_bytes()), str(path))
+        stored = BitsReport.from_json(parse_json(path.read_bytes()), str(path))
+        if stored.kernels == kernels:
+            return stored
     except (OSError, ValueError, ArtifactError):
-        return None
-    return stored if stored.kernels == kernels else None
+        pass  # nothing that can be used is stored
+    recorded = recorded_bits(artifact)
+    return recorded if recorded is not None and recorded.kernels == kernels else None
 
 
 def recorded_bits(artifact: Artifact) -> BitsReport | None:
     """Returns the report of the machine that exported the artifact; None if the manifest has none."""
     data = artifact.manifest.gate.get(GATE_KEY)
-    return None if data is None else BitsReport.read(data, "manifest.json: gate: bits")
+    return None if data is None else BitsReport.from_json(data, "manifest.json: gate: bits")
 
 
 def bits_are_equal(engine: Engine) -> bool:
@@ -137,7 +143,7 @@ def exactness(artifact: Artifact, threads: int) -> str:
     kernels = Kernels.here(threads)
     known = known_bits(artifact, kernels)
     if known is not None:
-        return "bits" if known.equal else f"near-tie ({known.first}: {known.differing} of {known.rows} rows differ)"
+        return "bits" if known.equal else f"near-tie ({known.difference})"
     recorded = recorded_bits(artifact)
     if recorded is None or not recorded.equal:
         return "near-tie (not tested on this machine; to test: sstool check)"

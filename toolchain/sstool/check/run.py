@@ -18,7 +18,7 @@ from sstool.check.memory import can_measure, measure_memory
 from sstool.check.plan import plan_check
 from sstool.check.prompts import PromptFile, built_in_prompts
 from sstool.check.report import CheckReport, CheckSection, Status
-from sstool.validation.bits import measure_bits
+from sstool.validation.bits import GATE_CONTEXT, measure_bits
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the name of the part, the finished steps, the total number, and the name of the next step."""
@@ -120,16 +120,16 @@ def _check_memory(artifact: Artifact, options: CheckOptions, tell: Progress) -> 
 def _measure_bits(artifact: Artifact, options: CheckOptions, tell: Progress) -> BitsReport:
     tell("bits", 0, 1, "against passes of one token")
     with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1) as engine:
-        report = measure_bits(engine.backend, thorough=True)
-    store_bits(artifact, report)
+        report = measure_bits(engine.backend)
+        if engine.backend.max_context >= min(GATE_CONTEXT, artifact.manifest.max_context):
+            store_bits(artifact, report)
     return report
 
 
 def _bits_section(report: BitsReport) -> CheckSection:
     if report.equal:
         return CheckSection(status="passed", details=report.to_json())
-    reason = f"{report.differing} of {report.rows} rows of logits differ in their last bits ({report.first}), so near ties are possible"
-    return CheckSection(status="reported", reason=reason, details=report.to_json())
+    return CheckSection(status="reported", reason=f"near ties are possible ({report.difference})", details=report.to_json())
 
 
 def _check_losslessness(
@@ -171,9 +171,10 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
         return CheckSection(status="skipped", reason="no checkpoint was given (--model)")
     tell("parity", 0, 1, "against transformers")
     # Imported here because no other part of a check needs torch.
-    from sstool.validation.parity import measure_parity
+    from sstool.validation.parity import measure_parity, parity_context
 
-    with load(artifact.folder, threads=threads, max_context=artifact.manifest.max_context, max_sequences=1, draft=False) as engine:
+    context = parity_context(checkpoint, artifact.manifest.max_context)
+    with load(artifact.folder, threads=threads, max_context=context, max_sequences=1, draft=False) as engine:
         report = measure_parity(engine.backend, checkpoint)
     reason = None if report.passed else f"logits differ by {report.max_relative:.1e} of their scale; the limit is {report.tolerance:.0e}"
     details = {key: value for key, value in report.to_json().items() if key != "passed"}

@@ -55,11 +55,13 @@ class DecodingOptions:
         config: arguments of the runtime's `GenerationConfig`; None for an option that was not given.
         threads: number of threads per engine; None for the physical cores that are available.
         max_context: largest number of tokens of prompt and output together; None for the default.
+        bit_exact: whether passes of one token have the bits of wider passes.
     """
 
     config: dict[str, Any]
     threads: int | None
     max_context: int | None
+    bit_exact: bool
 
     def generation_config(self) -> GenerationConfig:
         """Returns the checked settings.
@@ -80,7 +82,7 @@ class DecodingOptions:
         """
         from ssruntime import load
 
-        return load(folder, threads=self.threads, max_context=self.max_context, max_sequences=1)
+        return load(folder, threads=self.threads, max_context=self.max_context, max_sequences=1, bit_exact=self.bit_exact)
 
 
 _DECODING: Final = (
@@ -125,6 +127,11 @@ _DECODING: Final = (
     ),
     click.option("--seed", type=int, metavar="S", help="Seed of the sampling; the same seed gives the same text.  [default: random]"),
     click.option("--stop", type=str, multiple=True, metavar="TEXT", help="End the output before this text; may be repeated."),
+    click.option(
+        "--no-bit-exact",
+        is_flag=True,
+        help="In passes of one token, use the single-row kernel: plain can be faster; near ties may be decided differently.",
+    ),
     click.option("--ignore-eos", is_flag=True, help="Continue after end-of-sequence tokens."),
 )
 
@@ -133,9 +140,10 @@ def decoding_options(command: F) -> F:
     """Adds the decoding options to a command, which receives them as `decoding: DecodingOptions`."""
 
     @functools.wraps(command)
-    def gather(*args: object, threads: int | None, max_context: int | None, **rest: Any) -> object:
+    def gather(*args: object, threads: int | None, max_context: int | None, no_bit_exact: bool, **rest: Any) -> object:
         config = {name: rest.pop(name) for name in list(rest) if name in _CONFIG_NAMES}
-        return command(*args, decoding=DecodingOptions(config=config, threads=threads, max_context=max_context), **rest)
+        decoding = DecodingOptions(config=config, threads=threads, max_context=max_context, bit_exact=not no_bit_exact)
+        return command(*args, decoding=decoding, **rest)
 
     decorated: Any = gather
     for option in reversed(_DECODING):

@@ -22,13 +22,14 @@ from ssruntime.artifact import (
 from ssruntime.engine import load
 from ssruntime.errors import RecipeError
 from sstool.artifact_files.assemble import write_manifest
-from sstool.artifact_files.bits_record import bits_are_equal
+from sstool.artifact_files.bits_record import Kernels, bits_are_equal, known_bits, store_bits
 from sstool.artifact_files.graph_files import write_graph
 from sstool.checkpoint.linked_folder import link_or_copy
 from sstool.graph.lower import lower_draft
 from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
 from sstool.search.run import SearchOutcome
 from sstool.skip_set import SkipSpec
+from sstool.validation.bits import measure_bits
 from sstool.validation.gate import require_sound
 
 
@@ -62,6 +63,8 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning)
     )
     _replace_manifest(folder, manifest)
     with load(folder, max_sequences=1) as engine:
+        if known_bits(artifact, Kernels.here(engine.backend.threads)) is None:
+            store_bits(artifact, measure_bits(engine.backend))
         lossless = require_sound(engine, manifest.model.source, bits_equal=bits_are_equal(engine))
     manifest = dataclasses.replace(manifest, gate={**manifest.gate, "lossless": lossless})
     _replace_manifest(folder, manifest)

@@ -6,32 +6,29 @@ decoding. Elsewhere two tokens that are almost equally good can swap (see `sstoo
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from ssruntime.backends.base import ATTENTION_BLOCK, Backend, Slot, StepOutput
+from ssruntime.backends.base import Backend, Slot, StepOutput
 from ssruntime.backends.ort.backend import OrtBackend
 from ssruntime.backends.ort.slot import PREFILL_CHUNK
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import Alternative, TokenTree
+from ssruntime.results import logits_digest
 from sstool.artifact_files.bits_record import BitsReport, Kernels
 
 _SEED: Final = 2
-_SHORT: Final = 24
-_LONG: Final = 300
-_VERY_LONG: Final = 1100
-"""Context lengths before the compared rounds; the last one, for `thorough`, is longer than a kernel's block
-of keys."""
+_STARTS: Final = (24, 1100)
+"""Context lengths before the compared rounds; one is longer than a kernel's usual block of keys."""
 _DRAFTED: Final = 4
 """Length of the draft sequences that are rejected."""
-_BLOCKS: Final = (1, 4, PREFILL_CHUNK // ATTENTION_BLOCK)
-"""Lengths of the compared prompts, in blocks; each also with one and two tokens more."""
-GATE_CONTEXT: Final = _LONG + MAX_QUERY_LENGTH + 1
-"""Positions that the test needs, unless it is thorough."""
+_PROMPTS: Final = (1, 17, 33, 129, PREFILL_CHUNK + 1)
+"""Lengths of the compared prompts. Those around the kernel's own blocks come on top."""
+GATE_CONTEXT: Final = max(_STARTS) + MAX_QUERY_LENGTH + 1
+"""Positions that the whole test needs."""
 
 
 @dataclass(slots=True)
@@ -46,18 +43,18 @@ class _Rows:
     def keep(self, position: int, output: StepOutput) -> None:
         """Stores the rows of a pass that begins at `position`."""
         for offset, row in enumerate(output.logits):
-            self.digests[position + offset] = _digest(row)
+            self.digests[position + offset] = logits_digest(row)
 
     def compare(self, kind: str, position: int, output: StepOutput, rows: Iterable[int]) -> None:
         """Compares rows of a pass with the stored ones at `position` and the positions after it."""
         for at, row in enumerate(rows, position):
             self.compared += 1
-            if _digest(output.logits[row]) != self.digests[at]:
+            if logits_digest(output.logits[row]) != self.digests[at]:
                 self.differing += 1
                 self.first = self.first or kind
 
 
-def measure_bits(backend: Backend, *, thorough: bool = False) -> BitsReport:
+def measure_bits(backend: Backend) -> BitsReport:
     """Returns how passes of every kind compare with autoregressive decoding, on the machine at hand.
 
     The passes: every query length that decoding uses, passes after a rejected draft, token trees and the
@@ -65,16 +62,14 @@ def measure_bits(backend: Backend, *, thorough: bool = False) -> BitsReport:
 
     Args:
         backend: open engines of an artifact, loaded with `bit_exact`; a draft engine is used if there is one.
-        thorough: whether to compare in a long context too, which takes longer.
     """
     assert isinstance(backend, OrtBackend)
     found = _Rows()
-    starts = (_SHORT, _VERY_LONG if thorough else _LONG)
-    longest = min(backend.max_context, max(starts) + MAX_QUERY_LENGTH + 1)
+    longest = min(backend.max_context, GATE_CONTEXT)
     ids = [int(i) for i in np.random.default_rng(_SEED).integers(0, backend.vocab_size, longest)]
     slot = backend.acquire(None)
     try:
-        for start in _fitting(starts, longest):
+        for start in _fitting(longest):
             _compare_rounds(slot, backend, found, ids, start)
         _compare_prompts(slot, found, ids)
     finally:
@@ -82,23 +77,25 @@ def measure_bits(backend: Backend, *, thorough: bool = False) -> BitsReport:
     return BitsReport(rows=found.compared, differing=found.differing, first=found.first, kernels=Kernels.here(backend.threads))
 
 
-def _fitting(starts: Sequence[int], length: int) -> list[int]:
-    """Returns the context lengths, made so short that rounds after them fit into `length` positions."""
-    room = length - MAX_QUERY_LENGTH - 1
-    return sorted({min(start, room) for start in starts}) if room > 0 else []
+def _fitting(length: int) -> list[int]:
+    """Returns the context lengths before the rounds, so short that rounds fit into `length` positions."""
+    room = max(1, length - MAX_QUERY_LENGTH - 1)
+    return sorted({min(start, room) for start in _STARTS})
 
 
 def _compare_rounds(slot: Slot, backend: OrtBackend, found: _Rows, ids: Sequence[int], start: int) -> None:
     """Compares passes that begin after `start` tokens with passes of one token."""
-    stop = start + MAX_QUERY_LENGTH + 1
+    stop = min(start + MAX_QUERY_LENGTH + 1, len(ids))
     slot.prefill(ids[:start])
     for position in range(start, stop):
         found.keep(position, slot.verify((ids[position],), position))
-    for length in range(2, MAX_QUERY_LENGTH + 1):
+    for length in range(2, stop - start):
         kind = f"query length {length}"
         found.compare(kind, start, slot.verify(ids[start : start + length], start), range(length))
         # The KV that the pass wrote decides the row after it.
         found.compare(f"after {kind}", start + length, slot.verify((ids[start + length],), start + length), (0,))
+    if stop - start <= _DRAFTED + 1:
+        return
     _compare_rejection(slot, found, ids, start, has_draft=backend.has_draft)
     if start + _DRAFTED + 3 <= slot.alternatives_end:
         _compare_trees(slot, found, ids, start)
@@ -130,7 +127,7 @@ def _compare_trees(slot: Slot, found: _Rows, ids: Sequence[int], start: int) -> 
 
 def _compare_prompts(slot: Slot, found: _Rows, ids: Sequence[int]) -> None:
     """Compares prompts of many lengths with the same tokens in the widest passes of decoding."""
-    lengths = [n for n in _prompt_lengths() if n < len(ids)]
+    lengths = sorted({n for n in (*_PROMPTS, *_around_blocks(slot.attention_block)) if n < len(ids)})
     for position in range(0, max(lengths, default=0) + 1, MAX_QUERY_LENGTH):
         found.keep(position, slot.verify(ids[position : position + MAX_QUERY_LENGTH], position))
     for length in lengths:
@@ -139,11 +136,7 @@ def _compare_prompts(slot: Slot, found: _Rows, ids: Sequence[int]) -> None:
         found.compare(f"after {kind}", length, slot.verify((ids[length],), length), (0,))
 
 
-def _prompt_lengths() -> Iterator[int]:
-    yield 1
-    for blocks in _BLOCKS:
-        yield from range(blocks * ATTENTION_BLOCK, blocks * ATTENTION_BLOCK + 3)
-
-
-def _digest(row: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+def _around_blocks(block: int) -> Iterator[int]:
+    """Yields the lengths of one and of the most blocks that fit into a pass, and one and two tokens more."""
+    for blocks in {1, max(1, PREFILL_CHUNK // block)}:
+        yield from range(blocks * block, blocks * block + 3)

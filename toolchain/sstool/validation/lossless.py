@@ -141,8 +141,7 @@ def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], r
 def compare_logits(plain: TracedRun, run: TracedRun) -> LogitRows:
     """Returns how the logits of two runs with the same tokens compare; both were traced with `logits`.
 
-    The row that decided the last token is not compared if it was an alternative's, and rows after the end of
-    the text are not.
+    Not compared: rows after the end of the text, and an alternative's row that decided the last token.
     """
     first = len(plain.trace.prompt_ids)
     ours, theirs = run.trace.logits or {}, plain.trace.logits or {}

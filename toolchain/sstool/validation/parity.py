@@ -126,6 +126,11 @@ def plan_parity(checkpoint: Checkpoint, max_context: int) -> ParityPlan:
     )
 
 
+def parity_context(folder: Path, max_context: int) -> int:
+    """Returns how many positions of a checkpoint's engine `measure_parity` uses, at most `max_context`."""
+    return len(plan_parity(describe_checkpoint(folder), max_context).ids)
+
+
 def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = None) -> ParityReport:
     """Returns how far the verify engine's logits, or the draft engine's, are from the checkpoint's.
 

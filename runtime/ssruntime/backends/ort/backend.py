@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import onnxruntime as ort
 
 from ssruntime import graph_io
-from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, DraftEntry
+from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, DraftEntry, Rope
 from ssruntime.backends.base import Slot
 from ssruntime.backends.ort.packing import open_packed
 from ssruntime.backends.ort.rope import rope_tables
@@ -16,9 +19,13 @@ from ssruntime.backends.ort.slot import OrtSlot, TargetSessions
 from ssruntime.backends.ort.thread_pool import PROVIDERS, choose_threads
 from ssruntime.backends.pool import Pool
 from ssruntime.errors import ArtifactError
-from ssruntime.machine import return_freed_memory
+from ssruntime.machine import l2_cache_size, return_freed_memory
 
 logger = logging.getLogger(__name__)
+
+_USUAL_L2: Final = 2**20
+_BYTES_PER_KEY: Final = 32
+"""Bytes of the L2 cache that the kernel counts for each number of a key."""
 
 
 class OrtBackend:
@@ -47,6 +54,7 @@ class OrtBackend:
         self.bit_exact = bit_exact
         window = artifact.manifest.model.window
         self.alternatives_end = max_context if window is None else min(max_context, window)
+        self._attention_block = attention_block(artifact.manifest.kv.head_dim)
         packed, self.packing = open_packed(artifact, verify=verify_digests, options=self._options.make)
         names = (VERIFY_GRAPH, *([STEP_GRAPH] if bit_exact else []), *([draft.graph] if draft else []))
         graphs = {g: artifact.path(g).read_bytes() for g in names}
@@ -61,6 +69,7 @@ class OrtBackend:
         if sessions is None:
             sessions = self._open_all(graphs, artifact.folder)
             packed = None
+        _check_rope(sessions[VERIFY_GRAPH], artifact.manifest.rope)
         self._packed, self._folder = packed, artifact.folder
         self._target = TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH))
         self.rope = rope_tables(artifact.manifest.rope, max_context + graph_io.STEP_PADDING)
@@ -126,6 +135,7 @@ class OrtBackend:
             self.rope,
             max_context=max_context,
             alternatives_end=min(max_context, self.alternatives_end),
+            attention_block=self._attention_block,
             vocab_size=self.vocab_size,
         )
 
@@ -147,6 +157,31 @@ class OrtBackend:
 
     def _make_slot(self) -> OrtSlot:
         return self.new_slot(self.max_context, self._draft)
+
+
+def attention_block(head_dim: int) -> int:
+    """Returns the number of query rows that ONNX Runtime's flash attention computes together.
+
+    ONNX Runtime chooses it from the size of the processor's L2 cache, in GroupQueryAttention for the CPU.
+    Where the size is not known, it is that of a cache of 1 MiB. The bit test tells whether it is right.
+
+    Args:
+        head_dim: length of a head's vectors.
+    """
+    keys = (l2_cache_size() or _USUAL_L2) // (_BYTES_PER_KEY * head_dim)
+    return max(1, min(keys, 2 * head_dim))
+
+
+def _check_rope(verify: ort.InferenceSession, ropes: Mapping[str, Rope]) -> None:
+    if not all(math.isfinite(number) for rope in ropes.values() for number in (*rope.frequencies, rope.scale)):
+        raise ArtifactError("manifest.json: rope: a number is not finite", "export the model again")
+    known = {name: len(rope.frequencies) for key, rope in ropes.items() for name in graph_io.rope_names(key)}
+    for value in verify.get_inputs():
+        if value.name.startswith(graph_io.ROPE_PREFIX) and known.get(value.name) != value.shape[1]:
+            raise ArtifactError(
+                f"manifest.json: rope: expected {value.shape[1]} frequencies for {value.name}, found {known.get(value.name, 'none')}",
+                "export the model again",
+            )
 
 
 def _check_contract(session: ort.InferenceSession, name: str, *, takes_trees: bool) -> None:

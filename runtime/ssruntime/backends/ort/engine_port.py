@@ -43,6 +43,7 @@ class EnginePort:
             padding: number of rows that attention has beside the tokens of a pass.
         """
         self.session = session
+        self._run = session.run_with_iobinding
         self._cache = cache
         self._rope = rope
         self._padding = padding
@@ -71,30 +72,34 @@ class EnginePort:
             ValueError: if the pass has more tokens than this port has buffers for.
         """
         query_length = len(trunk) + len(branches)
-        bound = self._bound.get(query_length)
-        if bound is None:
-            bound = self._bound[query_length] = self._bind_query_length(query_length)
+        bound = self._bound.get(query_length) or self._bind_query_length(query_length)
+        ids, positions = self._ids_memory, self._positions_memory
         for index, token in enumerate(trunk):
-            self._ids_memory[index] = token
-            self._positions_memory[index] = start + index
+            ids[index] = token
+            positions[index] = start + index
         self._set_length(start, query_length)
-        if not branches:
-            return bound.output, self._timed(bound.binding)
-        tree = TokenTree(trunk, branches)
-        for index, branch in enumerate(branches):
+        if branches:
+            return bound.output, self._timed_tree(bound, TokenTree(trunk, branches), start)
+        begun = time.perf_counter()
+        self._run(bound.binding)
+        return bound.output, time.perf_counter() - begun
+
+    def _timed_tree(self, bound: _Bound, tree: TokenTree, start: int) -> float:
+        """Runs a pass over a token tree, whose trunk is in place; returns the seconds of the run call."""
+        for index, branch in enumerate(tree.branches):
             row = tree.branch_row(index)
             self._ids_memory[row] = branch.token
             self._positions_memory[row] = start + tree.branch_offset(index)
         try:
             bound.mask.hide(tree)
-            return bound.output, self._timed(bound.binding)
+            return self._timed(bound.binding)
         finally:
             # Also after an exception or an interrupt: a leftover mark would hide tokens in later passes.
             bound.mask.show(tree)
 
     def _timed(self, binding: ort.IOBinding) -> float:
         begun = time.perf_counter()
-        self.session.run_with_iobinding(binding)
+        self._run(binding)
         return time.perf_counter() - begun
 
     def run_any_length(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> tuple[StepOutput, float]:
@@ -133,6 +138,7 @@ class EnginePort:
         ids, positions = (part[:query_length].reshape(1, -1) for part in (self._ids, self._positions))
         index = self._index[first_row:query_length].reshape(1, -1)
         self._bind_small(bound.binding, ids, positions, index, bound.mask, bound.output)
+        self._bound[query_length] = bound
         return bound
 
     def _bind_fixed(self) -> ort.IOBinding:

@@ -2,8 +2,8 @@
 
 By default, ONNX Runtime packs the weights for each session, in private memory. It can also save a session's
 model with the packed weights in the external data file, and sessions that open that file map it. An entry of
-the cache is such a file, made from the verify graph. When a graph of the artifact is opened (verify or a
-draft), its initializers are replaced by those of the entry, which refer to the packed file. The layout
+the cache is such a file, made from the verify graph. When a graph of the artifact is opened (verify, step or
+a draft), its initializers are replaced by those of the entry, which refer to the packed file. The layout
 depends on the ONNX Runtime version and the CPU's instruction set, so both are part of the entry's key,
 together with the digests of the verify graph and the weights.
 

@@ -46,11 +46,14 @@ class OrtSlot:
         *,
         max_context: int,
         alternatives_end: int,
+        attention_block: int,
         vocab_size: int,
     ) -> None:
         self.max_context = max_context
         self.alternatives_end = alternatives_end
-        self.prefill_chunk = PREFILL_CHUNK
+        self.attention_block = attention_block
+        # No full chunk ends in a block of a single row either.
+        self.prefill_chunk = PREFILL_CHUNK - (PREFILL_CHUNK % attention_block == 1)
         self.engine_seconds = 0.0
         self._cache = KvCache(target.verify, max_context + graph_io.STEP_PADDING)
         self._rope = rope
@@ -88,7 +91,7 @@ class OrtSlot:
     def prefill(self, ids: Sequence[int]) -> StepOutput:
         """Returns the output after a prompt's last token (N = 1); see `backends.base.Slot`."""
         self._check_room(0, len(ids))
-        for wanted in prefill_passes(ids, self.prefill_chunk):
+        for wanted in prefill_passes(ids, self.prefill_chunk, self.attention_block):
             output = self.run(wanted)
         return output
 
@@ -102,42 +105,36 @@ class OrtSlot:
         return self._run_any_length(self._draft, ids, start, positions)
 
     def run(self, wanted: Pass) -> StepOutput:
-        """Returns the output of a pass that a sequence asks for."""
-        kind, trunk, start, branches = wanted
-        if kind == "verify":
-            return self.verify(trunk, start, branches)
-        if kind == "draft":
-            return self.draft(trunk, start)
-        return self.forward(trunk, start, (len(trunk) - 1,))
-
-    def verify(self, ids: Sequence[int], start: int, branches: Sequence[Alternative] = ()) -> StepOutput:
-        """Returns a row for each token of one pass of the whole model; see `backends.base.Slot`.
+        """Returns the output of a pass that a sequence asks for.
 
         Raises:
             ValueError: if the pass has no tokens, exceeds the context or `MAX_QUERY_LENGTH`, or has branches
                 at `start` 0.
         """
-        query_length = len(ids) + len(branches)
-        self._check_room(start, query_length)
-        if query_length == 1:
-            output, seconds = self._single.run(ids, start)
-            self.engine_seconds += seconds
-            return output
+        # Decoding spends most of its own time here and in `EnginePort.run`, so both make few calls.
+        kind, trunk, start, branches = wanted
+        if kind == "prefill":
+            return self.forward(trunk, start, (len(trunk) - 1,))
+        query_length = len(trunk) + len(branches)
+        if start < 0 or query_length < 1 or start + query_length > self.max_context:
+            self._check_room(start, query_length)
         if branches and start == 0:
             # Without past tokens, the kernels ignore `position_ids` and apply RoPE by row number, which is
             # wrong for branches.
             raise ValueError("branches need at least one token before the pass, but it starts at position 0")
-        output, seconds = self._verify.run(ids, start, branches)
+        port = self._draft if kind == "draft" else self._verify if query_length > 1 else self._single
+        assert port is not None, "this slot has no draft engine"
+        output, seconds = port.run(trunk, start, branches)
         self.engine_seconds += seconds
         return output
 
+    def verify(self, ids: Sequence[int], start: int, branches: Sequence[Alternative] = ()) -> StepOutput:
+        """Returns a row for each token of one pass of the whole model; see `backends.base.Slot`."""
+        return self.run(Pass("verify", ids, start, branches))
+
     def draft(self, ids: Sequence[int], start: int) -> StepOutput:
         """Returns the output after the last of some tokens (N = 1), from the draft engine."""
-        assert self._draft is not None, "this slot has no draft engine"
-        self._check_room(start, len(ids))
-        output, seconds = self._draft.run(ids, start)
-        self.engine_seconds += seconds
-        return output
+        return self.run(Pass("draft", ids, start))
 
     def _run_any_length(self, port: EnginePort, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         self._check_room(start, len(ids))

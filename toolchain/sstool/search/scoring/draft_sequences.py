@@ -64,8 +64,6 @@ class DraftSequence:
             max_draft: largest number of tokens.
             context: number of tokens before the sequence.
         """
-        if max_draft < 1 or not policy.goes_on(0, 1.0, context):
-            return 0
         for number, confidence in enumerate(self.confidences[:max_draft], start=1):
             if not policy.goes_on(number, confidence, context + number):
                 return number
@@ -135,6 +133,8 @@ class DraftedText:
         room, context = MAX_QUERY_LENGTH - pending, self.position(count) + 1
         max_draft, key = min(rule.max_draft, room), (count, pending)
         sequence = self._sequences.get(key)
+        if max_draft < 1 or not policy.goes_on(0, 1.0, context):
+            return Drafted(0, 0, 0)
         proposed = None if sequence is None else sequence.stop(policy, max_draft, context)
         if sequence is None or proposed is None:
             further = looser(rule)

@@ -11,9 +11,9 @@ THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Confidence thresholds that are tried; 0 never stops a draft, which is the stopping rule `fixed`."""
 START: Final = ConfidenceRule(exit_threshold=0.6, max_draft=6)
 """The stopping rule that tuning starts from while no better one is known."""
+# How much further than asked a draft sequence runs, so that similar rules reuse it.
 _MORE_TOKENS: Final = 2
 _LOWER_THRESHOLD: Final = 0.1
-"""How much further than asked a draft sequence runs, so that similar rules reuse it."""
 
 
 def neighbours(rule: StoppingRule) -> list[StoppingRule]:

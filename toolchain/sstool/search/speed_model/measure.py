@@ -122,8 +122,7 @@ def time_step(builder: DraftBuilder, ids: Sequence[int]) -> float:
 def sublayer_bytes(verify: ir.Model, num_layers: int) -> NDArray[np.float64]:
     """Returns the bytes of each sublayer's own weights, float64[2 * num_layers] in the order of `space.Bits`.
 
-    A tensor that several sublayers read, such as a RoPE table, counts for none: a step reads only one row of
-    it.
+    A tensor that several sublayers read counts for none.
     """
     readers: dict[str, set[Sublayer]] = {}
     for node in verify.graph:
