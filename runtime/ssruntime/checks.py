@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 from collections.abc import Collection
 
@@ -19,22 +20,25 @@ def check_choice(name: str, value: str | None, choices: Collection[str]) -> None
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, found {value!r}", did_you_mean(value, choices))
 
 
-def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Accepts a whole number from `low` to `high` inclusive, or None for a setting that is not given.
+def check_int(name: str, value: object, low: int, high: int | None = None) -> int | None:
+    """Returns a whole number from `low` to `high` inclusive, as Python's; None if none is given.
 
     Raises:
         ConfigError: for another type (a boolean included) or a number outside the range.
     """
     if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    # `numbers` knows numpy's numbers too.
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ConfigError(f"{name} must be a whole number, found {value!r}", _range_hint(low, high))
-    if value < low or (high is not None and value > high):
-        raise ConfigError(f"{name} is out of range: {value}", _range_hint(low, high))
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        raise ConfigError(f"{name} is out of range: {number}", _range_hint(low, high))
+    return number
 
 
-def check_float(name: str, value: object, low: float, high: float | None = None, *, above: bool = False) -> None:
-    """Accepts a finite number from `low` to `high` inclusive, or None for a setting that is not given.
+def check_float(name: str, value: object, low: float, high: float | None = None, *, above: bool = False) -> float | None:
+    """Returns a finite number from `low` to `high` inclusive, as Python's; None if none is given.
 
     Args:
         name: the setting's name, for error messages.
@@ -47,14 +51,16 @@ def check_float(name: str, value: object, low: float, high: float | None = None,
         ConfigError: for another type (a boolean included), NaN, infinity, or a number outside the range.
     """
     if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ConfigError(f"{name} must be a number, found {value!r}", _range_hint(low, high))
+    number: float = int(value) if isinstance(value, numbers.Integral) else float(value)
     top = sys.float_info.max if high is None else high
-    if not low <= value <= top or (above and value == low):  # NaN is in no range
+    if not low <= number <= top or (above and number == low):  # NaN is in no range
         hint = _range_hint(low, high, above=above)
-        is_infinite = isinstance(value, float) and not math.isfinite(value)
-        raise ConfigError(f"{name} is out of range: {value}", f"{hint}, and finite" if is_infinite else hint)
+        is_infinite = number in (math.inf, -math.inf) or number != number
+        raise ConfigError(f"{name} is out of range: {number}", f"{hint}, and finite" if is_infinite else hint)
+    return number
 
 
 def _range_hint(low: float, high: float | None, *, above: bool = False) -> str:

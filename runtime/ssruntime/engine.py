@@ -82,7 +82,7 @@ def load(
     check_int("max_sequences", max_sequences, 1)
     defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
     if defaults.ignored:
-        logger.warning("%s has settings that are not implemented; they are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
+        logger.warning("%s has settings that cannot be followed; they are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
     codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
     entry = artifact.manifest.drafts[0] if draft and artifact.manifest.drafts else None
     if entry is not None:

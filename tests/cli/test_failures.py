@@ -265,3 +265,12 @@ def test_a_reader_that_closes_the_pipe_causes_no_error(demo_artifact: Path) -> N
     process.stderr.close()
     assert "Traceback" not in err
     assert "error" not in err
+
+
+def test_an_error_with_a_closed_stdout_is_one_line(tmp_path: Path) -> None:
+    code = "from sstool.cli.main import main; main()"
+    command = f"{sys.executable} -c '{code}' generate {tmp_path}/none --prompt x >&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == main.EXIT_FAILED
+    assert done.stderr.startswith("error: no artifact at ")
+    assert done.stderr.count("\n") == 1

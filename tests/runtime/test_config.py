@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -205,18 +206,46 @@ def test_unsupported_settings_are_listed_unless_they_have_no_effect(tmp_path: Pa
         ({"eos_token_id": "two"}, "eos_token_id must be one id or a list of ids, found 'two'"),
         ({"eos_token_id": [1, None]}, "eos_token_id"),
         ({"eos_token_id": True}, "eos_token_id"),
-        ({"temperature": "hot"}, "temperature: expected float, found str 'hot'"),
-        ({"temperature": -1}, "temperature is out of range"),
-        ('{"temperature": NaN}', "temperature is out of range"),
-        ({"top_p": 1.5}, "top_p is out of range"),
-        ({"top_k": 1.5}, "top_k: expected int"),
-        ({"max_new_tokens": 0}, "max_new_tokens is out of range"),
+        ({"do_sample": "yes"}, "do_sample must be true or false, found 'yes'"),
     ],
 )
 def test_a_damaged_generation_config_is_refused(tmp_path: Path, data: object, message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         read(tmp_path, data)
     assert "generation_config.json" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "ignored"),
+    [
+        ({"temperature": "hot"}, "temperature=hot"),
+        ({"temperature": -1}, "temperature=-1"),
+        ('{"temperature": NaN}', "temperature=nan"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"top_k": 1.5}, "top_k=1.5"),
+        ({"top_k": [3]}, "top_k=[3]"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+    ],
+)
+def test_a_default_that_cannot_be_used_is_ignored_by_name(tmp_path: Path, data: object, ignored: str) -> None:
+    assert read(tmp_path, data) == CheckpointDefaults(ignored=(ignored,))
+
+
+def test_a_default_that_is_written_otherwise_is_understood(tmp_path: Path) -> None:
+    assert read(tmp_path, {"top_k": -1}) == CheckpointDefaults()
+    assert read(tmp_path, {"top_k": 50.0, "max_new_tokens": 9.0}) == CheckpointDefaults(top_k=50, max_new_tokens=9)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    whole = {"max_new_tokens": np.int64(4), "seed": np.uint32(3), "top_k": np.int32(5)}
+    config = GenerationConfig(**whole, temperature=np.float32(0.5), top_p=np.float16(0.5), min_p=np.float64(0))  # type: ignore[arg-type]
+    assert config == GenerationConfig(max_new_tokens=4, seed=3, top_k=5, temperature=0.5, top_p=0.5, min_p=0.0)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["seed"] == 3
+    for bad in (np.bool_(True), np.float32(2.0), np.array([3])):
+        with pytest.raises(ConfigError, match="top_k must be a whole number"):
+            GenerationConfig(top_k=bad)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="temperature is out of range: nan"):
+        GenerationConfig(temperature=np.float32("nan"))  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

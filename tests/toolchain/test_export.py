@@ -305,11 +305,34 @@ def test_end_of_sequence_tokens_are_always_exported(
     assert read_generation_config(folder / "generation_config.json").eos_token_ids == expected
 
 
-def test_generation_settings_that_cannot_be_used_are_refused(tiny_copy: Path, tmp_path: Path) -> None:
-    edit_json(tiny_copy / "generation_config.json", temperature=-1.0)
-    with pytest.raises(CheckpointError, match=r"generation_config.json.*temperature"):
+def test_a_sampling_default_that_cannot_be_used_is_ignored_by_name(
+    tiny_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit_json(tiny_copy / "generation_config.json", temperature=-1.0, do_sample=True)
+    export_artifact(ExportRequest(model=tiny_copy, out=tmp_path / "out"))
+    assert "generation_config.json has settings that cannot be followed; they are ignored: temperature=-1.0" in caplog.text
+
+
+def test_an_end_of_sequence_token_that_cannot_be_used_is_refused(tiny_copy: Path, tmp_path: Path) -> None:
+    edit_json(tiny_copy / "generation_config.json", eos_token_id="two")
+    with pytest.raises(CheckpointError, match=r"generation_config.json.*eos_token_id"):
         export_artifact(ExportRequest(model=tiny_copy, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_chat_template_that_is_not_utf_8_is_refused(tiny_copy: Path, tmp_path: Path) -> None:
+    (tiny_copy / "chat_template.jinja").write_bytes(b"caf\xe9 {{ messages }}")
+    with pytest.raises(CheckpointError, match=r"chat_template.jinja cannot be read") as caught:
+        export_artifact(ExportRequest(model=tiny_copy, out=tmp_path / "out"))
+    assert "UTF-8" in caught.value.hint
+
+
+def test_the_current_folder_can_be_replaced(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    artifact = export_artifact(ExportRequest(model=tiny_model, out=Path(), force=True, skip=SKIP))
+    assert artifact.folder == tmp_path / "here"
+    assert (tmp_path / "here" / MANIFEST).exists()
 
 
 def test_nothing_is_written_to_stdout_or_stderr(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,9 @@ from ssruntime.errors import ArtifactError, ConfigError
 from ssruntime.strict_reader import read_json_object
 
 _CHECKED: Final = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")
+_WHOLE: Final = ("top_k", "max_new_tokens")
+_OFF: Final = -1
+"""How other engines write a `top_k` that keeps every token."""
 _FOLLOWED: Final = frozenset({*_CHECKED, "eos_token_id", "do_sample"})
 _HARMLESS: Final = frozenset({"bos_token_id", "pad_token_id", "transformers_version", "use_cache", "cache_implementation"})
 _NEUTRAL: Final[Mapping[str, object]] = {
@@ -44,14 +47,16 @@ class CheckpointDefaults:
     min_p: float | None = None
     max_new_tokens: int | None = None
     ignored: tuple[str, ...] = field(default=())
-    """Names of settings that would change the text but that the runtime does not implement."""
+    """Settings that would change the text, but that are not implemented or whose value cannot be used.
+
+    They are names, or `name=value` for the latter."""
 
 
 def read_generation_config(path: Path) -> CheckpointDefaults:
     """Returns the settings of a checkpoint's `generation_config.json`; without the file, no setting is given.
 
     Raises:
-        ArtifactError: if the file is not JSON or holds values that cannot be used.
+        ArtifactError: if the file is not JSON, or the value of `eos_token_id` or `do_sample` cannot be used.
     """
     if not path.exists():
         return CheckpointDefaults()
@@ -63,7 +68,7 @@ def read_generation_config(path: Path) -> CheckpointDefaults:
 
 
 def _defaults_from(data: Mapping[str, object]) -> CheckpointDefaults:
-    followed = {k: data[k] for k in _CHECKED if data.get(k) is not None}
+    followed, unusable = _usable({k: data[k] for k in _CHECKED if data.get(k) is not None})
     checked = GenerationConfig.from_mapping(followed)
     eos = data.get("eos_token_id")
     named = eos if isinstance(eos, list) else [] if eos is None else [eos]
@@ -81,8 +86,28 @@ def _defaults_from(data: Mapping[str, object]) -> CheckpointDefaults:
         top_p=checked.top_p,
         min_p=checked.min_p,
         max_new_tokens=checked.max_new_tokens,
-        ignored=tuple(sorted(k for k, v in data.items() if _is_ignored(k, v))),
+        ignored=tuple(sorted([*unusable, *(k for k, v in data.items() if _is_ignored(k, v))])),
     )
+
+
+def _usable(settings: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
+    """Returns the settings that can be followed, and `name=value` of those that cannot.
+
+    They are defaults that a user may override, so they do not decide whether the weights can be used.
+    """
+    followed: dict[str, object] = {}
+    unusable: list[str] = []
+    for name, value in settings.items():
+        number = int(value) if isinstance(value, float) and value.is_integer() and name in _WHOLE else value
+        if name == "top_k" and number == _OFF:
+            continue
+        try:
+            GenerationConfig.from_mapping({name: number})
+        except ConfigError:
+            unusable.append(f"{name}={value}")
+        else:
+            followed[name] = number
+    return followed, unusable
 
 
 def _is_ignored(key: str, value: object) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 import pytest
 
-from ssruntime.artifact import VERIFY_GRAPH, read_artifact
+from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, read_artifact
 from ssruntime.backends.ort import packing
 from ssruntime.engine import load
+from ssruntime.errors import ArtifactError
 from tests.runtime.packing.entries import (
     DAMAGE,
     EXPECTED,
@@ -136,3 +139,44 @@ def test_a_flipped_byte_is_found_when_verifying(cache: Path, artifact: Path) -> 
         assert (only_entry(cache) / WITNESS).exists()
     assert opened(artifact, verify=True) == "shared"
     assert not (only_entry(cache) / WITNESS).exists()
+
+
+def test_damaged_weights_are_never_packed(cache: Path, artifact: Path) -> None:
+    keep_times(artifact / WEIGHTS, flipped)
+    with pytest.raises(ArtifactError, match=r"weights\.bin does not match its digest in the manifest"):
+        load(artifact, threads=1)
+    assert not list(cache.glob("[!.]*/packed.bin"))
+    keep_times(artifact / WEIGHTS, flipped)  # repaired
+    assert opened(artifact) == "shared"
+
+
+def test_a_copied_cache_serves_though_it_keeps_whole_seconds_only(
+    cache: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(artifact)
+    copy = tmp_path / "copied"
+    shutil.copytree(cache, copy)
+    copy.chmod(0o700)
+    for path in copy.rglob("*"):
+        seconds = path.stat().st_mtime_ns // 10**9
+        os.utime(path, (seconds, seconds))
+    (only_entry(copy) / WITNESS).touch()
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(copy))
+    assert opened(artifact) == "shared"
+    assert (only_entry(copy) / WITNESS).exists()
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_an_artifact_of_links_loads_like_one_of_files(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
+) -> None:
+    """A model hub's cache, and tools that keep large files elsewhere, put links into the folder."""
+    blobs, linked = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    blobs.mkdir()
+    linked.mkdir(parents=True)
+    for number, path in enumerate(sorted(artifact.iterdir())):
+        shutil.copy(path, blobs / f"blob{number}")
+        (linked / path.name).symlink_to(f"../../blobs/blob{number}")
+    if not shares:
+        monkeypatch.setenv("SSTOOL_CACHE_DIR", "/proc/none")
+    assert opened(linked).startswith("shared" if shares else "private (")

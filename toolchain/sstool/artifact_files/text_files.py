@@ -44,8 +44,12 @@ def write_text_files(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _chat_template(source: Path, settings: dict[str, Any]) -> str | None:
-    if (source / CHAT_TEMPLATE).exists():
-        return (source / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    path = source / CHAT_TEMPLATE
+    if path.exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise CheckpointError(f"{path} cannot be read: {err}", "save the file as UTF-8, or move it away to export without it") from err
     template = settings.get("chat_template")
     if isinstance(template, list):
         # Of several named templates, the one called "default" is meant for chats.

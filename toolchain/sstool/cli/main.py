@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from sstool.cli.run_state import RunState
@@ -38,6 +40,8 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Runs `sstool` with `args` and returns its exit code; errors that a user can cause do not raise."""
+    # Python sets a stream to None that was closed before it started, as daemons do.
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         _survive_other_encodings(stream)
     _show_warnings()
@@ -103,6 +107,10 @@ def format_error(message: str, hint: str) -> str:
 def _print_error(message: str, hint: str) -> None:
     sys.stdout.flush()
     sys.stderr.write(format_error(message, hint) + "\n")
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _show_warnings() -> None:

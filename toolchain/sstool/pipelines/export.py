@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ def export_artifact(request: ExportRequest) -> Artifact:
         BackendUnavailableError: if this system has no folder locks.
     """
     require_locks()
+    # Absolute, because replacing the current folder takes it away from this process.
+    request = dataclasses.replace(request, out=Path(os.path.realpath(request.out)))
     say = request.progress or logger.info
     check_choice("target", request.target, TARGETS)
     check_choice("dtype", request.dtype, DTYPES)

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from ssruntime import graph_io
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, DraftEntry, Rope
 from ssruntime.backends.base import Slot
-from ssruntime.backends.ort.packing import open_packed
+from ssruntime.backends.ort.packing import open_packed, with_real_weights
 from ssruntime.backends.ort.rope import rope_tables
 from ssruntime.backends.ort.slot import OrtSlot, TargetSessions
 from ssruntime.backends.ort.thread_pool import PROVIDERS, choose_threads
@@ -67,10 +67,11 @@ class OrtBackend:
                 logger.warning("the packed weights cannot be opened; packing privately: %s", err)
                 self.packing = "private (the packed weights could not be opened)"
         if sessions is None:
-            sessions = self._open_all(graphs, artifact.folder)
+            real = {name: with_real_weights(artifact, graph) for name, graph in graphs.items()}
+            sessions = self._open_all({name: graph for name, (graph, _) in real.items()}, real[VERIFY_GRAPH][1])
             packed = None
         _check_rope(sessions[VERIFY_GRAPH], artifact.manifest.rope)
-        self._packed, self._folder = packed, artifact.folder
+        self._packed, self._artifact = packed, artifact
         self._target = TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH))
         self.rope = rope_tables(artifact.manifest.rope, max_context + graph_io.STEP_PADDING)
         self._draft = sessions[draft.graph] if draft else None
@@ -118,7 +119,8 @@ class OrtBackend:
             ArtifactError: if the graph cannot be opened.
         """
         if self._packed is None:
-            return self._open(graph, name, str(self._folder))
+            graph, folder = with_real_weights(self._artifact, graph)
+            return self._open(graph, name, str(folder))
         return self._open(self._packed.splice(graph, name), name, str(self._packed.folder))
 
     def new_slot(self, max_context: int, draft: ort.InferenceSession | None = None) -> OrtSlot:

@@ -18,6 +18,7 @@ _TENSOR_NAME: Final = 8
 _TENSOR_EXTERNAL_DATA: Final = 13
 _ENTRY_KEY: Final = 1
 _ENTRY_VALUE: Final = 2
+_LOCATION: Final = "location"
 
 
 def external_initializers(model: bytes) -> dict[str, bytes]:
@@ -49,6 +50,26 @@ def replace_initializers(model: bytes, tensors: Mapping[str, bytes]) -> bytes:
     parts = []
     for number, _, raw, payload in _fields(model):
         parts.append(_tagged(_MODEL_GRAPH, _replace_in_graph(payload, tensors)) if number == _MODEL_GRAPH else raw)
+    return b"".join(parts)
+
+
+def with_location(model: bytes, location: str) -> bytes:
+    """Returns the model with its external initializers in the data file of another name.
+
+    Raises:
+        ValueError: if the bytes are not a model.
+    """
+    return replace_initializers(model, {name: _at(tensor, location) for name, tensor in external_initializers(model).items()})
+
+
+def _at(tensor: bytes, location: str) -> bytes:
+    parts = []
+    for number, _, raw, payload in _fields(tensor):
+        if number == _TENSOR_EXTERNAL_DATA and _text(payload, _ENTRY_KEY) == _LOCATION:
+            entry = _tagged(_ENTRY_KEY, _LOCATION.encode()) + _tagged(_ENTRY_VALUE, location.encode())
+            parts.append(_tagged(_TENSOR_EXTERNAL_DATA, entry))
+        else:
+            parts.append(raw)
     return b"".join(parts)
 
 

@@ -30,7 +30,7 @@ from typing import Final
 import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Artifact, file_digest
-from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, replace_initializers
+from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, replace_initializers, with_location
 from ssruntime.errors import ArtifactError
 from ssruntime.folder_lock import locked
 from ssruntime.machine import cpu_features
@@ -51,6 +51,7 @@ _GRAPH: Final = "packed.onnx"
 _DATA: Final = "packed.bin"
 _ENTRY: Final = "entry.json"
 _SCRATCH: Final = "pack"
+_SECOND: Final = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | 
         whole = (
             hashlib.sha256(graph).hexdigest() == entry["graph_sha256"]
             and data.st_size == entry["data_size"]
-            and data.st_mtime_ns == entry["data_mtime_ns"]
+            and _is_time_of(data.st_mtime_ns, entry["data_mtime_ns"])
             and (not verify or file_digest(folder / _DATA) == entry["data_sha256"])
         )
         if not whole:
@@ -191,7 +192,16 @@ def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | 
     return PackedWeights(folder=folder, tensors=tensors, originals=originals)
 
 
+def _is_time_of(found: int, recorded: int) -> bool:
+    """Returns whether a time is the recorded modification time, of which copies may keep whole seconds."""
+    return found in (recorded, recorded - recorded % _SECOND)
+
+
 def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> None:
+    for name in (VERIFY_GRAPH, WEIGHTS):
+        # What is packed once is used by every later load, so a damaged file must not get into the cache.
+        if file_digest(artifact.path(name)) != artifact.manifest.files[name].sha256:
+            raise ArtifactError(f"{artifact.path(name)} does not match its digest in the manifest", "export the model again")
     needed = int(2.1 * artifact.manifest.files[WEIGHTS].size) + 2**20
     if shutil.disk_usage(root).free < needed:
         raise _PackingError(f"less than {needed / 2**20:.0f} MiB free at {root}")
@@ -215,13 +225,27 @@ def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, option
                 scratch.rename(folder)
 
 
+def with_real_weights(artifact: Artifact, graph: bytes) -> tuple[bytes, Path]:
+    """Returns a graph of the artifact, and the folder in which its weights file lies.
+
+    The weights may be a link out of the artifact's folder, as in the cache of a model hub. ONNX Runtime
+    follows no such link, so the graph is pointed at the file that it leads to.
+    """
+    weights = artifact.path(WEIGHTS).resolve()
+    if weights == artifact.folder.resolve() / WEIGHTS:
+        return graph, artifact.folder
+    return with_location(graph, weights.name), weights.parent
+
+
 def _pack(artifact: Artifact, scratch: Path, options: ort.SessionOptions) -> None:
+    graph, folder = with_real_weights(artifact, artifact.path(VERIFY_GRAPH).read_bytes())
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.optimized_model_filepath = str(scratch / _GRAPH)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _DATA)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES))
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
-        ort.InferenceSession(str(artifact.path(VERIFY_GRAPH)), options, providers=["CPUExecutionProvider"], enable_fallback=False)
+        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=False)
         tensors = external_initializers((scratch / _GRAPH).read_bytes())
         expected = max((_end(external_data(t)) for t in tensors.values()), default=0)
         size = (scratch / _DATA).stat().st_size
