@@ -28,6 +28,7 @@ from sstool.graph.lower import LoweringPlan, lower_verify
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec, default_skip_set
 from sstool.validation import gate
+from sstool.validation.bits import GATE_CONTEXT
 from sstool.validation.parity import measure_parity, plan_parity
 from tests.toolchain.conftest import SKIP
 from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, edit_json, make_llama
@@ -207,7 +208,7 @@ def test_the_gate_opens_no_longer_context_than_its_texts_need(tmp_path: Path, mo
     model = make_llama(tmp_path / "model", max_position_embeddings=131_072)
     artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "out", skip=SKIP))
     assert artifact.manifest.max_context == 131_072
-    assert 256 < max(contexts) < 512
+    assert max(contexts) == GATE_CONTEXT
     weights = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     assert artifact.manifest.files[WEIGHTS].size < 1.5 * weights  # no table of 131,072 positions
     with load(artifact.folder, max_context=100_000, max_sequences=1) as engine:
