@@ -309,9 +309,10 @@ def test_end_of_sequence_tokens_are_always_exported(
 def test_a_sampling_default_that_cannot_be_used_is_ignored_by_name(
     tiny_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    edit_json(tiny_copy / "generation_config.json", temperature=-1.0, do_sample=True)
+    edit_json(tiny_copy / "generation_config.json", temperature=-1.0, do_sample=True, max_new_tokens=0)
     export_artifact(ExportRequest(model=tiny_copy, out=tmp_path / "out"))
-    assert "generation_config.json has settings that cannot be followed; they are ignored: temperature=-1.0" in caplog.text
+    expected = "generation_config.json has settings that cannot be followed; they are ignored: max_new_tokens=0, temperature=-1.0"
+    assert expected in caplog.text
 
 
 def test_an_end_of_sequence_token_that_cannot_be_used_is_refused(tiny_copy: Path, tmp_path: Path) -> None:

@@ -180,3 +180,11 @@ def test_an_artifact_of_links_loads_like_one_of_files(
     if not shares:
         monkeypatch.setenv("SSTOOL_CACHE_DIR", "/proc/none")
     assert opened(linked).startswith("shared" if shares else "private (")
+
+
+def test_a_cache_whose_name_is_not_utf_8_only_prevents_sharing(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert opened(artifact).startswith("private (the cache's folder has a name that is not UTF-8")
+    assert len(caplog.records) == 1

@@ -104,7 +104,7 @@ def reference_logits(folder: Path, ids: Sequence[int], positions: Sequence[int],
 
 def _load(folder: Path) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     try:
         with quiet():
@@ -113,6 +113,8 @@ def _load(folder: Path) -> Any:
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
+                # The checkpoint's sampling defaults do not matter here; transformers refuses some of them.
+                generation_config=GenerationConfig(),  # type: ignore[no-untyped-call]
                 use_safetensors=True,
                 output_loading_info=True,
             )

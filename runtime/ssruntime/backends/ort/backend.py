@@ -149,8 +149,8 @@ class OrtBackend:
 
     def _open(self, graph: bytes, name: str, folder: str) -> ort.InferenceSession:
         options = self._options.make()
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         try:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
             # No fallback: there is no other provider, and a second attempt would print to stdout.
             session = ort.InferenceSession(graph, options, providers=PROVIDERS, enable_fallback=False)
         except Exception as err:  # ONNX Runtime's exceptions share no closer base class

@@ -159,6 +159,10 @@ def _key(artifact: Artifact) -> str:
 
 
 def _prepare_root(root: Path) -> None:
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as err:
+        raise _PackingError("the cache's folder has a name that is not UTF-8, which ONNX Runtime cannot open") from err
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = root.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
@@ -239,12 +243,12 @@ def with_real_weights(artifact: Artifact, graph: bytes) -> tuple[bytes, Path]:
 
 def _pack(artifact: Artifact, scratch: Path, options: ort.SessionOptions) -> None:
     graph, folder = with_real_weights(artifact, artifact.path(VERIFY_GRAPH).read_bytes())
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    options.optimized_model_filepath = str(scratch / _GRAPH)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _DATA)
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES))
-    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        options.optimized_model_filepath = str(scratch / _GRAPH)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _DATA)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES))
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=False)
         tensors = external_initializers((scratch / _GRAPH).read_bytes())
         expected = max((_end(external_data(t)) for t in tensors.values()), default=0)
