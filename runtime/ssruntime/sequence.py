@@ -38,7 +38,7 @@ class SequenceLimits(Protocol):
     prefill_chunk: int
     """Largest number of prompt tokens in one pass."""
     attention_block: int
-    """Number of rows that the attention kernel computes together."""
+    """Number of rows in a block of the attention kernel."""
 
 
 class Sequence:

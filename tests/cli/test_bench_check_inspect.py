@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,14 @@ def test_inspect_says_why_packing_is_private(sstool: Command, demo_artifact: Pat
 def test_a_skip_strip_has_one_mark_per_layer() -> None:
     assert skip_strip((0, 2), 4) == ".#.#"
     assert skip_strip((), 3) == "###"
+
+
+def test_inspect_works_without_onnxruntime(demo_artifact: Path) -> None:
+    code = f"""
+import sys; sys.modules["onnxruntime"] = None
+from sstool.cli.main import run
+sys.exit(run(["inspect", {str(demo_artifact)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("unknown (ONNX Runtime cannot be imported") == 2

@@ -20,7 +20,17 @@ _FILE_HINT: Final = 'write a JSON object such as {"attention": [3, 5], "mlp": [4
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkipSpec:
+class _OwnKeys:
+    """The keys of a skip-set file that are not settings of the stopping rule."""
+
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
+    max_alternatives: int | None = None
+    mode: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipSpec(_OwnKeys):
     """A skip set as a user writes it, with the stopping rule it was tuned for.
 
     In a file, the settings of the stopping rule stand beside the other keys.
@@ -35,11 +45,7 @@ class SkipSpec:
             draft that is faster.
     """
 
-    attention: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
     stopping: StoppingRule | None = None
-    max_alternatives: int | None = None
-    mode: str | None = None
 
     @staticmethod
     def keys() -> tuple[str, ...]:
@@ -60,12 +66,12 @@ class SkipSpec:
         """
         if not isinstance(data, Mapping):
             raise error(f"{where}: expected an object with keys", _FILE_HINT)
-        own, known = [f.name for f in fields(_Flat)], cls.keys()
+        own, known = [f.name for f in fields(_OwnKeys)], cls.keys()
         for key in data:
             if key not in known:
                 raise error(f"{where}: unknown key {key!r}", did_you_mean(str(key), known))
         given = {key: value for key, value in data.items() if key not in own and value is not None}
-        spec = read_record(_Flat, {key: value for key, value in data.items() if key in own}, where=where, error=error)
+        spec = read_record(_OwnKeys, {key: value for key, value in data.items() if key in own}, where=where, error=error)
         rule = StoppingRule.read(given, where=where, error=error) if given else None
         return cls(stopping=rule, **vars(spec))
 
@@ -85,16 +91,6 @@ class SkipSpec:
             max_alternatives=self.max_alternatives,
             mode=self.mode or DraftEntry.mode,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Flat:
-    """The keys of a skip-set file that are not settings of the stopping rule."""
-
-    attention: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
-    max_alternatives: int | None = None
-    mode: str | None = None
 
 
 def parse_layers(text: str, *, flag: str) -> tuple[int, ...]:

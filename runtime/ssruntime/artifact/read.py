@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,18 +77,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def check_digests(artifact: Artifact, on_file: Callable[[str], None] | None = None) -> None:
-    """Hashes every file of the artifact and compares it with the manifest.
+def check_digests(artifact: Artifact, on_file: Callable[[str], None] | None = None, *, names: Collection[str] | None = None) -> None:
+    """Hashes files of the artifact and compares them with the manifest.
 
     Args:
         artifact: the artifact to check.
+        names: names of the files; None for all that the manifest lists.
         on_file: called with the name of each file before it is hashed.
 
     Raises:
         ArtifactError: if the content of a file has changed; the message names the first such file.
     """
-    for name, entry in artifact.manifest.files.items():
+    for name in artifact.manifest.files if names is None else names:
         if on_file is not None:
             on_file(name)
-        if file_digest(artifact.path(name)) != entry.sha256:
+        if file_digest(artifact.path(name)) != artifact.manifest.files[name].sha256:
             raise ArtifactError(f"{artifact.path(name)} does not match its digest in the manifest", "export the model again")

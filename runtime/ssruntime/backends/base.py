@@ -105,13 +105,13 @@ class Pass(NamedTuple):
 def prefill_passes(ids: Sequence[int], size: int, block: int) -> Iterator[Pass]:
     """Yields the passes that run a prompt through the model, each of at most `size` tokens.
 
-    Passes are cut so that no pass of several tokens ends in a block of a single row, which the kernel would
-    compute in another way (see `ssruntime.graph_io`): such a token has a pass of its own.
+    The attention kernel computes the rows of a pass in blocks, and it rounds a block of one row differently
+    (see `ssruntime.graph_io`). Where a pass would end in such a block, its last token gets its own pass.
 
     Args:
         ids: token ids of the prompt.
         size: largest number of tokens in a pass.
-        block: number of rows that the attention kernel computes together; 1 if it does not divide passes.
+        block: number of rows in a block of the attention kernel.
     """
     for start in range(0, len(ids), size):
         chunk = ids[start : start + size]
@@ -140,7 +140,7 @@ class Slot(Protocol):
     prefill_chunk: int
     """Largest number of prompt tokens in one pass."""
     attention_block: int
-    """Number of rows that the attention kernel computes together; see `prefill_passes`."""
+    """Number of rows in a block of the attention kernel; see `prefill_passes`."""
     engine_seconds: float
     """Time spent in the engines' run calls since it was last set to 0, in seconds."""
 

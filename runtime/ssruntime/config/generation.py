@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from ssruntime.checks import check_choice, check_float, check_int
@@ -18,6 +19,20 @@ EXITS: Final = ("fixed", "confidence", "adaptive")
 SAMPLINGS: Final = ("coupled", "rejection")
 MAX_ALTERNATIVES_LIMIT: Final = 3
 SEED_LIMIT: Final = 2**63
+
+
+_NUMBERS: Final[Mapping[str, Callable[[str, object], float | None]]] = {
+    "max_new_tokens": partial(check_int, low=1),
+    "max_draft": partial(check_int, low=1, high=MAX_DRAFT_LIMIT),
+    "max_alternatives": partial(check_int, low=0, high=MAX_ALTERNATIVES_LIMIT),
+    "top_k": partial(check_int, low=0),
+    "seed": partial(check_int, low=0, high=SEED_LIMIT - 1),
+    "exit_threshold": partial(check_float, low=0.0, high=1.0),
+    "temperature": partial(check_float, low=0.0),
+    "top_p": partial(check_float, low=0.0, high=1.0, above=True),
+    "min_p": partial(check_float, low=0.0, high=1.0),
+}
+"""The range check of each setting that is a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +85,9 @@ class GenerationConfig:
         check_choice("mode", self.mode, PROPOSERS.names())
         check_choice("exit", self.exit, STOPPING_RULES.names())
         check_choice("sampling", self.sampling, ACCEPTANCE_RULES.names())
-        self._set("max_new_tokens", check_int("max_new_tokens", self.max_new_tokens, 1))
-        self._set("max_draft", check_int("max_draft", self.max_draft, 1, MAX_DRAFT_LIMIT))
-        self._set("max_alternatives", check_int("max_alternatives", self.max_alternatives, 0, MAX_ALTERNATIVES_LIMIT))
-        self._set("top_k", check_int("top_k", self.top_k, 0))
-        self._set("seed", check_int("seed", self.seed, 0, SEED_LIMIT - 1))
-        self._set("exit_threshold", check_float("exit_threshold", self.exit_threshold, 0.0, 1.0))
-        self._set("temperature", check_float("temperature", self.temperature, 0.0))
-        self._set("top_p", check_float("top_p", self.top_p, 0.0, 1.0, above=True))
-        self._set("min_p", check_float("min_p", self.min_p, 0.0, 1.0))
+        for name, check in _NUMBERS.items():
+            # Stored as Python's own numbers, which other code and JSON can rely on.
+            object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.exit is not None and self.exit_threshold is not None:
             check_settings(rule_class(self.exit), [EXIT_THRESHOLD])
         ignores: object = self.ignore_eos
@@ -89,10 +98,6 @@ class GenerationConfig:
             raise ConfigError(
                 f"stop must be a list of non-empty strings, found {self.stop!r}", "give a list, each string with at least one character"
             )
-
-    def _set(self, name: str, number: float | None) -> None:
-        """Stores a checked number as Python's own, which other code and JSON can rely on."""
-        object.__setattr__(self, name, number)
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, object]) -> GenerationConfig:

@@ -11,6 +11,7 @@ from ssruntime.stopping.base import (
     MAX_DRAFT_LIMIT,
     StoppingPolicy,
     StoppingRule,
+    ThresholdRule,
     rule_class,
 )
 from ssruntime.stopping.confidence import ConfidenceRule, ConfidenceStopping
@@ -19,6 +20,7 @@ from ssruntime.stopping.fixed import FixedRule, FixedStopping
 __all__ = [  # noqa: RUF022 - grouped by meaning
     # rules
     "StoppingRule",
+    "ThresholdRule",
     "FixedRule",
     "ConfidenceRule",
     "AdaptiveRule",

@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from ssruntime.checks import check_float
-from ssruntime.stopping.base import DEFAULT_EXIT_THRESHOLD, EXIT_THRESHOLD, StoppingRule
+from ssruntime.stopping.base import ThresholdRule
 
 ACCEPTANCE_MEMORY: Final = 0.5
 """beta1: how much of the smoothed acceptance stays."""
@@ -27,16 +26,10 @@ TARGET_ACCEPTANCE: Final = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveRule(StoppingRule):
+class AdaptiveRule(ThresholdRule):
     """Drafts until a token's draft confidence is below a threshold, which is `exit_threshold` at first."""
 
     exit: str = field(default="adaptive", init=False)
-    exit_threshold: float = DEFAULT_EXIT_THRESHOLD
-
-    def __post_init__(self) -> None:
-        """Checks the settings; raises ConfigError."""
-        super().__post_init__()
-        check_float(EXIT_THRESHOLD, self.exit_threshold, 0.0, 1.0)
 
     def policy(self) -> AdaptiveStopping:
         """Returns a new policy for one request."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
-from ssruntime.checks import check_choice, check_int
+from ssruntime.checks import check_choice, check_float, check_int
 from ssruntime.errors import ConfigError, SelfSpecError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.registry import STOPPING_RULES
@@ -48,7 +48,7 @@ class StoppingPolicy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule(ABC):
-    """When a draft sequence ends. Each policy has a subclass, whose fields are its settings.
+    """The settings of a stopping policy; each policy has a subclass, whose fields are its settings.
 
     A subclass is registered in `ssruntime.registry.STOPPING_RULES` under the name in its `exit`. Each of its
     settings has a default.
@@ -93,8 +93,6 @@ class StoppingRule(ABC):
             check_settings(kind, data)
             return read_record(kind, {k: v for k, v in data.items() if k != TAG}, where=where, error=error)
         except ConfigError as err:
-            if isinstance(err, error) and err.message.startswith(where):
-                raise
             raise error(f"{where}: {err.message}", err.hint) from err
 
     def short(self) -> str:
@@ -106,6 +104,22 @@ class StoppingRule(ABC):
         """Returns the rule in words, such as `confidence, exit_threshold 0.6, max_draft 6`."""
         shown = (f"{name} {_shown(getattr(self, name))}" for name in sorted(self.settings()))
         return ", ".join((self.exit, *shown))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdRule(StoppingRule):
+    """The settings of a policy that compares draft confidence with a threshold.
+
+    Attributes:
+        exit_threshold: draft confidence, in [0, 1], below which drafting stops.
+    """
+
+    exit_threshold: float = DEFAULT_EXIT_THRESHOLD
+
+    def __post_init__(self) -> None:
+        """Checks the settings; raises ConfigError."""
+        super().__post_init__()
+        check_float(EXIT_THRESHOLD, self.exit_threshold, 0.0, 1.0)
 
 
 def _shown(value: object) -> str:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ssruntime.checks import check_float
-from ssruntime.stopping.base import DEFAULT_EXIT_THRESHOLD, EXIT_THRESHOLD, StoppingRule
+from ssruntime.stopping.base import ThresholdRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfidenceRule(StoppingRule):
-    """Drafts until a token's draft confidence is below `exit_threshold`, a number in [0, 1]."""
+class ConfidenceRule(ThresholdRule):
+    """Drafts until a token's draft confidence is below `exit_threshold`."""
 
     exit: str = field(default="confidence", init=False)
-    exit_threshold: float = DEFAULT_EXIT_THRESHOLD
-
-    def __post_init__(self) -> None:
-        """Checks the settings; raises ConfigError."""
-        super().__post_init__()
-        check_float(EXIT_THRESHOLD, self.exit_threshold, 0.0, 1.0)
 
     def policy(self) -> ConfidenceStopping:
         """Returns a new policy for one request."""

@@ -100,7 +100,7 @@ class BitsReport:
 
 
 def store_bits(artifact: Artifact, report: BitsReport) -> None:
-    """Stores a report of this host for `known_bits`; a full or read-only disk is no error."""
+    """Stores a report on this host, where `known_bits` finds it; errors of the disk are only logged."""
     try:
         path = _path(artifact, report.kernels)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -135,10 +135,13 @@ def bits_are_equal(engine: Engine) -> bool:
 
 
 def exactness(artifact: Artifact, threads: int) -> str:
-    """Returns how exactly speculative decoding gives the logits of autoregressive decoding on this machine.
+    """Returns `bits` if decoding is known to be bit-exact on this machine, else `near-tie (why)`.
 
-    Returns:
-        `bits`, or `near-tie (why)` if the bits differ or were not tested on these kernels.
+    Bit-exact means that every pass gives the logits of autoregressive decoding, to the bit.
+
+    Args:
+        artifact: the artifact.
+        threads: number of threads of each engine.
     """
     kernels = Kernels.here(threads)
     known = known_bits(artifact, kernels)

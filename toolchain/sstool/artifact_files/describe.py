@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssruntime import BackendUnavailableError, load
-from ssruntime.artifact import Manifest, read_artifact
+from ssruntime.artifact import Artifact, Manifest, read_artifact
 from ssruntime.engine import DEFAULT_MAX_CONTEXT
-from ssruntime.machine import default_threads
-from sstool.artifact_files.bits_record import exactness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,8 @@ class ArtifactDescription:
         kv: memory of one sequence's KV cache.
         packing: how processes hold the packed weights: `shared`, `private (reason)`, or `unknown (reason)` if
             the engines cannot be opened on this machine.
-        exactness: how exactly speculative decoding gives the logits of autoregressive decoding on this
-            machine: `bits` or `near-tie (why)`.
+        exactness: whether decoding is bit-exact on this machine: `bits`, `near-tie (why)`, or `unknown
+            (reason)` as for `packing`.
     """
 
     folder: Path
@@ -65,6 +63,7 @@ def describe_artifact(folder: Path) -> ArtifactDescription:
     """
     artifact = read_artifact(folder)
     manifest = artifact.manifest
+    packing, exactness = _on_this_machine(artifact)
     per_token = manifest.kv.bytes_per_token()
     context = min(manifest.max_context, DEFAULT_MAX_CONTEXT)
     return ArtifactDescription(
@@ -76,14 +75,20 @@ def describe_artifact(folder: Path) -> ArtifactDescription:
             bytes_at_default_context=per_token * context,
             bytes_at_max_context=per_token * manifest.max_context,
         ),
-        packing=_packing(folder),
-        exactness=exactness(artifact, default_threads()),
+        packing=packing,
+        exactness=exactness,
     )
 
 
-def _packing(folder: Path) -> str:
+def _on_this_machine(artifact: Artifact) -> tuple[str, str]:
+    """Returns `packing` and `exactness`, from opening the engines once."""
     try:
-        with load(folder, max_sequences=1) as engine:
-            return engine.backend.packing
+        with load(artifact.folder, max_sequences=1) as engine:
+            packing, threads = engine.backend.packing, engine.backend.threads
     except BackendUnavailableError as err:
-        return f"unknown ({err.message})"
+        unknown = f"unknown ({err.message})"
+        return unknown, unknown
+    # Imported here, because it needs ONNX Runtime.
+    from sstool.artifact_files.bits_record import exactness
+
+    return packing, exactness(artifact, threads)

@@ -48,8 +48,10 @@ def _chat_template(source: Path, settings: dict[str, Any]) -> str | None:
     if path.exists():
         try:
             return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as err:
+        except UnicodeDecodeError as err:
             raise CheckpointError(f"{path} cannot be read: {err}", "save the file as UTF-8, or move it away to export without it") from err
+        except OSError as err:
+            raise CheckpointError(f"{path} cannot be read: {err.strerror}", "check its permissions") from err
     template = settings.get("chat_template")
     if isinstance(template, list):
         # Of several named templates, the one called "default" is meant for chats.

@@ -78,6 +78,7 @@ def run_bench(
     base = engine.settings(dataclasses.replace(config, mode=modes[-1]))
     config = dataclasses.replace(config, seed=base.seed)
     runnable, refused = _encode(engine, prompts)
+    bits_equal = bits_are_equal(engine)
     _warm_up(engine, modes, config, runnable[0][1])
 
     samples: list[Sample] = []
@@ -87,7 +88,7 @@ def run_bench(
             on_progress(done, total, prompt.id)
         seeded = dataclasses.replace(config, seed=prompt_seed(base.seed, prompt.index))
         order = modes if (repeat + turn) % 2 == 0 else modes[::-1]
-        samples += _run_prompt(engine, order, seeded, prompt, ids, repeat)
+        samples += _run_prompt(engine, order, seeded, prompt, ids, repeat, bits_equal=bits_equal)
     if on_progress is not None:
         on_progress(total, total, "")
     return BenchReport(
@@ -125,7 +126,14 @@ def _warm_up(engine: Engine, modes: Sequence[str], config: GenerationConfig, ids
 
 
 def _run_prompt(
-    engine: Engine, order: Sequence[str], config: GenerationConfig, prompt: PromptRecord, ids: Sequence[int], repeat: int
+    engine: Engine,
+    order: Sequence[str],
+    config: GenerationConfig,
+    prompt: PromptRecord,
+    ids: Sequence[int],
+    repeat: int,
+    *,
+    bits_equal: bool,
 ) -> list[Sample]:
     """Returns one sample per mode, with the verdict of the comparison between the modes."""
     runs: dict[str, TracedRun] = {}
@@ -133,15 +141,15 @@ def _run_prompt(
     for mode in order:
         completion, runs[mode] = traced(engine, ids, dataclasses.replace(config, mode=mode))
         samples.append(Sample(prompt_id=prompt.id, index=prompt.index, repeat=repeat, mode=mode, stats=completion.stats, identical=None))
-    verdict = _verdict(engine, config, runs)
+    verdict = _verdict(engine, config, runs, bits_equal=bits_equal)
     return [dataclasses.replace(s, identical=verdict) if s.mode == "speculative" else s for s in samples]
 
 
-def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun]) -> Verdict | None:
+def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun], *, bits_equal: bool) -> Verdict | None:
     speculative = dataclasses.replace(config, mode="speculative")
     if len(runs) < len(MODES) or is_uncoupled(engine.settings(speculative)):
         return None
-    return compare(engine, speculative, plain=runs["plain"].token_ids, run=runs["speculative"], bits_equal=bits_are_equal(engine)).verdict
+    return compare(engine, speculative, plain=runs["plain"].token_ids, run=runs["speculative"], bits_equal=bits_equal).verdict
 
 
 def is_uncoupled(settings: DecodeSettings) -> bool:

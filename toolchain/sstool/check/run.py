@@ -81,14 +81,13 @@ def run_check(
     # Memory comes first: this process must not hold engines of the artifact. The longest part comes last.
     memory = _check_memory(artifact, options, tell)
     parity = _check_parity(artifact, checkpoint, tell, threads=options.threads)
-    bits = _measure_bits(artifact, options, tell)
-    losslessness, environment = _check_losslessness(artifact, options, prompt_files or (built_in_prompts(),), tell, bits)
+    bits, losslessness, environment = _check_decoding(artifact, options, prompt_files or (built_in_prompts(),), tell)
     return CheckReport(
         environment=environment,
         full=options.full,
         digests=digests,
         parity=parity,
-        bits=_bits_section(bits),
+        bits=bits,
         losslessness=losslessness,
         memory=memory,
     )
@@ -117,27 +116,18 @@ def _check_memory(artifact: Artifact, options: CheckOptions, tell: Progress) -> 
     return CheckSection(status=status, reason=reason, details=asdict(report))
 
 
-def _measure_bits(artifact: Artifact, options: CheckOptions, tell: Progress) -> BitsReport:
-    tell("bits", 0, 1, "against passes of one token")
+def _check_decoding(
+    artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress
+) -> tuple[CheckSection, CheckSection, Environment]:
+    """Returns the sections `bits` and `losslessness`."""
     with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1) as engine:
-        report = measure_bits(engine.backend)
+        tell("bits", 0, 1, "against passes of one token")
+        bits = measure_bits(engine.backend)
         if engine.backend.max_context >= min(GATE_CONTEXT, artifact.manifest.max_context):
-            store_bits(artifact, report)
-    return report
-
-
-def _bits_section(report: BitsReport) -> CheckSection:
-    if report.equal:
-        return CheckSection(status="passed", details=report.to_json())
-    return CheckSection(status="reported", reason=f"near ties are possible ({report.difference})", details=report.to_json())
-
-
-def _check_losslessness(
-    artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress, bits: BitsReport
-) -> tuple[CheckSection, Environment]:
-    with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1) as engine:
+            store_bits(artifact, bits)
+        environment = describe_environment(engine)
         if not engine.backend.has_draft:
-            return CheckSection(status="skipped", reason="the artifact has no draft"), describe_environment(engine)
+            return _bits_section(bits), CheckSection(status="skipped", reason="the artifact has no draft"), environment
         report = check_losslessness(
             engine,
             plan_check(files, full=options.full),
@@ -145,7 +135,13 @@ def _check_losslessness(
             resumable=options.full,
             on_progress=lambda done, total, what: tell("losslessness", done, total, what),
         )
-        return report.section(), describe_environment(engine)
+        return _bits_section(bits), report.section(), environment
+
+
+def _bits_section(report: BitsReport) -> CheckSection:
+    if report.equal:
+        return CheckSection(status="passed", details=report.to_json())
+    return CheckSection(status="reported", reason=f"near ties are possible ({report.difference})", details=report.to_json())
 
 
 def _find_checkpoint(options: CheckOptions) -> Path | None:

@@ -29,7 +29,7 @@ from typing import Final
 
 import onnxruntime as ort
 
-from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Artifact, file_digest
+from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Artifact, check_digests, file_digest
 from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, replace_initializers, with_location
 from ssruntime.errors import ArtifactError
 from ssruntime.folder_lock import locked
@@ -202,10 +202,8 @@ def _is_time_of(found: int, recorded: int) -> bool:
 
 
 def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> None:
-    for name in (VERIFY_GRAPH, WEIGHTS):
-        # What is packed once is used by every later load, so a damaged file must not get into the cache.
-        if file_digest(artifact.path(name)) != artifact.manifest.files[name].sha256:
-            raise ArtifactError(f"{artifact.path(name)} does not match its digest in the manifest", "export the model again")
+    # What is packed once is used by every later load, so a damaged file must not get into the cache.
+    check_digests(artifact, names=(VERIFY_GRAPH, WEIGHTS))
     needed = int(2.1 * artifact.manifest.files[WEIGHTS].size) + 2**20
     if shutil.disk_usage(root).free < needed:
         raise _PackingError(f"less than {needed / 2**20:.0f} MiB free at {root}")

@@ -52,8 +52,7 @@ class OrtSlot:
         self.max_context = max_context
         self.alternatives_end = alternatives_end
         self.attention_block = attention_block
-        # No full chunk ends in a block of a single row either.
-        self.prefill_chunk = PREFILL_CHUNK - (PREFILL_CHUNK % attention_block == 1)
+        self.prefill_chunk = PREFILL_CHUNK
         self.engine_seconds = 0.0
         self._cache = KvCache(target.verify, max_context + graph_io.STEP_PADDING)
         self._rope = rope

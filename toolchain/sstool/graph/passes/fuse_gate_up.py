@@ -17,8 +17,8 @@ class FuseGateUpPass(ir.passes.InPlacePass):
     Each number of the result is the same sum as before.
 
     Requires: weights are initializers float[input, output] of MatMul nodes.
-    Ensures: no MLP has exactly two products of one input, with weights of one shape that nothing else
-    uses.
+    Ensures: no such pair is left. A pair is two MatMul nodes of one MLP with the same input, the only ones
+    with that input, whose weights have the same shape and no other use.
     Edits in place.
     """
 
