@@ -82,7 +82,7 @@ def _speed(rows: list[dict[str, Any]], theme: Theme) -> Figure:
 
 _STEPS: Final = (
     ("checkpoint", ("a Hugging Face folder", "or hub id", "in safetensors")),
-    ("export", ("build the graphs", "search what to skip", "prove both engines")),
+    ("export", ("build the graphs", "search what to skip", "prove the engines")),
     ("artifact", ("draft, verify and", "step graphs,", "shared weights")),
 )
 _ROUND: Final = (
@@ -108,7 +108,7 @@ def _flow(theme: Theme) -> Figure:
         _arrow(axes, theme, [(left + 2.3, 0.91), (left + 2.55, 0.91)])
     first, last = lefts[0] + 1.15, lefts[-1] + 1.15
     _arrow(axes, theme, [(last, 2.08), (last, 1.72), (first, 1.72), (first, 1.37)])
-    axes.text((first + last) / 2, 1.76, "the runtime loads both engines", ha="center", va="bottom", color=theme.muted, fontsize=10)
+    axes.text((first + last) / 2, 1.76, "the runtime loads the engines", ha="center", va="bottom", color=theme.muted, fontsize=10)
     _arrow(axes, theme, [(last, 0.46), (last, 0.14), (first, 0.14), (first, 0.46)])
     axes.text((first + last) / 2, 0.18, "next round", ha="center", va="bottom", color=theme.muted, fontsize=10)
     return figure
