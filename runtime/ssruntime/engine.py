@@ -156,7 +156,7 @@ class Engine:
             self.backend.release(slot)
         assert sequence.finish_reason is not None
         return Completion(
-            text=text.finish(),
+            text=text.finish(tokens),
             token_ids=tokens,
             finish_reason=sequence.finish_reason,
             seed=settings.seed,
@@ -203,7 +203,14 @@ class Engine:
             ConfigError: if the settings do not fit this artifact, such as mode `speculative` without an open
                 draft.
         """
-        return complete(config or GenerationConfig(), self.defaults, self._draft)
+        settings = complete(config or GenerationConfig(), self.defaults, self._draft)
+        vocab_size = self.artifact.manifest.model.vocab_size
+        for token in settings.stop_token_ids:
+            if token >= vocab_size:
+                raise ConfigError(f"stop_token_ids: {token} is not a token id of this model", f"token ids are 0 to {vocab_size - 1}")
+        if settings.min_new_tokens and len(settings.stop_token_ids | settings.eos_token_ids) >= vocab_size:
+            raise ConfigError("min_new_tokens cannot be reached: every token ends the text", "leave stop_token_ids out")
+        return settings
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the prompt's token ids.
@@ -243,9 +250,9 @@ class Engine:
             sequence, text = self._begin(slot, ids, settings, trace)
             for new in decode(sequence, slot, deadline=deadline):
                 if sequence.finish_reason is None:
-                    yield Chunk(text=text.take(), token_ids=tuple(new))
+                    yield Chunk(text.take(new), tuple(new))
                 else:
-                    yield Chunk(text.finish(), tuple(new), sequence.finish_reason, sequence.stats)
+                    yield Chunk(text.finish(new), tuple(new), sequence.finish_reason, sequence.stats)
         finally:
             self.backend.release(slot)
 
@@ -256,15 +263,21 @@ class Engine:
 
     def _begin(self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, trace: Trace | None) -> tuple[Sequence, OutputText]:
         """Returns a new sequence for a slot, and the text that it writes to."""
-        acceptance = make_acceptance(settings)
-        text = OutputText(self._codec.tokenizer, ids, settings.stop)
+        acceptance = make_acceptance(settings, len(ids))
+        text = OutputText(
+            self._codec.tokenizer,
+            ids,
+            stops=settings.stop,
+            special_tokens=self._codec.special_tokens,
+            skip_special_tokens=settings.skip_special_tokens,
+        )
         sequence = Sequence(
             ids,
             settings,
             slot,
             acceptance=acceptance,
             proposer=make_proposer(settings, acceptance, alternatives_end=slot.alternatives_end),
-            text=text,
+            stop_watch=text if text.has_stops else None,
             trace=trace,
         )
         return sequence, text

@@ -9,9 +9,10 @@ whether it covers one position or ten.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.sampling.distribution import Distribution
@@ -58,14 +59,22 @@ class TokenTree(NamedTuple):
         """Returns the row of a branch."""
         return len(self.trunk) + index
 
-    def hidden(self) -> Iterator[tuple[int, int]]:
-        """Yields (row, column) for each earlier token of the pass that a branch's row must not attend to.
 
-        For a branch of depth d these are `trunk[d + 1:]` and all branches before it.
-        """
-        for row, (depth, _) in enumerate(self.branches, len(self.trunk)):
-            for column in range(depth + 1, row):
-                yield row, column
+_make_tree: Final[Callable[[tuple[Sequence[int], Sequence[Alternative]]], TokenTree]] = functools.partial(tuple.__new__, TokenTree)
+"""Makes a tree from its values, faster than the class does, which calls a Python function."""
+
+
+def branch_rows(tree: tuple[Sequence[int], Sequence[Alternative]]) -> list[tuple[int, int, int]]:
+    """Returns the row, the offset (see `TokenTree.branch_offset`) and the token of each branch of a tree.
+
+    A branch must not attend to the rows from its offset on that are before its own: these are the rest of the
+    trunk, and the branches before it.
+
+    Args:
+        tree: trunk and branches.
+    """
+    trunk, branches = tree
+    return [(row, depth + 1, token) for row, (depth, token) in enumerate(branches, len(trunk))]
 
 
 @dataclass(slots=True)
@@ -95,11 +104,11 @@ class Proposal:
         """Returns the token tree after the committed tokens without KV, of which there is at least one."""
         trunk = (*committed, *self.tokens)
         if not self.alternatives:
-            return TokenTree(trunk)
+            return _make_tree((trunk, ()))
         shift = len(committed) - 1
         if not shift:
-            return TokenTree(trunk, self.alternatives)
-        return TokenTree(trunk, [Alternative(depth + shift, token) for depth, token in self.alternatives])
+            return _make_tree((trunk, self.alternatives))
+        return _make_tree((trunk, [Alternative(depth + shift, token) for depth, token in self.alternatives]))
 
     def alternative_at(self, depth: int, token: int) -> int | None:
         """Returns the index of the alternative of that depth and token; None if there is none."""

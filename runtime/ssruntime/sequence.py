@@ -13,7 +13,7 @@ from collections.abc import Generator
 from typing import Protocol
 
 from ssruntime.acceptance import Acceptance
-from ssruntime.backends.base import Pass, StepOutput, prefill_passes
+from ssruntime.backends.base import Pass, StepOutput, make_pass, prefill_passes
 from ssruntime.config import DecodeSettings
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import TokenTree, room_beside
@@ -21,11 +21,11 @@ from ssruntime.proposers.base import Proposer
 from ssruntime.results import DecodeStats, Round, Trace
 
 
-class TextEnd(Protocol):
+class StopWatch(Protocol):
     """Receives every committed token, and detects stop strings."""
 
     def push(self, token: int) -> bool:
-        """Adds a token; returns whether a stop string is complete with it, which ends the text."""
+        """Adds a token; returns whether a stop string is complete with it."""
 
 
 class SequenceLimits(Protocol):
@@ -45,6 +45,7 @@ class Sequence:
     """The state of one request between passes. Proposers read `ids` and `start`.
 
     Attributes:
+        next_pass: pass that the sequence waits for; None when the text has ended.
         ids: token ids of the prompt and of the committed tokens.
         start: number of leading tokens whose KV is in the cache; it is less than the number of `ids`.
         stats: counts so far; the driver adds the times.
@@ -60,7 +61,7 @@ class Sequence:
         *,
         acceptance: Acceptance,
         proposer: Proposer | None,
-        text: TextEnd,
+        stop_watch: StopWatch | None,
         trace: Trace | None = None,
     ) -> None:
         """Begins a request.
@@ -71,7 +72,7 @@ class Sequence:
             limits: limits of the KV cache.
             acceptance: acceptance rule of this request.
             proposer: source of drafts; None for autoregressive decoding.
-            text: receiver of the committed tokens.
+            stop_watch: detector of stop strings; None if there are none.
             trace: record to fill with the verify passes.
         """
         self.ids = list(prompt_ids)
@@ -82,33 +83,30 @@ class Sequence:
         self._limits = limits
         self._acceptance = acceptance
         self._proposer = proposer
-        self._push = text.push
+        self._completes_stop = None if stop_watch is None else stop_watch.push
         self._eos = settings.eos_token_ids
+        self._ends = settings.eos_token_ids | settings.stop_token_ids
         self._trace = trace
         room = limits.max_context - len(prompt_ids)
         self._end = len(prompt_ids) + min(settings.max_new_tokens, room)
         self._reason_at_end = "length" if settings.max_new_tokens <= room else "context"
-        self._new: list[int] = []
+        self._new: abc.Sequence[int] = ()
         if trace is not None:
             trace.prompt_ids = list(prompt_ids)
         self._passes = self._prefill()
-        self._wanted: Pass | None = next(self._passes)
+        self.next_pass: Pass | None = next(self._passes)
 
-    def next_pass(self) -> Pass | None:
-        """Returns the pass that the sequence waits for; None when the text has ended."""
-        return self._wanted
-
-    def commit(self, output: StepOutput) -> list[int]:
+    def commit(self, output: StepOutput) -> abc.Sequence[int]:
         """Takes the output of the pass; returns the tokens that are committed with it, possibly none."""
-        self._wanted = self._passes.send(output)
+        self.next_pass = self._passes.send(output)
         new = self._new
-        self._new = []
+        self._new = ()
         return new
 
     def cancel(self, reason: str) -> None:
         """Ends the text between two passes, with this finish reason."""
         self._passes.close()
-        self._wanted = None
+        self.next_pass = None
         self.finish_reason = reason
 
     # The generators below yield the passes that they want, and None at the end of the text.
@@ -126,15 +124,21 @@ class Sequence:
 
     def _autoregressive(self) -> Generator[Pass | None, StepOutput, None]:
         ids, stats, trace, sample = self.ids, self.stats, self._trace, self._acceptance.sample
+        ends, end, may_end = self._ends, self._end, self._completes_stop is not None
         while self.finish_reason is None:
             start, trunk = self.start, (ids[-1],)
-            output = yield Pass("verify", trunk, start)
+            output = yield make_pass(("verify", trunk, start, ()))
             stats.emitted += 1
             if trace is not None:
                 trace.rounds.append(Round(start, TokenTree(trunk)))
                 trace.add_logits(start + 1, output.logits)
             self.start = start + 1
-            self._emit((sample(output, start + 1),))
+            # As `_emit`, without the call.
+            token = sample(output, start + 1)
+            ids.append(token)
+            self._new = (token,)
+            if may_end or token in ends or len(ids) >= end:
+                self.finish_reason = self._reason_after(token, len(ids))
         yield None
 
     def _rounds(self, proposer: Proposer) -> Generator[Pass | None, StepOutput, None]:
@@ -152,7 +156,7 @@ class Sequence:
                     f"mode {self._settings.mode!r}: a proposer may propose at most {limit} tokens and {room} alternatives here; it proposed"
                     f" {len(proposal.tokens)} and {len(tree.branches)}"
                 )
-            rows = yield Pass("verify", tree.trunk, start, tree.branches)
+            rows = yield make_pass(("verify", tree.trunk, start, tree.branches))
             output = rows.tail(position - 1 - start) if position - 1 > start else rows
             emitted, alternative, is_withheld = self._acceptance.accept(output, proposal, position)
             proposed, accepted = len(proposal.tokens), len(emitted) - (not is_withheld)
@@ -177,14 +181,30 @@ class Sequence:
 
     def _emit(self, emitted: abc.Sequence[int]) -> None:
         """Commits tokens up to the one that ends the text, if there is such a token."""
-        push, ids, new, eos = self._push, self.ids, self._new, self._eos
-        for token in emitted:
-            stopped = push(token)
-            ids.append(token)
-            new.append(token)
-            if token in eos or stopped:
-                self.finish_reason = "eos" if token in eos else "stop"
-                self.stats.discarded += len(emitted) - len(new)
-                return
-        if len(ids) >= self._end:
-            self.finish_reason = self._reason_at_end
+        if self._completes_stop is None and len(self.ids) + len(emitted) < self._end and self._ends.isdisjoint(emitted):
+            self.ids += emitted
+            self._new = emitted
+            return
+        for count, token in enumerate(emitted, 1):
+            reason = self._reason_after(token, len(self.ids) + count)
+            if reason is not None:
+                self.finish_reason = reason
+                self.stats.discarded += len(emitted) - count
+                emitted = emitted[:count]
+                break
+        self.ids += emitted
+        self._new = emitted
+
+    def _reason_after(self, token: int, length: int) -> str | None:
+        """Returns the finish reason if a token ends the text.
+
+        Args:
+            token: newest token.
+            length: number of tokens of prompt and text with it.
+        """
+        stopped = self._completes_stop is not None and self._completes_stop(token)
+        if token in self._eos:
+            return "eos"
+        if stopped or token in self._ends:
+            return "stop"
+        return self._reason_at_end if length >= self._end else None

@@ -124,6 +124,15 @@ def test_more_near_ties_than_one_in_ten_thousand_tokens_fail(make_artifact: Make
     assert "near ties" in (report.losslessness.reason or "")
 
 
+def test_differences_beyond_rounding_are_not_called_near_ties(make_artifact: MakeArtifact) -> None:
+    script = Script(verify=successor_table(), draft=successor_table())
+    script.bump[:, 0] = 0.5  # wider passes compute something else
+    report = check(make_artifact(script), prompts("t3"))
+    assert not report.ok
+    assert report.bits.status == "failed"
+    assert "compute different things" in (report.bits.reason or "")
+
+
 @pytest.mark.parametrize(("near_ties", "tokens", "fails"), [(1, 500, False), (2, 500, True), (2, 20_000, False), (3, 29_999, True)])
 def test_one_near_tie_in_ten_thousand_tokens_is_allowed(near_ties: int, tokens: int, fails: bool) -> None:
     report = LosslessnessReport(

@@ -19,7 +19,7 @@ from sstool.validation.near_tie import Row, decide, standing
 def settings_of(*, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> DecodeSettings:
     return DecodeSettings(
         max_new_tokens=8, mode="speculative", stopping=FixedRule(max_draft=4), max_alternatives=2,
-        temperature=temperature, top_k=top_k,
+        temperature=temperature, top_k=top_k, min_new_tokens=0, stop_token_ids=frozenset(), skip_special_tokens=True,
         top_p=top_p, min_p=min_p, sampling="coupled", seed=7, stop=(), eos_token_ids=frozenset(),
     )  # fmt: skip
 

@@ -118,7 +118,7 @@ def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings
 
     They are computed in Python, from the tables alone. Stop strings are ignored.
     """
-    acceptance = make_acceptance(settings)
+    acceptance = make_acceptance(settings, len(prompt))
     ids = list(prompt)
     while True:
         logits = script.target(ids)[None]
@@ -126,6 +126,8 @@ def plain_tokens(script: Script, prompt: Sequence[int], settings: DecodeSettings
         count = len(ids) - len(prompt)
         if ids[-1] in settings.eos_token_ids:
             return ids[len(prompt) :], "eos"
+        if ids[-1] in settings.stop_token_ids:
+            return ids[len(prompt) :], "stop"
         if count == settings.max_new_tokens:
             return ids[len(prompt) :], "length"
         if len(ids) == max_context:

@@ -24,7 +24,7 @@ from ssruntime.backends.ort.tree_mask import TreeMask
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.engine import Engine
 from ssruntime.graph_io import HIDDEN, MAX_QUERY_LENGTH
-from ssruntime.proposal import Alternative, TokenTree, room_beside
+from ssruntime.proposal import Alternative, TokenTree, branch_rows, room_beside
 from ssruntime.sampling.filters import ALTERNATIVE_GAP, filtered
 from ssruntime.sampling.noise import CoupledNoise, gumbel
 from tests.runtime.conftest import OpenScript
@@ -129,15 +129,16 @@ def test_emitted_tokens_are_the_targets_samples_after_each_prefix(trunk: list[in
     def sample(path: tuple[int, ...]) -> int:
         return int(np.random.default_rng([target, len(path), *path]).integers(0, 4))
 
-    def target_token(row: int, offset: int) -> int:
-        if row <= len(trunk):
-            assert offset == row
-            return sample(tuple(trunk[:row]))
+    def target_token(row: int) -> int:
+        assert row <= len(trunk)
+        return sample(tuple(trunk[:row]))
+
+    def sure_token(row: int, offset: int) -> int:
         depth, token = alternatives[row - len(trunk) - 1]
         assert offset == depth + 1
         return sample((*trunk[:depth], token))
 
-    emitted, alternative, _ = accept_equal(proposal_of(trunk, alternatives), target_token, target_token)
+    emitted, alternative, _ = accept_equal(proposal_of(trunk, alternatives), target_token, sure_token)
     assert all(token == sample(tuple(emitted[:index])) for index, token in enumerate(emitted))
     agreed = next((i for i, t in enumerate(trunk) if t != emitted[i]), len(trunk))
     accepted = [i for i, a in enumerate(alternatives) if agreed < len(trunk) and a == (agreed, emitted[agreed])]
@@ -149,12 +150,10 @@ def test_an_accepted_alternative_gives_one_token_more() -> None:
     rows = [5, 9, 9, 6]  # samples after the committed token, after two wrong tokens, after the alternative
     proposal = proposal_of([4, 4], [Alternative(0, 5)])
 
-    def target_token(row: int, _offset: int) -> int:
-        return rows[row]
-
-    assert accept_equal(proposal, target_token, target_token) == RoundResult([5, 6], 0)
+    target_token = rows.__getitem__
+    assert accept_equal(proposal, target_token, lambda row, _offset: rows[row]) == RoundResult([5, 6], 0)
     assert accept_equal(proposal, target_token, lambda _row, _offset: None) == RoundResult([5], 0, is_withheld=True)
-    assert accept_equal(proposal_of([4, 4]), target_token, target_token) == RoundResult([5], None)
+    assert accept_equal(proposal_of([4, 4]), target_token, lambda row, _offset: rows[row]) == RoundResult([5], None)
 
 
 # Decoding with alternatives
@@ -244,11 +243,11 @@ def test_room_is_limited_by_query_length_and_end_position(num_tokens: int, start
 def test_the_tree_mask_hides_from_a_branch_what_is_not_on_its_path() -> None:
     mask = TreeMask(6)
     tree = TokenTree([1, 2, 3], [Alternative(0, 7), Alternative(1, 8), Alternative(1, 9)])
-    mask.hide(tree)
+    mask.hide(branch_rows(tree))
     hidden = {(int(r), int(c)) for r, c in np.argwhere(mask.values[0, 0] == np.float32(HIDDEN))}
     # The branches are rows 3, 4 and 5. All attend to column 0, those of depth 1 also to column 1.
     assert hidden == {(3, 1), (3, 2), (4, 2), (4, 3), (5, 2), (5, 3), (5, 4)}
-    mask.show(tree)
+    mask.show_all()
     assert not mask.values.any()
 
 

@@ -48,11 +48,14 @@ decoding = st.fixed_dictionaries(
         "max_alternatives": st.sampled_from([None, 0, 1, 2, 3]),
         "seed": st.integers(0, 2**63 - 1),
         "ignore_eos": st.booleans(),
+        "stop_token_ids": st.sampled_from([(), (), (1,)]),
         "temperature": st.sampled_from([0.0, 0.0, 0.5, 0.8, 1.0, 1.7]),
         "top_k": st.sampled_from([None, 0, 1, 2, 5]),
         "top_p": st.sampled_from([None, 0.5, 0.9, 1.0]),
         "min_p": st.sampled_from([None, 0.05]),
     }
+).flatmap(
+    lambda how: st.sampled_from([0, 0, 1, how["max_new_tokens"] // 2, how["max_new_tokens"]]).map(lambda n: how | {"min_new_tokens": n})
 )
 stopping_rules = st.one_of(
     st.just({"exit": "fixed"}),
@@ -153,7 +156,8 @@ def test_prompts_longer_than_one_prefill_chunk_decode_correctly(open_script: Ope
 def test_a_trace_can_be_replayed(engines: dict[str, Engine], how: dict[str, object], stopping: dict[str, object]) -> None:
     """Verifying the rounds of a trace again, on another slot, gives the tokens that were committed."""
     engine, trace = engines["history"], Trace()
-    config = GenerationConfig.from_mapping({**how, **stopping, "temperature": 0.0, "top_k": None, "top_p": None, "min_p": None})
+    greedy = {"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None, "min_new_tokens": 0}
+    config = GenerationConfig.from_mapping({**how, **stopping, **greedy})
     completion = engine.generate([2, 1, 2], config, trace=trace)
     assert trace.prompt_ids == [2, 1, 2]
     assert len(trace.rounds) == completion.stats.rounds

@@ -9,15 +9,16 @@ import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssruntime import Completion, ContextOverflowError, GenerationConfig
+from ssruntime import Completion, ConfigError, ContextOverflowError, GenerationConfig
 from ssruntime.engine import Engine, load
 from tests.runtime.conftest import OpenScript
 from tests.runtime.counts import check_counts
-from tests.runtime.scripted import Script, every_byte, phrase_table, pieces, random_script, write_artifact
+from tests.runtime.scripted import EOS, Script, every_byte, phrase_table, pieces, random_script, write_artifact
 
 # The scripted text "say: one ENDING, two ENOUGHxx", in tokens that split "END" and "ENDING" in several ways.
 PIECES = ["</s>", "<eot>", "say:", " ", "one", "E", "N", "D", "IN", "G,", "two", "EN", "OUGH", "x", "END"]
@@ -210,4 +211,63 @@ def test_stop_strings_end_random_text_where_they_are_first_completed(
 
 @pytest.fixture(scope="session")
 def letter_engine(open_script: OpenScript) -> Engine:
-    return open_script(random_script(8, vocab=5, scale=0.5))
+    return open_script(LETTERS)
+
+
+LETTERS = random_script(8, vocab=5, scale=0.5)
+
+
+# Tokens that end the text, a minimum length, and special tokens in the text
+
+
+@pytest.mark.parametrize("how", EVERY_WAY)
+def test_a_stop_token_ends_the_text_and_is_the_last_of_its_ids(phrase_engine: Engine, how: GenerationConfig) -> None:
+    stopped = complete(phrase_engine, [2], how, stop_token_ids=[8, 12], max_new_tokens=40)
+    assert (stopped.token_ids, stopped.finish_reason, stopped.text) == (PHRASE[:7], "stop", " one ENDIN")
+
+
+def test_stop_tokens_that_cannot_be_are_refused(phrase_engine: Engine) -> None:
+    with pytest.raises(ConfigError, match="stop_token_ids: 15 is not a token id"):
+        phrase_engine.settings(GenerationConfig(stop_token_ids=(15,)))
+    with pytest.raises(ConfigError, match="every token ends the text"):
+        phrase_engine.settings(GenerationConfig(stop_token_ids=tuple(range(2, 15)), min_new_tokens=1))
+    with pytest.raises(ConfigError, match="min_new_tokens 9 is more than max_new_tokens 8"):
+        phrase_engine.settings(GenerationConfig(min_new_tokens=9, max_new_tokens=8))
+
+
+@pytest.fixture(scope="session")
+def eager_engine(open_script: OpenScript) -> Engine:
+    """An engine that prefers to end the text, and else writes `a` and `<tool>` in turns."""
+    table = np.zeros((1, 4, 4), dtype=np.float32)
+    table[0, :, 0], table[0, 1, 2], table[0, 2, 1], table[0, 3, 2] = 30.0, 15.0, 15.0, 15.0
+    return open_script(Script(verify=table, draft=table), tokenizer=pieces(["</s>", "a", "<tool>", "b"]), max_context=64)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("how", EVERY_WAY)
+def test_no_token_ends_the_text_before_its_minimum_length(eager_engine: Engine, how: GenerationConfig, temperature: float) -> None:
+    for shortest in (0, 1, 2, 6, 20):
+        found = complete(eager_engine, [3], how, min_new_tokens=shortest, max_new_tokens=40, temperature=temperature)
+        expected = [2, 1] * 20
+        assert found.token_ids == [*expected[: max(0, shortest - 1)], 0]
+        assert (found.text, found.finish_reason) == ("a" * (max(0, shortest - 1) // 2), "eos")
+    shown = complete(eager_engine, [3], how, min_new_tokens=4, temperature=temperature, skip_special_tokens=False)
+    assert shown.text == "<tool>a<tool></s>"
+    stopped = complete(eager_engine, [3], how, min_new_tokens=20, temperature=temperature, stop=["a<tool>"])
+    assert (stopped.text, stopped.finish_reason) == ("", "stop")
+
+
+@pytest.mark.parametrize("sampling", ["coupled", "rejection"])
+@pytest.mark.parametrize("mode", ["plain", "speculative"])
+def test_a_minimum_length_leaves_the_odds_of_the_other_tokens(letter_engine: Engine, mode: str, sampling: str) -> None:
+    """The first token has the model's distribution without the end token."""
+    counts = np.zeros(5)
+    for seed in range(1500):
+        how = GenerationConfig(mode=mode, sampling=sampling, temperature=1.0, seed=seed, min_new_tokens=3, max_new_tokens=3)
+        counts[letter_engine.generate([1], how).token_ids[1]] += 1
+    weights = np.exp(np.float64(LETTERS.verify))
+    weights[:, :, EOS] = 0
+    probs = weights / weights.sum(axis=2, keepdims=True)
+    expected = probs[0, 1] @ probs[1]
+    assert counts[EOS] == 0
+    assert abs(counts / counts.sum() - expected).max() < 0.055

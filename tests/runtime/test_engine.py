@@ -89,11 +89,11 @@ def test_a_failed_request_frees_its_kv_cache(single_slot_engine: Engine, monkeyp
     class FullDiskError(Exception):
         pass
 
-    def refuse(_self: object, _token: int) -> bool:
+    def refuse(_self: object, _tokens: object) -> str:
         raise FullDiskError
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssruntime.text.output.OutputText.push", refuse)
+        patch.setattr("ssruntime.text.output.OutputText.take", refuse)
         with pytest.raises(FullDiskError):
             single_slot_engine.generate([1], LONG)
         with pytest.raises(FullDiskError):

@@ -165,11 +165,49 @@ def test_output_text_does_not_depend_on_when_it_is_taken(lazy: bool) -> None:
         (["END"], [1, 4], "aE", None),
         (["aE", "b"], [2, 1], "", 0),
     ]:
-        output, shown, stopped_at = OutputText(tokenizer, [6], stops), "", None
+        output, shown, stopped_at, waiting = output_text(tokenizer, stops), "", None, []
         for index, token in enumerate(tokens):
-            if output.push(token):
+            waiting.append(token)
+            if output.has_stops and output.push(token):
                 stopped_at = index
                 break
             if not lazy:
-                shown += output.take()
-        assert (shown + output.finish(), stopped_at) == (text, at)
+                shown += output.take(waiting)
+                waiting.clear()
+        assert (shown + output.finish(waiting), stopped_at) == (text, at)
+
+
+def output_text(tokenizer: Tokenizer, stops: list[str], *, skip_special_tokens: bool = True) -> OutputText:
+    """Returns the empty text of a request whose prompt is token 6; `</s>` and `<eot>` are special tokens."""
+    special = {t: s for s in ("</s>", "<eot>") if (t := tokenizer.token_to_id(s)) is not None}
+    return OutputText(tokenizer, [6], stops=stops, special_tokens=special, skip_special_tokens=skip_special_tokens)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize(
+    ("stop", "shown", "hidden"),
+    [
+        ("<eot>", "a", ""),
+        ("a<eot>", "", ""),
+        ("<eot>b", "a", ""),
+        ("eot", "a", "<"),
+        ("<eot>a", "abb", "<eot>"),
+        ("t>bb", "a", "<eo"),
+        ("abb", "", None),
+        ("ab<", "abb", "<eot>"),
+    ],
+)
+def test_stop_strings_may_include_special_tokens_whether_shown_or_not(stop: str, shown: str, hidden: str | None, skip: bool) -> None:
+    """The tokens are a, <eot>, b and b. `hidden` is the part of <eot> before the stop string.
+
+    It is None where only the text without special tokens has the stop string.
+    """
+    tokenizer = pieces(["</s>", "a", "b", "x"])
+    tokenizer.add_special_tokens(["<eot>"])
+    special = tokenizer.token_to_id("<eot>")
+    output = output_text(tokenizer, [stop], skip_special_tokens=skip)
+    stopped = [output.push(token) for token in (1, special, 2, 2)]
+    if hidden is None and not skip:
+        shown, hidden = "abb", "<eot>"
+    assert output.finish() == (shown if skip else shown[:1] + (hidden or "") + shown[1:])
+    assert any(stopped) == (stop in "a<eot>bb" or (skip and stop in "abb"))

@@ -20,7 +20,8 @@ def drafted(builder: DraftBuilder, cached: CachedText, skip: SkipSet) -> Drafted
     cached.slot.use_draft(builder.open(skip))
     settings = builder.engine.settings(SETTINGS.decoding(text.kind, text.seed))
     end = len(text.prompt) + len(text.tokens)
-    return DraftedText(cached.slot, text, make_acceptance(settings), max_alternatives=settings.max_alternatives, alternatives_end=end)
+    acceptance = make_acceptance(settings, len(text.prompt))
+    return DraftedText(cached.slot, text, acceptance, max_alternatives=settings.max_alternatives, alternatives_end=end)
 
 
 def table(*rows: LatencyRow) -> LatencyTable:

@@ -86,4 +86,4 @@ def test_commands_have_the_options_that_the_pages_name(line: str) -> None:
     _, name, *args = shlex.split(line)
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    command.make_parser(click.Context(command)).parse_args(args)
+    command.make_parser(click.Context(command, help_option_names=["-h", "--help"])).parse_args(args)

@@ -17,7 +17,7 @@ from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
 from ssruntime.proposal import Proposal
-from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, FilterSettings, certain_from, filtered, relative_error, scale_of
+from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, FilterSettings, certain_from, filtered, relative_error, scale_of, scores_of
 from ssruntime.sampling.noise import CoupledNoise
 from ssruntime.sampling.shortlist import Shortlist
 
@@ -65,7 +65,7 @@ class CoupledAcceptance:
         """Returns the draft tokens that equal the target's samples, then the target's next token."""
         return accept_equal(
             proposal,
-            lambda row, offset: self._sample(output, row, position + offset),
+            lambda row: self._sample(output, row, position + row),
             lambda row, offset: self._sure_sample(output, row, position + offset),
         )
 
@@ -123,9 +123,10 @@ def _sure_from_row(logits: NDArray[np.float32], position: int, settings: FilterS
             return None
     may_be_kept = _Filters(settings.temperature, top_k, min(1.0, top_p * factor), settings.min_p / factor)
     ids, weights = filtered(logits, may_be_kept)
-    is_cut = may_be_kept.top_p < 1.0 or settings.min_p > 0.0
-    if is_cut and np.count_nonzero(logits >= logits[ids].min() - apart) > len(ids):
-        return None
+    if may_be_kept.top_p < 1.0 or settings.min_p > 0.0:
+        # Errors may bring in tokens just below the last one that is kept.
+        ids = (logits >= logits[ids].min() - apart).nonzero()[0]
+        weights = np.exp(scores_of(logits, settings)[ids])
     keys = noise.log_uniform(position, ids) / weights
     index = int(keys.argmax())
     best, weight = keys[index], weights[index]

@@ -8,7 +8,7 @@ from ssruntime.acceptance.base import RoundResult
 from ssruntime.proposal import Proposal
 
 
-def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int], sure_token: Callable[[int, int], int | None]) -> RoundResult:
+def accept_equal(proposal: Proposal, target_token: Callable[[int], int], sure_token: Callable[[int, int], int | None]) -> RoundResult:
     """Returns the leading draft tokens that the target also samples, followed by the target's next token.
 
     If the target samples an alternative instead of the token of the draft sequence, that alternative is
@@ -16,17 +16,16 @@ def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int], su
 
     Args:
         proposal: draft sequence of k tokens, with its alternatives.
-        target_token: function that returns the target's token for a row and its offset. Row 0 is the
-            committed token's, rows 1..k are the draft sequence's, row k + 1 + i is alternative i's. The
-            offset counts from the position that row 0 predicts. The function is called in order of offsets,
-            and only for the rows that are needed.
-        sure_token: as `target_token`, for the row of an alternative; None if an error of `BRANCH_MARGIN` in
-            its logits could change the token.
+        target_token: function that returns the target's token for a row of the trunk. Row 0 is the committed
+            token's, rows 1..k are the draft sequence's. It is called in order, and only for the rows that are
+            needed.
+        sure_token: the same for the row of an alternative and its offset, which counts from the position that
+            row 0 predicts; None if an error of `BRANCH_MARGIN` in its logits could change the token.
     """
     tokens = proposal.tokens
     emitted: list[int] = []
     for row, drafted in enumerate(tokens):
-        token = target_token(row, row)
+        token = target_token(row)
         emitted.append(token)
         if token != drafted:
             alternative = proposal.alternative_at(row, token)
@@ -36,5 +35,5 @@ def accept_equal(proposal: Proposal, target_token: Callable[[int, int], int], su
             if after is not None:
                 emitted.append(after)
             return RoundResult(emitted, alternative, after is None)
-    emitted.append(target_token(len(tokens), len(tokens)))
+    emitted.append(target_token(len(tokens)))
     return RoundResult(emitted)

@@ -29,7 +29,7 @@ class GreedyAcceptance:
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the draft tokens that equal the target's best ones, then the target's next token."""
-        return accept_equal(proposal, lambda row, _offset: output.token(row), lambda row, _offset: _sure_token(output, row))
+        return accept_equal(proposal, output.token, lambda row, _offset: _sure_token(output, row))
 
 
 def _sure_token(output: StepOutput, row: int) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Final, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,9 @@ class StepOutput:
     _confidence: memoryview = field(init=False, repr=False)
     _top_tokens: memoryview = field(init=False, repr=False)
     _top_logits: memoryview = field(init=False, repr=False)
+    # Kept because ports return the same object for every pass of a query length.
     _tails: dict[int, StepOutput] = field(init=False, repr=False, default_factory=dict)
+    _tops: dict[int, tuple[Sequence[int], Sequence[float]]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tokens, self._confidence = self.tokens.data, self.confidence.data
@@ -49,7 +52,6 @@ class StepOutput:
 
     def tail(self, first: int) -> StepOutput:
         """Returns the rows from `first` on, over the same memory."""
-        # Kept because ports return the same object for every pass of a query length.
         tail = self._tails.get(first)
         if tail is None:
             tail = self._tails[first] = self._part(slice(first, None))
@@ -64,6 +66,22 @@ class StepOutput:
             logits=self.logits[chosen],
         )
 
+    def without(self, tokens: Collection[int], rows: Sequence[int]) -> StepOutput:
+        """Returns the output, in memory of its own, with probability 0 for some tokens in some rows."""
+        logits = self.logits.copy()
+        banned = np.array([token for token in tokens if token < logits.shape[1]], dtype=np.int64)
+        top_tokens, top_logits, confidence = self.top_tokens.copy(), self.top_logits.copy(), self.confidence.copy()
+        count = top_tokens.shape[1]
+        for row in rows:
+            logits[row][banned] = -np.inf
+            least = np.partition(logits[row], -count)[-count]
+            candidates = np.flatnonzero(logits[row] >= least)
+            # Stable, so ties stay in the order of their ids.
+            best = candidates[np.argsort(-logits[row][candidates], kind="stable")[:count]]
+            top_tokens[row], top_logits[row] = best, logits[row][best]
+            confidence[row] = 1.0 / np.exp((logits[row] - logits[row][best[0]]).astype(np.float64)).sum()
+        return StepOutput(top_tokens[:, 0].copy(), confidence, top_tokens, top_logits, logits)
+
     def token(self, row: int) -> int:
         """Returns the most probable next token of a row."""
         token: int = self._tokens[row]
@@ -76,9 +94,13 @@ class StepOutput:
 
     def top(self, row: int) -> tuple[Sequence[int], Sequence[float]]:
         """Returns a row's `top_tokens` and `top_logits`, not copied because callers read few of them."""
-        count = self.top_tokens.shape[1]
-        chosen = slice(row * count, (row + 1) * count)
-        return cast("Sequence[int]", self._top_tokens[chosen]), cast("Sequence[float]", self._top_logits[chosen])
+        top = self._tops.get(row)
+        if top is None:
+            count = self.top_tokens.shape[1]
+            chosen = slice(row * count, (row + 1) * count)
+            top = cast("Sequence[int]", self._top_tokens[chosen]), cast("Sequence[float]", self._top_logits[chosen])
+            self._tops[row] = top
+        return top
 
 
 PassKind = Literal["prefill", "draft", "verify"]
@@ -100,6 +122,10 @@ class Pass(NamedTuple):
     trunk: Sequence[int]
     start: int
     branches: Sequence[Alternative] = ()
+
+
+make_pass: Final[Callable[[tuple[PassKind, Sequence[int], int, Sequence[Alternative]]], Pass]] = functools.partial(tuple.__new__, Pass)
+"""Makes a `Pass` from its values, faster than the class does, which calls a Python function."""
 
 
 def prefill_passes(ids: Sequence[int], size: int, block: int) -> Iterator[Pass]:

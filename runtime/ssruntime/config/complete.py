@@ -28,6 +28,7 @@ class DecodeSettings:
     """
 
     max_new_tokens: int
+    min_new_tokens: int
     mode: str
     stopping: StoppingRule
     max_alternatives: int
@@ -38,7 +39,9 @@ class DecodeSettings:
     sampling: str
     seed: int
     stop: tuple[str, ...]
+    stop_token_ids: frozenset[int]
     eos_token_ids: frozenset[int]
+    skip_special_tokens: bool
 
     @property
     def is_greedy(self) -> bool:
@@ -57,15 +60,22 @@ def complete(config: GenerationConfig, defaults: CheckpointDefaults, draft: Draf
         draft: the open draft, which gives its tuned stopping rule and its default mode; None if none is open.
 
     Raises:
-        ConfigError: if mode `speculative` is given without a draft, or a threshold for a draft whose stopping
-            rule has none.
+        ConfigError: if `min_new_tokens` exceeds `max_new_tokens`, mode `speculative` is given without a
+            draft, or a threshold for a draft whose stopping rule has none.
     """
     if config.mode == "speculative" and draft is None:
         raise ConfigError(
             "mode 'speculative' needs a draft, and none is open", "use mode 'plain', or export with a skip set and load with draft=True"
         )
+    max_new_tokens = config.max_new_tokens or defaults.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    if config.min_new_tokens > max_new_tokens:
+        raise ConfigError(
+            f"min_new_tokens {config.min_new_tokens} is more than max_new_tokens {max_new_tokens}",
+            "raise max_new_tokens, or lower min_new_tokens",
+        )
     return DecodeSettings(
-        max_new_tokens=config.max_new_tokens or defaults.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=config.min_new_tokens,
         mode=config.mode or (draft.mode if draft is not None else "plain"),
         stopping=_stopping(config, draft.stopping if draft is not None else None),
         max_alternatives=_first(config.max_alternatives, draft.max_alternatives if draft is not None else None, DEFAULT_MAX_ALTERNATIVES),
@@ -76,6 +86,8 @@ def complete(config: GenerationConfig, defaults: CheckpointDefaults, draft: Draf
         sampling=config.sampling or "coupled",
         seed=secrets.randbits(32) if config.seed is None else config.seed,
         stop=tuple(config.stop),
+        stop_token_ids=frozenset(config.stop_token_ids),
+        skip_special_tokens=config.skip_special_tokens,
         eos_token_ids=frozenset() if config.ignore_eos else defaults.eos_token_ids,
     )
 

@@ -23,6 +23,7 @@ SEED_LIMIT: Final = 2**63
 
 _NUMBERS: Final[Mapping[str, Callable[[str, object], float | None]]] = {
     "max_new_tokens": partial(check_int, low=1),
+    "min_new_tokens": partial(check_int, low=0),
     "max_draft": partial(check_int, low=1, high=MAX_DRAFT_LIMIT),
     "max_alternatives": partial(check_int, low=0, high=MAX_ALTERNATIVES_LIMIT),
     "top_k": partial(check_int, low=0),
@@ -33,6 +34,7 @@ _NUMBERS: Final[Mapping[str, Callable[[str, object], float | None]]] = {
     "min_p": partial(check_float, low=0.0, high=1.0),
 }
 """The range check of each setting that is a number."""
+_FLAGS: Final = ("ignore_eos", "skip_special_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class GenerationConfig:
 
     Attributes:
         max_new_tokens: largest number of tokens to generate, at least 1. Default 128.
+        min_new_tokens: number of tokens before which no token that ends the text (end of sequence or
+            `stop_token_ids`) is generated; its probability is 0 until then. Stop strings still end the text.
         mode: `plain` (autoregressive decoding) or `speculative`. Default: `speculative` if the artifact has a
             draft, unless the draft is marked as not faster.
         exit: stopping policy, which ends a draft sequence before `max_draft` tokens: `fixed` (never),
@@ -62,11 +66,15 @@ class GenerationConfig:
         sampling: `coupled` (Gumbel-coupled: the text of autoregressive sampling with the same seed) or
             `rejection` (rejection sampling: the same distribution, another text).
         seed: seed of the sampling, 0 to 2**63 - 1. Default: a random one.
-        stop: strings that end the text; the text does not include them.
+        stop: strings that end the text; the text does not include them. They may include special tokens.
+        stop_token_ids: ids of tokens that end the text, beside the end-of-sequence tokens. The completion's
+            ids include such a token.
         ignore_eos: whether to continue past end-of-sequence tokens.
+        skip_special_tokens: whether the text does not include special tokens.
     """
 
     max_new_tokens: int | None = None
+    min_new_tokens: int = 0
     mode: str | None = None
     exit: str | None = None
     exit_threshold: float | None = None
@@ -79,7 +87,9 @@ class GenerationConfig:
     sampling: str | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, PROPOSERS.names())
@@ -90,14 +100,18 @@ class GenerationConfig:
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.exit is not None and self.exit_threshold is not None:
             check_settings(rule_class(self.exit), [EXIT_THRESHOLD])
-        ignores: object = self.ignore_eos
-        if not isinstance(ignores, bool):
-            raise ConfigError(f"ignore_eos must be true or false, found {ignores!r}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, found {getattr(self, name)!r}")
         stops: object = self.stop
         if not isinstance(stops, list | tuple) or any(not isinstance(s, str) or not s for s in stops):
             raise ConfigError(
                 f"stop must be a list of non-empty strings, found {self.stop!r}", "give a list, each string with at least one character"
             )
+        ids: object = self.stop_token_ids
+        if not isinstance(ids, list | tuple) or None in ids:
+            raise ConfigError(f"stop_token_ids must be a list of token ids, found {ids!r}", "give a list of whole numbers, 0 or more")
+        object.__setattr__(self, "stop_token_ids", tuple(check_int("stop_token_ids", i, low=0) for i in ids))
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, object]) -> GenerationConfig:

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import Final
 
 from ssruntime.acceptance import Acceptance
-from ssruntime.backends.base import Pass, StepOutput
+from ssruntime.backends.base import Pass, StepOutput, make_pass
 from ssruntime.proposal import Alternative, Proposal, room_beside
 from ssruntime.proposers.base import SequenceView
 from ssruntime.sampling.distribution import Distribution
@@ -50,7 +50,7 @@ class SkipProposer:
         # The first step also runs the committed tokens before the last one that have no KV yet.
         start, ids = first, tuple(sequence.ids[first:])
         for depth in range(limit):
-            output = yield Pass("draft", ids, start)
+            output = yield make_pass(("draft", ids, start, ()))
             sampled, probs = sample_draft(output, position + depth, max_alternatives)
             token = sampled[0]
             tokens.append(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import abc
 from collections.abc import Iterator
 from typing import Final
 
@@ -13,7 +14,7 @@ TIMEOUT: Final = "timeout"
 """Finish reason of a sequence whose deadline passed."""
 
 
-def decode(sequence: Sequence, slot: Slot, *, deadline: float | None = None) -> Iterator[list[int]]:
+def decode(sequence: Sequence, slot: Slot, *, deadline: float | None = None) -> Iterator[abc.Sequence[int]]:
     """Yields the tokens of a sequence as they are committed, the last ones after its `finish_reason` is set.
 
     The statistics do not include the time that the consumer takes between two steps.
@@ -27,10 +28,10 @@ def decode(sequence: Sequence, slot: Slot, *, deadline: float | None = None) -> 
     stats, is_first = sequence.stats, True
     run, commit, clock = slot.run, sequence.commit, time.perf_counter
     begun = clock()
-    while (wanted := sequence.next_pass()) is not None:
+    while (wanted := sequence.next_pass) is not None:
         if deadline is not None and time.monotonic() >= deadline:
             sequence.cancel(TIMEOUT)
-            yield []
+            yield ()
             return
         new = commit(run(wanted))
         if not new:

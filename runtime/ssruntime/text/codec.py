@@ -32,6 +32,9 @@ class PromptCodec:
             raise ArtifactError(f"{path} cannot be read: {err}", "export the model again") from err
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special_tokens = {token: named.content for token, named in added.items() if named.special}
+        """Text of the tokenizer's special tokens by id."""
         self._vocab_size = vocab_size
         template = folder / CHAT_TEMPLATE
         self.chat: ChatTemplate | None = None

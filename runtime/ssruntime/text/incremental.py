@@ -27,8 +27,9 @@ _MAX_PENDING: Final = 64
 class IncrementalText:
     """Turns the tokens that follow a prompt into text, one token at a time."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._window, self._known = self._last_of(prompt_ids)
         """The newest tokens, and how many of them have text that was emitted or belongs to the prompt."""
         self._known_text = self._decode(self._window[: self._known])
@@ -47,7 +48,7 @@ class IncrementalText:
         return self._emit(self._decode(self._window)).rstrip(_REPLACEMENT)
 
     def _emit(self, text: str) -> str:
-        piece = text[len(self._known_text) :] if text.startswith(self._known_text) else text[_common(text, self._known_text) :]
+        piece = self._piece(text)
         if piece:
             del self._window[: self._known]
         else:  # special tokens have no text and do not affect later text
@@ -55,6 +56,17 @@ class IncrementalText:
         self._known = len(self._window)
         self._known_text = self._decode(self._window)
         return piece
+
+    def _piece(self, text: str) -> str:
+        """Returns the new part of the window's text."""
+        known = self._known_text
+        if text.startswith(known):
+            return text[len(known) :]
+        if text.count(_REPLACEMENT, 0, len(known)) > known.count(_REPLACEMENT):
+            # An invalid byte token invalidates the characters before it that byte tokens wrote. They are
+            # complete without it, and were shown.
+            return self._decode(self._window[self._known :])
+        return text[_common(text, known) :]
 
     def _last_of(self, prompt_ids: Sequence[int]) -> tuple[list[int], int]:
         """Returns the prompt's last tokens, and how many of them form complete characters.
@@ -72,7 +84,7 @@ class IncrementalText:
         return window, len(window)
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
 
 
 def _common(first: str, second: str) -> int:

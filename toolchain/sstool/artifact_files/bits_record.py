@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
+from ssruntime.acceptance.base import BRANCH_MARGIN
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, WEIGHTS, Artifact
 from ssruntime.backends.ort.packing import cache_folder
 from ssruntime.engine import Engine
@@ -63,12 +64,14 @@ class BitsReport:
         differing: number of rows of which at least one bit differs.
         first: kind of pass of the first such row, such as `query length 3`; None if there is none.
         kernels: what the result depends on.
+        largest: largest difference that was seen, as a fraction of the largest logit of its row.
     """
 
     rows: int
     differing: int
     first: str | None
     kernels: Kernels
+    largest: float = 0.0
 
     @classmethod
     def from_json(cls, data: object, where: str) -> BitsReport:
@@ -87,6 +90,11 @@ class BitsReport:
     def difference(self) -> str:
         """What differs, in a few words."""
         return f"{self.first}: {self.differing} of {self.rows} rows differ" if self.rows else "too short a context to compare"
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether all differences are so small that only near ties can change a token."""
+        return self.largest <= BRANCH_MARGIN
 
     @property
     def equal(self) -> bool:

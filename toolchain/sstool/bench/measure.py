@@ -161,7 +161,7 @@ def _settings_json(settings: DecodeSettings, repeat: int) -> dict[str, object]:
     data = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name not in ("mode", "stopping")}
     data |= {"exit_threshold": None, **dataclasses.asdict(settings.stopping)}
     data["stop"] = list(settings.stop)
-    data["eos_token_ids"] = sorted(settings.eos_token_ids)
+    data |= {"eos_token_ids": sorted(settings.eos_token_ids), "stop_token_ids": sorted(settings.stop_token_ids)}
     return {**data, "repeat": repeat}
 
 

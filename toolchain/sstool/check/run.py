@@ -141,6 +141,9 @@ def _check_decoding(
 def _bits_section(report: BitsReport) -> CheckSection:
     if report.equal:
         return CheckSection(status="passed", details=report.to_json())
+    if not report.is_rounding:
+        reason = f"the engines compute different things: logits differ by up to {report.largest:.1g} of the largest ({report.difference})"
+        return CheckSection(status="failed", reason=reason, details=report.to_json())
     return CheckSection(status="reported", reason=f"near ties are possible ({report.difference})", details=report.to_json())
 
 

@@ -128,6 +128,23 @@ _DECODING: Final = (
     click.option("--seed", type=int, metavar="S", help="Seed of the sampling; the same seed gives the same text.  [default: random]"),
     click.option("--stop", type=str, multiple=True, metavar="TEXT", help="End the output before this text; may be repeated."),
     click.option(
+        "--stop-token-id",
+        "stop_token_ids",
+        type=int,
+        multiple=True,
+        metavar="ID",
+        help="End the output after this token; may be repeated.",
+    ),
+    click.option("--min-new-tokens", type=int, default=0, metavar="N", help="Generate no token that ends the output before the N-th."),
+    click.option(
+        "--keep-special-tokens",
+        "skip_special_tokens",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Include special tokens in the output, as tool calls need.",
+    ),
+    click.option(
         "--no-bit-exact",
         is_flag=True,
         help="In passes of one token, use the single-row kernel: plain can be faster; near ties may be decided differently.",
@@ -154,6 +171,7 @@ def decoding_options(command: F) -> F:
 _CONFIG_NAMES: Final = frozenset(
     (
         "max_new_tokens",
+        "min_new_tokens",
         "mode",
         "exit",
         "exit_threshold",
@@ -166,6 +184,8 @@ _CONFIG_NAMES: Final = frozenset(
         "sampling",
         "seed",
         "stop",
+        "stop_token_ids",
         "ignore_eos",
+        "skip_special_tokens",
     )
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssruntime.backends.base import Backend, Slot, StepOutput
 from ssruntime.backends.ort.backend import OrtBackend
@@ -27,15 +28,20 @@ _DRAFTED: Final = 4
 """Length of the draft sequences that are rejected."""
 _PROMPTS: Final = (1, 17, 33, 129, PREFILL_CHUNK + 1)
 """Lengths of the compared prompts. Those around the kernel's own blocks come on top."""
+_SAMPLED: Final = 512
+"""Number of logits of each row that are kept, to tell the size of a difference."""
 GATE_CONTEXT: Final = max(_STARTS) + MAX_QUERY_LENGTH + 1
 """Positions that the whole test needs."""
 
 
 @dataclass(slots=True)
 class _Rows:
-    """The digests of the rows of autoregressive decoding by position, and the comparisons with them."""
+    """The rows of autoregressive decoding by position (digests, samples), and comparisons with them."""
 
+    vocab_size: int
     digests: dict[int, bytes] = field(default_factory=dict)
+    samples: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    largest: float = 0.0
     compared: int = 0
     differing: int = 0
     first: str | None = None
@@ -44,6 +50,7 @@ class _Rows:
         """Stores the rows of a pass that begins at `position`."""
         for offset, row in enumerate(output.logits):
             self.digests[position + offset] = logits_digest(row)
+            self.samples[position + offset] = self._sample(row)
 
     def compare(self, kind: str, position: int, output: StepOutput, rows: Iterable[int]) -> None:
         """Compares rows of a pass with the stored ones at `position` and the positions after it."""
@@ -52,6 +59,12 @@ class _Rows:
             if logits_digest(output.logits[row]) != self.digests[at]:
                 self.differing += 1
                 self.first = self.first or kind
+                apart = np.abs(self._sample(output.logits[row]) - self.samples[at]).max()
+                scale = np.abs(output.logits[row]).max()
+                self.largest = max(self.largest, float(apart / scale) if scale > 0 else float(apart))
+
+    def _sample(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
+        return row[:: -(-self.vocab_size // _SAMPLED)].copy()
 
 
 def measure_bits(backend: Backend) -> BitsReport:
@@ -64,7 +77,7 @@ def measure_bits(backend: Backend) -> BitsReport:
         backend: open engines of an artifact, loaded with `bit_exact`; a draft engine is used if there is one.
     """
     assert isinstance(backend, OrtBackend)
-    found = _Rows()
+    found = _Rows(backend.vocab_size)
     longest = min(backend.max_context, GATE_CONTEXT)
     ids = [int(i) for i in np.random.default_rng(_SEED).integers(0, backend.vocab_size, longest)]
     slot = backend.acquire(None)
@@ -74,7 +87,13 @@ def measure_bits(backend: Backend) -> BitsReport:
         _compare_prompts(slot, found, ids)
     finally:
         backend.release(slot)
-    return BitsReport(rows=found.compared, differing=found.differing, first=found.first, kernels=Kernels.here(backend.threads))
+    return BitsReport(
+        rows=found.compared,
+        differing=found.differing,
+        first=found.first,
+        kernels=Kernels.here(backend.threads),
+        largest=found.largest,
+    )
 
 
 def _fitting(length: int) -> list[int]:

@@ -14,7 +14,7 @@ from ssruntime import graph_io
 from ssruntime.backends.base import StepOutput
 from ssruntime.backends.ort.kv_cache import KvCache, bind_input, bind_output
 from ssruntime.backends.ort.tree_mask import TreeMask
-from ssruntime.proposal import Alternative, TokenTree
+from ssruntime.proposal import Alternative, branch_rows
 
 
 class EnginePort:
@@ -77,25 +77,34 @@ class EnginePort:
         for index, token in enumerate(trunk):
             ids[index] = token
             positions[index] = start + index
-        self._set_length(start, query_length)
+        total = start + query_length + self._padding
+        lengths = self._lengths_memory
+        lengths[0], lengths[1] = total - 1, total
+        self._past_length_memory[0] = start
         if branches:
-            return bound.output, self._timed_tree(bound, TokenTree(trunk, branches), start)
+            return bound.output, self._timed_branches(bound, branch_rows((trunk, branches)), start)
         begun = time.perf_counter()
         self._run(bound.binding)
         return bound.output, time.perf_counter() - begun
 
-    def _timed_tree(self, bound: _Bound, tree: TokenTree, start: int) -> float:
-        """Runs a pass over a token tree, whose trunk is in place; returns the seconds of the run call."""
-        for index, branch in enumerate(tree.branches):
-            row = tree.branch_row(index)
-            self._ids_memory[row] = branch.token
-            self._positions_memory[row] = start + tree.branch_offset(index)
+    def _timed_branches(self, bound: _Bound, rows: list[tuple[int, int, int]], start: int) -> float:
+        """Runs a pass over a token tree, whose trunk is in place; returns the seconds of the run call.
+
+        Args:
+            bound: binding of the pass's query length.
+            rows: branches of the tree; see `branch_rows`.
+            start: position of the trunk's first token.
+        """
+        ids, positions = self._ids_memory, self._positions_memory
+        for row, offset, token in rows:
+            ids[row] = token
+            positions[row] = start + offset
         try:
-            bound.mask.hide(tree)
+            bound.mask.hide(rows)
             return self._timed(bound.binding)
         finally:
             # Also after an exception or an interrupt: a leftover mark would hide tokens in later passes.
-            bound.mask.show(tree)
+            bound.mask.show_all()
 
     def _timed(self, binding: ort.IOBinding) -> float:
         begun = time.perf_counter()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssruntime import graph_io
-from ssruntime.proposal import TokenTree
 
 
 class TreeMask:
@@ -21,16 +21,17 @@ class TreeMask:
         self._query_length = query_length
         self.values: NDArray[np.float32] = np.zeros((1, 1, query_length, query_length), dtype=np.float32)
         self._memory = cast("memoryview[float]", self.values.reshape(-1).data)
+        self._marked: list[int] = []
 
-    def hide(self, tree: TokenTree) -> None:
-        """Hides from each branch the tokens of the pass that are not on its path."""
-        self._mark(tree, graph_io.HIDDEN)
-
-    def show(self, tree: TokenTree) -> None:
-        """Undoes `hide` of the same tree."""
-        self._mark(tree, 0.0)
-
-    def _mark(self, tree: TokenTree, value: float) -> None:
+    def hide(self, rows: Iterable[tuple[int, int, int]]) -> None:
+        """Hides from each branch the tokens of the pass that are not on its path; see `branch_rows`."""
         memory, query_length = self._memory, self._query_length
-        for row, column in tree.hidden():
-            memory[row * query_length + column] = value
+        self._marked = [row * query_length + column for row, offset, _ in rows for column in range(offset, row)]
+        for index in self._marked:
+            memory[index] = graph_io.HIDDEN
+
+    def show_all(self) -> None:
+        """Undoes `hide`."""
+        memory = self._memory
+        for index in self._marked:
+            memory[index] = 0.0

@@ -125,7 +125,7 @@ class Evaluator:
         return DraftedText(
             cached.slot,
             cached.text,
-            make_acceptance(settings),
+            make_acceptance(settings, len(cached.text.prompt)),
             max_alternatives=settings.max_alternatives,
             alternatives_end=self._builder.backend.alternatives_end,
         )

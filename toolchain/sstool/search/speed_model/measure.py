@@ -86,7 +86,7 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
     rows, errors = [], []
     for context in _contexts(engine.backend.max_context):
         slot, token = _prefilled(builder.backend, texts, context)
-        sample = _measure(_RoundStart(slot, make_acceptance(complete), token, context), sessions, patience)
+        sample = _measure(_RoundStart(slot, make_acceptance(complete, context), token, context), sessions, patience)
         row, error = fit(context, sample, probes, weights)
         rows.append(row)
         errors.append(error)
