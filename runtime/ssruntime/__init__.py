@@ -24,7 +24,7 @@ from ssruntime.errors import (
     UnsupportedModelError,
 )
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
-from ssruntime.text.codec import Prompt
+from ssruntime.text.prompt import Chat, Prompt
 
 # Official builds of ONNX Runtime send usage data to their vendor from their import on, unless this variable
 # is set. To allow that, set the variable to an empty string before importing ssruntime.
@@ -32,6 +32,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
     # loading and generating
+    "Chat",
     "Engine",
     "GenerationConfig",
     "Prompt",

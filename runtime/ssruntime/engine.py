@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
 import time
@@ -23,8 +24,9 @@ from ssruntime.proposers import make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.single import decode
 from ssruntime.sequence import Sequence
-from ssruntime.text.codec import Prompt, PromptCodec
+from ssruntime.text.codec import PromptCodec, as_chat
 from ssruntime.text.output import OutputText
+from ssruntime.text.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +136,8 @@ class Engine:
         """Returns the completion of a prompt, after decoding to its end.
 
         Args:
-            prompt: text (the tokenizer adds its special tokens), token ids, or chat messages.
+            prompt: text (the tokenizer adds its special tokens), token ids (a sequence, array or tensor),
+                chat messages, or a `Chat`. A chat also ends with the tokenizer's end-of-sequence token.
             config: decoding settings. Default: all settings are taken from the artifact.
             timeout: seconds that the whole request may take; None sets no limit. A request that still waits
                 for a free sequence then fails. One that is decoding ends with finish reason `timeout`.
@@ -146,7 +149,7 @@ class Engine:
             ConfigError: if the settings do not fit this artifact.
             BackendUnavailableError: if no sequence became free in time, or this engine is closed.
         """
-        settings, ids = self.settings(config), self.encode(prompt)
+        settings, ids = self._request(prompt, config)
         deadline = _deadline(timeout)
         slot = self._acquire(timeout)
         try:
@@ -193,7 +196,7 @@ class Engine:
         The arguments and errors are those of `generate`. Prompt and settings are checked in this call. The
         wait for a free sequence begins with the first chunk. Closing the iterator early frees the sequence.
         """
-        settings, ids = self.settings(config), self.encode(prompt)
+        settings, ids = self._request(prompt, config)
         return self._stream(ids, settings, timeout, trace)
 
     def settings(self, config: GenerationConfig | None = None) -> DecodeSettings:
@@ -228,6 +231,12 @@ class Engine:
                 larger if now < most else f"shorten the prompt: {most} is the artifact's max_context",
             )
         return ids
+
+    def _request(self, prompt: Prompt, config: GenerationConfig | None) -> tuple[DecodeSettings, list[int]]:
+        settings, ids = self.settings(config), self.encode(prompt)
+        if as_chat(prompt) is not None and not (config is not None and config.ignore_eos):
+            settings = dataclasses.replace(settings, eos_token_ids=settings.eos_token_ids | self._codec.turn_end)
+        return settings, ids
 
     def close(self) -> None:
         """Closes the engine: running requests finish, new ones are refused.

@@ -142,3 +142,57 @@ def test_chat_renders_the_prompt_with_the_model_s_template(sstool: Command, demo
     chat = sstool("generate", demo_copy, "--prompt", PROMPT, "--json", "--max-new-tokens", "8", "--chat", *ONE_THREAD).lines()[0]
     assert len(chat["token_ids"]) == len(raw["token_ids"]) == 8
     assert chat["token_ids"] == same["token_ids"] != raw["token_ids"]
+
+
+def test_chat_options_reach_the_template_unless_the_prompt_gives_its_own(sstool: Command, demo_copy: Path, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{{ tools | tojson }}{{ depth }}{{ mood }}"
+    (demo_copy / "chat_template.jinja").write_text(template, encoding="utf-8")
+    tools, prompts = tmp_path / "tools.json", tmp_path / "chats.jsonl"
+    tools.write_text('[{"name": "add"}]', encoding="utf-8")
+    own = {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "a"}], "tools": [], "variables": {"depth": 9}}
+    chats = [{"messages": [{"role": "user", "content": "a"}]}, own, {"prompt": "a"}]
+    prompts.write_text("\n".join(json.dumps(c) for c in chats), encoding="utf-8")
+    texts = ['system:B;user:a;[{"name": "add"}]3calm', "system:S;user:a;[]9calm", 'system:B;user:a;[{"name": "add"}]3calm']
+    options = ("--system", "B", "--tools", tools, "--template-variable", "depth=3", "--template-variable", "mood=calm")
+    args = ("--json", "--max-new-tokens", "6", "--temperature", "0", *ONE_THREAD)
+    found = sstool("generate", demo_copy, "--prompts", prompts, "--chat", *options, *args).lines()
+    with load(demo_copy, threads=1) as engine:
+        tokenizer = engine._codec.tokenizer
+        for text, result in zip(texts, found, strict=True):
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            assert result["token_ids"] == engine.generate(ids, GenerationConfig(max_new_tokens=6, temperature=0.0)).token_ids
+    assert found[0]["prompt"] == [{"role": "system", "content": "B"}, {"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--system", "B"), "--system, --tools and --template-variable are for chats"),
+        (("--chat", "--template-variable", "x"), "--template-variable needs NAME=VALUE, found 'x'"),
+        (("--chat", "--tools", "missing.json"), "cannot read tools from missing.json"),
+        (("--chat", "--tools", "{bad}"), "does not hold a JSON list of objects"),
+    ],
+)
+def test_wrong_chat_options_are_refused(
+    sstool: Command, demo_artifact: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text("[1]", encoding="utf-8")
+    outcome = sstool("generate", demo_artifact, "--prompt", "a", *(o.replace("{bad}", str(bad)) for o in options))
+    assert outcome.code in {1, 2}
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_chat_ends_with_the_tokenizer_s_end_token_too(sstool: Command, demo_copy: Path) -> None:
+    (demo_copy / "chat_template.jinja").write_text("import os\n", encoding="utf-8")
+    args = ("generate", demo_copy, "--prompt", "a", "--json", "--max-new-tokens", "24", "--temperature", "0", *ONE_THREAD)
+    whole = sstool(*args, "--chat").lines()[0]["token_ids"]
+    with load(demo_copy, threads=1) as engine:
+        text = engine._codec.tokenizer.id_to_token(whole[5])
+    path = demo_copy / "tokenizer_config.json"
+    path.write_text(json.dumps({"eos_token": text}), encoding="utf-8")
+    refresh_file_entries(demo_copy)
+    chat = sstool(*args, "--chat").lines()[0]
+    assert (chat["token_ids"], chat["finish_reason"]) == (whole[: whole.index(whole[5]) + 1], "eos")
+    assert sstool(*args, "--chat", "--ignore-eos").lines()[0]["token_ids"][:8] == whole[:8]

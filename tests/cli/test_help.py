@@ -39,7 +39,7 @@ FLAGS = {
     }
     | SEARCHING,
     "search": {"--model", "--artifact", "--recipe", "--out", "--force"} | SEARCHING,
-    "generate": {"--prompt", "--prompts", "--chat", "--json"} | DECODING,
+    "generate": {"--prompt", "--prompts", "--chat", "--system", "--tools", "--template-variable", "--json"} | DECODING,
     "bench": {"--prompts", "--modes", "--repeat", "--json"} | DECODING,
     "check": {"--model", "--prompts", "--full", "--json"},
     "inspect": {"--json"},

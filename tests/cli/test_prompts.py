@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
 from ssruntime.errors import PromptError
-from sstool.prompts import check_text, read_prompts
+from ssruntime.text.prompt import Chat
+from sstool.prompts import STANDARD_INPUT, check_text, read_prompts
 
 
 def written(folder: Path, data: bytes) -> Path:
@@ -46,8 +48,12 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
         (b'{"prompt": "a"}\n\n\nnot json\n', "line 4: not JSON"),
         (b"[" * 100_000, "line 1: not JSON"),
         (b'{"text": "a"}\n', "line 1: key 'prompt' is missing"),
-        (b'{"prompt": "a"}\n{"prompt": 3}\n', "line 2: 'prompt' must be a string, found int"),
-        (b'{"prompt": null}\n', "'prompt' must be a string, found NoneType"),
+        (b'{"prompt": "a", "messages": []}\n', "line 1: 'prompt' and 'messages' exclude each other"),
+        (b'{"messages": [{"role": "user"}]}\n', "line 1: message 0 lacks a role or content"),
+        (b'{"messages": "hi"}\n', "line 1: messages must be a list of objects"),
+        (b'{"prompt": [1, "a"]}\n', "'prompt' must be a string or a list of token ids"),
+        (b'{"prompt": "a"}\n{"prompt": 3}\n', "line 2: 'prompt' must be a string or a list of token ids, found int"),
+        (b'{"prompt": null}\n', "'prompt' must be a string or a list of token ids, found NoneType"),
         (b'"a"\n', "expected an object, found str"),
         (b'[{"prompt": "a"}]\n', "expected an object, found list"),
         (b'{"id": [1], "prompt": "a"}\n', "'id' must be a string or an integer"),
@@ -76,3 +82,22 @@ def test_text_with_half_a_surrogate_pair_is_refused() -> None:
     assert check_text("naïve 🙂", where="--prompt") == "naïve 🙂"
     with pytest.raises(PromptError, match="--prompt: the prompt is not valid Unicode"):
         check_text("a\udcff", where="--prompt")
+
+
+def test_a_line_may_hold_token_ids_or_a_chat(tmp_path: Path) -> None:
+    data = (
+        b'{"prompt": [5, 6]}\n{"id": "c", "messages": [{"role": "user", "content": "a"}], "tools": [{"name": "t"}], "variables": {"x": 1}}'
+    )
+    ids, chat = (record.prompt for record in read_prompts(written(tmp_path, data)))
+    assert ids == (5, 6)
+    assert chat == Chat(messages=[{"role": "user", "content": "a"}], tools=[{"name": "t"}], variables={"x": 1})
+
+
+@pytest.mark.parametrize(("data", "expected"), [(b'{"prompt": "a"}\n', None), (b"", "standard input holds no prompts")])
+def test_a_dash_reads_standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes, expected: str | None) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    if expected is None:
+        assert [record.prompt for record in read_prompts(STANDARD_INPUT)] == ["a"]
+    else:
+        with pytest.raises(PromptError, match=expected):
+            read_prompts(STANDARD_INPUT)

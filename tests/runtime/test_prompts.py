@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, normalizers, processors
 
 from ssruntime import ArtifactError, PromptError
 from ssruntime.text.chat import ChatTemplate, read_special_tokens
 from ssruntime.text.codec import PromptCodec
+from ssruntime.text.prompt import Chat
 from tests.runtime.scripted import every_byte
 
 VOCAB = 258
@@ -72,9 +74,16 @@ def test_token_ids_are_used_unchanged(tmp_path: Path) -> None:
     prompt_codec = codec(tmp_path)
     assert prompt_codec.encode([5, 0, 257]) == [5, 0, 257]
     assert prompt_codec.encode((5,)) == [5]
-    numbers = prompt_codec.encode(list(np.array([3, 4])))
-    assert numbers == [3, 4]
-    assert all(type(i) is int for i in numbers)
+    for array in (
+        list(np.array([3, 4])),
+        np.array([3, 4], dtype=np.uint16),
+        np.array([[3, 4]]),
+        torch.tensor([3, 4]),
+        torch.tensor([[3, 4]]),
+    ):
+        numbers = prompt_codec.encode(array)
+        assert numbers == [3, 4]
+        assert all(type(i) is int for i in numbers)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +104,11 @@ def test_token_ids_are_used_unchanged(tmp_path: Path) -> None:
         (7, "a prompt of type int"),
         (None, "a prompt of type NoneType"),
         ({"role": "user", "content": "x"}, "a prompt of type dict"),
-        (np.array([1, 2]), "a prompt of type ndarray"),
+        (np.array([[1], [2]]), r"an array of the shape \(2, 1\) is not one prompt"),
+        (np.array([1.0, 2.0]), "1.0 is not a token id"),
+        (np.array([], dtype=np.int64), "the prompt is empty"),
+        (b"abc", "a prompt of type bytes"),
+        ([*MESSAGES, "x"], "is not a token id"),
         ([{"content": "x"}], "message 0 lacks a role or content"),
         ([{"role": "user"}], "message 0 lacks a role or content"),
         ([*MESSAGES, {"role": 5, "content": "x"}], "message 1 lacks a role or content"),
@@ -182,7 +195,7 @@ def test_damaged_chat_files_are_refused(tmp_path: Path, name: str, data: bytes, 
 def test_a_template_cannot_escape_its_sandbox(escape: str) -> None:
     messages = [dict(m) for m in MESSAGES]
     try:
-        text = ChatTemplate(escape, {}).render(messages)
+        text = ChatTemplate(escape, {}).render(Chat(messages=messages))
     except PromptError:
         text = ""
     assert not any(word in text for word in ("class", "module", "built-in", "root", "uid"))
@@ -205,7 +218,7 @@ def test_a_template_cannot_escape_its_sandbox(escape: str) -> None:
 )
 def test_messages_are_refused_if_the_template_fails(template: str, message: str) -> None:
     with pytest.raises(PromptError, match=message) as caught:
-        ChatTemplate(template, {}).render(MESSAGES)
+        ChatTemplate(template, {}).render(Chat(messages=MESSAGES))
     assert "the chat template refuses these messages" in caught.value.message
 
 
@@ -231,11 +244,11 @@ def test_templates_are_rendered_as_in_transformers() -> None:
         expected, _ = transformers.render_jinja_template(
             conversations=[messages], chat_template=template, add_generation_prompt=True, **special
         )
-        assert ChatTemplate(template, special).render(messages) == expected[0], template
+        assert ChatTemplate(template, special).render(Chat(messages=messages)) == expected[0], template
 
 
 def test_the_date_is_available_to_templates() -> None:
-    assert len(ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", {}).render(MESSAGES)) == 10
+    assert len(ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", {}).render(Chat(messages=MESSAGES))) == 10
 
 
 def test_special_tokens_are_read_as_strings_or_as_objects(tmp_path: Path) -> None:
@@ -243,3 +256,44 @@ def test_special_tokens_are_read_as_strings_or_as_objects(tmp_path: Path) -> Non
     assert read_special_tokens(path) == {}
     path.write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": null, "add_bos_token": true, "x": "y"}')
     assert read_special_tokens(path) == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+def test_a_chat_gives_its_template_tools_documents_and_variables(tmp_path: Path) -> None:
+    template = (
+        "{{ tools | tojson }}|{{ documents | length if documents else 'no documents' }}|{{ enable_thinking }}|{{ messages[0].content }}"
+    )
+    prompt_codec = codec(tmp_path, template=template)
+    chat = Chat(messages=MESSAGES, tools=TOOLS, documents=[{"text": "x"}], variables={"enable_thinking": False})
+    assert prompt_codec.render(chat) == f"{json.dumps(TOOLS)}|1|False| hi "
+    assert prompt_codec.render(Chat(messages=MESSAGES)) == "null|no documents|| hi "
+    assert prompt_codec.encode(chat) == byte_ids(prompt_codec.render(chat))
+
+
+def test_a_call_of_a_tool_needs_no_content(tmp_path: Path) -> None:
+    calls = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+    prompt_codec = codec(
+        tmp_path, template="{% for m in messages %}{{ m.tool_calls[0].function.name if m.tool_calls else m.content }};{% endfor %}"
+    )
+    assert prompt_codec.render(Chat(messages=[*MESSAGES, calls])) == " hi ;add;"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"messages": []}, "the chat has no messages"),
+        ({"messages": "hi"}, "messages must be a list of objects, found 'hi'"),
+        ({"messages": {"role": "user"}}, "messages must be a list of objects"),
+        ({"messages": MESSAGES, "tools": "add"}, "tools must be a list of objects"),
+        ({"messages": MESSAGES, "tools": [abs]}, "tools must be a list of objects"),
+        ({"messages": MESSAGES, "documents": [1]}, "documents must be a list of objects"),
+        ({"messages": MESSAGES, "variables": ["x"]}, "variables must be an object"),
+        ({"messages": MESSAGES, "variables": {"tools": []}}, "tools cannot be a variable of the template"),
+    ],
+)
+def test_wrong_chats_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        Chat(**given)
+    assert caught.value.hint

@@ -117,7 +117,7 @@ def test_only_the_command_line_prints() -> None:
 
 def test_no_function_takes_a_bag_of_options() -> None:
     """Click passes a command's options by name, so only the files of shared options take `**kwargs`."""
-    shared = {TOOLCHAIN / "cli" / "options.py", TOOLCHAIN / "cli" / "search_options.py"}
+    shared = {TOOLCHAIN / "cli" / name for name in ("chat_options.py", "options.py", "search_options.py")}
     others = [p for p in PRODUCT if p not in shared]
     assert not offenders(others, lambda p: [f.name for f in functions(parse(p)) if f.args.kwarg is not None])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +16,7 @@ import jinja2.sandbox
 
 from ssruntime.errors import ArtifactError, PromptError
 from ssruntime.strict_reader import read_json_object
+from ssruntime.text.prompt import Chat
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -56,20 +57,23 @@ class ChatTemplate:
                 f"the chat template does not compile: {err}", "correct chat_template.jinja in the checkpoint, then export again"
             ) from err
 
-    def render(self, messages: Sequence[Mapping[str, object]]) -> str:
+    def render(self, chat: Chat) -> str:
         """Returns the text of a conversation up to the assistant's next turn, special tokens included.
 
         Raises:
             PromptError: if the template refuses the messages.
         """
-        for index, message in enumerate(messages):
-            if not isinstance(message.get("role"), str) or "content" not in message:
-                raise PromptError(f"message {index} lacks a role or content: {message!r}", 'use {"role": "user", "content": "..."}')
+        # As in transformers, absent tools and documents are None, which templates test for.
+        given = {
+            "add_generation_prompt": True,
+            **self._special_tokens,
+            **chat.variables,
+            "messages": list(chat.messages),
+            "tools": chat.tools,
+            "documents": chat.documents,
+        }
         try:
-            # Like transformers: absent tools and documents are None, which templates test for.
-            return self._template.render(
-                messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
-            )
+            return self._template.render(given)
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
             raise PromptError(f"the chat template refuses these messages: {err}", "see the model card for the messages it accepts") from err
 

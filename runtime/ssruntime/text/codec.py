@@ -5,15 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from ssruntime.artifact import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.errors import ArtifactError, PromptError
 from ssruntime.text.chat import ChatTemplate, read_special_tokens
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, object]]
-"""A prompt: text, token ids, or chat messages (`{"role": ..., "content": ...}`)."""
+from ssruntime.text.prompt import Chat, Prompt
 
 
 class PromptCodec:
@@ -36,14 +36,17 @@ class PromptCodec:
         self.special_tokens = {token: named.content for token, named in added.items() if named.special}
         """Text of the tokenizer's special tokens by id."""
         self._vocab_size = vocab_size
-        template = folder / CHAT_TEMPLATE
+        template, names = folder / CHAT_TEMPLATE, read_special_tokens(folder / TOKENIZER_CONFIG)
+        turn_end = self.tokenizer.token_to_id(names["eos_token"]) if "eos_token" in names else None
+        self.turn_end = frozenset(() if turn_end is None else (turn_end,))
+        """The token that ends the assistant's turn in a chat, if the tokenizer names one."""
         self.chat: ChatTemplate | None = None
         if template.exists():
             try:
                 source = template.read_text(encoding="utf-8")
             except (OSError, ValueError) as err:
                 raise ArtifactError(f"{template} cannot be read: {err}", "export the model again") from err
-            self.chat = ChatTemplate(source, read_special_tokens(folder / TOKENIZER_CONFIG))
+            self.chat = ChatTemplate(source, names)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the token ids of a prompt, at least one.
@@ -55,24 +58,28 @@ class PromptCodec:
             PromptError: if the prompt is empty or of an unknown kind, an id is outside the vocabulary, the
                 chat template is missing, or it refuses the messages.
         """
-        if isinstance(prompt, str):
+        chat = as_chat(prompt)
+        if chat is not None:
+            ids = self._encode_text(self.render(chat), special=False)
+        elif isinstance(prompt, str):
             if not prompt:
                 raise PromptError("the prompt is empty", "give at least one character")
             ids = self._encode_text(prompt, special=True)
-        elif not _is_list_like(prompt):
-            raise PromptError(f"a prompt of type {type(prompt).__name__} cannot be used", "give a text, token ids or chat messages")
-        elif len(prompt) > 0 and all(isinstance(item, Mapping) for item in prompt):
-            ids = self._encode_text(self._render([m for m in prompt if isinstance(m, Mapping)]), special=False)
         else:
-            ids = self._checked_ids(prompt)
+            ids = self._checked_ids(_token_ids(prompt))
         if not ids:
             raise PromptError("the prompt is empty", "give at least one token")
         return ids
 
-    def _render(self, messages: Sequence[Mapping[str, object]]) -> str:
+    def render(self, chat: Chat) -> str:
+        """Returns the text of a chat, as the model's chat template writes it.
+
+        Raises:
+            PromptError: if the model has no chat template, or the template refuses the chat.
+        """
         if self.chat is None:
             raise PromptError("this model has no chat template", "give the prompt as plain text")
-        return self.chat.render(messages)
+        return self.chat.render(chat)
 
     def _encode_text(self, text: str, *, special: bool) -> list[int]:
         try:
@@ -95,6 +102,32 @@ class PromptCodec:
         return checked
 
 
-def _is_list_like(prompt: object) -> bool:
+def as_chat(prompt: Prompt) -> Chat | None:
+    """Returns the chat if a prompt is one, or a list of chat messages; else None.
+
+    Raises:
+        PromptError: if a message has no role or no content.
+    """
+    if isinstance(prompt, Chat):
+        return prompt
+    if _is_list_like(prompt) and len(prompt) > 0 and all(isinstance(item, Mapping) for item in prompt):
+        return Chat(messages=[item for item in prompt if isinstance(item, Mapping)])
+    return None
+
+
+def _token_ids(prompt: object) -> Sequence[object]:
+    """Returns the items of a sequence, or of an array or tensor of one row."""
+    to_list = getattr(prompt, "tolist", None)  # numpy, torch and others
+    if to_list is not None and not isinstance(prompt, memoryview):
+        rows = np.asarray(to_list(), dtype=object)
+        if rows.ndim > 1 and rows.shape[:-1] != (1,) * (rows.ndim - 1):
+            raise PromptError(f"an array of the shape {rows.shape} is not one prompt", "give the token ids of one prompt at a time")
+        return list(rows.reshape(-1))
+    if not _is_list_like(prompt):
+        raise PromptError(f"a prompt of type {type(prompt).__name__} cannot be used", "give a text, token ids or chat messages")
+    return prompt
+
+
+def _is_list_like(prompt: object) -> TypeGuard[Sequence[object]]:
     # Bytes are sequences of integers, but are hardly ever meant as token ids.
-    return isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview)
+    return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes | bytearray | memoryview)

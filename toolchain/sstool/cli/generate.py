@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sstool.cli.chat_options import ChatOptions, chat_options
 from sstool.cli.main import EXIT_FAILED, format_error
 from sstool.cli.options import DecodingOptions, artifact_argument, debug_option, decoding_options, json_option
 
@@ -21,23 +22,28 @@ if TYPE_CHECKING:
 @click.command(name="generate")
 @artifact_argument
 @click.option("--prompt", metavar="TEXT", help="Text to continue, without a chat template.")
-@click.option("--prompts", metavar="FILE", type=click.Path(path_type=Path), help='JSON Lines file of {"id"?, "prompt"}.')
-@click.option("--chat", is_flag=True, help="Format each prompt as a user message with the model's chat template.")
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help='JSON Lines file of {"id"?, "prompt"} or {"id"?, "messages", "tools"?, "variables"?}; - reads standard input.',
+)
+@chat_options
 @decoding_options
 @json_option
 @debug_option
-def command(folder: Path, prompt: str | None, prompts: Path | None, chat: bool, decoding: DecodingOptions, as_json: bool) -> None:
+def command(folder: Path, prompt: str | None, prompts: Path | None, chats: ChatOptions, decoding: DecodingOptions, as_json: bool) -> None:
     """Complete a prompt, or a file of prompts."""
     if (prompt is None) == (prompts is None):
         raise click.UsageError("give one of --prompt and --prompts" if prompt is None else "--prompt and --prompts exclude each other")
     config = decoding.generation_config()
-    records = _records(prompt, prompts)
+    records = chats.apply(_records(prompt, prompts))
     with decoding.open_engine(folder) as engine:
         # One seed for the whole run, drawn here if none is given, so that the printed seed repeats the run.
         config = dataclasses.replace(config, seed=engine.settings(config).seed)
         if prompts is None:
-            _run_one(engine, records[0], config, chat=chat, as_json=as_json)
-        elif not _run_file(engine, records, config, chat=chat, as_json=as_json):
+            _run_one(engine, records[0], config, as_json=as_json)
+        elif not _run_file(engine, records, config, as_json=as_json):
             click.get_current_context().exit(EXIT_FAILED)
 
 
@@ -49,7 +55,7 @@ def _records(prompt: str | None, prompts: Path | None) -> list[PromptRecord]:
     return [PromptRecord(id="0", prompt=check_text(prompt or "", where="--prompt"), index=0)]
 
 
-def _run_file(engine: Engine, records: list[PromptRecord], config: GenerationConfig, *, chat: bool, as_json: bool) -> bool:
+def _run_file(engine: Engine, records: list[PromptRecord], config: GenerationConfig, *, as_json: bool) -> bool:
     """Runs the prompts that can be run; returns whether all of them could."""
     from ssruntime.errors import PromptError
     from sstool.cli.progress import progress_bar
@@ -61,7 +67,7 @@ def _run_file(engine: Engine, records: list[PromptRecord], config: GenerationCon
             try:
                 if not as_json:
                     click.secho(f"--- {record.id}", bold=True)
-                _run_one(engine, record, config, chat=chat, as_json=as_json)
+                _run_one(engine, record, config, as_json=as_json)
             except PromptError as err:
                 complete = False
                 if as_json:
@@ -71,10 +77,11 @@ def _run_file(engine: Engine, records: list[PromptRecord], config: GenerationCon
     return complete
 
 
-def _run_one(engine: Engine, record: PromptRecord, config: GenerationConfig, *, chat: bool, as_json: bool) -> None:
+def _run_one(engine: Engine, record: PromptRecord, config: GenerationConfig, *, as_json: bool) -> None:
     from ssruntime.sampling.noise import prompt_seed
+    from ssruntime.text.prompt import Chat
 
-    prompt: Prompt = [{"role": "user", "content": record.prompt}] if chat else record.prompt
+    prompt = record.prompt
     seed = config.seed or 0
     own = dataclasses.replace(config, seed=prompt_seed(seed, record.index))
     if not as_json:
@@ -84,7 +91,7 @@ def _run_one(engine: Engine, record: PromptRecord, config: GenerationConfig, *, 
     _print_json(
         {
             "id": record.id,
-            "prompt": record.prompt,
+            "prompt": prompt.messages if isinstance(prompt, Chat) else prompt,
             "text": done.text,
             "token_ids": done.token_ids,
             "finish_reason": done.finish_reason,

@@ -25,7 +25,7 @@ from ssruntime.backends.base import Backend
 from ssruntime.config import DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.results import Completion, Trace
-from ssruntime.text.codec import Prompt
+from ssruntime.text.prompt import Prompt
 from sstool.validation.near_tie import NEAR_TIE_TOLERANCE, Row, Standing, decide, standing
 
 Verdict = Literal["yes", "near_tie", "no"]
