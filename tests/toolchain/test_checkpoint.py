@@ -14,27 +14,9 @@ from safetensors.numpy import load_file, save_file
 from ssruntime.errors import CheckpointError, SelfSpecError, UnsupportedModelError
 from sstool.checkpoint.attention_pattern import EVERY_LAYER, rope_parameters
 from sstool.checkpoint.describe import check_weights, describe_checkpoint
-from sstool.checkpoint.hub import resolve
+from sstool.checkpoint.own_head import has_own_head
 from sstool.checkpoint.safetensors_files import check_finite, read_tensors
-from tests.toolchain.tiny_llama import LAYERS, VOCAB, YARN, edit_json
-
-
-def rewrite_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
-    tensors = dict(load_file(folder / "model.safetensors"))
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-def shard(folder: Path) -> None:
-    """Splits the weights into two files with an index."""
-    tensors = load_file(folder / "model.safetensors")
-    names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, chosen in parts.items():
-        save_file({n: tensors[n] for n in chosen}, folder / file)
-    index = {"metadata": {}, "weight_map": {n: file for file, chosen in parts.items() for n in chosen}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "model.safetensors").unlink()
+from tests.toolchain.tiny_llama import LAYERS, VOCAB, YARN, edit_json, rewrite_weights, shard
 
 
 def test_a_valid_checkpoint_is_described(tiny_model: Path) -> None:
@@ -96,10 +78,12 @@ def remove_a_shard(folder: Path) -> None:
 
 
 def index_names_more(folder: Path) -> None:
+    """Takes away a tensor that the index lists."""
     shard(folder)
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    index["weight_map"]["model.layers.9.extra"] = "model-00001-of-00002.safetensors"
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for path in folder.glob("model-*.safetensors"):
+        tensors = dict(load_file(path))
+        tensors.pop("model.norm.weight", None)
+        save_file(tensors, path)
 
 
 def index_names_a_file_outside(folder: Path) -> None:
@@ -154,7 +138,7 @@ def empty(folder: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "empty": (empty, CheckpointError, "is empty"),
-    "no config": (remove("config.json"), CheckpointError, "no config.json"),
+    "no config": (remove("config.json"), CheckpointError, "is a tokenizer without a model"),
     "an artifact": (lambda f: (f / "config.json").rename(f / "manifest.json") and None, CheckpointError, "is an artifact"),
     "cut config": (cut("config.json", 0.5), CheckpointError, "config.json cannot be read"),
     "config is a list": (write("config.json", "[]"), CheckpointError, "does not hold a JSON object"),
@@ -207,7 +191,7 @@ BAD: dict[str, tuple[Callable[[Path], None], type[SelfSpecError], str]] = {
     "a tensor is in two shards": (a_tensor_twice, CheckpointError, "'model.embed_tokens.weight' is in two weight files"),
     "integers": (integers, UnsupportedModelError, "'model.norm.weight' has dtype I8"),
     "a shard is missing": (remove_a_shard, CheckpointError, "model-00002-of-00002.safetensors is missing"),
-    "the index names more": (index_names_more, CheckpointError, "lists tensor 'model.layers.9.extra'"),
+    "the index names more": (index_names_more, CheckpointError, "lists tensor 'model.norm.weight'"),
     "the index names a file outside the folder": (index_names_a_file_outside, CheckpointError, "outside its folder"),
     "a damaged index": (damage_the_index, CheckpointError, "not a weight index"),
 }
@@ -246,11 +230,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad: float, tiny_copy: 
 def test_nan_is_found_in_every_numpy_float_dtype(dtype: type, tmp_path: Path) -> None:
     values = np.linspace(-60000, 60000, 100).astype(dtype)
     save_file({"a": values}, tmp_path / "model.safetensors")
-    check_finite(read_tensors(tmp_path))
+    check_finite(read_tensors(tmp_path, set))
     values[7] = np.nan
     save_file({"a": values}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="'a'"):
-        check_finite(read_tensors(tmp_path))
+        check_finite(read_tensors(tmp_path, set))
 
 
 def test_nan_is_found_in_bfloat16(tmp_path: Path) -> None:
@@ -259,21 +243,21 @@ def test_nan_is_found_in_bfloat16(tmp_path: Path) -> None:
 
     values = torch.linspace(-1e38, 1e38, 100).to(torch.bfloat16)
     save_torch({"a": values}, tmp_path / "model.safetensors")
-    check_finite(read_tensors(tmp_path))
+    check_finite(read_tensors(tmp_path, set))
     values[7] = torch.nan
     save_torch({"a": values}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="'a'"):
-        check_finite(read_tensors(tmp_path))
+        check_finite(read_tensors(tmp_path, set))
 
 
 def test_the_last_number_of_a_large_tensor_is_checked_and_an_empty_tensor_is_valid(tmp_path: Path) -> None:
     tensors = {"large": np.zeros((300, 301), dtype=np.float32), "empty": np.zeros((0, 4), dtype=np.float32)}
     save_file(tensors, tmp_path / "model.safetensors")
-    check_finite(read_tensors(tmp_path))
+    check_finite(read_tensors(tmp_path, set))
     tensors["large"][-1, -1] = np.inf
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"'large' in .* holds 1 numbers"):
-        check_finite(read_tensors(tmp_path))
+        check_finite(read_tensors(tmp_path, set))
 
 
 def test_weights_truncated_after_they_were_described_are_refused(tiny_copy: Path) -> None:
@@ -283,37 +267,49 @@ def test_weights_truncated_after_they_were_described_are_refused(tiny_copy: Path
         check_weights(found)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "nowhere/", ""])
-def test_a_path_that_does_not_exist_is_reported_as_a_missing_folder(name: str) -> None:
-    with pytest.raises(CheckpointError, match="no model folder at"):
-        resolve(name)
+# Tensors and files that the model does not use
 
 
-def test_a_missing_folder_in_an_existing_one_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "models").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="no model folder at models/demo"):
-        resolve("models/demo")
+def test_tensors_that_the_model_does_not_use_decide_nothing(tiny_copy: Path) -> None:
+    before = describe_checkpoint(tiny_copy)
+
+    def add(tensors: dict[str, np.ndarray]) -> None:
+        tensors["v_head.summary.weight"] = np.full((1, 64), -np.inf, dtype=np.float32)
+        tensors["model.layers.0.self_attn.bias"] = np.ones((1, 8, 8), dtype=np.bool_)
+        tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.full(8, np.nan, dtype=np.float32)
+
+    rewrite_weights(tiny_copy, add)
+    found = describe_checkpoint(tiny_copy)
+    check_weights(found)
+    assert (found.num_parameters, len(found.tensors)) == (before.num_parameters, len(before.tensors))
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "weights").write_text("")
-    with pytest.raises(CheckpointError, match="is a file"):
-        resolve(tmp_path / "weights")
+def test_a_tensor_that_is_listed_but_neither_used_nor_there_decides_nothing(tiny_copy: Path) -> None:
+    shard(tiny_copy)
+    index = json.loads((tiny_copy / "model.safetensors.index.json").read_text())
+    index["weight_map"]["value_head.weight"] = "model-00001-of-00002.safetensors"
+    (tiny_copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert describe_checkpoint(tiny_copy).tensors
 
 
-def test_a_revision_of_a_folder_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(CheckpointError, match="no revision 'main'"):
-        resolve(tiny_model, "main")
+def test_a_single_file_comes_before_an_index(tiny_copy: Path) -> None:
+    whole = (tiny_copy / "model.safetensors").read_bytes()
+    shard(tiny_copy)
+    (tiny_copy / "model.safetensors").write_bytes(whole)
+    assert {record.file.name for record in describe_checkpoint(tiny_copy).tensors} == {"model.safetensors"}
 
 
-@pytest.mark.parametrize("name", ["no-such-organization/no-such-model", "no-such-model"])
-def test_a_hub_id_without_a_network_is_refused_with_a_hint_to_pass_a_folder(name: str) -> None:
-    with pytest.raises(CheckpointError, match="no network, or offline mode") as caught:
-        resolve(name)
-    assert "--model PATH" in caught.value.hint
+def test_an_untied_head_under_a_config_that_ties_it_is_noticed(tiny_copy: Path) -> None:
+    assert not has_own_head(describe_checkpoint(tiny_copy))
+    embeddings: dict[str, np.ndarray] = {}
 
+    def same(tensors: dict[str, np.ndarray]) -> None:
+        embeddings.update(tensors)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
-def test_an_invalid_hub_id_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="not a valid hub id"):
-        resolve("not a name!")
+    rewrite_weights(tiny_copy, same)
+    assert not has_own_head(describe_checkpoint(tiny_copy))
+    rewrite_weights(tiny_copy, lambda tensors: tensors["lm_head.weight"].__setitem__((3, 5), 1.5))
+    assert has_own_head(describe_checkpoint(tiny_copy))
+    edit_json(tiny_copy / "config.json", tie_word_embeddings=False)
+    assert not has_own_head(describe_checkpoint(tiny_copy))  # nothing is wrong with it

@@ -31,7 +31,7 @@ from sstool.validation import gate
 from sstool.validation.bits import GATE_CONTEXT
 from sstool.validation.parity import measure_parity, plan_parity
 from tests.toolchain.conftest import SKIP
-from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, edit_json, make_llama
+from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, edit_json, make_llama, rewrite_weights, shard
 
 TIGHT = 1e-5
 """Largest relative error of these models. The gate allows ten times as much."""
@@ -69,6 +69,24 @@ def test_every_shape_of_llama_has_parity(name: str, tmp_path: Path) -> None:
         engine.close()
     assert report.max_relative <= TIGHT
     assert report.min_cosine > 0.9999
+
+
+def test_an_lm_head_of_its_own_is_exported_although_the_config_ties_it(tiny_copy: Path, tmp_path: Path) -> None:
+    """The gate compares with transformers, which keeps the two apart."""
+    head = np.random.default_rng(5).standard_normal((VOCAB, 64)).astype(np.float32) / 8
+    rewrite_weights(tiny_copy, lambda tensors: tensors.update({"lm_head.weight": head}))
+    artifact = export_artifact(ExportRequest(model=tiny_copy, out=tmp_path / "out", skip=SKIP))
+    assert artifact.manifest.gate["parity"]["max_relative"] <= TIGHT
+
+
+def test_a_single_file_of_weights_is_exported_although_there_is_an_index(tiny_copy: Path, tmp_path: Path) -> None:
+    """The gate compares with transformers, which prefers the single file."""
+    whole = (tiny_copy / "model.safetensors").read_bytes()
+    rewrite_weights(tiny_copy, lambda tensors: tensors.update({name: 2 * values for name, values in tensors.items()}))
+    shard(tiny_copy)
+    (tiny_copy / "model.safetensors").write_bytes(whole)
+    artifact = export_artifact(ExportRequest(model=tiny_copy, out=tmp_path / "out", skip=SKIP))
+    assert artifact.manifest.gate["parity"]["max_relative"] <= TIGHT
 
 
 def test_the_parity_plan_covers_prefill_and_query_lengths_beyond_the_original_context(tmp_path: Path) -> None:

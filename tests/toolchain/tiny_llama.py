@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 VOCAB = 97
 LAYERS = 4
@@ -90,3 +94,22 @@ def edit_json(path: Path, **changes: Any) -> None:
 def copy_of(folder: Path, target: Path) -> Path:
     """Returns a copy of a checkpoint, which a test may damage."""
     return Path(shutil.copytree(folder, target))
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    """Saves the weights again after a change of its tensors."""
+    tensors = dict(load_file(folder / "model.safetensors"))
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def shard(folder: Path) -> None:
+    """Splits the weights into two files with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, chosen in parts.items():
+        save_file({n: tensors[n] for n in chosen}, folder / file)
+    index = {"metadata": {}, "weight_map": {n: file for file, chosen in parts.items() for n in chosen}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()

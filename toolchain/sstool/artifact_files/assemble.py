@@ -25,10 +25,11 @@ from sstool.artifact_files.graph_files import save_graphs
 from sstool.artifact_files.text_files import write_text_files
 from sstool.checkpoint.attention_pattern import narrowest_window
 from sstool.checkpoint.describe import Checkpoint
-from sstool.checkpoint.hub import ResolvedModel
+from sstool.checkpoint.own_head import has_own_head
 from sstool.checkpoint.rope import ropes
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_step, lower_verify, plan_lowering
+from sstool.hub import ResolvedModel
 from sstool.skip_set import SkipSpec
 from sstool.version import version
 
@@ -66,7 +67,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet) -> None:
-    verify = lower_verify(build_decoder(checkpoint.folder), plan_lowering(checkpoint))
+    verify = lower_verify(build_decoder(checkpoint.folder, own_head=has_own_head(checkpoint)), plan_lowering(checkpoint))
     step, draft = lower_step(verify), lower_draft(verify, skip)
     save_graphs(folder, {VERIFY_GRAPH: verify, STEP_GRAPH: step, DRAFT_GRAPH: draft})
     # Graphs are reference cycles that hold the weights: free these before the gate loads them again.

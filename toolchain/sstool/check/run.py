@@ -151,7 +151,7 @@ def _find_checkpoint(options: CheckOptions) -> Path | None:
     if options.model is None:
         return None
     _need_toolchain()
-    from sstool.checkpoint.hub import resolve
+    from sstool.hub import resolve
 
     return resolve(options.model, options.revision).folder
 

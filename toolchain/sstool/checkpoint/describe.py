@@ -12,9 +12,11 @@ from ssruntime.artifact import CHECKPOINT_CONFIG, GENERATION_CONFIG, TOKENIZER, 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
 from ssruntime.strict_reader import read_json_object
 from sstool.checkpoint.attention_pattern import LayerAttention, attention_pattern
+from sstool.checkpoint.mistaken_folders import refuse_mistaken_folder
 from sstool.checkpoint.quiet import quiet
 from sstool.checkpoint.rope import original_context
 from sstool.checkpoint.safetensors_files import TensorRecord, check_dtypes, check_finite, read_tensors
+from sstool.checkpoint.used_tensors import used_tensors
 
 SUPPORTED_FAMILIES: Final = frozenset(
     {
@@ -72,8 +74,8 @@ class Checkpoint:
         max_context: number of positions that the model supports.
         attention: sliding window and RoPE of each layer.
         original_context: number of positions before RoPE scaling; `max_context` for a model without scaling.
-        tensors: records of all tensors in the weight files.
-        num_parameters: number of parameters in all tensors.
+        tensors: records of the tensors that the model uses.
+        num_parameters: number of parameters in these tensors.
         weight_bytes: size of all parameters in fp32, in bytes.
     """
 
@@ -107,10 +109,11 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"no model folder at {folder}", "check the path, or pass a hub id such as org/name")
     if not any(folder.iterdir()):
         raise CheckpointError(f"the model folder {folder} is empty", _AGAIN)
-    settings = _read_config(folder)
+    refuse_mistaken_folder(folder)
+    settings = read_json(folder / CHECKPOINT_CONFIG)
     model_type, architecture = _family(folder, settings)
     config = _complete(folder, settings)
-    tensors = tuple(read_tensors(folder))
+    tensors = tuple(read_tensors(folder, lambda names: used_tensors(config, names)))
     check_dtypes(tensors)
     _check_tokenizer(folder)
     num_heads = _count(folder, settings, config, "num_attention_heads")
@@ -144,7 +147,7 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_weights(checkpoint: Checkpoint) -> None:
-    """Reads every weight once and refuses NaN and infinity.
+    """Reads every weight that the model uses once, and refuses NaN and infinity.
 
     Raises:
         CheckpointError: if a tensor holds NaN or infinity; the message names the tensor.
@@ -159,15 +162,6 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if the file cannot be read or does not hold a JSON object.
     """
     return read_json_object(path, error=CheckpointError, hint=_AGAIN)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CHECKPOINT_CONFIG
-    if not path.exists():
-        if (folder / "manifest.json").exists():
-            raise CheckpointError(f"{folder} is an artifact, not a checkpoint", "pass the model folder that it was exported from")
-        raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder", "pass the folder that holds config.json")
-    return read_json(path)
 
 
 def _family(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
@@ -188,7 +182,7 @@ def _family(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
         raise UnsupportedModelError(
             f"{folder} is of the family {model_type!r}, which is not yet supported", f"supported: {', '.join(sorted(SUPPORTED_FAMILIES))}"
         )
-    if config.get("quantization_config"):
+    if config.get("quantization_config") or config.get("quantization"):  # the latter is MLX's key
         raise UnsupportedModelError(f"{folder} is quantized", "export the checkpoint that it was quantized from")
     return model_type, architecture
 

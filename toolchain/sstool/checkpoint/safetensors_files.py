@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from safetensors import SafetensorError, safe_open
 
 from ssruntime.errors import CheckpointError, UnsupportedModelError
 from ssruntime.strict_reader import parse_json
 
-_INDEX: Final = "model.safetensors.index.json"
-_SINGLE: Final = "model.safetensors"
+if TYPE_CHECKING:
+    import torch
+
+WEIGHT_INDEX: Final = "model.safetensors.index.json"
+SINGLE_FILE: Final = "model.safetensors"
 _DTYPES: Final = ("F64", "F32", "F16", "BF16")
 _NO_HEADER: Final = ("header too small", "header too large", "invalid header length")
 """What the safetensors library says of a file that ends within its header, or has none."""
@@ -40,12 +43,16 @@ class TensorRecord:
         return math.prod(self.shape)
 
 
-def read_tensors(folder: Path) -> list[TensorRecord]:
-    """Returns the tensors of a checkpoint, as the headers of its weight files list them.
+def read_tensors(folder: Path, used: Callable[[Iterable[str]], Collection[str]]) -> list[TensorRecord]:
+    """Returns the used tensors of a checkpoint, as the headers of its weight files list them.
+
+    Args:
+        folder: folder of the checkpoint.
+        used: returns which of some tensors, by name, the model uses. The others decide nothing.
 
     Raises:
         CheckpointError: if there are no safetensors, a shard is missing, a file is cut or corrupt, two files
-            hold the same tensor, or a tensor of the index is absent.
+            hold the same tensor, or a used tensor of the index is absent.
     """
     files, listed = _weight_files(folder)
     tensors: dict[str, TensorRecord] = {}
@@ -53,12 +60,13 @@ def read_tensors(folder: Path) -> list[TensorRecord]:
         first = tensors.setdefault(record.name, record)
         if first is not record:
             raise CheckpointError(f"tensor {record.name!r} is in two weight files: {first.file} and {record.file.name}", _AGAIN)
-    absent = set(listed) - tensors.keys()
-    if absent:
-        raise CheckpointError(f"{folder / _INDEX} lists tensor {min(absent)!r}, which no weight file holds", _AGAIN)
     if not tensors:
         raise CheckpointError(f"the weight files in {folder} hold no tensors", _AGAIN)
-    return list(tensors.values())
+    wanted = used({*tensors, *listed})
+    absent = (set(listed) - tensors.keys()) & set(wanted)
+    if absent:
+        raise CheckpointError(f"{folder / WEIGHT_INDEX} lists tensor {min(absent)!r}, which no weight file holds", _AGAIN)
+    return [record for name, record in tensors.items() if name in wanted]
 
 
 def check_dtypes(tensors: Iterable[TensorRecord]) -> None:
@@ -98,18 +106,37 @@ def check_finite(tensors: Iterable[TensorRecord]) -> None:
                     )
 
 
+def read_tensor(record: TensorRecord) -> torch.Tensor:
+    """Returns the values of a tensor, in its own dtype."""
+    with _open(record.file, framework="pt") as weights:
+        values: torch.Tensor = weights.get_tensor(record.name)
+        return values
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Returns the names of the weight files that an index in a folder lists, else that of the single file."""
+    try:
+        names = set(parse_json((folder / WEIGHT_INDEX).read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [SINGLE_FILE]
+    return sorted(name for name in names if isinstance(name, str))
+
+
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Returns the weight files and the tensors that an index lists (none without an index)."""
-    index = folder / _INDEX
+    """Returns the weight files and the tensors that an index lists (none without an index).
+
+    A single file comes before an index, as in transformers.
+    """
+    index = folder / WEIGHT_INDEX
+    if (folder / SINGLE_FILE).exists():
+        return [folder / SINGLE_FILE], []
     if not index.exists():
-        if (folder / _SINGLE).exists():
-            return [folder / _SINGLE], []
         pickled = next(iter(sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])), None)
         if pickled is not None:
             raise CheckpointError(
-                f"{folder} has no {_SINGLE}, only {pickled.name}", "save the weights as safetensors; pickles are not read"
+                f"{folder} has no {SINGLE_FILE}, only {pickled.name}", "save the weights as safetensors; pickles are not read"
             )
-        raise CheckpointError(f"{folder} has no weights: neither {_SINGLE} nor {_INDEX}", _AGAIN)
+        raise CheckpointError(f"{folder} has no weights: neither {SINGLE_FILE} nor {WEIGHT_INDEX}", _AGAIN)
     try:
         listed = parse_json(index.read_bytes())["weight_map"]
         names = sorted(set(listed.values()))

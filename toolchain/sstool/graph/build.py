@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ssruntime.artifact import CHECKPOINT_CONFIG
 from ssruntime.errors import CheckpointError, UnsupportedModelError
 from sstool.checkpoint.linked_folder import linked_folder
 from sstool.checkpoint.quiet import quiet
+from sstool.checkpoint.safetensors_files import SINGLE_FILE, WEIGHT_INDEX
 
 logger = logging.getLogger(__name__)
 
 
-def build_decoder(folder: Path) -> ir.Model:
+def build_decoder(folder: Path, *, own_head: bool = False) -> ir.Model:
     """Returns the fp32 graph of a checkpoint, lowered for ONNX Runtime's CPU kernels.
 
     Weights stay lazy. They are read from the checkpoint's memory-mapped files, cast and transposed one at a
@@ -25,6 +28,7 @@ def build_decoder(folder: Path) -> ir.Model:
 
     Args:
         folder: checkpoint folder that `sstool.checkpoint.describe.describe_checkpoint` accepted.
+        own_head: whether the LM head is a matrix of its own, although the config ties it to the embeddings.
 
     Returns:
         A model with the inputs `input_ids`, `attention_mask` and `past_key_values.*` and the outputs `logits`
@@ -34,7 +38,7 @@ def build_decoder(folder: Path) -> ir.Model:
         UnsupportedModelError: if no graph can be built for this model.
         CheckpointError: if a weight that the graph needs is missing.
     """
-    with quiet(), _without_links(folder) as real:
+    with quiet(), _readable(folder, own_head=own_head) as real:
         model = _build(real)
     missing = [name for name, value in model.graph.initializers.items() if value.const_value is None]
     if missing:
@@ -44,16 +48,25 @@ def build_decoder(folder: Path) -> ir.Model:
 
 
 @contextlib.contextmanager
-def _without_links(folder: Path) -> Iterator[Path]:
-    """Yields the checkpoint in a folder without symbolic links that lead out of it.
+def _readable(folder: Path, *, own_head: bool) -> Iterator[Path]:
+    """Yields the checkpoint in a folder from which mobius reads what transformers reads.
 
-    mobius reads no weights through such links, and a hub snapshot consists of them.
+    mobius reads no weights through symbolic links that lead out of the folder, of which a hub snapshot
+    consists. It prefers an index to a single file, and ignores a head that the config ties.
     """
     root = folder.resolve()
-    if all(path.resolve().is_relative_to(root) for path in folder.iterdir()):
+    has_links = not all(path.resolve().is_relative_to(root) for path in folder.iterdir())
+    has_both = (folder / SINGLE_FILE).exists() and (folder / WEIGHT_INDEX).exists()
+    if not (has_links or has_both or own_head):
         yield folder
         return
     with linked_folder(folder, "links") as linked:
+        if has_both:
+            (linked / WEIGHT_INDEX).unlink()
+        if own_head:
+            settings = json.loads((linked / CHECKPOINT_CONFIG).read_bytes())
+            (linked / CHECKPOINT_CONFIG).unlink()  # a hard link: writing to it would change the original
+            (linked / CHECKPOINT_CONFIG).write_text(json.dumps(settings | {"tie_word_embeddings": False}), encoding="utf-8")
         yield linked
 
 

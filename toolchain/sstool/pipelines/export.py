@@ -18,8 +18,8 @@ from ssruntime.folder_lock import require_locks
 from sstool.artifact_files.assemble import assemble, write_manifest
 from sstool.artifact_files.publish import staged_folder
 from sstool.checkpoint.describe import Checkpoint, check_weights, describe_checkpoint
-from sstool.checkpoint.hub import ResolvedModel, resolve
 from sstool.checkpoint.rope import check_scaling
+from sstool.hub import ResolvedModel, resolve
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
 from sstool.validation.gate import run_gate

@@ -16,7 +16,7 @@ from ssruntime.folder_lock import require_locks
 from ssruntime.scratch import write_whole
 from sstool.artifact_files.publish import recover, staged_folder
 from sstool.checkpoint.describe import describe_checkpoint
-from sstool.checkpoint.hub import ResolvedModel, resolve
+from sstool.hub import ResolvedModel, resolve
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.pipelines.recipe import Recipe, check_recipe_depth
 from sstool.pipelines.replace_draft import clone_files, draft_of, replace_draft

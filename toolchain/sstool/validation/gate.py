@@ -21,8 +21,8 @@ from ssruntime.machine import available_memory
 from sstool.artifact_files.assemble import assemble
 from sstool.artifact_files.bits_record import GATE_KEY
 from sstool.checkpoint.describe import Checkpoint
-from sstool.checkpoint.hub import ResolvedModel
 from sstool.checkpoint.truncated import first_layers, layers_to_compare
+from sstool.hub import ResolvedModel
 from sstool.skip_set import SkipSpec
 from sstool.validation.bits import GATE_CONTEXT, measure_bits
 from sstool.validation.lossless import NO, compare, traced

@@ -1,4 +1,8 @@
-"""Resolves a model's name to a local folder; downloads only safetensors, config and tokenizer files."""
+"""Resolves a model's name to a local folder; downloads its own weights, config and tokenizer only.
+
+Repositories hold more: the same weights in other formats, checkpoints of the training, adapters. Which weight
+files are the model's own is what its index says.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,21 @@ from typing import Final
 
 from ssruntime.artifact import CHAT_TEMPLATE, CHECKPOINT_CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.errors import CheckpointError
+from sstool.checkpoint.mistaken_folders import ADAPTER_CONFIG
+from sstool.checkpoint.safetensors_files import WEIGHT_INDEX, weight_files
 
-_WANTED: Final = (
+_SMALL: Final = (
     CHECKPOINT_CONFIG,
     GENERATION_CONFIG,
-    "*.safetensors",
-    "*.safetensors.index.json",
+    WEIGHT_INDEX,
     TOKENIZER,
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
+    "added_tokens.json",
     CHAT_TEMPLATE,
+    ADAPTER_CONFIG,
 )
+"""Files beside the weights; `ADAPTER_CONFIG` because a model with an adapter is refused."""
 _OWN_FOLDER_HINT: Final = "pass a checkpoint folder on disk: --model PATH"
 
 
@@ -84,7 +92,9 @@ def _download(name: str, revision: str | None) -> ResolvedModel:
         disable_progress_bars()
     at = f" at revision {revision!r}" if revision else ""
     try:
-        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_WANTED))
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_SMALL)))
+        # The same commit, which names the folder, although the branch may have moved since.
+        huggingface_hub.snapshot_download(name, revision=folder.name, allow_patterns=weight_files(folder))
     except errors.HFValidationError as err:
         raise CheckpointError(
             f"no model folder at {name}, and the name is not a valid hub id", "check the path, or pass a hub id such as org/name"
@@ -104,5 +114,4 @@ def _download(name: str, revision: str | None) -> ResolvedModel:
     except (errors.HfHubHTTPError, OSError, ValueError) as err:
         reason = str(err).partition("\n")[0]
         raise CheckpointError(f"hub model {name}{at} cannot be fetched: {reason}", _OWN_FOLDER_HINT) from err
-    path = Path(folder)
-    return ResolvedModel(source=name, folder=path, revision=path.name)
+    return ResolvedModel(source=name, folder=folder, revision=folder.name)
