@@ -2,6 +2,7 @@
 
 A process locks each of its scratch folders (`flock` on the folder itself); the kernel drops the lock when the
 process ends. A scratch folder that another process can lock is therefore a leftover, and can be removed.
+Where the file system has no such locks, leftovers stay.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ssruntime.folder_lock import try_lock
+from ssruntime.folder_lock import UNSUPPORTED, lock_if_possible, try_lock
 
 _SUFFIX: Final = ".sstool-tmp"
 
@@ -108,7 +109,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes one file or folder to disk.
+    """Flushes one file or folder to disk; a folder only where the file system can.
 
     Raises:
         OSError: if the disk refuses.
@@ -116,6 +117,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as err:
+        if err.errno not in UNSUPPORTED or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -125,7 +129,7 @@ def _make_locked(parent: Path, name: str) -> tuple[Path, int]:
         folder = parent / f".{name}.{secrets.token_hex(6)}{_SUFFIX}"
         folder.mkdir(mode=0o700)
         try:
-            lock = try_lock(folder)
+            lock = lock_if_possible(folder)
         except (BlockingIOError, FileNotFoundError):
             continue  # between the two calls, the sweep of another process has locked or removed the folder
         if folder.exists() and os.fstat(lock).st_ino == folder.stat().st_ino:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -87,3 +88,20 @@ def test_the_newest_of_a_training_s_checkpoints_is_proposed(tiny_copy: Path) -> 
     with pytest.raises(CheckpointError) as caught:
         describe_checkpoint(tiny_copy)
     assert (caught.value.hint or "").endswith("checkpoint-100")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja", "model.safetensors", "added_tokens.json"])
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (lambda path: path.mkdir(), "is a folder, not a file"),
+        (lambda path: path.symlink_to("/nowhere/at/all"), "is a broken link, to /nowhere/at/all"),
+        (os.mkfifo, "is a pipe or a device, not a file"),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once(tiny_copy: Path, name: str, replace: Callable[[Path], None], message: str) -> None:
+    path = tiny_copy / name
+    path.unlink(missing_ok=True)
+    replace(path)
+    with pytest.raises(CheckpointError, match=f"{name} {message}"):
+        describe_checkpoint(tiny_copy)

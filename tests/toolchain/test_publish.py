@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -235,9 +236,11 @@ def test_the_temporary_folder_of_a_running_process_is_kept(tmp_path: Path) -> No
     assert names(tmp_path) == ["out"]
 
 
-def without_exchange(_source: Path, _target: Path, flag: int) -> bool:
-    assert flag == publish._RENAME_EXCHANGE
-    return False
+def without_exchange(source: Path, target: Path, flag: int) -> bool:
+    if flag == publish._RENAME_EXCHANGE:
+        return False
+    source.rename(target)
+    return True
 
 
 def test_without_an_atomic_exchange_the_old_folder_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,3 +266,66 @@ def test_an_exchange_interrupted_after_its_second_step_is_finished(tmp_path: Pat
     recover(tmp_path / "out")
     assert (tmp_path / "out" / "content").read_text() == "new"
     assert names(tmp_path) == ["out"]
+
+
+# File systems that cannot do everything
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOSYS, errno.ENOLCK])
+def test_folders_are_published_where_they_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(_handle: int, _operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    make_old(tmp_path / "out")
+    leftover = tmp_path / ".out.0123456789ab.sstool-tmp"
+    leftover.mkdir()
+    with staged_folder(tmp_path / "out", force=True) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "out" / "content").read_text() == "new"
+    assert names(tmp_path) == [leftover.name, "out"]  # it may be another process's
+
+
+def test_folders_are_published_where_folders_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with staged_folder(tmp_path / "out", force=False) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "out" / "content").read_text() == "new"
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(ArtifactError, match="is a mount point") as caught, staged_folder(tmp_path / "out", force=True):
+        pytest.fail("the work began")
+    assert str(tmp_path / "out" / "artifact") in caught.value.hint
+
+
+def test_a_file_system_that_cannot_rename_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(*_: object) -> bool:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(publish, "_rename", rename)
+    with pytest.raises(ArtifactError, match="cannot be written: Operation not permitted"), staged_folder(tmp_path / "out", force=False):
+        pytest.fail("the work began")
+    assert names(tmp_path) == []
+
+
+def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    out = tmp_path / "outputs" / "out"
+    for path, message in [
+        (tmp_path / "weights", rf"{tmp_path}/weights cannot be used: Input/output error"),
+        (out.parent / ".out.x.sstool-tmp", rf"{out} cannot be written"),
+    ]:
+        with pytest.raises(ArtifactError, match=message), staged_folder(out, force=False):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    error = write_error(out, OSError(errno.EACCES, "Permission denied", str(out.parent / ".out.x.sstool-tmp")))
+    assert error.message == f"{out.parent} cannot be written: Permission denied"

@@ -6,13 +6,14 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from ssruntime.artifact import DRAFT_GRAPH, MANIFEST, VERIFY_GRAPH, WEIGHTS
 from ssruntime.errors import ArtifactError
-from ssruntime.folder_lock import locked, try_lock
+from ssruntime.folder_lock import lock_if_possible, locked
 from ssruntime.scratch import remove_tree, scratch_folder, sweep, sync, sync_tree
 from ssruntime.strict_reader import parse_json
 
@@ -21,14 +22,18 @@ _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 _ASIDE: Final = ".{name}.sstool-aside"
 _NO_SUCH_CALL: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
+_NOT_ALLOWED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FOLDER_MODE: Final = 0o777
+_MOUNT_POINT: Final = 4
+"""Field of a line of `mountinfo` that holds the mount point, in which spaces are octal escapes."""
 
 
 @contextlib.contextmanager
 def staged_folder(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yields a temporary folder next to `out`, and renames it to `out` if the block succeeds.
 
-    If the block fails, the temporary folder is removed.
+    If the block fails, the temporary folder is removed. What publishing needs of the file system is tried
+    before the block runs.
 
     Args:
         out: folder that the artifact is to have. Missing parents are created, and removed again if the block
@@ -45,6 +50,7 @@ def staged_folder(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | N
     made = make_parents(out.parent)
     try:
         with scratch_folder(out.parent, out.name) as folder:
+            _rehearse(folder)
             yield folder
             _publish(folder, out, force=force, is_ours=is_ours)
     except BaseException as err:
@@ -67,6 +73,8 @@ def check_free(out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None
         return
     if not out.is_dir():
         raise ArtifactError(f"{out} is a file", "name a folder for the artifact with --out")
+    if is_mount_point(out):
+        raise ArtifactError(f"{out} is a mount point, which cannot be replaced", f"name a folder inside it: --out {out / 'artifact'}")
     if not force:
         raise ArtifactError(f"{out} already exists", "pass --force to replace it, or name another folder")
     if any(out.iterdir()) and not (is_ours or _is_ours)(out):
@@ -86,7 +94,7 @@ def recover(out: Path) -> None:
             sweep(out.parent, out.name)
         return
     with contextlib.suppress(OSError):
-        lock = try_lock(aside)
+        lock = lock_if_possible(aside)
         try:
             if out.exists():
                 remove_tree(aside)
@@ -98,12 +106,49 @@ def recover(out: Path) -> None:
 
 
 def write_error(out: Path, err: OSError) -> ArtifactError:
-    """Returns the error that tells the user why `out` could not be written."""
+    """Returns the error that tells the user why `out` could not be written.
+
+    If the system's error names a file elsewhere, the error is about that file.
+    """
+    if isinstance(err.filename, str | bytes):
+        named = Path(os.path.realpath(os.fsdecode(err.filename)))
+        if not named.is_relative_to(out.parent):
+            return ArtifactError(f"{named} cannot be used: {err.strerror}", "check this file, its permissions and the room on its disk")
+        if named.parent == out.parent and err.errno in _NOT_ALLOWED:
+            return ArtifactError(f"{out.parent} cannot be written: {err.strerror}", "name a folder with --out that you may write beside")
     if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ArtifactError(
             f"no room on the disk for {out}: {err.strerror}", "free some space, or name a folder on another disk with --out"
         )
+    if err.errno == errno.EBUSY:
+        return ArtifactError(f"{out} cannot be replaced: {err.strerror}", "it may be a mount point: name a folder inside it with --out")
     return ArtifactError(f"{out} cannot be written: {err.strerror or err}", "name a folder that you may write with --out")
+
+
+def is_mount_point(folder: Path) -> bool:
+    """Returns whether a file system, or a folder of one (a bind mount), is mounted on a folder."""
+    if folder.is_mount():
+        return True
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    mounted = (line.split(" ")[_MOUNT_POINT] for line in lines)
+    return str(folder.resolve()) in {re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), point) for point in mounted}
+
+
+def _rehearse(folder: Path) -> None:
+    """Writes, flushes and renames something in a scratch folder, as publishing will.
+
+    Raises:
+        OSError: if the file system refuses.
+    """
+    first, second = folder / "rehearsal", folder / "rehearsal.renamed"
+    first.mkdir()
+    (first / MANIFEST).write_bytes(b"{}")
+    sync_tree(first)
+    _rename(first, second, _RENAME_NOREPLACE)
+    remove_tree(second)
 
 
 def make_parents(parent: Path) -> list[Path]:
@@ -127,7 +172,8 @@ def make_parents(parent: Path) -> list[Path]:
 def _publish(folder: Path, out: Path, *, force: bool, is_ours: Callable[[Path], bool] | None) -> None:
     umask = os.umask(0)
     os.umask(umask)
-    folder.chmod(_FOLDER_MODE & ~umask)
+    with contextlib.suppress(OSError):  # some file systems keep no modes
+        folder.chmod(_FOLDER_MODE & ~umask)
     sync_tree(folder)
     check_free(out, force=force, is_ours=is_ours)  # again, because `out` may have appeared since
     if not out.exists():

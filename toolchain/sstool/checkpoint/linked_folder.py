@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssruntime.errors import CheckpointError
 from ssruntime.scratch import scratch_folder
 
 
@@ -34,8 +35,18 @@ def linked_folder(folder: Path, purpose: str) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` a hard link to a file, or a copy where the file system allows no hard link."""
+    """Makes `target` a hard link to a file, or a copy where the file system allows no hard link.
+
+    Raises:
+        CheckpointError: if the file can neither be linked nor copied.
+    """
     try:
         target.hardlink_to(source)
     except OSError:
-        shutil.copyfile(source, target)
+        try:
+            shutil.copyfile(source, target)
+        except OSError as err:
+            raise CheckpointError(
+                f"{source} cannot be copied to {target.parent}: {err.strerror or err}",
+                "free some space there, or set TMPDIR",
+            ) from err

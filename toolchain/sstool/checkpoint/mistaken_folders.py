@@ -1,4 +1,4 @@
-"""Recognises folders that people mistake for checkpoints, and says what to pass instead."""
+"""Recognises folders that people mistake for checkpoints, and files that are no files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _MERGE: Final = "merge it into its base model with peft (merge_and_unload, then 
 _LFS: Final = b"version https://git-lfs"
 _LFS_SIZE: Final = 1024
 _READ: Final = ("*.json", "*.safetensors", "*.jinja")
+"""Files that an export reads."""
 
 
 def refuse_mistaken_folder(folder: Path) -> None:
@@ -23,7 +24,11 @@ def refuse_mistaken_folder(folder: Path) -> None:
         CheckpointError: saying what the folder is, with a hint at what to pass.
     """
     for path in sorted(p for pattern in _READ for p in folder.glob(pattern)):
-        if path.is_file() and path.stat().st_size < _LFS_SIZE and path.read_bytes().startswith(_LFS):
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{path} is a broken link, to {path.readlink()}", "download the checkpoint again")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'a pipe or a device'}, not a file", "move it away")
+        if path.stat().st_size < _LFS_SIZE and path.read_bytes().startswith(_LFS):
             raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself", "fetch the files: git lfs pull")
     if (folder / ADAPTER_CONFIG).exists():
         if not (folder / CHECKPOINT_CONFIG).exists():

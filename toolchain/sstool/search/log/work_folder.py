@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ssruntime.errors import ArtifactError, RecipeError
-from ssruntime.folder_lock import try_lock
+from ssruntime.folder_lock import NoFolderLocksError, lock_if_possible, try_lock
 from ssruntime.scratch import remove_tree, sweep
 from ssruntime.strict_reader import parse_json
 from sstool.artifact_files.publish import make_parents
@@ -106,6 +106,9 @@ def _lock(folder: Path) -> int:
         try:
             folder.mkdir(exist_ok=True)
             handle = try_lock(folder)
+        except NoFolderLocksError:
+            logger.warning("the file system of %s has no locks: make sure that no other process searches there", folder)
+            return lock_if_possible(folder)
         except BlockingIOError:
             raise RecipeError(f"another process is searching in {folder}", "wait for it, or name another --out") from None
         except OSError as err:
