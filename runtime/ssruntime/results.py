@@ -127,6 +127,13 @@ class Trace:
     rounds: list[Round] = field(default_factory=list)
     logits: dict[int, bytes] | None = None
 
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        """Forgets an earlier request, and records the prompt of a new one."""
+        self.prompt_ids = list(prompt_ids)
+        self.rounds = []
+        if self.logits is not None:
+            self.logits = {}
+
     def add_logits(self, position: int, rows: Iterable[NDArray[np.float32]]) -> None:
         """Records the rows of logits that predict `position` and the positions after it."""
         if self.logits is not None:

@@ -92,7 +92,7 @@ class Sequence:
         self._reason_at_end = "length" if settings.max_new_tokens <= room else "context"
         self._new: abc.Sequence[int] = ()
         if trace is not None:
-            trace.prompt_ids = list(prompt_ids)
+            trace.begin(prompt_ids)
         self._passes = self._prefill()
         self.next_pass: Pass | None = next(self._passes)
 
@@ -105,9 +105,13 @@ class Sequence:
 
     def cancel(self, reason: str) -> None:
         """Ends the text between two passes, with this finish reason."""
+        self.close()
+        self.finish_reason = reason
+
+    def close(self) -> None:
+        """Asks for no further pass: the suspended generator and this object keep each other alive."""
         self._passes.close()
         self.next_pass = None
-        self.finish_reason = reason
 
     # The generators below yield the passes that they want, and None at the end of the text.
 

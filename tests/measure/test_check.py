@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import pytest
 
 from ssruntime import ArtifactError, CheckpointError, PromptError
 from ssruntime.artifact import MANIFEST, VERIFY_GRAPH, WEIGHTS
-from sstool.check import CheckOptions, CheckReport, LosslessnessReport, PromptFile, built_in_prompts, run_check
+from sstool.check import CheckOptions, CheckReport, LosslessnessReport, PromptFile, built_in_prompts, losslessness, run_check
 from sstool.check.journal import CaseOutcome, Journal
 from sstool.check.plan import plan_check
 from sstool.prompts import PromptRecord
+from sstool.version import code_digest
 from tests.measure.conftest import CONTEXT, Script, successor_table
 
 MakeArtifact = Callable[[Script], Path]
@@ -217,6 +220,33 @@ def test_a_check_resumes_only_for_the_same_artifact_and_prompts(make_artifact: M
     assert check(other, prompts("t1"), full=True).losslessness.details["resumed"] == 0
     assert len(journals(own_cache)) == 1
     assert check(folder, prompts("t1"), full=True).losslessness.details["resumed"] == 9
+
+
+def test_a_check_does_not_resume_what_other_code_found(
+    make_artifact: MakeArtifact, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_artifact(good_script())
+    monkeypatch.setattr(losslessness, "code_digest", lambda: "older")
+    with pytest.raises(KeyboardInterrupt):
+        run_check(folder, CheckOptions(full=True, threads=1), prompt_files=[prompts("t1")], on_progress=interrupt_after(9))
+    assert len(journals(own_cache)) == 1
+    monkeypatch.setattr(losslessness, "code_digest", code_digest)
+    assert check(folder, prompts("t1"), full=True).losslessness.details["resumed"] == 0
+
+
+def test_damaged_packed_weights_are_found(make_artifact: MakeArtifact, own_cache: Path) -> None:
+    folder = make_artifact(good_script())
+    assert check(folder, prompts("t1")).ok
+    (packed,) = own_cache.glob("*/packed.bin")
+    status, data = packed.stat(), bytearray(packed.read_bytes())
+    data[len(data) // 2] ^= 1
+    packed.write_bytes(data)
+    os.utime(packed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    report = check(folder, prompts("t1"))
+    assert report.digests.status == "failed"
+    assert f"the packed weights in {packed.parent} are damaged; remove that folder" in (report.digests.reason or "")
+    shutil.rmtree(packed.parent)
+    assert check(folder, prompts("t1")).ok
 
 
 def test_a_cache_that_cannot_be_written_only_prevents_resuming(make_artifact: MakeArtifact, own_cache: Path) -> None:

@@ -210,3 +210,12 @@ def test_equal_seeds_give_equal_texts_and_other_seeds_other_texts(engines: dict[
     unseeded = GenerationConfig(temperature=1.0, max_new_tokens=30, ignore_eos=True)
     drawn = engine.generate([1], unseeded)
     assert engine.generate([1], dataclasses.replace(unseeded, seed=drawn.seed)).token_ids == drawn.token_ids
+
+
+def test_a_trace_that_is_used_again_holds_the_last_request_only(engines: dict[str, Engine]) -> None:
+    engine, again, once = engines["history"], Trace(logits={}), Trace(logits={})
+    config = GenerationConfig(max_new_tokens=12, temperature=0.0, ignore_eos=True)
+    engine.generate([2, 1, 2, 2], config, trace=again)
+    engine.generate([1, 2], config, trace=again)
+    engine.generate([1, 2], config, trace=once)
+    assert again == once

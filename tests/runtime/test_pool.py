@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
@@ -24,39 +26,12 @@ def counter() -> Callable[[], int]:
     return itertools.count().__next__
 
 
-class CountingCondition(threading.Condition):
-    """A condition that counts the threads that wait for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting = 0
-        self._enough = threading.Condition()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Waits; the thread is counted until it holds the lock again."""
-        self._count(1)
-        try:
-            return super().wait(timeout)
-        finally:
-            self._count(-1)
-
-    def _count(self, change: int) -> None:
-        with self._enough:
-            self.waiting += change
-            self._enough.notify_all()
-
-    def until(self, number: int) -> None:
-        """Returns once that many threads wait and have released the lock."""
-        with self._enough:
-            assert self._enough.wait_for(lambda: self.waiting >= number, LONG)
-        with self:  # a counted thread holds this lock until it really waits
-            pass
-
-
-def watched(pool: Pool[int]) -> CountingCondition:
-    """Returns a condition that counts waiting threads, and makes an unused pool wait on it."""
-    pool._changed = CountingCondition()
-    return pool._changed
+def until_waiting(pool: Pool[int], number: int) -> None:
+    """Returns once that many threads wait for an item."""
+    deadline = time.monotonic() + LONG
+    while len(pool._waiting) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_items_are_made_when_first_needed_and_lent_again() -> None:
@@ -92,11 +67,10 @@ def test_a_wait_for_a_full_pool_times_out_with_a_hint(timeout: float) -> None:
 @pytest.mark.parametrize("timeout", [None, LONG])
 def test_a_waiting_user_gets_the_next_free_item(timeout: float | None) -> None:
     pool = Pool(counter(), 1)
-    changed = watched(pool)
     held = pool.acquire(0)
     with ThreadPoolExecutor(1) as users:
         waiting = users.submit(pool.acquire, timeout)
-        changed.until(1)
+        until_waiting(pool, 1)
         assert not waiting.done()
         pool.release(held)
         assert waiting.result(LONG) == held
@@ -104,16 +78,15 @@ def test_a_waiting_user_gets_the_next_free_item(timeout: float | None) -> None:
 
 def test_each_release_serves_one_waiting_user() -> None:
     pool = Pool(counter(), 2)
-    changed = watched(pool)
     held = [pool.acquire(0), pool.acquire(0)]
     with ThreadPoolExecutor(3) as users:
         waiting = [users.submit(pool.acquire, LONG) for _ in range(3)]
-        changed.until(3)
+        until_waiting(pool, 3)
         for item in held:
             pool.release(item)
         served = as_completed(waiting, timeout=LONG)
         assert {next(served).result(), next(served).result()} == set(held)
-        changed.until(1)
+        until_waiting(pool, 1)
         assert sum(f.done() for f in waiting) == 2
         pool.release(held[0])
         assert next(served).result() == held[0]
@@ -149,12 +122,11 @@ def test_a_failing_maker_wakes_a_thread_that_waits_for_its_place() -> None:
         return call
 
     pool = Pool(make, 1)
-    changed = watched(pool)
     with ThreadPoolExecutor(2) as users:
         unlucky = users.submit(pool.acquire, None)
         assert making.wait(LONG)
         waiting = users.submit(pool.acquire, LONG)
-        changed.until(1)
+        until_waiting(pool, 1)
         fail.set()
         assert isinstance(unlucky.exception(LONG), BrokenMakerError)
         assert waiting.result(LONG) == 1
@@ -182,16 +154,86 @@ def test_a_free_item_is_lent_while_another_one_is_being_made() -> None:
         assert slow.result(LONG) == 1
 
 
-def test_clear_drops_only_items_that_are_not_lent() -> None:
-    pool = Pool(counter(), 2)
+CLOSED = BackendUnavailableError("closed", "load again")
+
+
+def test_waiting_users_are_served_in_order_and_before_later_ones() -> None:
+    """A thread that gives an item back and wants one again waits behind those that were there first."""
+    pool = Pool(counter(), 1)
+    order: list[int] = []
+
+    def use(user: int) -> None:
+        item = pool.acquire(LONG)
+        order.append(user)
+        pool.release(item)
+
+    held = pool.acquire(0)
+    with ThreadPoolExecutor(20) as users:
+        for user in range(20):
+            users.submit(use, user)
+            until_waiting(pool, user + 1)
+        pool.release(held)
+        held = pool.acquire(LONG)
+        order.append(20)
+        pool.release(held)
+    assert order == list(range(21))
+
+
+def test_closing_refuses_waiting_and_later_users_and_keeps_no_item() -> None:
+    class Item:
+        """An item that can be referred to weakly."""
+
+    pool = Pool(Item, 2)
     held, free = pool.acquire(0), pool.acquire(0)
+    items = [weakref.ref(held), weakref.ref(free)]
     pool.release(free)
-    pool.clear()
-    assert pool.acquire(0) == 2
-    with pytest.raises(BackendUnavailableError):
+    del free
+    pool.release(pool.acquire(0))
+    lent = pool.acquire(0)
+    with ThreadPoolExecutor(2) as users:
+        waiting = [users.submit(pool.acquire, timeout) for timeout in (None, LONG)]
+        until_waiting(pool, 2)  # type: ignore[arg-type]
+        pool.close(CLOSED)
+        assert [w.exception(LONG) for w in waiting] == [CLOSED, CLOSED]
+    with pytest.raises(BackendUnavailableError, match="closed"):
         pool.acquire(0)
     pool.release(held)
+    pool.release(lent)
+    del held, lent
+    assert [item() for item in items] == [None, None]
+
+
+def test_an_item_that_is_handed_over_at_an_interrupt_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(counter(), 1)
+    held = pool.acquire(0)
+
+    def interrupted(_event: threading.Event, _timeout: float | None = None) -> bool:
+        pool.release(held)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.acquire(None)
     assert pool.acquire(0) == held
+    assert not pool._waiting
+
+
+def test_a_thread_that_waits_for_itself_is_warned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("ssruntime.backends.pool.SUSPICIOUS_WAIT", 0.01)
+    pool = Pool(counter(), 2)
+    pool.acquire(0)
+    other = pool.acquire(0)
+    with pytest.raises(BackendUnavailableError):
+        pool.acquire(0.05)
+    assert "raise max_sequences" in caplog.text
+    caplog.clear()
+    pool.release(other)
+    with ThreadPoolExecutor(1) as users:
+        users.submit(pool.acquire, 0).result(LONG)
+    with pytest.raises(BackendUnavailableError):
+        pool.acquire(0.05)
+    assert not caplog.text
 
 
 def test_many_threads_share_few_items_and_none_is_held_twice() -> None:

@@ -71,8 +71,9 @@ class FakeAx:
         self.made_with = (num_sublayers, seed)
         return self
 
-    def attach(self, bits: Bits, speedup: float | None) -> None:
+    def attach(self, bits: Bits, speedup: float | None, error: float = 0.0) -> None:
         """Records a result."""
+        assert error == 0.0
         self.attached.append((bits, speedup))
 
     def suggest(self, count: int) -> list[Bits]:

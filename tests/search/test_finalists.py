@@ -11,6 +11,7 @@ from ssruntime.artifact import SkipSet
 from ssruntime.stopping import ConfidenceRule
 from sstool.prompts import PromptRecord
 from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.finals import head_to_head
 from sstool.search.finals.finalists import choose_finalists, time_finalists
 from sstool.search.log.records import COMPLETED, EARLIER, STOPPED, Finalist, Trial
 from sstool.search.speed_model.costs import CostModel
@@ -89,3 +90,32 @@ def test_the_best_warm_start_and_a_similarly_fast_earlier_draft_are_finalists_to
 
 def test_there_are_no_finalists_if_no_trial_completed() -> None:
     assert choose_finalists([candidate(0, EARLIER, 1.0, STOPPED)], None, 4) == []
+
+
+@pytest.mark.parametrize("where", ["open", "run"])
+def test_a_finalist_that_fails_is_left_out(
+    builder: DraftBuilder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    def trial(index: int, skip: SkipSet) -> Trial:
+        return Trial(index=index, source="ax", status=COMPLETED, skip=skip, stopping=ConfidenceRule(exit_threshold=0.5, max_draft=4))
+
+    bad, good = trial(3, SkipSet(mlp=(1, 2))), trial(7, SkipSet(attention=(2, 5), mlp=(3, 4, 9)))
+    real_open, real_run = DraftBuilder.open, head_to_head.run_job
+
+    def fail_to_open(self: DraftBuilder, skip: SkipSet) -> Any:
+        if where == "open" and skip == bad.skip:
+            raise RuntimeError("no\nroom")
+        return real_open(self, skip)
+
+    def fail_to_run(*args: Any) -> Any:
+        if where == "run" and args[3] == bad:
+            raise RuntimeError("no\nroom")
+        return real_run(*args)
+
+    monkeypatch.setattr(DraftBuilder, "open", fail_to_open)
+    monkeypatch.setattr(head_to_head, "run_job", fail_to_run)
+    prompts = [PromptRecord(id=str(n), prompt=prompt, index=n) for n, prompt in enumerate(CODE)]
+    costs = CostModel(searches.latency(num_layers=builder.num_layers))
+    found = time_finalists(builder, [bad, good], prompts, SETTINGS, costs, lambda _took: False, lambda *_: None)
+    assert [(f.trial, f.prompts) for f in found] == [(7, 3)]
+    assert "trial 3 fails as a finalist and is left out: no room" in caplog.text

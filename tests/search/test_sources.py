@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ssruntime.artifact import SkipSet
 from ssruntime.engine import load
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import bits_of, is_draft, skip_of
-from sstool.search.log.records import Sensitivity
+from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Counts, Sensitivity, Trial
+from sstool.search.sources.ax import AxDriver
 from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
 from sstool.search.sources.leave_one_out import cut, cuts, measure_sensitivity, sensitivity_order
 from sstool.search.sources.patterns import contiguous_block, default_start, every_other, middle_blocks
@@ -119,3 +121,20 @@ def cosine_of(builder: DraftBuilder, cached: CachedText, bits: tuple[int, ...]) 
             stream = stream if bits[place] else engine.run(stream)
     norms = np.linalg.norm(stream, axis=-1) * np.linalg.norm(full, axis=-1)
     return float(((stream * full).sum(axis=-1) / norms).mean())
+
+
+@pytest.mark.parametrize(("status", "error"), [(COMPLETED, 0.0), (STOPPED, 0.125), (FAILED, 0.0)])
+def test_only_the_score_of_a_stopped_trial_has_an_error(status: str, error: float) -> None:
+    counts = {"sampled": Counts(tokens=80, rounds=60), "greedy": Counts(tokens=70, rounds=40)}
+    speedup = None if status == FAILED else 1.25
+    assert Trial(index=0, source="ax", status=status, skip=SkipSet(), speedup=speedup, counts=counts).score_error() == error
+
+
+def test_ax_takes_exact_and_uncertain_scores_together() -> None:
+    driver = AxDriver(6, seed=3)
+    for number, bits in enumerate(((1, 0, 0, 0, 0, 0), (1, 1, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 0, 0, 0, 1, 1))):
+        driver.attach(bits, 1.0 + number / 10, 0.1 * (number % 2))
+    suggested = driver.suggest(2)
+    assert len(suggested) == 2
+    errors = {arm.sem for trial in driver._client._experiment.trials.values() for arm in trial.lookup_data().df.itertuples()}
+    assert errors == {0.0, 0.1}

@@ -16,7 +16,7 @@ import pytest
 
 from ssruntime.errors import RecipeError
 from sstool.search.log.records import FAILED, REPORT, TRIALS, Header, Result, Sensitivity, Trial
-from sstool.search_report import write_report
+from sstool.search_report import page, write_report
 from tests.search_report import searches
 
 VOID: Final = {"meta", "link", "br", "path"}
@@ -305,3 +305,18 @@ def test_a_report_that_cannot_be_written_leaves_no_files(tmp_path: Path) -> None
     with pytest.raises(OSError, match="report"):
         write_report(folder)
     assert sorted(p.name for p in folder.iterdir()) == ["report.html", "trials.jsonl"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a plot\nfails"), OSError(28, "No space left on device")])
+def test_a_page_that_cannot_be_made_is_only_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def render(_log: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(page, "render", render)
+    monkeypatch.setattr(page, "read_search", lambda _folder: None)
+    page.try_report(tmp_path)
+    assert "the report of the search could not be made" in caplog.text
+    assert "\n" not in caplog.messages[0]
+    assert list(tmp_path.iterdir()) == []

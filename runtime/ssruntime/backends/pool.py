@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
+from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Final, Generic, NoReturn, TypeVar, cast
 
 from ssruntime.errors import BackendUnavailableError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+SUSPICIOUS_WAIT: Final = 5.0
+"""Seconds after which a thread is warned that it may be waiting for itself."""
+
+
+def _refuse() -> NoReturn:
+    raise AssertionError("a closed pool makes no items")
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A thread that waits for an item. One of the outcomes is set before `woken`."""
+
+    woken: threading.Event = field(default_factory=threading.Event)
+    item: object = None
+    has_item: bool = False
+    may_make: bool = False
 
 
 class Pool(Generic[T]):
-    """Lends at most `limit` items at a time; further callers wait until an item is released."""
+    """Lends at most `limit` items at a time; further callers wait, and get items in the order they came."""
 
     def __init__(self, make: Callable[[], T], limit: int) -> None:
-        self._make = make
+        self._make: Callable[[], T] = make
         self._limit = limit
         self._made = 0
         self._free: list[T] = []
-        self._changed = threading.Condition()
+        self._waiting: deque[_Waiter] = deque()
+        self._holders: dict[int, int] = {}
+        """Thread that each lent item was lent to, by the item's `id`."""
+        self._lock = threading.Lock()
+        self._refusal: BackendUnavailableError | None = None
 
     def acquire(self, timeout: float | None) -> T:
         """Returns a free item, or a new one while fewer than `limit` exist.
@@ -29,39 +54,118 @@ class Pool(Generic[T]):
             timeout: longest wait for an item, in seconds; None waits without a limit.
 
         Raises:
-            BackendUnavailableError: if no item is released in time.
+            BackendUnavailableError: if no item is released in time, or the pool is closed.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while not self._free and self._made >= self._limit:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise BackendUnavailableError(
-                        f"all {self._limit} sequences of this engine stayed busy for {timeout:g} s",
-                        "raise max_sequences (each sequence needs a KV cache of its own) or the timeout",
-                    )
-                # What `wait` returns is not used: a release at the moment of the timeout must not be lost.
-                self._changed.wait(left)
-            if self._free:
-                return self._free.pop()
-            self._made += 1
-        try:
-            return self._make()
-        except BaseException:
-            with self._changed:
-                self._made -= 1
-                self._changed.notify()
-            raise
+        item = self._lent(timeout)
+        self._holders[id(item)] = threading.get_ident()
+        return item
 
     def release(self, item: T) -> None:
-        """Gives an item back."""
-        with self._changed:
-            self._free.append(item)
-            self._changed.notify()
+        """Gives an item back: to the first caller that waits, if there is one. A closed pool drops it."""
+        self._holders.pop(id(item), None)
+        with self._lock:
+            self._give(item)
 
-    def clear(self) -> None:
-        """Drops the free items; items in use stay valid and return to the pool when they are released."""
-        with self._changed:
-            self._made -= len(self._free)
+    def close(self, refusal: BackendUnavailableError) -> None:
+        """Drops the free items, and the others once they are released; refuses waiting and later callers."""
+        with self._lock:
+            self._refusal = refusal
             self._free.clear()
-            self._changed.notify_all()
+            self._make = _refuse  # what made items may keep much memory
+            while self._waiting:
+                self._waiting.popleft().woken.set()
+
+    def abandon(self, refusal: BackendUnavailableError) -> None:
+        """Closes the pool in a forked process, in which no other thread is left to release the lock."""
+        self._lock = threading.Lock()
+        self._waiting = deque()
+        self._refusal = refusal
+        self._free = []
+
+    def _lent(self, timeout: float | None) -> T:
+        waiter = _Waiter()
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
+            if self._free:  # then no caller waits
+                return self._free.pop()
+            if self._made >= self._limit:
+                self._waiting.append(waiter)
+            else:
+                self._made += 1
+                waiter.may_make = True
+        if not waiter.may_make:
+            self._wait(waiter, timeout)
+        if waiter.has_item:
+            return cast("T", waiter.item)
+        make = self._make
+        try:
+            return make()
+        except BaseException:
+            with self._lock:
+                self._pass_on_right_to_make()
+            raise
+
+    def _wait(self, waiter: _Waiter, timeout: float | None) -> None:
+        """Waits until a waiter has an item or may make one.
+
+        Raises:
+            BackendUnavailableError: if neither happens in time, or the pool is closed.
+        """
+        try:
+            if timeout is not None and timeout <= SUSPICIOUS_WAIT:
+                waiter.woken.wait(timeout)
+            elif not waiter.woken.wait(SUSPICIOUS_WAIT):
+                self._warn_of_waiting_for_itself()
+                waiter.woken.wait(None if timeout is None else timeout - SUSPICIOUS_WAIT)
+        except BaseException:  # an interrupt: what was handed over meanwhile must not be lost
+            with self._lock:
+                self._leave(waiter)
+            raise
+        with self._lock:
+            if waiter.has_item or waiter.may_make:
+                return
+            self._leave(waiter)
+            if self._refusal is not None:
+                raise self._refusal
+        raise BackendUnavailableError(
+            f"all {self._limit} sequences of this engine stayed busy for {timeout:g} s",
+            "raise max_sequences (each sequence needs a KV cache of its own) or the timeout",
+        )
+
+    def _warn_of_waiting_for_itself(self) -> None:
+        own = threading.get_ident()
+        if sum(holder == own for holder in list(self._holders.values())) >= self._limit:
+            logger.warning(
+                "a thread waits for a free sequence, and has itself begun all %d that are in use: finish or close one of its streams,"
+                " or raise max_sequences",
+                self._limit,
+            )
+
+    # The functions below are called with the lock held.
+
+    def _give(self, item: T) -> None:
+        if self._refusal is not None:
+            return
+        if not self._waiting:
+            self._free.append(item)
+            return
+        waiter = self._waiting.popleft()
+        waiter.item, waiter.has_item = item, True
+        waiter.woken.set()
+
+    def _pass_on_right_to_make(self) -> None:
+        if self._waiting:
+            waiter = self._waiting.popleft()
+            waiter.may_make = True
+            waiter.woken.set()
+        else:
+            self._made -= 1
+
+    def _leave(self, waiter: _Waiter) -> None:
+        if waiter.has_item:
+            self._give(cast("T", waiter.item))
+        elif waiter.may_make:
+            self._pass_on_right_to_make()
+        elif waiter in self._waiting:
+            self._waiting.remove(waiter)

@@ -28,19 +28,22 @@ def decode(sequence: Sequence, slot: Slot, *, deadline: float | None = None) -> 
     stats, is_first = sequence.stats, True
     run, commit, clock = slot.run, sequence.commit, time.perf_counter
     begun = clock()
-    while (wanted := sequence.next_pass) is not None:
-        if deadline is not None and time.monotonic() >= deadline:
-            sequence.cancel(TIMEOUT)
-            yield ()
-            return
-        new = commit(run(wanted))
-        if not new:
-            continue
-        seconds = clock() - begun
-        if is_first:
-            is_first, stats.prefill_s, slot.engine_seconds = False, seconds, 0.0
-        else:
-            stats.decode_s += seconds
-            stats.engine_s = slot.engine_seconds
-        yield new
-        begun = clock()
+    try:
+        while (wanted := sequence.next_pass) is not None:
+            if deadline is not None and time.monotonic() >= deadline:
+                sequence.cancel(TIMEOUT)
+                yield ()
+                return
+            new = commit(run(wanted))
+            if not new:
+                continue
+            seconds = clock() - begun
+            if is_first:
+                is_first, stats.prefill_s, slot.engine_seconds = False, seconds, 0.0
+            else:
+                stats.decode_s += seconds
+                stats.engine_s = slot.engine_seconds
+            yield new
+            begun = clock()
+    finally:
+        sequence.close()

@@ -1,13 +1,15 @@
-"""Describes what an artifact holds and costs to run, from its manifest and by opening its engines once."""
+"""Describes what an artifact holds and costs to run, without opening or packing it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ssruntime import BackendUnavailableError, load
 from ssruntime.artifact import Artifact, Manifest, read_artifact
 from ssruntime.engine import DEFAULT_MAX_CONTEXT
+from ssruntime.errors import BackendUnavailableError
+from ssruntime.folder_lock import require_locks
+from ssruntime.machine import default_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,9 @@ class ArtifactDescription:
         folder: folder of the artifact, as the caller named it.
         manifest: the artifact's manifest.
         kv: memory of one sequence's KV cache.
-        packing: how processes hold the packed weights: `shared`, `private (reason)`, or `unknown (reason)` if
-            the engines cannot be opened on this machine.
+        packing: how processes hold the packed weights: `shared` (with a remark if the first load has yet to
+            pack them), `private (reason)`, or `unknown (reason)` if the engines cannot be opened on this
+            machine.
         exactness: whether decoding is bit-exact on this machine: `bits`, `near-tie (why)`, or `unknown
             (reason)` as for `packing`.
     """
@@ -54,9 +57,7 @@ class ArtifactDescription:
 
 
 def describe_artifact(folder: Path) -> ArtifactDescription:
-    """Returns the description of an artifact after opening its engines once.
-
-    Opening them packs the artifact's weights if this host has not packed them yet.
+    """Returns the description of an artifact.
 
     Raises:
         ArtifactError: if the artifact is missing, damaged or of another schema.
@@ -81,14 +82,13 @@ def describe_artifact(folder: Path) -> ArtifactDescription:
 
 
 def _on_this_machine(artifact: Artifact) -> tuple[str, str]:
-    """Returns `packing` and `exactness`, from opening the engines once."""
+    """Returns `packing` and `exactness`."""
     try:
-        with load(artifact.folder, max_sequences=1) as engine:
-            packing, threads = engine.backend.packing, engine.backend.threads
-    except BackendUnavailableError as err:
-        unknown = f"unknown ({err.message})"
+        require_locks()
+        # Imported here, because they need ONNX Runtime.
+        from ssruntime.backends.ort.packing import packing_state
+        from sstool.artifact_files.bits_record import exactness
+    except (BackendUnavailableError, ImportError) as err:
+        unknown = f"unknown ({err.message if isinstance(err, BackendUnavailableError) else f'ONNX Runtime cannot be imported: {err}'})"
         return unknown, unknown
-    # Imported here, because it needs ONNX Runtime.
-    from sstool.artifact_files.bits_record import exactness
-
-    return packing, exactness(artifact, threads)
+    return packing_state(artifact), exactness(artifact, default_threads())

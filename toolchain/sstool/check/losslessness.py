@@ -18,6 +18,7 @@ from sstool.check.journal import CaseOutcome, Journal, journal_name
 from sstool.check.plan import SEED, Case, Plan, Task, case_config
 from sstool.check.report import FirstDifference, LosslessnessReport
 from sstool.validation.lossless import YES, LogitRows, TracedRun, compare, compare_logits, traced
+from sstool.version import code_digest
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ def _identity(engine: Engine, plan: Plan, *, bits_equal: bool) -> dict[str, obje
     return {
         "manifest": hashlib.sha256(engine.artifact.path(MANIFEST).read_bytes()).hexdigest(),
         "onnxruntime": ort.__version__,
+        "code": code_digest(),
         "threads": engine.backend.threads,
         "max_context": engine.backend.max_context,
         "packing": engine.backend.packing,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssruntime.artifact import Artifact, check_digests, read_artifact
+from ssruntime.backends.ort.packing import damaged_entry
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
 from ssruntime.folder_lock import require_locks
@@ -74,7 +75,7 @@ def run_check(
     checkpoint = _find_checkpoint(options)
     digests = _check_digests(artifact, tell)
     if digests.status == "failed":
-        skipped = CheckSection(status="skipped", reason="a file does not match its digest")
+        skipped = CheckSection(status="skipped", reason="a file is damaged")
         return CheckReport(
             environment=None, full=options.full, digests=digests, parity=skipped, bits=skipped, losslessness=skipped, memory=skipped
         )
@@ -103,6 +104,10 @@ def _check_digests(artifact: Artifact, tell: Progress) -> CheckSection:
         check_digests(artifact, lambda name: tell("digests", names.index(name), len(names), name))
     except ArtifactError as err:
         return CheckSection(status="failed", reason=err.message, details={"files": len(names)})
+    damaged = damaged_entry(artifact)
+    if damaged is not None:
+        reason = f"the packed weights in {damaged} are damaged; remove that folder, and the next load packs them again"
+        return CheckSection(status="failed", reason=reason, details={"files": len(names)})
     return CheckSection(status="passed", details={"files": len(names)})
 
 

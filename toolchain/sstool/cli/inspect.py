@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 @json_option
 @debug_option
 def command(folder: Path, as_json: bool) -> None:
-    """Show the content of an artifact.
-
-    Opens its engines once to find out whether all processes of this host share one copy of the packed
-    weights.
-    """
+    """Show the content of an artifact."""
     from sstool.artifact_files.describe import describe_artifact
 
     found = describe_artifact(folder)

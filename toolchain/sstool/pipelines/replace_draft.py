@@ -122,10 +122,10 @@ def _replace_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _copy_records(source: Path, target: Path) -> None:
-    from sstool.search_report.page import write_report
+    from sstool.search_report.page import try_report
 
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for name in (TRIALS, LATENCY):
         shutil.copyfile(source / name, target / name)
-    write_report(target)
+    try_report(target)

@@ -25,7 +25,7 @@ from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, work_folder
 from sstool.search.progress import describe_progress
 from sstool.search.run import SearchOutcome, SearchRequest, check_search, run_search
 from sstool.search.settings import SearchSettings
-from sstool.search_report.page import write_report
+from sstool.search_report.page import try_report
 from sstool.skip_set import SkipSpec
 
 
@@ -176,7 +176,7 @@ def _write_results(folder: Path, work: Path, outcome: SearchOutcome) -> None:
     for name in (TRIALS, LATENCY):
         shutil.copyfile(work / name, folder / name)
     (folder / SKIP_SET).write_text(_skip_set_json(spec), encoding="utf-8")
-    write_report(folder)
+    try_report(folder)
 
 
 def _skip_set_json(spec: SkipSpec) -> str:

@@ -96,7 +96,7 @@ class Explorer:
         with self._clock.part("ax"):
             driver = AxDriver(2 * self._num_layers, seed=settings.seed)
             for trial in self.trials:
-                driver.attach(bits_of(trial.skip, self._num_layers), trial.speedup)
+                driver.attach(bits_of(trial.skip, self._num_layers), trial.speedup, trial.score_error())
         idle = 0
         while not self.is_over() and idle < _MOST_IDLE:
             count = min(settings.batch, self._room())
@@ -117,7 +117,7 @@ class Explorer:
                     self._try(AX, bits, seconds)
             with self._clock.part("ax"):
                 for bits in suggested:
-                    driver.attach(bits, self._by_bits[bits].speedup)
+                    driver.attach(bits, self._by_bits[bits].speedup, self._by_bits[bits].score_error())
 
     def _room(self) -> int:
         """Returns how many more trials the limit and the number of untried sets allow."""

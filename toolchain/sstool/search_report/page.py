@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ from sstool.search.log.records import REPORT
 from sstool.search_report import summary
 from sstool.search_report.sections import PageSection, sections
 from sstool.search_report.style import plain_text
+
+logger = logging.getLogger(__name__)
 
 _TEMPLATE: Final = Path(__file__).with_name("page.html.jinja")
 _STYLE: Final = Path(__file__).with_name("page.css")
@@ -35,6 +38,14 @@ def write_report(folder: Path) -> Path:
     path = folder / REPORT
     write_whole(path, content)
     return path
+
+
+def try_report(folder: Path) -> None:
+    """Writes the page of a search; if that fails, it only warns, because the search itself has succeeded."""
+    try:
+        write_report(folder)
+    except Exception as err:  # noqa: BLE001 - whatever happens while plots are drawn
+        logger.warning("the report of the search could not be made: %s; to try again: sstool report", " ".join(str(err).split()))
 
 
 def render(log: SearchLog) -> bytes:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from ssruntime import graph_io
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, DraftEntry, Rope
 from ssruntime.backends.base import Slot
+from ssruntime.backends.ort.engine_port import EnginePort
 from ssruntime.backends.ort.packing import open_packed, with_real_weights
+from ssruntime.backends.ort.process_ends import watch
 from ssruntime.backends.ort.rope import rope_tables
 from ssruntime.backends.ort.slot import OrtSlot, TargetSessions
 from ssruntime.backends.ort.thread_pool import PROVIDERS, choose_threads
 from ssruntime.backends.pool import Pool
-from ssruntime.errors import ArtifactError
+from ssruntime.errors import ArtifactError, BackendUnavailableError
 from ssruntime.machine import l2_cache_size, return_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -54,7 +60,6 @@ class OrtBackend:
         self.bit_exact = bit_exact
         window = artifact.manifest.model.window
         self.alternatives_end = max_context if window is None else min(max_context, window)
-        self._attention_block = attention_block(artifact.manifest.kv.head_dim)
         packed, self.packing = open_packed(artifact, verify=verify_digests, options=self._options.make)
         names = (VERIFY_GRAPH, *([STEP_GRAPH] if bit_exact else []), *([draft.graph] if draft else []))
         graphs = {g: artifact.path(g).read_bytes() for g in names}
@@ -72,12 +77,22 @@ class OrtBackend:
             packed = None
         _check_rope(sessions[VERIFY_GRAPH], artifact.manifest.rope)
         self._packed, self._artifact = packed, artifact
-        self._target = TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH))
         self.rope = rope_tables(artifact.manifest.rope, max_context + graph_io.STEP_PADDING)
-        self._draft = sessions[draft.graph] if draft else None
+        self.has_draft = draft is not None
+        self._slots: SlotMaker | None = SlotMaker(
+            target=TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH)),
+            draft=sessions[draft.graph] if draft else None,
+            rope=self.rope,
+            max_context=max_context,
+            alternatives_end=self.alternatives_end,
+            attention_block=attention_block(artifact.manifest.kv.head_dim),
+            vocab_size=self.vocab_size,
+        )
+        self._made = self._slots.made
+        # A maker that does not refer to this backend: a reference cycle would keep the sessions alive.
+        self._pool: Pool[OrtSlot] = Pool(self._slots.make_pooled, max_sequences)
         return_freed_memory()
-        self.has_draft = self._draft is not None
-        self._pool: Pool[OrtSlot] = Pool(self._make_slot, max_sequences)
+        watch(self)
 
     def acquire(self, timeout: float | None) -> OrtSlot:
         """Returns a slot from the pool; see `backends.base.Backend`."""
@@ -88,11 +103,25 @@ class OrtBackend:
     def release(self, slot: Slot) -> None:
         """Gives a slot back."""
         assert isinstance(slot, OrtSlot)
+        slot.trim()
         self._pool.release(slot)
 
     def close(self) -> None:
-        """Drops the slots that are not in use; the sessions are freed with the last reference to them."""
-        self._pool.clear()
+        """Drops the sessions and the slots; those in use stay valid until they are released."""
+        self._slots = None
+        self._pool.close(_closed())
+
+    def abandon(self, refusal: BackendUnavailableError) -> list[ort.InferenceSession]:
+        """Refuses every later use with this error; returns the sessions (see `process_ends.py`)."""
+        self._pool.abandon(refusal)
+        if self._slots is None:
+            return []
+        slots, self._slots = self._slots, None
+        return slots.abandon(refusal)
+
+    def open_ports(self) -> list[EnginePort]:
+        """Returns the ports of all slots."""
+        return [port for slot in list(self._made) for port in slot.ports()]
 
     def open_draft(self, graph: bytes, name: str) -> ort.InferenceSession:
         """Returns a session of another draft over the same weights, for slots made by `new_slot`.
@@ -129,17 +158,13 @@ class OrtBackend:
         Args:
             max_context: positions of its KV cache; at most the backend's own `max_context` is used.
             draft: its draft session, from `open_draft`; None for a slot that cannot draft.
+
+        Raises:
+            BackendUnavailableError: if the backend is closed.
         """
-        max_context = min(max_context, self.max_context)
-        return OrtSlot(
-            self._target,
-            draft,
-            self.rope,
-            max_context=max_context,
-            alternatives_end=min(max_context, self.alternatives_end),
-            attention_block=self._attention_block,
-            vocab_size=self.vocab_size,
-        )
+        if self._slots is None:
+            raise _closed()
+        return self._slots.make(min(max_context, self.max_context), draft)
 
     def _open_all(self, graphs: dict[str, bytes], folder: Path) -> dict[str, ort.InferenceSession]:
         sessions = {name: self._open(graph, name, str(folder)) for name, graph in graphs.items()}
@@ -157,8 +182,48 @@ class OrtBackend:
             raise ArtifactError(f"ONNX Runtime cannot open {name}: {err}", "export the model again") from err
         return session
 
-    def _make_slot(self) -> OrtSlot:
-        return self.new_slot(self.max_context, self._draft)
+
+@dataclass(frozen=True, kw_only=True)
+class SlotMaker:
+    """Makes slots of one backend's sessions. Its fields are those of `OrtSlot`."""
+
+    target: TargetSessions
+    draft: ort.InferenceSession | None
+    rope: Mapping[str, NDArray[np.float32]]
+    max_context: int
+    alternatives_end: int
+    attention_block: int
+    vocab_size: int
+    made: weakref.WeakSet[OrtSlot] = field(default_factory=weakref.WeakSet)
+
+    def make_pooled(self) -> OrtSlot:
+        """Returns a new slot of the whole context, with the backend's own draft."""
+        return self.make(self.max_context, self.draft)
+
+    def make(self, max_context: int, draft: ort.InferenceSession | None) -> OrtSlot:
+        """Returns a new slot."""
+        slot = OrtSlot(
+            self.target,
+            draft,
+            self.rope,
+            max_context=max_context,
+            alternatives_end=min(max_context, self.alternatives_end),
+            attention_block=self.attention_block,
+            vocab_size=self.vocab_size,
+        )
+        self.made.add(slot)
+        return slot
+
+    def abandon(self, refusal: BackendUnavailableError) -> list[ort.InferenceSession]:
+        """Makes every slot refuse to run; returns the sessions."""
+        sessions = [session for session in (*self.target, self.draft) if session is not None]
+        for slot in self.made:
+            sessions += slot.abandon(refusal)
+        return sessions
+
+
+def _closed() -> BackendUnavailableError:
+    return BackendUnavailableError("this engine is closed", "load the artifact again")
 
 
 def attention_block(head_dim: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from ssruntime import graph_io
 from ssruntime.backends.base import StepOutput
 from ssruntime.backends.ort.kv_cache import KvCache, bind_input, bind_output
 from ssruntime.backends.ort.tree_mask import TreeMask
+from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import Alternative, branch_rows
 
 
@@ -86,6 +87,30 @@ class EnginePort:
         begun = time.perf_counter()
         self._run(bound.binding)
         return bound.output, time.perf_counter() - begun
+
+    @property
+    def last_length(self) -> int:
+        """Number of KV-cache entries up to the end of the last pass."""
+        return int(self._lengths[1])
+
+    def abandon(self, refusal: BackendUnavailableError) -> ort.InferenceSession:
+        """Makes every later pass raise this error; returns the session."""
+
+        def refuse(_binding: ort.IOBinding) -> None:
+            raise refusal
+
+        self._run = refuse
+        return self.session
+
+    def intercept(self, before: Callable[[], None]) -> None:
+        """Makes every later pass call a function first."""
+        run = self._run
+
+        def intercepted(binding: ort.IOBinding) -> None:
+            before()
+            run(binding)
+
+        self._run = intercepted
 
     def _timed_branches(self, bound: _Bound, rows: list[tuple[int, int, int]], start: int) -> float:
         """Runs a pass over a token tree, whose trunk is in place; returns the seconds of the run call.

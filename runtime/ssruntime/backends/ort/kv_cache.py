@@ -6,12 +6,16 @@ import contextlib
 import math
 import mmap
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssruntime import graph_io
+
+RESERVE: Final = 16 * 2**20
+"""Bytes of written memory that an idle cache keeps, for the next request to find in place."""
 
 
 class KvCache:
@@ -20,7 +24,10 @@ class KvCache:
     def __init__(self, session: ort.InferenceSession, capacity: int) -> None:
         shapes = {v.name: (1, v.shape[1], capacity, v.shape[3]) for v in session.get_inputs() if _is_past(v.name)}
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        block = _allocate(sum(sizes.values()))
+        total = sum(sizes.values())
+        self._memory = _reserve(total)
+        block = np.zeros(total, dtype=np.float32) if self._memory is None else np.frombuffer(self._memory, dtype=np.float32)
+        self._bytes_per_entry = block.nbytes // capacity
         self._buffers: dict[str, NDArray[np.float32]] = {}
         at = 0
         for name, shape in shapes.items():
@@ -34,6 +41,16 @@ class KvCache:
                 buffer = self._buffers[value.name]
                 bind_input(binding, value.name, buffer)
                 bind_output(binding, graph_io.PRESENT_PREFIX + value.name.removeprefix(graph_io.PAST_PREFIX), buffer)
+
+    def trim(self, used: int) -> None:
+        """Gives the memory back to the system if more than `RESERVE` was used; the content is lost then.
+
+        Args:
+            used: number of entries that may have been written.
+        """
+        if used * self._bytes_per_entry > RESERVE and self._memory is not None and hasattr(mmap, "MADV_DONTNEED"):
+            with contextlib.suppress(OSError):
+                self._memory.madvise(mmap.MADV_DONTNEED)
 
     @contextlib.contextmanager
     def preserved(self, session: ort.InferenceSession, start: int, stop: int) -> Iterator[None]:
@@ -61,15 +78,16 @@ def _is_past(name: str) -> bool:
     return name.startswith(graph_io.PAST_PREFIX)
 
 
-def _allocate(count: int) -> NDArray[np.float32]:
-    """Returns zeros float32[count]; its memory pages take no physical memory until they are written."""
-    if count == 0:
-        return np.zeros(0, dtype=np.float32)
-    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows, where large arrays take memory in the same way
-        return np.zeros(count, dtype=np.float32)
+def _reserve(count: int) -> mmap.mmap | None:
+    """Returns zeroed memory for so many float32; its pages take no physical memory until they are written.
+
+    None if there is none to reserve, or on Windows, where large arrays take memory in the same way.
+    """
+    if count == 0 or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return None
     memory = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         # The first write to a huge page would commit all of its memory, for hardly any gain in speed.
         with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, dtype=np.float32)
+    return memory

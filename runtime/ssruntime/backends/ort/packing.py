@@ -46,7 +46,7 @@ The exporter's passes leave nothing to optimize."""
 EXTERNAL_FROM_BYTES: Final = 1024
 """Least size of a packed initializer; smaller ones stay in the graph, where shape inference needs them."""
 DEFAULT_MAX_GB: Final = 64.0
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _GRAPH: Final = "packed.onnx"
 _DATA: Final = "packed.bin"
 _ENTRY: Final = "entry.json"
@@ -135,6 +135,30 @@ def open_packed(artifact: Artifact, *, verify: bool, options: Callable[[], ort.S
     return entry, "shared"
 
 
+def packing_state(artifact: Artifact) -> str:
+    """Returns `shared`, `shared (packed by the first load)` or `private (why)`, without packing anything."""
+    try:
+        root = cache_folder()
+        _prepare_root(root)
+        if _read(root / _key(artifact), artifact, verify=False) is not None:
+            return "shared"
+        _require_room(root, artifact)
+    except (OSError, _PackingError) as err:
+        return f"private ({_reason(err)})"
+    return "shared (packed by the first load)"
+
+
+def damaged_entry(artifact: Artifact) -> Path | None:
+    """Returns the folder of the artifact's entry if its content is not what was packed; else None."""
+    try:
+        folder = cache_folder() / _key(artifact)
+    except OSError:
+        return None
+    if _read(folder, artifact, verify=False) is None:  # there is none, or the next load replaces it
+        return None
+    return folder if _read(folder, artifact, verify=True) is None else None
+
+
 def discard(artifact: Artifact) -> None:
     """Removes the artifact's entry, if there is one."""
     with contextlib.suppress(OSError):
@@ -204,9 +228,7 @@ def _is_time_of(found: int, recorded: int) -> bool:
 def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> None:
     # What is packed once is used by every later load, so a damaged file must not get into the cache.
     check_digests(artifact, names=(VERIFY_GRAPH, WEIGHTS))
-    needed = int(2.1 * artifact.manifest.files[WEIGHTS].size) + 2**20
-    if shutil.disk_usage(root).free < needed:
-        raise _PackingError(f"less than {needed / 2**20:.0f} MiB free at {root}")
+    _require_room(root, artifact)
     with scratch_folder(root, _SCRATCH) as scratch:
         _pack(artifact, scratch, options())
         data = scratch / _DATA
@@ -225,6 +247,12 @@ def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, option
             if _read(folder, artifact, verify=verify) is None:  # otherwise another process was first
                 _evict(folder)
                 scratch.rename(folder)
+
+
+def _require_room(root: Path, artifact: Artifact) -> None:
+    needed = int(2.1 * artifact.manifest.files[WEIGHTS].size) + 2**20
+    if shutil.disk_usage(root).free < needed:
+        raise _PackingError(f"less than {needed / 2**20:.0f} MiB free at {root}")
 
 
 def with_real_weights(artifact: Artifact, graph: bytes) -> tuple[bytes, Path]:

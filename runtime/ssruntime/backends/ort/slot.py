@@ -14,6 +14,7 @@ from ssruntime import graph_io
 from ssruntime.backends.base import Pass, StepOutput, prefill_passes
 from ssruntime.backends.ort.engine_port import EnginePort
 from ssruntime.backends.ort.kv_cache import KvCache
+from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import Alternative
 
 PREFILL_CHUNK: Final = 256
@@ -78,6 +79,18 @@ class OrtSlot:
             vocab_size=self._vocab_size,
             last_row_only=True,
         )
+
+    def trim(self) -> None:
+        """Gives most of the KV cache's memory back after a long sequence; its content is lost."""
+        self._cache.trim(max(port.last_length for port in self.ports()))
+
+    def abandon(self, refusal: BackendUnavailableError) -> list[ort.InferenceSession]:
+        """Makes every later pass raise this error; returns the sessions."""
+        return [port.abandon(refusal) for port in self.ports()]
+
+    def ports(self) -> list[EnginePort]:
+        """Returns the ports of this slot's engines."""
+        return [port for port in (self._verify, self._single, self._draft) if port is not None]
 
     def preserved(self, start: int, stop: int) -> contextlib.AbstractContextManager[None]:
         """Returns a context manager that restores the KV-cache entries `[start, stop)` at its end.

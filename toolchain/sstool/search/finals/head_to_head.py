@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.results import DecodeStats
 from sstool.bench.summary import TimedRun
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.finals.runs import LEAST_RUNS
 from sstool.search.log.records import Trial
 from sstool.search.scoring.timed_run import DecodeJob, run_job, warm_up
 from sstool.search.speed_model.costs import CostModel
+
+logger = logging.getLogger(__name__)
 
 
 def always(_seconds: float) -> bool:
@@ -48,8 +53,28 @@ class TimedDraft:
         """Returns the modelled seconds per token of the same runs, weighted alike."""
         return sum(share * self.modelled[kind] / self._tokens(kind) for kind, share in shares.items())
 
+    def add(self, job: DecodeJob, stats: DecodeStats, modelled: float) -> None:
+        """Records a run of a job, with the modelled seconds of the same run."""
+        self.samples.setdefault(job.kind, []).append(TimedRun(index=job.index, stats=stats))
+        self.modelled[job.kind] = self.modelled.get(job.kind, 0.0) + modelled
+
     def _tokens(self, kind: str) -> int:
         return max(1, sum(s.tokens for s in self.samples[kind]))
+
+
+def _succeeds(trial: Trial | None, run: Callable[[], None]) -> bool:
+    """Runs a part of a trial's timing; returns whether it succeeded, and warns if not.
+
+    Autoregressive decoding (None) must succeed, because there is no result without it.
+    """
+    try:
+        run()
+    except Exception as err:
+        if trial is None:
+            raise
+        logger.warning("trial %d fails as a finalist and is left out: %s", trial.index, " ".join(str(err).split()))
+        return False
+    return True
 
 
 def time_head_to_head(
@@ -62,7 +87,8 @@ def time_head_to_head(
 ) -> list[TimedDraft]:
     """Returns the timed runs of autoregressive decoding, and after it those of each trial's draft.
 
-    All of them decode the same jobs: all jobs, or as many of the first ones as there is time for.
+    All of them decode the same jobs: all jobs, or as many of the first ones as there is time for. A draft
+    that fails is left out, with a warning.
 
     Args:
         builder: builder that opens the drafts.
@@ -74,10 +100,15 @@ def time_head_to_head(
             seconds that the last job took in all of them.
     """
     context = max(len(job.ids) + job.settings.max_new_tokens for job in jobs)
-    drafts = [TimedDraft(None, builder.backend.new_slot(context))]
-    drafts += [TimedDraft(trial, builder.backend.new_slot(context, builder.open(trial.skip))) for trial in trials]
-    for draft in drafts:
-        warm_up(builder, draft.slot, jobs[0], draft.trial, costs)
+    drafts: list[TimedDraft] = []
+
+    def open_draft(trial: Trial | None) -> None:
+        slot = builder.backend.new_slot(context, None if trial is None else builder.open(trial.skip))
+        warm_up(builder, slot, jobs[0], trial, costs)
+        drafts.append(TimedDraft(trial, slot))
+
+    for trial in (None, *trials):
+        _succeeds(trial, functools.partial(open_draft, trial))
     took = 0.0
     for turn, job in enumerate(jobs):
         if turn >= LEAST_RUNS and not affords(took):
@@ -89,9 +120,12 @@ def time_head_to_head(
         first = turn % len(drafts)
         order = drafts[first:] + drafts[:first]
         for draft in order if turn % 2 == 0 else order[::-1]:
-            run = run_job(builder, draft.slot, job, draft.trial, costs)
-            sample = TimedRun(index=job.index, stats=run.stats)
-            draft.samples.setdefault(job.kind, []).append(sample)
-            draft.modelled[job.kind] = draft.modelled.get(job.kind, 0.0) + run.modelled
+            if not _succeeds(draft.trial, functools.partial(_time, builder, draft, job, costs)):
+                drafts.remove(draft)
         took = time.perf_counter() - begun
     return drafts
+
+
+def _time(builder: DraftBuilder, draft: TimedDraft, job: DecodeJob, costs: CostModel) -> None:
+    run = run_job(builder, draft.slot, job, draft.trial, costs)
+    draft.add(job, run.stats, run.modelled)

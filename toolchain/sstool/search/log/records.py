@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -188,6 +189,15 @@ class Trial:
     seconds: float = 0.0
     suggest_seconds: float = 0.0
     error: str | None = None
+
+    def score_error(self) -> float:
+        """Returns the standard error of `speedup`, which is 0 for a trial that was run over all texts.
+
+        A stopped trial's score is a mean over the rounds of a part of the texts. The number of tokens in a
+        round varies by about its mean, so the error is the score over the root of their number.
+        """
+        rounds = sum(counts.rounds for counts in self.counts.values())
+        return self.speedup / math.sqrt(rounds) if self.status == STOPPED and self.speedup is not None and rounds else 0.0
 
     def spec(self) -> SkipSpec:
         """Returns the skip set and its stopping rule as they are written to a skip-set file."""

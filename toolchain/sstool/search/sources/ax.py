@@ -1,8 +1,9 @@
 """Has Ax suggest candidates from the scores of earlier ones; the only module that imports Ax.
 
-Each sublayer is one integer parameter, 0 or 1 (1: skipped). Scores are deterministic, so the acquisition
-function is expected improvement in its noise-free form. Ax optimizes it by a local search over flips, which
-starts here from fewer points than by default: that takes a third of the time and finds sets that are as good.
+Each sublayer is one integer parameter, 0 or 1 (1: skipped). Scores over all texts are deterministic; those of
+stopped candidates come with their error. The acquisition function is expected improvement. Ax optimizes it by
+a local search over flips, which starts here from fewer points than by default: that takes a third of the time
+and finds sets that are as good.
 """
 
 from __future__ import annotations
@@ -52,12 +53,13 @@ class AxDriver:
             self._client.set_generation_strategy(_strategy())
         self._known: dict[Bits, int] = {}
 
-    def attach(self, bits: Bits, speedup: float | None) -> None:
+    def attach(self, bits: Bits, speedup: float | None, error: float = 0.0) -> None:
         """Reports the score of a candidate to Ax, whether or not Ax suggested it.
 
         Args:
             bits: skip set of the candidate.
             speedup: score of the candidate; None if it failed.
+            error: standard error of the score: 0 if the candidate was run over all texts.
         """
         with _quietly():
             index = self._known.pop(bits, None)
@@ -68,7 +70,7 @@ class AxDriver:
                 # marked abandoned.
                 self._client.mark_trial_abandoned(index)
             else:
-                self._client.complete_trial(index, {_METRIC: speedup})
+                self._client.complete_trial(index, {_METRIC: (speedup, error)})
 
     def suggest(self, count: int) -> list[Bits]:
         """Returns up to `count` new candidates; their scores must be attached before the next call."""
