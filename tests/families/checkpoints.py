@@ -30,6 +30,8 @@ SECOND: Final[dict[str, Any]] = {
 }
 _MOE: Final = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
 _YARN: Final = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 2.0, "original_max_position_embeddings": 64}
+_DEFAULT: Final = {"rope_type": "default", "rope_theta": 500.0}
+_FIVE_OF_SIX: Final = ["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(8)]
 _LINEAR: Final = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
 
 FAMILIES: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
@@ -47,6 +49,16 @@ FAMILIES: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
             "attn_logit_softcapping": 2.0,
         },
         {"head_dim": 16, "sliding_window": WINDOW + 5, "query_pre_attn_scalar": 5, "final_logit_softcapping": 5.0},
+    ),
+    "gemma3_text": (
+        {"head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 32, "layer_types": _FIVE_OF_SIX},
+        {
+            "head_dim": 16,
+            "sliding_window": WINDOW + 5,
+            "query_pre_attn_scalar": 16,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"sliding_attention": _DEFAULT, "full_attention": _LINEAR},
+        },
     ),
     "gpt2": ({"n_embd": 64, "n_layer": 8, "n_head": 4}, {"n_embd": 96, "n_layer": 6, "n_head": 2, "tie_word_embeddings": False}),
     "granite": (
@@ -77,6 +89,10 @@ FAMILIES: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         {"head_dim": 16, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2, "tie_word_embeddings": True},
     ),
     "qwen3_moe": ({"head_dim": 32, **_MOE}, {"head_dim": 16, **_MOE, "norm_topk_prob": True, "tie_word_embeddings": True}),
+    "smollm3": (
+        {"no_rope_layer_interval": 4},
+        {"no_rope_layers": [1, 0, 1, 1, 0, 1], "tie_word_embeddings": False, "attention_bias": True},
+    ),
     "starcoder2": ({"sliding_window": WINDOW}, {"sliding_window": None, "tie_word_embeddings": False}),
 }
 """Config settings of each family's two shapes, besides those of `FIRST` and `SECOND`."""
@@ -87,7 +103,7 @@ _GAIN: Final = 1.5
 With a smaller one, RoPE hardly affects the logits. With a larger one, rounding grows from layer to layer.
 """
 
-REFUSED: Final = ("falcon", "bloom", "opt", "stablelm", "gpt_neox", "phi", "cohere", "glm4", "gemma3_text")
+REFUSED: Final = ("falcon", "bloom", "opt", "stablelm", "gpt_neox", "phi", "cohere", "glm4", "ernie4_5")
 """Families whose graphs are wrong, or have not been shown to be right."""
 
 
@@ -114,6 +130,8 @@ def make_checkpoint(
         settings |= {**(FIRST, SECOND)[shape], "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
     if family in FAMILIES:
         settings |= FAMILIES[family][shape]
+    if family == "gemma3_text" and shape == 0:
+        settings["rope_parameters"] = {"sliding_attention": _DEFAULT, "full_attention": {"rope_type": "default", "rope_theta": 2000.0}}
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**settings, **changes}))

@@ -13,6 +13,7 @@ from tests.families.proof import Proof, prove
 NOTES: Final = {
     "exaone4": "RoPE in layers with a window only",
     "gemma2": "windows in every other layer, soft caps",
+    "gemma3_text": "windows in five of six layers, two RoPEs, norms of queries and keys",
     "gpt2": "learned positions",
     "granite": "four scales",
     "mixtral": "every expert is computed; the MLP sublayer is all of them",
@@ -20,6 +21,7 @@ NOTES: Final = {
     "olmo3": "windows in three of four layers, norms after the sublayers",
     "qwen2": "windows from a layer on",
     "qwen3": "norms of queries and keys",
+    "smollm3": "no RoPE in every fourth layer",
     "qwen3_moe": "every expert is computed; the MLP sublayer is all of them",
 }
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ssruntime.artifact import SkipSet
 from sstool.checkpoint.describe import SUPPORTED_FAMILIES, Checkpoint, describe_checkpoint
+from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.validation.reference import Reference
 from tests.families.checkpoints import FAMILIES, make_checkpoint
 from tests.families.proof import TOLERANCE, draft_error, prove, verify_graph
@@ -46,6 +47,32 @@ def test_a_family_s_first_shape_matches_transformers(family: str, family_model: 
 def test_a_family_s_second_shape_matches_transformers(family: str, family_model: MakeModel, tmp_path: Path) -> None:
     proof = prove(family_model(family, 1), tmp_path / "out")
     assert proof.holds, proof
+
+
+PHI4_MINI = {"rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 128}
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi-4-mini": (
+        "phi3",
+        {
+            "hidden_size": 256,
+            "tie_word_embeddings": True,
+            "sliding_window": None,
+            "original_max_position_embeddings": 128,
+            "rope_parameters": {**PHI4_MINI, "short_factor": [1 + i / 10 for i in range(24)], "long_factor": [2 + i for i in range(24)]},
+        },
+    ),
+    "a setting of Mistral that transformers ignores": ("mistral", {"attention_bias": True}),
+    "a setting of Qwen2 that transformers ignores": ("qwen2", {"attention_bias": False}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_variant_of_a_family_matches_transformers(name: str, tmp_path: Path) -> None:
+    family, changes = SETTINGS[name]
+    artifact = export_artifact(ExportRequest(model=make_checkpoint(tmp_path / "model", family, 0, **changes), out=tmp_path / "out"))
+    gate = artifact.manifest.gate
+    assert gate["parity"]["max_relative"] <= TOLERANCE
+    assert gate["lossless"]["identical"] == "yes"
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

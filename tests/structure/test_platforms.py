@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import ssruntime
@@ -119,8 +118,6 @@ def test_a_kv_cache_without_anonymous_maps_decodes_the_same(demo_artifact: Path,
     with ssruntime.load(demo_artifact, threads=1, max_context=64) as engine:
         expected = engine.generate("def area(radius):", config).token_ids
     monkeypatch.delattr(mmap, "MAP_ANONYMOUS")
-    block = kv_cache._allocate(5)
-    block += np.float32(1)
-    assert (block.shape, block.dtype, block.tolist()) == ((5,), np.float32, [1.0] * 5)
+    assert kv_cache._reserve(5) is None
     with ssruntime.load(demo_artifact, threads=1, max_context=64) as engine:
         assert engine.generate("def area(radius):", config).token_ids == expected

@@ -27,6 +27,7 @@ from sstool.checkpoint.attention_pattern import narrowest_window
 from sstool.checkpoint.describe import Checkpoint
 from sstool.checkpoint.own_head import has_own_head
 from sstool.checkpoint.rope import ropes
+from sstool.checkpoint.variants import ignored_settings
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_step, lower_verify, plan_lowering
 from sstool.hub import ResolvedModel
@@ -67,11 +68,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet) -> None:
-    verify = lower_verify(build_decoder(checkpoint.folder, own_head=has_own_head(checkpoint)), plan_lowering(checkpoint))
+    decoder = build_decoder(checkpoint.folder, own_head=has_own_head(checkpoint), ignored=ignored_settings(checkpoint.config))
+    verify = lower_verify(decoder, plan_lowering(checkpoint))
     step, draft = lower_step(verify), lower_draft(verify, skip)
     save_graphs(folder, {VERIFY_GRAPH: verify, STEP_GRAPH: step, DRAFT_GRAPH: draft})
     # Graphs are reference cycles that hold the weights: free these before the gate loads them again.
-    del verify, step, draft
+    del decoder, verify, step, draft
     gc.collect()
 
 

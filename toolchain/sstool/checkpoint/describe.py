@@ -14,15 +14,17 @@ from ssruntime.strict_reader import read_json_object
 from sstool.checkpoint.attention_pattern import LayerAttention, attention_pattern
 from sstool.checkpoint.mistaken_folders import refuse_mistaken_folder
 from sstool.checkpoint.quiet import quiet
-from sstool.checkpoint.rope import original_context
+from sstool.checkpoint.rope import original_context, ropes
 from sstool.checkpoint.safetensors_files import TensorRecord, check_dtypes, check_finite, read_tensors
 from sstool.checkpoint.used_tensors import used_tensors
+from sstool.checkpoint.variants import refuse_variant
 
 SUPPORTED_FAMILIES: Final = frozenset(
     {
         "exaone4",
         "gemma",
         "gemma2",
+        "gemma3_text",
         "gpt2",
         "granite",
         "llama",
@@ -34,6 +36,7 @@ SUPPORTED_FAMILIES: Final = frozenset(
         "qwen2",
         "qwen3",
         "qwen3_moe",
+        "smollm3",
         "starcoder2",
     }
 )
@@ -124,6 +127,7 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
             f"{folder} has attention heads of {head_dim}; the attention kernels need a multiple of {_HEAD_DIM_STEP}",
             f"choose a model whose head_dim is a multiple of {_HEAD_DIM_STEP}",
         )
+    refuse_variant(config, {name: len(rope.frequencies) for name, rope in ropes(config).items()})
     num_parameters = sum(t.num_elements for t in tensors)
     return Checkpoint(
         folder=folder,

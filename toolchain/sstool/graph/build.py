@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from sstool.checkpoint.safetensors_files import SINGLE_FILE, WEIGHT_INDEX
 logger = logging.getLogger(__name__)
 
 
-def build_decoder(folder: Path, *, own_head: bool = False) -> ir.Model:
+def build_decoder(folder: Path, *, own_head: bool = False, ignored: Sequence[str] = ()) -> ir.Model:
     """Returns the fp32 graph of a checkpoint, lowered for ONNX Runtime's CPU kernels.
 
     Weights stay lazy. They are read from the checkpoint's memory-mapped files, cast and transposed one at a
@@ -29,6 +29,7 @@ def build_decoder(folder: Path, *, own_head: bool = False) -> ir.Model:
     Args:
         folder: checkpoint folder that `sstool.checkpoint.describe.describe_checkpoint` accepted.
         own_head: whether the LM head is a matrix of its own, although the config ties it to the embeddings.
+        ignored: settings of `config.json` that transformers does not read.
 
     Returns:
         A model with the inputs `input_ids`, `attention_mask` and `past_key_values.*` and the outputs `logits`
@@ -38,7 +39,7 @@ def build_decoder(folder: Path, *, own_head: bool = False) -> ir.Model:
         UnsupportedModelError: if no graph can be built for this model.
         CheckpointError: if a weight that the graph needs is missing.
     """
-    with quiet(), _readable(folder, own_head=own_head) as real:
+    with quiet(), _readable(folder, {"tie_word_embeddings": False} if own_head else {}, ignored) as real:
         model = _build(real)
     missing = [name for name, value in model.graph.initializers.items() if value.const_value is None]
     if missing:
@@ -48,25 +49,27 @@ def build_decoder(folder: Path, *, own_head: bool = False) -> ir.Model:
 
 
 @contextlib.contextmanager
-def _readable(folder: Path, *, own_head: bool) -> Iterator[Path]:
+def _readable(folder: Path, changes: Mapping[str, object], ignored: Sequence[str]) -> Iterator[Path]:
     """Yields the checkpoint in a folder from which mobius reads what transformers reads.
 
     mobius reads no weights through symbolic links that lead out of the folder, of which a hub snapshot
-    consists. It prefers an index to a single file, and ignores a head that the config ties.
+    consists. It prefers an index to a single file, ignores a head that the config ties, and reads settings
+    that transformers does not read.
     """
     root = folder.resolve()
     has_links = not all(path.resolve().is_relative_to(root) for path in folder.iterdir())
     has_both = (folder / SINGLE_FILE).exists() and (folder / WEIGHT_INDEX).exists()
-    if not (has_links or has_both or own_head):
+    if not (has_links or has_both or changes or ignored):
         yield folder
         return
     with linked_folder(folder, "links") as linked:
         if has_both:
             (linked / WEIGHT_INDEX).unlink()
-        if own_head:
+        if changes or ignored:
             settings = json.loads((linked / CHECKPOINT_CONFIG).read_bytes())
+            kept = {name: value for name, value in settings.items() if name not in ignored}
             (linked / CHECKPOINT_CONFIG).unlink()  # a hard link: writing to it would change the original
-            (linked / CHECKPOINT_CONFIG).write_text(json.dumps(settings | {"tie_word_embeddings": False}), encoding="utf-8")
+            (linked / CHECKPOINT_CONFIG).write_text(json.dumps({**kept, **changes}), encoding="utf-8")
         yield linked
 
 

@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.checks import check_choice
-from ssruntime.errors import ConfigError
+from ssruntime.errors import ArtifactError, ConfigError, UnsupportedModelError
 from ssruntime.folder_lock import require_locks
 from sstool.artifact_files.assemble import assemble, write_manifest
 from sstool.artifact_files.publish import staged_folder
@@ -110,12 +110,23 @@ def export_artifact(request: ExportRequest) -> Artifact:
         say("building the graphs")
         manifest = assemble(folder, model, checkpoint, spec, max_context)
         say("comparing with the checkpoint")
-        gate = run_gate(read_artifact(folder), checkpoint)
+        gate = _gate(folder, checkpoint)
         write_manifest(folder, dataclasses.replace(manifest, gate=gate))
         if request.search is not None:
             _search_draft(folder, request, request.search, until_published)
         say("publishing")
     return read_artifact(Path(request.out))
+
+
+def _gate(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the result of the gate; what ONNX Runtime refuses is not the fault of the user's files."""
+    try:
+        return run_gate(read_artifact(folder), checkpoint)
+    except (ArtifactError, RuntimeError) as err:
+        reason = " ".join((err.message if isinstance(err, ArtifactError) else str(err)).split())
+        raise UnsupportedModelError(
+            f"{checkpoint.folder}: the exported graph does not run: {reason}", "this model cannot be exported yet"
+        ) from err
 
 
 def _check_search(request: ExportRequest, settings: SearchSettings) -> None:

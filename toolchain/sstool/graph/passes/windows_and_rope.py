@@ -23,7 +23,8 @@ class WindowsAndRopePass(ir.passes.InPlacePass):
 
     Requires: attention is GroupQueryAttention, and its nodes have their module paths; a layer that is to
     apply RoPE applies it already, with tables of the same width.
-    Ensures: `local_window_size`, `do_rotary` and the tables are those of the layer; the tables are inputs
+    Ensures: `local_window_size`, `do_rotary` and the tables are those of the layer, also where RoPE rotates a
+    part of each head only; the tables are inputs
     `float[positions, pairs]`, because their length follows from the context that the runtime is loaded with.
     Edits in place.
     """
@@ -46,6 +47,8 @@ class WindowsAndRopePass(ir.passes.InPlacePass):
                 )
             layer = self._layers[sublayer.layer]
             node.attributes.add(ir.AttrInt64("local_window_size", layer.window or _NO_WINDOW))
+            # The kernel rotates what the tables cover, and knows no such attribute.
+            node.attributes.pop("rotary_embedding_dim", None)
             if layer.rope is None:
                 _disable_rope(node)
             else:
