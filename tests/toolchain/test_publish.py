@@ -329,3 +329,35 @@ def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
     error = write_error(out, OSError(errno.EACCES, "Permission denied", str(out.parent / ".out.x.sstool-tmp")))
     assert error.message == f"{out.parent} cannot be written: Permission denied"
+
+
+def cross_device(_source: Path, target: Path, flag: int) -> bool:
+    """Renames as an overlay of a container does: folders of a lower layer cannot be renamed."""
+    if flag == publish._RENAME_EXCHANGE:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(target))
+    _source.rename(target)
+    return True
+
+
+def test_a_folder_that_cannot_be_renamed_is_replaced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_rename", cross_device)
+    make_old(tmp_path / "out")
+    with staged_folder(tmp_path / "out", force=True) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "out" / "content").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("left", ["all", "a part", "nothing"])
+def test_such_a_replacement_is_finished_after_a_kill(tmp_path: Path, left: str) -> None:
+    """A kill comes before, while or after the old folder is removed."""
+    out, upcoming = tmp_path / "out", tmp_path / ".out.sstool-next"
+    if left != "nothing":
+        make_old(out)
+    if left == "a part":
+        (out / MANIFEST).unlink()
+    upcoming.mkdir()
+    fill(upcoming, "new")
+    recover(out)
+    assert (out / "content").read_text() == "new"
+    assert names(tmp_path) == ["out"]

@@ -21,6 +21,7 @@ _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 _ASIDE: Final = ".{name}.sstool-aside"
+_NEXT: Final = ".{name}.sstool-next"
 _NO_SUCH_CALL: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 _NOT_ALLOWED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FOLDER_MODE: Final = 0o777
@@ -88,6 +89,7 @@ def recover(out: Path) -> None:
     Only systems that cannot exchange two folders in one step need the repair. Call this before reading or
     writing `out`. Temporary folders of running processes are left alone.
     """
+    _finish_replacement(out)
     aside = out.parent / _ASIDE.format(name=out.name)
     if not aside.is_dir():
         with contextlib.suppress(OSError):
@@ -178,8 +180,8 @@ def _publish(folder: Path, out: Path, *, force: bool, is_ours: Callable[[Path], 
     check_free(out, force=force, is_ours=is_ours)  # again, because `out` may have appeared since
     if not out.exists():
         _rename(folder, out, _RENAME_NOREPLACE)
-    elif not _rename(folder, out, _RENAME_EXCHANGE):
-        _swap_aside(folder, out)
+    else:
+        _replace(folder, out)
     # After an exchange, the scratch folder's path holds the old artifact, which is removed with it.
     sync(out.parent)
 
@@ -201,6 +203,35 @@ def _rename(source: Path, target: Path, flag: int) -> bool:
         return False
     source.rename(target)
     return True
+
+
+def _replace(folder: Path, out: Path) -> None:
+    try:
+        if not _rename(folder, out, _RENAME_EXCHANGE):
+            _swap_aside(folder, out)
+    except OSError as err:
+        if err.errno != errno.EXDEV:
+            raise
+        # A folder of a container image's lower layer can be removed, but not renamed. The new one gets a name
+        # first under which `recover` finishes an interrupted replacement.
+        upcoming = out.with_name(_NEXT.format(name=out.name))
+        folder.rename(upcoming)
+        sync(out.parent)
+        remove_tree(out)
+        upcoming.rename(out)
+
+
+def _finish_replacement(out: Path) -> None:
+    upcoming = out.with_name(_NEXT.format(name=out.name))
+    if not upcoming.is_dir():
+        return
+    with contextlib.suppress(OSError):  # another process is at it, or the folder cannot be written
+        lock = lock_if_possible(upcoming)
+        try:
+            remove_tree(out)
+            upcoming.rename(out)
+        finally:
+            os.close(lock)
 
 
 def _swap_aside(folder: Path, out: Path) -> None:
