@@ -35,15 +35,28 @@ def parse_json(text: str | bytes, *, number: Callable[[str], float] | None = Non
         raise ValueError("brackets are nested too deeply") from err
 
 
+def read_content(path: Path, *, error: type[SelfSpecError]) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        SelfSpecError: of class `error`, if the system refuses to read it.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise error(f"{path} cannot be read: {err.strerror or err}", "check that this is a file, and its permissions") from err
+
+
 def read_json_object(path: Path, *, error: type[SelfSpecError], hint: str) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
     Raises:
-        SelfSpecError: of class `error`, with this hint, if the file cannot be read or holds no JSON object.
+        SelfSpecError: of class `error`, if the file cannot be read, or, with this hint, holds no JSON object.
     """
+    content = read_content(path, error=error)
     try:
-        data = parse_json(path.read_bytes())
-    except (OSError, ValueError) as err:
+        data = parse_json(content)
+    except ValueError as err:
         raise error(f"{path} cannot be read: {err}", hint) from err
     if not isinstance(data, dict):
         raise error(f"{path} does not hold a JSON object", hint)

@@ -196,3 +196,18 @@ def test_a_damaged_tokenizer_or_generation_config_is_refused(artifact: Path) -> 
     (artifact / "generation_config.json").write_text("{")
     refresh_file_entries(artifact)
     refused(artifact, "generation_config.json cannot be read")
+
+
+def test_files_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_artifact(tmp_path / "artifact", random_script(1))
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "weights.bin" and real(path, mode))
+    with pytest.raises(ArtifactError, match=r"weights.bin cannot be read: Permission denied") as caught:
+        read_artifact(folder)
+    assert caught.value.hint == "check its permissions"
+    monkeypatch.undo()
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()
+    with pytest.raises(ArtifactError, match=r"manifest.json cannot be read: Is a directory") as caught:
+        read_artifact(folder)
+    assert "permissions" in (caught.value.hint or "")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,3 +316,18 @@ def test_an_untied_head_under_a_config_that_ties_it_is_noticed(tiny_copy: Path) 
     assert has_own_head(describe_checkpoint(tiny_copy))
     edit_json(tiny_copy / "config.json", tie_word_embeddings=False)
     assert not has_own_head(describe_checkpoint(tiny_copy))  # nothing is wrong with it
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_named_with_the_reason(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = io.open
+
+    def refuse(file: object, *args: Any, **options: Any) -> Any:
+        if str(file).endswith(f"/{name}"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return real(file, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", refuse)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: Permission denied") as caught:
+        describe_checkpoint(tiny_copy)
+    assert "permissions" in (caught.value.hint or "")

@@ -323,6 +323,7 @@ def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
     out = tmp_path / "outputs" / "out"
     for path, message in [
         (tmp_path / "weights", rf"{tmp_path}/weights cannot be used: Input/output error"),
+        (out.parent / "model" / "weights", rf"{out.parent}/model/weights cannot be used: Input/output error"),
         (out.parent / ".out.x.sstool-tmp", rf"{out} cannot be written"),
     ]:
         with pytest.raises(ArtifactError, match=message), staged_folder(out, force=False):

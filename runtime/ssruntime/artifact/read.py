@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from ssruntime.artifact.file_names import CHECKPOINT_CONFIG, MANIFEST, STEP_GRAPH, VERIFY_GRAPH, WEIGHTS
 from ssruntime.artifact.manifest import SCHEMA_VERSION, Manifest
 from ssruntime.errors import ArtifactError
-from ssruntime.strict_reader import parse_json, read_record
+from ssruntime.strict_reader import parse_json, read_content, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ def read_artifact(folder: Path) -> Artifact:
 
     Raises:
         ArtifactError: if the folder is missing or is no artifact, its manifest is damaged or has another
-            schema version, or a file is missing or has another size.
+            schema version, or a file is missing, has another size or cannot be read.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
@@ -40,6 +42,8 @@ def read_artifact(folder: Path) -> Artifact:
             raise ArtifactError(f"{path} is missing from the artifact", "export the model again")
         if path.stat().st_size != entry.size:
             raise ArtifactError(f"{path} has {path.stat().st_size} bytes, but the manifest lists {entry.size}", "export the model again")
+        if not os.access(path, os.R_OK):
+            raise ArtifactError(f"{path} cannot be read: {os.strerror(errno.EACCES)}", "check its permissions")
     for needed in (VERIFY_GRAPH, STEP_GRAPH, WEIGHTS, *(d.graph for d in manifest.drafts)):
         if needed not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST} does not list {needed}", "export the model again")
@@ -58,9 +62,10 @@ def _read_manifest(folder: Path) -> Manifest:
                 f"{folder} is a model folder, not an artifact", f"export it first: sstool export --model {folder} --out DIR"
             )
         raise ArtifactError(f"{folder} holds no {MANIFEST}, so it is not an artifact", "make one with: sstool export")
+    content = read_content(path, error=ArtifactError)
     try:
-        data = parse_json(path.read_bytes())
-    except (ValueError, OSError) as err:
+        data = parse_json(content)
+    except ValueError as err:
         raise ArtifactError(f"{path} cannot be read: {err}", "export the model again") from err
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:

@@ -114,7 +114,8 @@ def write_error(out: Path, err: OSError) -> ArtifactError:
     """
     if isinstance(err.filename, str | bytes):
         named = Path(os.path.realpath(os.fsdecode(err.filename)))
-        if not named.is_relative_to(out.parent):
+        is_ours = named == out.parent or named.is_relative_to(out) or str(named).startswith(str(out.with_name(f".{out.name}.")))
+        if not is_ours:
             return ArtifactError(f"{named} cannot be used: {err.strerror}", "check this file, its permissions and the room on its disk")
         if named.parent == out.parent and err.errno in _NOT_ALLOWED:
             return ArtifactError(f"{out.parent} cannot be written: {err.strerror}", "name a folder with --out that you may write beside")

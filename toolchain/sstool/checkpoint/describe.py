@@ -110,7 +110,11 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise CheckpointError(f"no model folder at {folder}", "check the path, or pass a hub id such as org/name")
-    if not any(folder.iterdir()):
+    try:
+        is_empty = not any(folder.iterdir())
+    except OSError as err:
+        raise CheckpointError(f"{folder} cannot be read: {err.strerror or err}", "check its permissions") from err
+    if is_empty:
         raise CheckpointError(f"the model folder {folder} is empty", _AGAIN)
     refuse_mistaken_folder(folder)
     settings = read_json(folder / CHECKPOINT_CONFIG)

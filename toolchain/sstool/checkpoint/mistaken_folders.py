@@ -8,6 +8,7 @@ from typing import Final
 
 from ssruntime.artifact import CHECKPOINT_CONFIG, MANIFEST, TOKENIZER
 from ssruntime.errors import CheckpointError
+from ssruntime.strict_reader import read_content
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 _MERGE: Final = "merge it into its base model with peft (merge_and_unload, then save_pretrained), and pass that folder"
@@ -28,7 +29,7 @@ def refuse_mistaken_folder(folder: Path) -> None:
             raise CheckpointError(f"{path} is a broken link, to {path.readlink()}", "download the checkpoint again")
         if not path.is_file():
             raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'a pipe or a device'}, not a file", "move it away")
-        if path.stat().st_size < _LFS_SIZE and path.read_bytes().startswith(_LFS):
+        if path.stat().st_size < _LFS_SIZE and read_content(path, error=CheckpointError).startswith(_LFS):
             raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself", "fetch the files: git lfs pull")
     if (folder / ADAPTER_CONFIG).exists():
         if not (folder / CHECKPOINT_CONFIG).exists():

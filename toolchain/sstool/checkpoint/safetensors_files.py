@@ -162,10 +162,13 @@ def _open(file: Path, *, framework: str) -> safe_open:
     """Opens a file, whose header the library then has checked against the file's size.
 
     Raises:
-        CheckpointError: if the file is cut or corrupt.
+        CheckpointError: if the file is cut or corrupt, or cannot be read.
     """
     try:
+        file.open("rb").close()  # gives the true reason, which the library does not
         return safe_open(file, framework, backend="pread")  # tensors of a mapped file would all stay in memory
+    except OSError as err:
+        raise CheckpointError(f"{file} cannot be read: {err.strerror or err}", "check that this is a file, and its permissions") from err
     except SafetensorError as err:
         reason, size = str(err).removeprefix("Error while deserializing header: "), file.stat().st_size
         if reason.startswith(_NO_HEADER):
