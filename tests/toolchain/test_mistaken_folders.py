@@ -105,3 +105,11 @@ def test_what_is_no_file_is_refused_at_once(tiny_copy: Path, name: str, replace:
     replace(path)
     with pytest.raises(CheckpointError, match=f"{name} {message}"):
         describe_checkpoint(tiny_copy)
+
+
+def test_files_that_are_not_read_decide_nothing(tiny_copy: Path) -> None:
+    (tiny_copy / "consolidated.safetensors").write_text("version https://git-lfs.example/spec/v1\n")
+    (tiny_copy / "notes.json").symlink_to("/nowhere/at/all")
+    (tiny_copy / "old.safetensors").mkdir()
+    os.mkfifo(tiny_copy / "events.json")
+    assert describe_checkpoint(tiny_copy).tensors

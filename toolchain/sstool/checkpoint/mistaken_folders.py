@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import CHECKPOINT_CONFIG, MANIFEST, TOKENIZER
+from ssruntime.artifact import CHAT_TEMPLATE, CHECKPOINT_CONFIG, GENERATION_CONFIG, MANIFEST, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.errors import CheckpointError
 from ssruntime.strict_reader import read_content
+from sstool.checkpoint.safetensors_files import SINGLE_FILE, WEIGHT_INDEX, weight_files
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 _MERGE: Final = "merge it into its base model with peft (merge_and_unload, then save_pretrained), and pass that folder"
 _LFS: Final = b"version https://git-lfs"
 _LFS_SIZE: Final = 1024
-_READ: Final = ("*.json", "*.safetensors", "*.jinja")
-"""Files that an export reads."""
+_READ: Final = (
+    CHECKPOINT_CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    CHAT_TEMPLATE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    WEIGHT_INDEX,
+    SINGLE_FILE,
+)
+"""Files that an export reads, besides those that the index of the weights names."""
 
 
 def refuse_mistaken_folder(folder: Path) -> None:
@@ -24,7 +36,7 @@ def refuse_mistaken_folder(folder: Path) -> None:
     Raises:
         CheckpointError: saying what the folder is, with a hint at what to pass.
     """
-    for path in sorted(p for pattern in _READ for p in folder.glob(pattern)):
+    for path in [folder / name for name in (*_READ, *weight_files(folder)) if os.path.lexists(folder / name)]:
         if path.is_symlink() and not path.exists():
             raise CheckpointError(f"{path} is a broken link, to {path.readlink()}", "download the checkpoint again")
         if not path.is_file():

@@ -151,7 +151,7 @@ def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> 
 
 def _checkpoint_json(model: ResolvedModel, recipe: Recipe) -> bytes:
     """Returns the identity of a checkpoint and its export, without reading the weights."""
-    files = sorted(path for pattern in ("*.json", "*.safetensors") for path in model.folder.glob(pattern))
+    files = sorted(path for pattern in ("*.json", "*.safetensors") for path in model.folder.glob(pattern) if path.is_file())
     stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     found = {"folder": str(model.folder.resolve()), "revision": model.revision, "max_context": recipe.max_context, "files": stats}
     return (json.dumps(found) + "\n").encode()
