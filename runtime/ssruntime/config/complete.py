@@ -68,14 +68,15 @@ def complete(config: GenerationConfig, defaults: CheckpointDefaults, draft: Draf
             "mode 'speculative' needs a draft, and none is open", "use mode 'plain', or export with a skip set and load with draft=True"
         )
     max_new_tokens = config.max_new_tokens or defaults.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
-    if config.min_new_tokens > max_new_tokens:
+    min_new_tokens = config.min_new_tokens or 0
+    if min_new_tokens > max_new_tokens:
         raise ConfigError(
-            f"min_new_tokens {config.min_new_tokens} is more than max_new_tokens {max_new_tokens}",
+            f"min_new_tokens {min_new_tokens} is more than max_new_tokens {max_new_tokens}",
             "raise max_new_tokens, or lower min_new_tokens",
         )
     return DecodeSettings(
         max_new_tokens=max_new_tokens,
-        min_new_tokens=config.min_new_tokens,
+        min_new_tokens=min_new_tokens,
         mode=config.mode or (draft.mode if draft is not None else "plain"),
         stopping=_stopping(config, draft.stopping if draft is not None else None),
         max_alternatives=_first(config.max_alternatives, draft.max_alternatives if draft is not None else None, DEFAULT_MAX_ALTERNATIVES),

@@ -135,7 +135,7 @@ _DECODING: Final = (
         metavar="ID",
         help="End the output after this token; may be repeated.",
     ),
-    click.option("--min-new-tokens", type=int, default=0, metavar="N", help="Generate no token that ends the output before the N-th."),
+    click.option("--min-new-tokens", type=int, metavar="N", help="Generate no token that ends the output before the N-th."),
     click.option(
         "--keep-special-tokens",
         "skip_special_tokens",
