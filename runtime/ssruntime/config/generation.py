@@ -47,7 +47,8 @@ class GenerationConfig:
     Attributes:
         max_new_tokens: largest number of tokens to generate, at least 1. Default 128.
         min_new_tokens: number of tokens before which no token that ends the text (end of sequence or
-            `stop_token_ids`) is generated; its probability is 0 until then. Stop strings still end the text. Default 0.
+            `stop_token_ids`) is generated; its probability is 0 until then. Stop strings still end the text.
+            Default 0.
         mode: `plain` (autoregressive decoding) or `speculative`. Default: `speculative` if the artifact has a
             draft, unless the draft is marked as not faster.
         exit: stopping policy, which ends a draft sequence before `max_draft` tokens: `fixed` (never),
