@@ -31,6 +31,7 @@ def first_pass(
     length = len(ids)
     feeds: dict[str, NDArray[np.generic]] = {
         "input_ids": np.asarray([ids], dtype=np.int64),
+        "query_seqlens": np.asarray([length], dtype=np.int32),
         "seqlens_k": np.asarray([length - 1], dtype=np.int32),
         "total_sequence_length": np.asarray(length, dtype=np.int32),
         "position_ids": np.arange(length, dtype=np.int64)[None],

@@ -9,5 +9,5 @@ from ssruntime.backends.ort.slot import OrtSlot
 
 
 def kv_content(slot: OrtSlot) -> dict[str, NDArray[np.float32]]:
-    """Returns a copy of each buffer by its input name, float32[1, kv_heads, max_context, head_dim]."""
-    return {name: buffer.copy() for name, buffer in slot._cache._buffers.items()}
+    """Returns a copy of each buffer of its row by its input name, float32[kv_heads, capacity, head_dim]."""
+    return {name: slot.arena.read(slot.row, name, 0, slot.arena.capacity) for name in slot.arena._buffers}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 import time
 from collections import abc
@@ -14,7 +13,8 @@ from typing import Final, Self
 
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, check_digests, read_artifact
-from ssruntime.backends.base import Backend, Slot
+from ssruntime.backends.base import Backend, BackendOptions, Slot
+from ssruntime.backends.registry import target_of
 from ssruntime.checks import check_int
 from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, complete, read_generation_config
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
@@ -43,7 +43,7 @@ def load(
     threads: int | None = None,
     max_context: int | None = None,
     max_sequences: int = DEFAULT_MAX_SEQUENCES,
-    draft: bool = True,
+    draft: bool | str = True,
     bit_exact: bool = True,
     global_threads: bool = False,
 ) -> Engine:
@@ -58,8 +58,8 @@ def load(
             but at most 4096.
         max_sequences: number of sequences that can be decoded at the same time, each with its own KV cache.
             Further requests wait.
-        draft: whether to open the draft engine. Without it, only autoregressive decoding (mode `plain`) is
-            possible.
+        draft: whether to open a draft engine, or the name of the artifact's draft to open. By default it is
+            the first one. Without a draft, only autoregressive decoding (mode `plain`) is possible.
         bit_exact: whether a pass of one token gives the logits of wider passes to the bit. Without it, such a
             pass is computed by the kernel for a single row, which is faster on some processors. Near ties may
             then be decided differently in the two modes.
@@ -72,10 +72,12 @@ def load(
     Raises:
         ArtifactError: if the artifact is missing, damaged or has another schema version.
         ConfigError: if a setting is out of range.
-        BackendUnavailableError: if ONNX Runtime cannot be imported, or this system has no folder locks.
+        BackendUnavailableError: if what the artifact's target needs is not installed, memory for the KV
+            caches cannot be reserved, or this system has no folder locks.
     """
     require_locks()
     artifact = read_artifact(Path(path))
+    target = target_of(artifact.manifest)
     if verify:
         check_digests(artifact)
     check_int("max_context", max_context, 1, artifact.manifest.max_context)
@@ -86,20 +88,12 @@ def load(
     if defaults.ignored:
         logger.warning("%s has settings that cannot be followed; they are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
     codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
-    entry = artifact.manifest.drafts[0] if draft and artifact.manifest.drafts else None
+    entry = _chosen_draft(artifact, draft)
     if entry is not None:
         _check_draft_settings(entry)
         _warn_of_other_processor(artifact)
 
-    # Imported here, so that reading an artifact does not require ONNX Runtime.
-    try:
-        importlib.import_module("onnxruntime")
-    except ImportError as err:
-        raise BackendUnavailableError(f"ONNX Runtime cannot be imported: {err}", "pip install 'sstool[cpu]'") from err
-    from ssruntime.backends.ort.backend import OrtBackend
-
-    backend = OrtBackend(
-        artifact,
+    options = BackendOptions(
         threads=thread_count,
         max_context=context,
         max_sequences=max_sequences,
@@ -108,6 +102,7 @@ def load(
         verify_digests=verify,
         global_threads=global_threads,
     )
+    backend = target.load().open_backend(artifact, options)
     return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry)
 
 
@@ -318,6 +313,16 @@ def checked_threads(threads: int | None) -> int:
     """
     check_int("threads", threads, 1, MAX_THREADS)
     return default_threads() if threads is None else threads
+
+
+def _chosen_draft(artifact: Artifact, draft: bool | str) -> DraftEntry | None:
+    if draft is False:
+        return None
+    found = artifact.manifest.draft(None if draft is True else draft)
+    if found is None and draft is not True:
+        names = ", ".join(entry.name for entry in artifact.manifest.drafts) or "none"
+        raise ConfigError(f"draft: the artifact has no draft {draft!r}", f"drafts of {artifact.folder.name}: {names}")
+    return found
 
 
 def _check_draft_settings(entry: DraftEntry) -> None:

@@ -145,4 +145,4 @@ sys.exit(run(["inspect", {str(demo_artifact)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("unknown (ONNX Runtime cannot be imported") == 2
+    assert done.stdout.count("unknown (target ort-cpu: onnxruntime cannot be imported") == 2

@@ -128,6 +128,7 @@ def write_artifact(folder: Path, script: Script) -> None:
         max_context=CONTEXT,
         kv=KvLayout(num_layers=1, kv_heads=1, head_dim=16, dtype="fp32"),
         rope={},
+        weights=(WEIGHTS,),
         drafts=drafts if script.draft is not None else (),
         files=files,
         tools={},
@@ -145,7 +146,7 @@ def _graph(name: str, table: NDArray[np.float32], bump: NDArray[np.float32], bum
         numpy_helper.from_array(table.astype(np.float32), "table"),
         numpy_helper.from_array(bump.astype(np.float32), "bump"),
         numpy_helper.from_array(np.array([bump_width or 1], dtype=np.int64), "bump_width"),
-        numpy_helper.from_array(np.array([0], dtype=np.int64), "batch_axis"),
+        numpy_helper.from_array(np.array([-1], dtype=np.int64), "last_axis"),
         numpy_helper.from_array(np.array([VOCAB], dtype=np.int64), "num_top"),
         numpy_helper.from_array(np.array(0, dtype=np.int64), "best"),
     ]
@@ -157,16 +158,16 @@ def _graph(name: str, table: NDArray[np.float32], bump: NDArray[np.float32], bum
         helper.make_node("Cast", ["is_bumped"], ["factor"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["bump_rows", "factor"], ["bump_used"]),
         helper.make_node("Add", ["plain_rows", "bump_used"], ["all_rows"]),
-        helper.make_node("Squeeze", ["logits_index", "batch_axis"], ["chosen"]),
-        helper.make_node("Gather", ["all_rows", "chosen"], ["logits"], axis=1),
+        helper.make_node("Unsqueeze", ["logits_index", "last_axis"], ["chosen"]),
+        helper.make_node("GatherND", ["all_rows", "chosen"], ["logits"], batch_dims=1),
         helper.make_node("TopK", ["logits", "num_top"], ["top_logits", "top_tokens"], axis=-1),
         helper.make_node("Gather", ["top_tokens", "best"], ["token"], axis=-1),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
         helper.make_node("ReduceMax", ["probabilities"], ["confidence"], axes=[-1], keepdims=0),
     ]
     shapes = {"input_ids": ["B", "S"], "seqlens_k": ["B"], "total_sequence_length": [], "logits_index": ["B", "N"]}
-    shapes |= {"position_ids": ["B", "S"], "past_length": [1], "tree_mask": [1, 1, "S", "S"]}
-    types = {"seqlens_k": TensorProto.INT32, "total_sequence_length": TensorProto.INT32, "tree_mask": TensorProto.FLOAT}
+    shapes |= {"position_ids": ["B", "S"], "past_length": ["B"], "tree_mask": ["B", 1, "S", "S"], "query_seqlens": ["B"]}
+    types = dict.fromkeys(("query_seqlens", "seqlens_k", "total_sequence_length"), TensorProto.INT32) | {"tree_mask": TensorProto.FLOAT}
     inputs = [helper.make_tensor_value_info(k, types.get(k, TensorProto.INT64), v) for k, v in shapes.items()]
     outputs = [
         helper.make_tensor_value_info("token", TensorProto.INT64, ["B", "N"]),

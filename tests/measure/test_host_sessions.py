@@ -35,6 +35,7 @@ def run(session):
         "position_ids": np.arange(8, dtype=np.int64)[None],
         "past_length": np.zeros(1, dtype=np.int64),
         "tree_mask": np.zeros((1, 1, 8, 8), dtype=np.float32),
+        "query_seqlens": np.array([8], dtype=np.int32),
         "seqlens_k": np.array([7], dtype=np.int32),
         "total_sequence_length": np.array(8, dtype=np.int32),
     }

@@ -46,6 +46,8 @@ Table = NDArray[np.float32]
 
 EOS: Final = 0
 """The end-of-sequence token of `letters`."""
+OWN_WEIGHTS: Final = "draft.bin"
+"""File of a draft's own weights."""
 _ALIGNMENT: Final = 4096
 _EXTERNAL_FROM: Final = 1024
 _HISTORY_FACTOR: Final = 3
@@ -160,6 +162,7 @@ def write_artifact(
     chat_template: str | None = None,
     tokenizer_config: Mapping[str, object] | None = None,
     name: str = "scripted",
+    own_draft_weights: bool = False,
 ) -> Path:
     """Writes a complete artifact and returns its folder.
 
@@ -175,10 +178,12 @@ def write_artifact(
         chat_template: content of `chat_template.jinja`, if any.
         tokenizer_config: content of `tokenizer_config.json`, if any.
         name: name of the model in the manifest.
+        own_draft_weights: whether the draft's table lies in a file of its own.
     """
     folder.mkdir(parents=True)
-    weights = _Weights(script)
-    (folder / WEIGHTS).write_bytes(weights.data)
+    weights = _Weights(script, own_draft_weights=own_draft_weights)
+    for file, data in weights.files.items():
+        (folder / file).write_bytes(data)
     (folder / VERIFY_GRAPH).write_bytes(_graph(script, weights, "verify"))
     (folder / STEP_GRAPH).write_bytes(_graph(script, weights, "step"))
     if script.draft is not None:
@@ -194,6 +199,7 @@ def write_artifact(
         graph=DRAFT_GRAPH,
         dtype="fp32",
         skip=SkipSet(attention=(1,)),
+        weights=(OWN_WEIGHTS,) if own_draft_weights else (),
         stopping=stopping,
         max_alternatives=max_alternatives,
     )
@@ -208,7 +214,7 @@ def write_artifact(
             hidden_size=script.vocab,
             vocab_size=script.vocab,
             num_parameters=script.verify.size,
-            weight_bytes=len(weights.data),
+            weight_bytes=len(weights.files[WEIGHTS]),
             window=window,
         ),
         target="ort-cpu",
@@ -216,6 +222,7 @@ def write_artifact(
         max_context=max_context,
         kv=KvLayout(num_layers=2, kv_heads=1, head_dim=1, dtype="fp32"),
         rope={},
+        weights=(WEIGHTS,),
         drafts=() if script.draft is None else (entry,),
         files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
         tools={},
@@ -292,24 +299,30 @@ class _Weights:
     ONNX Runtime packs the identity matrix, so scripted artifacts have packed weights.
     """
 
-    def __init__(self, script: Script) -> None:
-        tables = [script.verify, *([] if script.draft is None else [script.draft])]
+    def __init__(self, script: Script, *, own_draft_weights: bool) -> None:
+        shared = [] if script.draft is None or own_draft_weights else [script.draft]
+        self.files = {WEIGHTS: b""}
+        self.own = []
+        if own_draft_weights:
+            assert script.draft is not None
+            self.files[OWN_WEIGHTS] = b""
+            self.own = [self._place(OWN_WEIGHTS, "own_table", script.draft.reshape(-1, script.vocab))]
+        tables = [script.verify, *shared]
         rows = np.concatenate([t.reshape(-1, script.vocab) for t in tables])
         short = -(-_EXTERNAL_FROM // (4 * script.vocab)) - len(rows)
         table = np.pad(rows, ((0, max(0, short)), (0, 0)))
-        self.data = b""
-        self.tensors = [self._place("table", table), self._place("identity", np.eye(script.vocab, dtype=np.float32))]
+        self.tensors = [self._place(WEIGHTS, "table", table), self._place(WEIGHTS, "identity", np.eye(script.vocab, dtype=np.float32))]
 
-    def _place(self, name: str, array: Table) -> onnx.TensorProto:
+    def _place(self, file: str, name: str, array: Table) -> onnx.TensorProto:
         tensor = numpy_helper.from_array(array, name)
         if array.nbytes < _EXTERNAL_FROM:
             return tensor
-        offset = -(-len(self.data) // _ALIGNMENT) * _ALIGNMENT
+        offset = -(-len(self.files[file]) // _ALIGNMENT) * _ALIGNMENT
         raw = tensor.raw_data
-        self.data = self.data.ljust(offset, b"\0") + raw
+        self.files[file] = self.files[file].ljust(offset, b"\0") + raw
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in {"location": WEIGHTS, "offset": offset, "length": len(raw)}.items():
+        for key, value in {"location": file, "offset": offset, "length": len(raw)}.items():
             entry = tensor.external_data.add()
             entry.key, entry.value = key, str(value)
         return tensor
@@ -339,77 +352,89 @@ class _Nodes:
 def _graph(script: Script, weights: _Weights, engine: Literal["verify", "step", "draft"]) -> bytes:
     g = _Nodes()
     is_draft = engine == "draft"
-    count = g.add("Shape", graph_io.INPUT_IDS, start=1, end=2)
-    end = g.add("Add", g.add("Cast", graph_io.SEQLENS_K, to=TensorProto.INT64), g.constant([1]))
-    start = g.add("Sub", g.add("Sub", end, count), g.constant([graph_io.STEP_PADDING if engine == "step" else 0]))
-    scalar_count = g.add("Squeeze", count)
-    slots = g.add("Add", g.add("Range", g.constant(0), scalar_count, g.constant(1)), start)
-    positions = g.add("Reshape", graph_io.POSITION_IDS, g.constant([-1]))
-    tokens = g.add("Reshape", graph_io.INPUT_IDS, g.constant([-1]))
+    # The step engine has one token a row, and counts one more.
+    padding = graph_io.STEP_PADDING if engine == "step" else 0
+    counted = g.add("Sub", g.add("Cast", graph_io.QUERY_SEQLENS, to=TensorProto.INT64), g.constant([padding]))
+    end = g.add("Sub", g.add("Cast", graph_io.SEQLENS_K, to=TensorProto.INT64), g.constant([padding - 1]))
+    start = g.add("Unsqueeze", g.add("Sub", end, counted), g.constant([1]))
+    length = g.add("Squeeze", g.add("Shape", graph_io.INPUT_IDS, start=1, end=2))
+    offsets = g.add("Unsqueeze", g.add("Range", g.constant(0), length, g.constant(1)), g.constant([0]))
+    slots = g.add("Add", offsets, start)
+    is_valid = g.add("Less", offsets, g.add("Unsqueeze", counted, g.constant([1])))
+    positions, tokens = graph_io.POSITION_IDS, graph_io.INPUT_IDS
     layers: list[int] = []
     state = tokens
     if script.history:
         layers = [0] if is_draft else [0, 1]
-        before = _history(script, g, tokens, slots, positions, is_draft=is_draft)
+        before = _history(script, g, tokens, slots, is_valid, positions, is_draft=is_draft)
         if not is_draft:
             for kind in ("key", "value"):
                 g.add("Identity", graph_io.past_name(1, kind), name=graph_io.present_name(1, kind))
         state = g.add("Mod", g.add("Add", tokens, g.add("Mul", before, g.constant(_HISTORY_FACTOR))), g.constant(script.vocab))
     row = g.add("Add", g.add("Mul", g.add("Mod", positions, g.constant(script.period)), g.constant(script.vocab)), state)
-    if is_draft:
+    has_own = is_draft and bool(weights.own)
+    if is_draft and not has_own:
         row = g.add("Add", row, g.constant(script.period * script.vocab))
-    looked_up = g.add("Gather", "table", g.add("Gather", row, graph_io.LOGITS_INDEX), axis=0)
+    looked_up = g.add("Gather", "own_table" if has_own else "table", g.add("GatherElements", row, graph_io.LOGITS_INDEX, axis=1), axis=0)
     logits = g.add("MatMul", looked_up, "identity", name=graph_io.LOGITS)
     g.top(logits, min(graph_io.MAX_TOP_TOKENS, script.vocab))
     g.add("Gather", graph_io.TOP_TOKENS, g.constant(0), name=graph_io.TOKEN, axis=-1)
     g.add("ReduceMax", g.add("Softmax", logits, axis=-1), g.constant([-1]), name=graph_io.CONFIDENCE, keepdims=0)
-    return _model(script, g, weights, layers, takes_trees=engine == "verify")
+    tensors = [*(weights.own if is_draft else []), *weights.tensors]
+    return _model(script, g, tensors, layers, takes_trees=engine == "verify")
 
 
-def _history(script: Script, g: _Nodes, tokens: str, slots: str, positions: str, *, is_draft: bool) -> str:
-    """Adds nodes that write the tokens to layer 0's KV cache.
+def _history(script: Script, g: _Nodes, tokens: str, slots: str, is_valid: str, positions: str, *, is_draft: bool) -> str:
+    """Adds nodes that write the valid tokens of each row to layer 0's KV cache.
 
     Returns:
         The name of the value with the token before each position, 0 before the first.
     """
-    slot = g.add("Reshape", slots, g.constant([1, 1, -1, 1]))
+    # Padding writes what is there already, and must not point behind the end of the KV cache.
+    capacity = g.add("Shape", graph_io.past_name(0, "key"), start=2, end=3)
+    inside = g.add("Min", slots, g.add("Sub", capacity, g.constant([1])))
+    place = g.add("Unsqueeze", inside, g.constant([1, 3]))
     written = g.add("Add", tokens, g.constant(1)) if is_draft and script.draft_kv_differs else tokens
-    values = g.add("Reshape", g.add("Cast", written, to=TensorProto.FLOAT), g.constant([1, 1, -1, 1]))
+    new = g.add("Unsqueeze", g.add("Cast", written, to=TensorProto.FLOAT), g.constant([1, 3]))
     for kind in ("key", "value"):
-        g.add("ScatterElements", graph_io.past_name(0, kind), slot, values, name=graph_io.present_name(0, kind), axis=2)
-    flat = g.add("Reshape", graph_io.present_name(0, "value"), g.constant([-1]))
+        past = graph_io.past_name(0, kind)
+        kept = g.add("GatherElements", past, place, axis=2)
+        values = g.add("Where", g.add("Unsqueeze", is_valid, g.constant([1, 3])), new, kept)
+        g.add("ScatterElements", past, place, values, name=graph_io.present_name(0, kind), axis=2)
+    cached = g.add("Squeeze", graph_io.present_name(0, "value"), g.constant([1, 3]))
     earlier = g.add("Max", g.add("Sub", positions, g.constant(1)), g.constant(0))
-    before = g.add("Cast", g.add("Gather", flat, earlier), to=TensorProto.INT64)
+    before = g.add("Cast", g.add("GatherElements", cached, earlier, axis=1), to=TensorProto.INT64)
     return g.add("Mul", before, g.add("Cast", g.add("Greater", positions, g.constant(0)), to=TensorProto.INT64))
 
 
-def _model(script: Script, g: _Nodes, weights: _Weights, layers: Sequence[int], *, takes_trees: bool) -> bytes:
+def _model(script: Script, g: _Nodes, weights: Sequence[onnx.TensorProto], layers: Sequence[int], *, takes_trees: bool) -> bytes:
     def value(name: str, kind: int, shape: list[str | int | None]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, shape)
 
     kv_buffers = [(layer, kind) for layer in layers for kind in ("key", "value")]
     of_verify = [
-        value(graph_io.PAST_LENGTH, TensorProto.INT64, [1]),
-        value(graph_io.TREE_MASK, TensorProto.FLOAT, [1, 1, "S", "S"]),
+        value(graph_io.PAST_LENGTH, TensorProto.INT64, ["B"]),
+        value(graph_io.TREE_MASK, TensorProto.FLOAT, ["B", 1, "S", "S"]),
     ]
     inputs = [
-        value(graph_io.INPUT_IDS, TensorProto.INT64, [1, "S"]),
-        value(graph_io.SEQLENS_K, TensorProto.INT32, [1]),
+        value(graph_io.INPUT_IDS, TensorProto.INT64, ["B", "S"]),
+        value(graph_io.QUERY_SEQLENS, TensorProto.INT32, ["B"]),
+        value(graph_io.SEQLENS_K, TensorProto.INT32, ["B"]),
         value(graph_io.TOTAL_SEQUENCE_LENGTH, TensorProto.INT32, []),
-        value(graph_io.POSITION_IDS, TensorProto.INT64, [1, "S"]),
+        value(graph_io.POSITION_IDS, TensorProto.INT64, ["B", "S"]),
         *(of_verify if takes_trees else []),
-        value(graph_io.LOGITS_INDEX, TensorProto.INT64, [1, "N"]),
-        *(value(graph_io.past_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in kv_buffers),
+        value(graph_io.LOGITS_INDEX, TensorProto.INT64, ["B", "N"]),
+        *(value(graph_io.past_name(i, k), TensorProto.FLOAT, ["B", 1, "context", 1]) for i, k in kv_buffers),
     ]
     outputs = [
-        value(graph_io.TOKEN, TensorProto.INT64, [1, "N"]),
-        value(graph_io.CONFIDENCE, TensorProto.FLOAT, [1, "N"]),
-        value(graph_io.TOP_TOKENS, TensorProto.INT64, [1, "N", min(graph_io.MAX_TOP_TOKENS, script.vocab)]),
-        value(graph_io.TOP_LOGITS, TensorProto.FLOAT, [1, "N", min(graph_io.MAX_TOP_TOKENS, script.vocab)]),
-        value(graph_io.LOGITS, TensorProto.FLOAT, [1, "N", script.vocab]),
-        *(value(graph_io.present_name(i, k), TensorProto.FLOAT, [1, 1, "context", 1]) for i, k in kv_buffers),
+        value(graph_io.TOKEN, TensorProto.INT64, ["B", "N"]),
+        value(graph_io.CONFIDENCE, TensorProto.FLOAT, ["B", "N"]),
+        value(graph_io.TOP_TOKENS, TensorProto.INT64, ["B", "N", min(graph_io.MAX_TOP_TOKENS, script.vocab)]),
+        value(graph_io.TOP_LOGITS, TensorProto.FLOAT, ["B", "N", min(graph_io.MAX_TOP_TOKENS, script.vocab)]),
+        value(graph_io.LOGITS, TensorProto.FLOAT, ["B", "N", script.vocab]),
+        *(value(graph_io.present_name(i, k), TensorProto.FLOAT, ["B", 1, "context", 1]) for i, k in kv_buffers),
     ]
-    graph = helper.make_graph(g.nodes, "scripted", inputs, outputs, initializer=[*g.constants, *weights.tensors])
+    graph = helper.make_graph(g.nodes, "scripted", inputs, outputs, initializer=[*g.constants, *weights])
     data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
     return data
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from ssruntime import BackendUnavailableError, GenerationConfig, load
-from ssruntime.backends.ort import kv_cache
+from ssruntime.backends.ort import slot as slot_module
 from ssruntime.backends.ort.backend import OrtBackend
+from tests.kv_content import kv_content
 from tests.runtime.scripted import random_script, write_artifact
 
 CONTEXT = 64
@@ -76,11 +77,11 @@ def test_a_closed_engine_lets_go_of_its_sessions_and_of_slots_that_are_released_
 
 def test_a_long_sequence_gives_its_memory_back_and_the_next_one_is_the_same(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back = []
-    monkeypatch.setattr(kv_cache, "RESERVE", 0)
+    monkeypatch.setattr(slot_module, "RESERVE", 0)
     with load(artifact, threads=1, max_sequences=1) as engine:
         first = engine.generate([1, 2, 3], LONG)
         slot = engine.backend.acquire(0)
-        assert not any(buffer.any() for buffer in slot._cache._buffers.values())  # type: ignore[attr-defined]
+        assert not any(buffer.any() for buffer in kv_content(slot).values())  # type: ignore[arg-type]
         given_back.append(slot)
         engine.backend.release(slot)
         assert engine.generate([1, 2, 3], LONG).token_ids == first.token_ids
@@ -90,7 +91,7 @@ def test_a_short_sequence_leaves_its_memory_in_place(artifact: Path) -> None:
     with load(artifact, threads=1, max_sequences=1) as engine:
         engine.generate([1, 2, 3], LONG)
         slot = engine.backend.acquire(0)
-        assert any(buffer.any() for buffer in slot._cache._buffers.values())  # type: ignore[attr-defined]
+        assert any(buffer.any() for buffer in kv_content(slot).values())  # type: ignore[arg-type]
         engine.backend.release(slot)
 
 

@@ -12,14 +12,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # From the bottom up. A module belongs to the longest entry that its name begins with; a folder's entry covers
 # everything in the folder that has no entry of its own.
 RUNTIME = [
-    "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch",
+    "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch", "cache_folder",
     "sampling", "proposal", "results", "stopping", "artifact", "config", "text",
-    "backends.base", "backends.pool", "backends.ort", "backends",
+    "backends.base", "backends.pool", "backends.device", "backends.ort", "backends.registry", "backends",
     "acceptance", "proposers", "sequence", "scheduler", "engine",
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set", "checkpoint", "hub",
-    "graph.attention_kernel", "graph.sublayers", "graph.passes", "graph", "artifact_files", "validation", "bench", "check",
+    "graph.attention_kernel", "graph.sublayers", "graph.passes", "graph", "targets.passes", "targets", "artifact_files", "validation", "bench", "check",
     "search.settings", "search.clock", "search.progress", "search.log", "search.drafts", "search.texts", "search.speed_model",
     "search.scoring", "search.finals.runs", "search.budget", "search.sources", "search.explore", "search.finals", "search.run", "search",
     "search_report", "pipelines", "cli",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ssruntime
-from ssruntime.backends.ort import kv_cache
+from ssruntime.backends.device import HostDevice
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFUSAL = "error: this system has no folder locks (fcntl), which sstool needs; hint: "
@@ -62,7 +62,7 @@ def test_every_module_imports() -> None:
         for root, package in (("runtime", "ssruntime"), ("toolchain", "sstool"))
         for path in sorted((REPOSITORY / root / package).rglob("*.py"))
     ]
-    assert {"ssruntime", "ssruntime.backends.ort.kv_cache", "sstool.cli.main", "sstool.artifact_files.publish"} <= set(names)
+    assert {"ssruntime", "ssruntime.backends.device", "sstool.cli.main", "sstool.artifact_files.publish"} <= set(names)
     done = like_windows(f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
     assert done.returncode == 0, done.stderr
 
@@ -118,6 +118,6 @@ def test_a_kv_cache_without_anonymous_maps_decodes_the_same(demo_artifact: Path,
     with ssruntime.load(demo_artifact, threads=1, max_context=64) as engine:
         expected = engine.generate("def area(radius):", config).token_ids
     monkeypatch.delattr(mmap, "MAP_ANONYMOUS")
-    assert kv_cache._reserve(5) is None
+    assert HostDevice().reserve(5, "a test").pages is None
     with ssruntime.load(demo_artifact, threads=1, max_context=64) as engine:
         assert engine.generate("def area(radius):", config).token_ids == expected

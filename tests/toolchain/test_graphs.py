@@ -27,13 +27,14 @@ def test_inputs_and_outputs_are_the_contract_s(verify_graph: ir.Model) -> None:
     caches = {f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")}
     inputs = {v.name: (v.type, v.shape) for v in session.get_inputs()}
     tables = {"rope.every_layer.cos", "rope.every_layer.sin"}
-    small = {*tables, "input_ids", "seqlens_k", "total_sequence_length", "position_ids", "past_length", "tree_mask", "logits_index"}
-    assert set(inputs) == {*small, *(f"past.{c}" for c in caches)}
+    lengths = {"query_seqlens", "seqlens_k", "total_sequence_length", "past_length"}
+    assert set(inputs) == {*tables, *lengths, "input_ids", "position_ids", "tree_mask", "logits_index", *(f"past.{c}" for c in caches)}
+    assert inputs["query_seqlens"] == ("tensor(int32)", ["batch"])
     assert inputs["seqlens_k"] == ("tensor(int32)", ["batch"])
     assert inputs["total_sequence_length"] == ("tensor(int32)", [])
     assert inputs["position_ids"] == ("tensor(int64)", ["batch", "sequence_len"])
-    assert inputs["past_length"] == ("tensor(int64)", [1])
-    assert inputs["tree_mask"] == ("tensor(float)", [1, 1, "sequence_len", "sequence_len"])
+    assert inputs["past_length"] == ("tensor(int64)", ["batch"])
+    assert inputs["tree_mask"] == ("tensor(float)", ["batch", 1, "sequence_len", "sequence_len"])
     assert inputs["logits_index"] == ("tensor(int64)", ["batch", "num_logits"])
     assert {tuple(inputs[name][1]) for name in tables} == {("positions", 8)}
     assert inputs["past.0.key"] == ("tensor(float)", ["batch", 2, "max_context", 16])

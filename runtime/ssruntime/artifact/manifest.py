@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ssruntime.stopping import StoppingRule
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class DraftEntry:
     Attributes:
         name: name of the draft.
         graph: file name of the draft's graph.
+        weights: names of the files with weights that only this draft has.
         dtype: data type of the draft's computation.
         skip: sublayers that the draft skips.
         stopping: stopping rule that was tuned for this draft; None leaves the runtime's default.
@@ -40,6 +42,7 @@ class DraftEntry:
     graph: str
     dtype: str
     skip: SkipSet
+    weights: tuple[str, ...] = ()
     stopping: StoppingRule | None = None
     max_alternatives: int | None = None
     mode: str = "speculative"
@@ -126,8 +129,9 @@ class FileEntry:
 class Manifest:
     """The content of `manifest.json`.
 
-    `files` lists every file but the manifest and those in `search/`. `rope` has each RoPE by its name, from
-    which `graph_io.rope_names` makes the names of the graphs' inputs.
+    `weights` names the files with the weights that all engines share. `drafts` may be several, each with its
+    own name; the first one is the default. `files` lists every file but the manifest and those in `search/`.
+    `rope` has each RoPE by its name, from which `graph_io.rope_names` makes the names of the graphs' inputs.
     """
 
     schema_version: int
@@ -137,11 +141,27 @@ class Manifest:
     max_context: int
     kv: KvLayout
     rope: dict[str, Rope]
+    weights: tuple[str, ...]
     drafts: tuple[DraftEntry, ...]
     files: dict[str, FileEntry]
     tools: dict[str, str]
     gate: dict[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 (hexadecimal) of the shared weights: of the file, or of the digests of several files."""
+        digests = [self.files[name].sha256 for name in self.weights]
+        return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    @property
+    def weights_size(self) -> int:
+        """Size of the shared weights, in bytes."""
+        return sum(self.files[name].size for name in self.weights)
+
+    def draft(self, name: str | None = None) -> DraftEntry | None:
+        """Returns the draft of that name, or the first one; None if there is none."""
+        return next((draft for draft in self.drafts if name in (None, draft.name)), None)
 
     def to_json(self) -> str:
         """Returns the manifest as indented JSON that ends in a line break."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssruntime.artifact.file_names import CHECKPOINT_CONFIG, MANIFEST, STEP_GRAPH, VERIFY_GRAPH, WEIGHTS
+from ssruntime.artifact.file_names import CHECKPOINT_CONFIG, MANIFEST, STEP_GRAPH, VERIFY_GRAPH
 from ssruntime.artifact.manifest import SCHEMA_VERSION, Manifest
 from ssruntime.errors import ArtifactError
 from ssruntime.strict_reader import parse_json, read_content, read_record
@@ -44,9 +44,13 @@ def read_artifact(folder: Path) -> Artifact:
             raise ArtifactError(f"{path} has {path.stat().st_size} bytes, but the manifest lists {entry.size}", "export the model again")
         if not os.access(path, os.R_OK):
             raise ArtifactError(f"{path} cannot be read: {os.strerror(errno.EACCES)}", "check its permissions")
-    for needed in (VERIFY_GRAPH, STEP_GRAPH, WEIGHTS, *(d.graph for d in manifest.drafts)):
+    own = [name for draft in manifest.drafts for name in (draft.graph, *draft.weights)]
+    for needed in (VERIFY_GRAPH, STEP_GRAPH, *manifest.weights, *own):
         if needed not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST} does not list {needed}", "export the model again")
+    names = [draft.name for draft in manifest.drafts]
+    if len(set(names)) < len(names):
+        raise ArtifactError(f"{folder / MANIFEST}: two drafts have the same name", "export the model again")
     return Artifact(folder=folder, manifest=manifest)
 
 
@@ -71,7 +75,7 @@ def _read_manifest(folder: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path} has schema version {version!r}, this sstool reads {SCHEMA_VERSION}",
-            "use the sstool that wrote it, or export the model again",
+            "export the model again, or use the sstool that wrote it",
         )
     return read_record(Manifest, data, where=str(path), error=ArtifactError)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssruntime.artifact import DraftEntry
 from ssruntime.proposal import Alternative
 
 
@@ -159,7 +161,8 @@ class Slot(Protocol):
 
     max_context: int
     alternatives_end: int
-    """First KV-cache entry that no alternative may use: the narrowest sliding window, at most `max_context`.
+    """First KV-cache entry that no alternative may use: the narrowest sliding window, at most `max_context`;
+    0 on a backend without token trees.
 
     Kernels apply a sliding window by entry. The entry of an alternative has a higher index than its position
     in the text, so the window would hide tokens that the alternative must attend to."""
@@ -194,7 +197,7 @@ class Slot(Protocol):
         Args:
             ids: trunk of the token tree.
             start: position of the first of `ids`.
-            branches: side branches of the tree (see `TokenTree`). Not allowed at `start` 0.
+            branches: side branches of the tree (see `TokenTree`).
         """
 
     def draft(self, ids: Sequence[int], start: int) -> StepOutput:
@@ -203,17 +206,75 @@ class Slot(Protocol):
     def draft_forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         """Returns the same as `forward`, from the draft engine, to measure a draft's own parity."""
 
+    def use_draft(self, draft: DraftEngine) -> None:
+        """Replaces the draft engine of this slot; the KV cache stays the same."""
+
+    def preserved(self, start: int, stop: int) -> AbstractContextManager[None]:
+        """Returns a context manager that restores the KV-cache entries `[start, stop)` at its end.
+
+        Only the entries of the draft's own layers are restored: drafting writes no others.
+        """
+
+
+class DraftEngine(Protocol):
+    """An open draft, from `Backend.open_draft`, for slots of the same backend."""
+
+
+class OpenGraph(Protocol):
+    """A graph over the artifact's weights that is not one of its engines, such as a part of the model."""
+
+    def run(self, output: str, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Returns an output of one pass from position 0, with an empty KV cache.
+
+        Args:
+            output: name of the output.
+            feeds: inputs by name, of which the first begins with the dimensions [B, S]. Those that the graph
+                lacks are ignored; RoPE tables and the KV cache are added.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """How to open the engines of an artifact; see `ssruntime.load`."""
+
+    threads: int
+    max_context: int
+    max_sequences: int
+    draft: DraftEntry | None
+    bit_exact: bool
+    verify_digests: bool
+    global_threads: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What the open engines of a backend can do.
+
+    Attributes:
+        max_rows: largest number of sequences in one pass.
+        token_trees: whether verify passes may have side branches.
+        logits_on_device: whether all logits stay in the device's memory until `StepOutput.logits` is read.
+        bit_exact: whether every kind of pass is meant to give a token's logits to the bit. The bit test tells
+            whether the machine's kernels do.
+    """
+
+    max_rows: int
+    token_trees: bool
+    logits_on_device: bool
+    bit_exact: bool
+
 
 class Backend(Protocol):
     """The open engines of one artifact. Safe to use from several threads."""
 
     vocab_size: int
     max_context: int
+    alternatives_end: int
+    """As in `Slot`, for slots of the whole context."""
     has_draft: bool
     threads: int
     """Number of threads that each engine computes with."""
-    bit_exact: bool
-    """Whether passes of one token are computed like wider ones (see `ssruntime.load`)."""
+    capabilities: Capabilities
     packing: str
     """`shared` if one copy of the packed weights serves every engine and process of this host, or
     `private (why)`."""
@@ -230,6 +291,40 @@ class Backend(Protocol):
 
     def release(self, slot: Slot) -> None:
         """Gives a slot back."""
+
+    def run(self, passes: Sequence[tuple[Slot, Pass]]) -> list[StepOutput]:
+        """Returns the outputs of passes of different sequences, which share engine passes where they can.
+
+        Each output is what `Slot.run` gives for the pass alone; with `capabilities.bit_exact`, to the bit.
+
+        Args:
+            passes: acquired slots, each at most once, and the pass that its sequence wants.
+        """
+
+    def open_draft(self, graph: bytes, name: str) -> DraftEngine:
+        """Returns another draft over the same weights, for slots made by `new_slot`.
+
+        Args:
+            graph: a serialized ONNX model; each of its weights must be a weight of the verify graph.
+            name: name of the draft in error messages.
+
+        Raises:
+            ArtifactError: if the graph cannot be opened or is not a draft of this artifact.
+        """
+
+    def open_graph(self, graph: bytes, name: str) -> OpenGraph:
+        """Returns any graph over the same weights; arguments and errors are those of `open_draft`."""
+
+    def new_slot(self, max_context: int, draft: DraftEngine | None = None) -> Slot:
+        """Returns a new slot that does not belong to the pool.
+
+        Args:
+            max_context: positions of its KV cache; at most the backend's own `max_context` is used.
+            draft: its draft, from `open_draft`; None for a slot that cannot draft.
+
+        Raises:
+            BackendUnavailableError: if the backend is closed.
+        """
 
     def close(self) -> None:
         """Drops the engines and the buffers."""

@@ -66,14 +66,19 @@ class Pool(Generic[T]):
         with self._lock:
             self._give(item)
 
-    def close(self, refusal: BackendUnavailableError) -> None:
-        """Drops the free items, and the others once they are released; refuses waiting and later callers."""
+    def close(self, refusal: BackendUnavailableError) -> list[T]:
+        """Drops the free items, and the others once they are released; refuses waiting and later callers.
+
+        Returns:
+            The free items.
+        """
         with self._lock:
             self._refusal = refusal
-            self._free.clear()
+            free, self._free = self._free, []
             self._make = _refuse  # what made items may keep much memory
             while self._waiting:
                 self._waiting.popleft().woken.set()
+        return free
 
     def abandon(self, refusal: BackendUnavailableError) -> None:
         """Closes the pool in a forked process, in which no other thread is left to release the lock."""

@@ -59,8 +59,8 @@ def model_of(inputs: Iterable[ir.Value], outputs: Iterable[ir.Value], nodes: Ite
     outputs = list(outputs)
     for output in outputs:
         output.type = output.type or ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph(list(inputs), outputs, nodes=nodes, initializers=constants, opset_imports={"": 23, "com.microsoft": 1}, name="small")
-    return ir.Model(graph, ir_version=10)
+    graph = ir.Graph(list(inputs), outputs, nodes=nodes, initializers=constants, opset_imports={"": 24, "com.microsoft": 1}, name="small")
+    return ir.Model(graph, ir_version=11)
 
 
 def named(node: ir.Node, *names: str) -> ir.Node:

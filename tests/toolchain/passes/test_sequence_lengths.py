@@ -51,7 +51,8 @@ def test_attention_computes_the_same() -> None:
     before = run(given, attention_mask=np.ones((1, 5), dtype=np.int64), **feeds)
     done = SequenceLengthsPass()(given)
     assert done.modified
-    after = run(done.model, seqlens_k=np.array([4], dtype=np.int32), total_sequence_length=np.array(5, dtype=np.int32), **feeds)
+    lengths = {"query_seqlens": np.array([2]), "seqlens_k": np.array([4]), "total_sequence_length": np.array(5)}
+    after = run(done.model, **{name: value.astype(np.int32) for name, value in lengths.items()}, **feeds)
     for name, expected in before.items():
         np.testing.assert_array_equal(after[name], expected)
 
@@ -61,7 +62,8 @@ def test_the_mask_and_its_arithmetic_are_removed() -> None:
     assert kinds(done) == {"GroupQueryAttention": 2}
     assert not done.graph.initializers
     assert "attention_mask" not in [v.name for v in done.graph.inputs]
-    seqlens, total = done.graph.inputs[-2:]
+    query, seqlens, total = done.graph.inputs[-3:]
+    assert (query.name, query.dtype, query.shape) == ("query_seqlens", ir.DataType.INT32, ir.Shape(["batch"]))
     assert (seqlens.name, seqlens.dtype, seqlens.shape) == ("seqlens_k", ir.DataType.INT32, ir.Shape(["batch"]))
     assert (total.name, total.dtype, total.shape) == ("total_sequence_length", ir.DataType.INT32, ir.Shape([]))
 

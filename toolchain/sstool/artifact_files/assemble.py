@@ -97,6 +97,7 @@ def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: 
         max_context=max_context,
         kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype="fp32"),
         rope=ropes(checkpoint.config),
+        weights=(WEIGHTS,),
         drafts=(spec.draft_entry("fp32"),),
         files={
             path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path))

@@ -14,8 +14,8 @@ from typing import Any, Final
 import onnxruntime as ort
 
 from ssruntime.acceptance.base import BRANCH_MARGIN
-from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, WEIGHTS, Artifact
-from ssruntime.backends.ort.packing import cache_folder
+from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact
+from ssruntime.cache_folder import cache_folder
 from ssruntime.engine import Engine
 from ssruntime.errors import ArtifactError
 from ssruntime.machine import cpu_features, cpu_model
@@ -138,7 +138,7 @@ def recorded_bits(artifact: Artifact) -> BitsReport | None:
 
 def bits_are_equal(engine: Engine) -> bool:
     """Returns whether the kernels that an engine runs on are known to pass the bit test."""
-    known = known_bits(engine.artifact, Kernels.here(engine.backend.threads)) if engine.backend.bit_exact else None
+    known = known_bits(engine.artifact, Kernels.here(engine.backend.threads)) if engine.backend.capabilities.bit_exact else None
     return known is not None and known.equal
 
 
@@ -167,6 +167,6 @@ def exactness(artifact: Artifact, threads: int) -> str:
 
 def _path(artifact: Artifact, kernels: Kernels) -> Path:
     files = artifact.manifest.files
-    digests = [files[name].sha256 for name in (VERIFY_GRAPH, STEP_GRAPH, WEIGHTS)]
+    digests = [*(files[name].sha256 for name in (VERIFY_GRAPH, STEP_GRAPH)), artifact.manifest.weights_digest]
     key = hashlib.sha256(json.dumps([digests, dataclasses.asdict(kernels)], sort_keys=True).encode()).hexdigest()[:32]
     return cache_folder() / "bits" / f"{key}.json"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssruntime.artifact import Artifact, Manifest, read_artifact
+from ssruntime.backends.registry import target_of
 from ssruntime.engine import DEFAULT_MAX_CONTEXT
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.folder_lock import require_locks
@@ -85,10 +86,10 @@ def _on_this_machine(artifact: Artifact) -> tuple[str, str]:
     """Returns `packing` and `exactness`."""
     try:
         require_locks()
-        # Imported here, because they need ONNX Runtime.
-        from ssruntime.backends.ort.packing import packing_state
+        target = target_of(artifact.manifest).load()
+        # Imported here, because it needs ONNX Runtime.
         from sstool.artifact_files.bits_record import exactness
     except (BackendUnavailableError, ImportError) as err:
         unknown = f"unknown ({err.message if isinstance(err, BackendUnavailableError) else f'ONNX Runtime cannot be imported: {err}'})"
         return unknown, unknown
-    return packing_state(artifact), exactness(artifact, default_threads())
+    return target.packing_state(artifact), exactness(artifact, default_threads())

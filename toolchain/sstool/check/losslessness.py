@@ -10,7 +10,7 @@ from dataclasses import asdict
 import onnxruntime as ort
 
 from ssruntime.artifact import MANIFEST
-from ssruntime.backends.ort.packing import cache_folder
+from ssruntime.cache_folder import cache_folder
 from ssruntime.engine import Engine
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed

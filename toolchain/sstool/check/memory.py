@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from ssruntime.artifact import WEIGHTS, read_artifact
+from ssruntime.artifact import read_artifact
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.strict_reader import parse_json, read_record
 from sstool.check.memory_probe import ProbeJob, ProbeReady, Work
@@ -88,7 +88,7 @@ def measure_memory(folder: Path, *, threads: int | None = None, max_context: int
     if not can_measure():
         raise BackendUnavailableError("memory cannot be measured: this system has no /proc/self/smaps_rollup", "measure on Linux")
     manifest = read_artifact(folder).manifest
-    weights = manifest.files[WEIGHTS].size
+    weights = manifest.weights_size
     decoding: Work = "speculative" if manifest.drafts else "plain"
 
     def job(work: Work, like: ProbeReady | None = None) -> ProbeJob:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ssruntime.artifact import Artifact, check_digests, read_artifact
-from ssruntime.backends.ort.packing import damaged_entry
+from ssruntime.backends.registry import target_of
 from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
 from ssruntime.folder_lock import require_locks
@@ -19,7 +19,7 @@ from sstool.check.memory import can_measure, measure_memory
 from sstool.check.plan import plan_check
 from sstool.check.prompts import PromptFile, built_in_prompts
 from sstool.check.report import CheckReport, CheckSection, Status
-from sstool.validation.bits import GATE_CONTEXT, measure_bits
+from sstool.validation.bits import GATE_CONTEXT, GATE_SEQUENCES, measure_bits
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the name of the part, the finished steps, the total number, and the name of the next step."""
@@ -104,7 +104,7 @@ def _check_digests(artifact: Artifact, tell: Progress) -> CheckSection:
         check_digests(artifact, lambda name: tell("digests", names.index(name), len(names), name))
     except ArtifactError as err:
         return CheckSection(status="failed", reason=err.message, details={"files": len(names)})
-    damaged = damaged_entry(artifact)
+    damaged = target_of(artifact.manifest).load().damaged_entry(artifact)
     if damaged is not None:
         reason = f"the packed weights in {damaged} are damaged; remove that folder, and the next load packs them again"
         return CheckSection(status="failed", reason=reason, details={"files": len(names)})
@@ -125,7 +125,7 @@ def _check_decoding(
     artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress
 ) -> tuple[CheckSection, CheckSection, Environment]:
     """Returns the sections `bits` and `losslessness`."""
-    with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=1) as engine:
+    with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=GATE_SEQUENCES) as engine:
         tell("bits", 0, 1, "against passes of one token")
         bits = measure_bits(engine.backend)
         if engine.backend.max_context >= min(GATE_CONTEXT, artifact.manifest.max_context):

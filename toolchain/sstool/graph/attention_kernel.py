@@ -12,6 +12,7 @@ TABLE_INPUTS: Final = (7, 8)
 """RoPE tables: cosines, sines."""
 POSITIONS_INPUT: Final = 9
 BIAS_INPUT: Final = 10
+QUERY_LENGTHS_INPUT: Final = 16
 
 
 def attentions(graph: ir.Graph) -> list[ir.Node]:

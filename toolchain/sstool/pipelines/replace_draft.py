@@ -29,7 +29,7 @@ from sstool.graph.lower import lower_draft
 from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
 from sstool.search.run import SearchOutcome
 from sstool.skip_set import SkipSpec
-from sstool.validation.bits import measure_bits
+from sstool.validation.bits import GATE_SEQUENCES, measure_bits
 from sstool.validation.gate import require_sound
 
 
@@ -62,7 +62,7 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning)
         tuning=tuning,
     )
     _replace_manifest(folder, manifest)
-    with load(folder, max_sequences=1) as engine:
+    with load(folder, max_sequences=GATE_SEQUENCES) as engine:
         if known_bits(artifact, Kernels.here(engine.backend.threads)) is None:
             store_bits(artifact, measure_bits(engine.backend))
         lossless = require_sound(engine, manifest.model.source, bits_equal=bits_are_equal(engine))

@@ -6,78 +6,42 @@ decoding. Elsewhere two tokens that are almost equally good can swap (see `sstoo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ssruntime.backends.base import Backend, Slot, StepOutput
-from ssruntime.backends.ort.backend import OrtBackend
-from ssruntime.backends.ort.slot import PREFILL_CHUNK
+from ssruntime.backends.base import Backend, Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import Alternative, TokenTree
-from ssruntime.results import logits_digest
 from sstool.artifact_files.bits_record import BitsReport, Kernels
+from sstool.validation.bit_rows import BitRows
+from sstool.validation.ragged_bits import MAX_ROWS, compare_ragged
 
 _SEED: Final = 2
 _STARTS: Final = (24, 1100)
 """Context lengths before the compared rounds; one is longer than a kernel's usual block of keys."""
 _DRAFTED: Final = 4
 """Length of the draft sequences that are rejected."""
-_PROMPTS: Final = (1, 17, 33, 129, PREFILL_CHUNK + 1)
-"""Lengths of the compared prompts. Those around the kernel's own blocks come on top."""
-_SAMPLED: Final = 512
-"""Number of logits of each row that are kept, to tell the size of a difference."""
+_PROMPTS: Final = (1, 17, 33, 129)
+"""Lengths of the compared prompts. Those around the kernel's own blocks and passes come on top."""
 GATE_CONTEXT: Final = max(_STARTS) + MAX_QUERY_LENGTH + 1
 """Positions that the whole test needs."""
-
-
-@dataclass(slots=True)
-class _Rows:
-    """The rows of autoregressive decoding by position (digests, samples), and comparisons with them."""
-
-    vocab_size: int
-    digests: dict[int, bytes] = field(default_factory=dict)
-    samples: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    largest: float = 0.0
-    compared: int = 0
-    differing: int = 0
-    first: str | None = None
-
-    def keep(self, position: int, output: StepOutput) -> None:
-        """Stores the rows of a pass that begins at `position`."""
-        for offset, row in enumerate(output.logits):
-            self.digests[position + offset] = logits_digest(row)
-            self.samples[position + offset] = self._sample(row)
-
-    def compare(self, kind: str, position: int, output: StepOutput, rows: Iterable[int]) -> None:
-        """Compares rows of a pass with the stored ones at `position` and the positions after it."""
-        for at, row in enumerate(rows, position):
-            self.compared += 1
-            if logits_digest(output.logits[row]) != self.digests[at]:
-                self.differing += 1
-                self.first = self.first or kind
-                apart = np.abs(self._sample(output.logits[row]) - self.samples[at]).max()
-                scale = np.abs(output.logits[row]).max()
-                self.largest = max(self.largest, float(apart / scale) if scale > 0 else float(apart))
-
-    def _sample(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
-        return row[:: -(-self.vocab_size // _SAMPLED)].copy()
+GATE_SEQUENCES: Final = MAX_ROWS
+"""Sequences that the whole test needs."""
 
 
 def measure_bits(backend: Backend) -> BitsReport:
     """Returns how passes of every kind compare with autoregressive decoding, on the machine at hand.
 
     The passes: every query length that decoding uses, passes after a rejected draft, token trees and the
-    passes after them, prompts of many lengths, and another capacity of the KV cache.
+    passes after them, prompts of many lengths, another capacity of the KV cache, and passes that several
+    sequences share.
 
     Args:
         backend: open engines of an artifact, loaded with `bit_exact`; a draft engine is used if there is one.
     """
-    assert isinstance(backend, OrtBackend)
-    found = _Rows(backend.vocab_size)
+    found = BitRows(backend.vocab_size)
     longest = min(backend.max_context, GATE_CONTEXT)
     ids = [int(i) for i in np.random.default_rng(_SEED).integers(0, backend.vocab_size, longest)]
     slot = backend.acquire(None)
@@ -87,6 +51,7 @@ def measure_bits(backend: Backend) -> BitsReport:
         _compare_prompts(slot, found, ids)
     finally:
         backend.release(slot)
+    compare_ragged(backend, found, ids)
     return BitsReport(
         rows=found.compared,
         differing=found.differing,
@@ -102,7 +67,7 @@ def _fitting(length: int) -> list[int]:
     return sorted({min(start, room) for start in _STARTS})
 
 
-def _compare_rounds(slot: Slot, backend: OrtBackend, found: _Rows, ids: Sequence[int], start: int) -> None:
+def _compare_rounds(slot: Slot, backend: Backend, found: BitRows, ids: Sequence[int], start: int) -> None:
     """Compares passes that begin after `start` tokens with passes of one token."""
     stop = min(start + MAX_QUERY_LENGTH + 1, len(ids))
     slot.prefill(ids[:start])
@@ -123,7 +88,7 @@ def _compare_rounds(slot: Slot, backend: OrtBackend, found: _Rows, ids: Sequence
     found.compare("another capacity", start, other.verify(ids[start : start + _DRAFTED], start), range(_DRAFTED))
 
 
-def _compare_rejection(slot: Slot, found: _Rows, ids: Sequence[int], start: int, *, has_draft: bool) -> None:
+def _compare_rejection(slot: Slot, found: BitRows, ids: Sequence[int], start: int, *, has_draft: bool) -> None:
     wrong = [(token + 1) % (max(ids) + 1) for token in ids[start + 1 : start + 1 + _DRAFTED]]
     trunk = [ids[start], *wrong]
     if has_draft:
@@ -133,7 +98,7 @@ def _compare_rejection(slot: Slot, found: _Rows, ids: Sequence[int], start: int,
     found.compare("after a rejected draft", start + 1, slot.verify(ids[start + 1 : start + 1 + _DRAFTED], start + 1), range(_DRAFTED))
 
 
-def _compare_trees(slot: Slot, found: _Rows, ids: Sequence[int], start: int) -> None:
+def _compare_trees(slot: Slot, found: BitRows, ids: Sequence[int], start: int) -> None:
     """Compares the trunk of a token tree, and the pass that runs an accepted alternative again."""
     trunk = ids[start : start + _DRAFTED]
     tree = TokenTree(trunk, [Alternative(0, ids[0]), Alternative(2, ids[1])])
@@ -144,9 +109,9 @@ def _compare_trees(slot: Slot, found: _Rows, ids: Sequence[int], start: int) -> 
     found.compare("after an alternative", start + 1, slot.verify(ids[start + 1 : start + 4], start + 1), range(3))
 
 
-def _compare_prompts(slot: Slot, found: _Rows, ids: Sequence[int]) -> None:
+def _compare_prompts(slot: Slot, found: BitRows, ids: Sequence[int]) -> None:
     """Compares prompts of many lengths with the same tokens in the widest passes of decoding."""
-    lengths = sorted({n for n in (*_PROMPTS, *_around_blocks(slot.attention_block)) if n < len(ids)})
+    lengths = sorted({n for n in (*_PROMPTS, *_around_blocks(slot)) if n < len(ids)})
     for position in range(0, max(lengths, default=0) + 1, MAX_QUERY_LENGTH):
         found.keep(position, slot.verify(ids[position : position + MAX_QUERY_LENGTH], position))
     for length in lengths:
@@ -155,7 +120,9 @@ def _compare_prompts(slot: Slot, found: _Rows, ids: Sequence[int]) -> None:
         found.compare(f"after {kind}", length, slot.verify((ids[length],), length), (0,))
 
 
-def _around_blocks(block: int) -> Iterator[int]:
+def _around_blocks(slot: Slot) -> Iterator[int]:
     """Yields the lengths of one and of the most blocks that fit into a pass, and one and two tokens more."""
-    for blocks in {1, max(1, PREFILL_CHUNK // block)}:
+    block = slot.attention_block
+    yield slot.prefill_chunk + 1
+    for blocks in {1, max(1, slot.prefill_chunk // block)}:
         yield from range(blocks * block, blocks * block + 3)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssruntime.artifact import Artifact, read_artifact
-from ssruntime.backends.ort import packing
+from ssruntime.backends.registry import target_of
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
 from ssruntime.errors import UnsupportedModelError
@@ -24,7 +24,7 @@ from sstool.checkpoint.describe import Checkpoint
 from sstool.checkpoint.truncated import first_layers, layers_to_compare
 from sstool.hub import ResolvedModel
 from sstool.skip_set import SkipSpec
-from sstool.validation.bits import GATE_CONTEXT, measure_bits
+from sstool.validation.bits import GATE_CONTEXT, GATE_SEQUENCES, measure_bits
 from sstool.validation.lossless import NO, compare, traced
 from sstool.validation.parity import ParityPlan, compare_with_reference, plan_parity, require_parity
 from sstool.validation.reference import reference_logits
@@ -90,11 +90,15 @@ def _opened(artifact: Artifact, context: int = GATE_CONTEXT) -> Iterator[Engine]
     """
     try:
         context = min(artifact.manifest.max_context, max(context, GATE_CONTEXT))
-        with load(artifact.folder, max_context=context, max_sequences=1) as engine:
+        with load(artifact.folder, max_context=context, max_sequences=GATE_SEQUENCES) as engine:
             yield engine
     except BaseException:
-        packing.discard(artifact)
+        _discard(artifact)
         raise
+
+
+def _discard(artifact: Artifact) -> None:
+    target_of(artifact.manifest).load().discard(artifact)
 
 
 def _truncated_parity(checkpoint: Checkpoint, num_layers: int, max_context: int) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def _truncated_parity(checkpoint: Checkpoint, num_layers: int, max_context: int)
             with _opened(artifact, len(plan.ids)) as engine:
                 return _require_parity(engine, plan, reference, checkpoint)
         finally:
-            packing.discard(artifact)
+            _discard(artifact)
 
 
 def _require_parity(engine: Engine, plan: ParityPlan, reference: NDArray[np.float32], checkpoint: Checkpoint) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import itertools
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -15,20 +14,25 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssruntime import graph_io
-from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, DraftEntry, Rope
-from ssruntime.backends.base import Slot
+from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, Rope
+from ssruntime.backends.base import BackendOptions, Capabilities, DraftEngine, Pass, Slot, StepOutput
+from ssruntime.backends.device import HostDevice
 from ssruntime.backends.ort.engine_port import EnginePort
-from ssruntime.backends.ort.packing import open_packed, with_real_weights
+from ssruntime.backends.ort.kv_arena import KvArena
+from ssruntime.backends.ort.open_graph import OrtGraph
 from ssruntime.backends.ort.process_ends import watch
+from ssruntime.backends.ort.ragged_passes import RaggedPasses
+from ssruntime.backends.ort.ragged_port import RaggedPort
 from ssruntime.backends.ort.rope import rope_tables
-from ssruntime.backends.ort.slot import OrtSlot, TargetSessions
-from ssruntime.backends.ort.thread_pool import PROVIDERS, choose_threads
+from ssruntime.backends.ort.sessions import Sessions, TargetSessions, check_contract
+from ssruntime.backends.ort.slot import PREFILL_CHUNK, OrtSlot, SlotLimits
+from ssruntime.backends.ort.thread_pool import choose_threads
 from ssruntime.backends.pool import Pool
 from ssruntime.errors import ArtifactError, BackendUnavailableError
 from ssruntime.machine import l2_cache_size, return_freed_memory
 
-logger = logging.getLogger(__name__)
-
+_HOST: Final = HostDevice()
+_KV_DTYPE: Final = np.dtype(np.float32)
 _USUAL_L2: Final = 2**20
 _BYTES_PER_KEY: Final = 32
 """Bytes of the L2 cache that the kernel counts for each number of a key."""
@@ -41,56 +45,42 @@ class OrtBackend:
         rope: RoPE tables by the names of the graphs' inputs, for every position of the context.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        *,
-        threads: int,
-        max_context: int,
-        max_sequences: int,
-        draft: DraftEntry | None,
-        bit_exact: bool,
-        verify_digests: bool,
-        global_threads: bool,
-    ) -> None:
-        self._options = choose_threads(threads, global_threads)
+    def __init__(self, artifact: Artifact, options: BackendOptions) -> None:
+        max_context, draft = options.max_context, options.draft
+        settings = choose_threads(options.threads, options.global_threads)
         self.max_context = max_context
         self.vocab_size = artifact.manifest.model.vocab_size
-        self.threads = self._options.threads
-        self.bit_exact = bit_exact
+        self.threads = settings.threads
         window = artifact.manifest.model.window
         self.alternatives_end = max_context if window is None else min(max_context, window)
-        packed, self.packing = open_packed(artifact, verify=verify_digests, options=self._options.make)
-        names = (VERIFY_GRAPH, *([STEP_GRAPH] if bit_exact else []), *([draft.graph] if draft else []))
-        graphs = {g: artifact.path(g).read_bytes() for g in names}
-        sessions = None
-        if packed is not None:
-            spliced = {name: packed.splice(graph, name) for name, graph in graphs.items()}
-            try:
-                sessions = self._open_all(spliced, packed.folder)
-            except ArtifactError as err:  # another process may have evicted the entry since it was read
-                logger.warning("the packed weights cannot be opened; packing privately: %s", err)
-                self.packing = "private (the packed weights could not be opened)"
-        if sessions is None:
-            real = {name: with_real_weights(artifact, graph) for name, graph in graphs.items()}
-            sessions = self._open_all({name: graph for name, (graph, _) in real.items()}, real[VERIFY_GRAPH][1])
-            packed = None
+        opened = Sessions(artifact, options, settings)
+        self.packing = opened.packing
+        sessions = opened.by_graph
+        self._sessions: Sessions | None = opened
         _check_rope(sessions[VERIFY_GRAPH], artifact.manifest.rope)
-        self._packed, self._artifact = packed, artifact
-        self.rope = rope_tables(artifact.manifest.rope, max_context + graph_io.STEP_PADDING)
+        capacity = max_context + PREFILL_CHUNK  # room for the padding of a row beside the widest pass
+        self.rope = rope_tables(artifact.manifest.rope, capacity)
         self.has_draft = draft is not None
+        self.capabilities = Capabilities(
+            max_rows=options.max_sequences, token_trees=True, logits_on_device=False, bit_exact=options.bit_exact
+        )
+        target = TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH))
+        own_draft = sessions[draft.graph] if draft else None
+        arena = KvArena(target.verify, _HOST, _KV_DTYPE, rows=options.max_sequences, capacity=capacity)
+        shared = RaggedPasses(target, own_draft, self.rope, arena, vocab_size=self.vocab_size)
+        # Not the object itself: a closed backend must not keep the sessions alive.
+        self._shared = weakref.ref(shared)
         self._slots: SlotMaker | None = SlotMaker(
-            target=TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH)),
-            draft=sessions[draft.graph] if draft else None,
+            target=target,
+            draft=own_draft,
             rope=self.rope,
-            max_context=max_context,
-            alternatives_end=self.alternatives_end,
-            attention_block=attention_block(artifact.manifest.kv.head_dim),
-            vocab_size=self.vocab_size,
+            arena=arena,
+            shared=shared,
+            limits=SlotLimits(max_context, self.alternatives_end, attention_block(artifact.manifest.kv.head_dim), self.vocab_size),
         )
         self._made = self._slots.made
         # A maker that does not refer to this backend: a reference cycle would keep the sessions alive.
-        self._pool: Pool[OrtSlot] = Pool(self._slots.make_pooled, max_sequences)
+        self._pool: Pool[OrtSlot] = Pool(self._slots.make_pooled, options.max_sequences)
         return_freed_memory()
         watch(self)
 
@@ -103,13 +93,28 @@ class OrtBackend:
     def release(self, slot: Slot) -> None:
         """Gives a slot back."""
         assert isinstance(slot, OrtSlot)
-        slot.trim()
+        slot.trim(everything=self._slots is None)
         self._pool.release(slot)
+
+    def run(self, passes: Sequence[tuple[Slot, Pass]]) -> list[StepOutput]:
+        """Returns the outputs of passes of different sequences; see `backends.base.Backend`.
+
+        Raises:
+            ValueError: if a pass does not fit, as for `Slot.run`, or two passes are for the same slot.
+        """
+        own = [(slot, wanted) for slot, wanted in passes if isinstance(slot, OrtSlot) and slot in self._made]
+        if len(own) < len(passes) or len({id(slot) for slot, _ in own}) < len(own):
+            raise ValueError("a pass needs a slot of this backend, and each slot can run one pass at a time")
+        shared = own[0][0].shared if own else None
+        if len(own) > 1 and shared is not None and all(slot.shared is shared for slot, _ in own):
+            return shared.run(own)
+        return [slot.run(wanted) for slot, wanted in own]
 
     def close(self) -> None:
         """Drops the sessions and the slots; those in use stay valid until they are released."""
-        self._slots = None
-        self._pool.close(_closed())
+        self._slots = self._sessions = None
+        for slot in self._pool.close(_closed()):
+            slot.trim(everything=True)
 
     def abandon(self, refusal: BackendUnavailableError) -> list[ort.InferenceSession]:
         """Refuses every later use with this error; returns the sessions (see `process_ends.py`)."""
@@ -119,107 +124,89 @@ class OrtBackend:
         slots, self._slots = self._slots, None
         return slots.abandon(refusal)
 
-    def open_ports(self) -> list[EnginePort]:
+    def open_ports(self) -> list[EnginePort | RaggedPort]:
         """Returns the ports of all slots."""
-        return [port for slot in list(self._made) for port in slot.ports()]
+        return [*self._shared_ports(), *(port for slot in list(self._made) for port in slot.ports())]
+
+    def _shared_ports(self) -> Iterable[RaggedPort]:
+        shared = self._shared()
+        return () if shared is None else shared.ports()
 
     def open_draft(self, graph: bytes, name: str) -> ort.InferenceSession:
-        """Returns a session of another draft over the same weights, for slots made by `new_slot`.
-
-        Args:
-            graph: a serialized ONNX model; each of its weights must be a weight of the verify graph.
-            name: name of the draft in error messages.
-
-        Raises:
-            ArtifactError: if the graph cannot be opened or is not a draft of this artifact.
-        """
-        session = self.open_graph(graph, name)
-        _check_contract(session, name, takes_trees=False)
+        """Returns a session of another draft; see `backends.base.Backend`."""
+        session = self._open(graph, name)
+        check_contract(session, name, takes_trees=False)
         return session
 
-    def open_graph(self, graph: bytes, name: str) -> ort.InferenceSession:
-        """Returns a session of any graph over the same weights, such as a part of the model.
+    def open_graph(self, graph: bytes, name: str) -> OrtGraph:
+        """Returns any graph over the same weights; see `backends.base.Backend`."""
+        return OrtGraph(self._open(graph, name), self.rope)
 
-        Args:
-            graph: a serialized ONNX model; each of its weights must be a weight of the verify graph.
-            name: name of the graph in error messages.
+    def _open(self, graph: bytes, name: str) -> ort.InferenceSession:
+        if self._sessions is None:
+            raise _closed()
+        return self._sessions.open(graph, name)
 
-        Raises:
-            ArtifactError: if the graph cannot be opened.
-        """
-        if self._packed is None:
-            graph, folder = with_real_weights(self._artifact, graph)
-            return self._open(graph, name, str(folder))
-        return self._open(self._packed.splice(graph, name), name, str(self._packed.folder))
-
-    def new_slot(self, max_context: int, draft: ort.InferenceSession | None = None) -> OrtSlot:
-        """Returns a new slot that does not belong to the pool.
-
-        Args:
-            max_context: positions of its KV cache; at most the backend's own `max_context` is used.
-            draft: its draft session, from `open_draft`; None for a slot that cannot draft.
-
-        Raises:
-            BackendUnavailableError: if the backend is closed.
-        """
+    def new_slot(self, max_context: int, draft: DraftEngine | None = None) -> OrtSlot:
+        """Returns a new slot that does not belong to the pool; see `backends.base.Backend`."""
         if self._slots is None:
             raise _closed()
-        return self._slots.make(min(max_context, self.max_context), draft)
-
-    def _open_all(self, graphs: dict[str, bytes], folder: Path) -> dict[str, ort.InferenceSession]:
-        sessions = {name: self._open(graph, name, str(folder)) for name, graph in graphs.items()}
-        for name, session in sessions.items():
-            _check_contract(session, name, takes_trees=name == VERIFY_GRAPH)
-        return sessions
-
-    def _open(self, graph: bytes, name: str, folder: str) -> ort.InferenceSession:
-        options = self._options.make()
-        try:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-            # No fallback: there is no other provider, and a second attempt would print to stdout.
-            session = ort.InferenceSession(graph, options, providers=PROVIDERS, enable_fallback=False)
-        except Exception as err:  # ONNX Runtime's exceptions share no closer base class
-            raise ArtifactError(f"ONNX Runtime cannot open {name}: {err}", "export the model again") from err
-        return session
+        assert draft is None or isinstance(draft, ort.InferenceSession)
+        return self._slots.make_alone(min(max_context, self.max_context), draft)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlotMaker:
-    """Makes slots of one backend's sessions. Its fields are those of `OrtSlot`."""
+    """Makes slots of one backend's sessions.
+
+    Attributes:
+        target: sessions of the whole model.
+        draft: session of the backend's own draft.
+        rope: RoPE tables by input name.
+        arena: KV caches of the pool's slots.
+        shared: engine passes that these slots can share.
+        limits: limits of the pool's slots.
+        made: the slots that exist.
+    """
 
     target: TargetSessions
     draft: ort.InferenceSession | None
     rope: Mapping[str, NDArray[np.float32]]
-    max_context: int
-    alternatives_end: int
-    attention_block: int
-    vocab_size: int
+    arena: KvArena
+    shared: RaggedPasses
+    limits: SlotLimits
     made: weakref.WeakSet[OrtSlot] = field(default_factory=weakref.WeakSet)
+    _rows: Iterator[int] = field(default_factory=itertools.count)
 
     def make_pooled(self) -> OrtSlot:
-        """Returns a new slot of the whole context, with the backend's own draft."""
-        return self.make(self.max_context, self.draft)
+        """Returns a slot for the next row of the backend's arena, with the backend's own draft."""
+        return self._make(self.arena, next(self._rows), self.limits, self.draft, self.shared)
 
-    def make(self, max_context: int, draft: ort.InferenceSession | None) -> OrtSlot:
-        """Returns a new slot."""
-        slot = OrtSlot(
-            self.target,
-            draft,
-            self.rope,
-            max_context=max_context,
-            alternatives_end=min(max_context, self.alternatives_end),
-            attention_block=self.attention_block,
-            vocab_size=self.vocab_size,
-        )
-        self.made.add(slot)
-        return slot
+    def make_alone(self, max_context: int, draft: ort.InferenceSession | None) -> OrtSlot:
+        """Returns a slot with an arena of its own."""
+        arena = KvArena(self.target.verify, _HOST, _KV_DTYPE, rows=1, capacity=max_context + graph_io.STEP_PADDING)
+        end = min(max_context, self.limits.alternatives_end)
+        return self._make(arena, 0, self.limits._replace(max_context=max_context, alternatives_end=end), draft, None)
 
     def abandon(self, refusal: BackendUnavailableError) -> list[ort.InferenceSession]:
         """Makes every slot refuse to run; returns the sessions."""
         sessions = [session for session in (*self.target, self.draft) if session is not None]
+        sessions += [port.abandon(refusal) for port in self.shared.ports()]
         for slot in self.made:
             sessions += slot.abandon(refusal)
         return sessions
+
+    def _make(
+        self, arena: KvArena, row: int, limits: SlotLimits, draft: ort.InferenceSession | None, shared: RaggedPasses | None
+    ) -> OrtSlot:
+        slot = OrtSlot(self.target, draft, self.rope, arena, row, limits=limits, shared=shared)
+        self.made.add(slot)
+        return slot
+
+
+def open_backend(artifact: Artifact, options: BackendOptions) -> OrtBackend:
+    """Returns the open engines of an artifact; called by `ssruntime.backends.registry`."""
+    return OrtBackend(artifact, options)
 
 
 def _closed() -> BackendUnavailableError:
@@ -249,13 +236,3 @@ def _check_rope(verify: ort.InferenceSession, ropes: Mapping[str, Rope]) -> None
                 f"manifest.json: rope: expected {value.shape[1]} frequencies for {value.name}, found {known.get(value.name, 'none')}",
                 "export the model again",
             )
-
-
-def _check_contract(session: ort.InferenceSession, name: str, *, takes_trees: bool) -> None:
-    inputs = {v.name for v in session.get_inputs()}
-    outputs = {v.name for v in session.get_outputs()}
-    needed = {graph_io.INPUT_IDS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.POSITION_IDS, graph_io.LOGITS_INDEX}
-    missing = (needed | {graph_io.PAST_LENGTH, graph_io.TREE_MASK} if takes_trees else needed) - inputs
-    missing |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - outputs
-    if missing:
-        raise ArtifactError(f"{name} lacks the inputs or outputs {', '.join(sorted(missing))}", "export the model again")

@@ -1,4 +1,4 @@
-"""One session's inputs and outputs for one sequence, at fixed addresses, bound once for each query length."""
+"""One session's inputs and outputs for one row of the KV arena, bound once for each query length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ssruntime import graph_io
 from ssruntime.backends.base import StepOutput
-from ssruntime.backends.ort.kv_cache import KvCache, bind_input, bind_output
+from ssruntime.backends.ort.kv_arena import KvArena, bind_input
+from ssruntime.backends.ort.pass_buffers import PassBuffers, output_buffers
 from ssruntime.backends.ort.tree_mask import TreeMask
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import Alternative, branch_rows
@@ -24,7 +25,8 @@ class EnginePort:
     def __init__(
         self,
         session: ort.InferenceSession,
-        cache: KvCache,
+        arena: KvArena,
+        row: int,
         rope: Mapping[str, NDArray[np.float32]],
         *,
         max_query_length: int,
@@ -36,7 +38,8 @@ class EnginePort:
 
         Args:
             session: session of one engine.
-            cache: KV cache of the sequence.
+            arena: KV caches of the backend's sequences.
+            row: row of this sequence in the arena.
             rope: RoPE tables by input name.
             max_query_length: largest number of tokens in a pass of `run`.
             vocab_size: number of tokens in the vocabulary.
@@ -45,7 +48,7 @@ class EnginePort:
         """
         self.session = session
         self._run = session.run_with_iobinding
-        self._cache = cache
+        self._arena, self._row = arena, row
         self._rope = rope
         self._padding = padding
         self._vocab_size = vocab_size
@@ -56,11 +59,11 @@ class EnginePort:
         self._ids_memory, self._positions_memory, self._lengths_memory = self._ids.data, self._positions.data, self._lengths.data
         self._past_length = np.zeros(1, dtype=np.int64)
         self._past_length_memory = self._past_length.data
-        self._takes_mask = any(v.name == graph_io.TREE_MASK for v in session.get_inputs())
+        self._inputs = frozenset(v.name for v in session.get_inputs())
+        self._takes_mask = graph_io.TREE_MASK in self._inputs
         self._index = np.arange(max_query_length, dtype=np.int64)
-        self._num_top = min(graph_io.MAX_TOP_TOKENS, vocab_size)
         self._last_row_only = last_row_only
-        self._buffers = self._output_buffers(1 if last_row_only else max_query_length)
+        self._buffers = output_buffers(1 if last_row_only else max_query_length, vocab_size)
         self._bound: dict[int, _Bound] = {}
         self._any_length: ort.IOBinding | None = None
 
@@ -148,15 +151,22 @@ class EnginePort:
         """
         if self._any_length is None:
             self._any_length = self._bind_fixed()
-        binding, count = self._any_length, len(positions)
         tokens = np.asarray(ids, dtype=np.int64).reshape(1, -1)
-        index = np.asarray(positions, dtype=np.int64).reshape(1, -1)
-        output = self._output_buffers(count)
-        positions_of = np.arange(start, start + tokens.size, dtype=np.int64).reshape(1, -1)
-        mask = TreeMask(tokens.size) if self._takes_mask else None
-        self._set_length(start, tokens.size)
-        self._bind_small(binding, tokens, positions_of, index, mask, output)
-        return output, self._timed(binding)
+        query_length = tokens.size
+        self._set_length(start, query_length)
+        buffers = PassBuffers(
+            ids=tokens,
+            positions=np.arange(start, start + query_length, dtype=np.int64).reshape(1, -1),
+            query_lengths=self._query_lengths(query_length),
+            last_entries=self._lengths[:1],
+            total=self._lengths[1:].reshape(()),
+            starts=self._past_length,
+            mask=TreeMask(query_length).values if self._takes_mask else None,
+            index=np.asarray(positions, dtype=np.int64).reshape(1, -1),
+            output=output_buffers(len(positions), self._vocab_size),
+        )
+        buffers.bind(self._any_length, self._inputs)
+        return buffers.output, self._timed(self._any_length)
 
     def _set_length(self, start: int, query_length: int) -> None:
         total = start + query_length + self._padding
@@ -168,53 +178,32 @@ class EnginePort:
         if query_length > len(self._ids):
             raise ValueError(f"a pass of {query_length} tokens is longer than the {len(self._ids)} that this engine has buffers for")
         first_row = query_length - 1 if self._last_row_only else 0
-        bound = _Bound(self._bind_fixed(), self._buffers.head(query_length - first_row), TreeMask(query_length))
-        ids, positions = (part[:query_length].reshape(1, -1) for part in (self._ids, self._positions))
-        index = self._index[first_row:query_length].reshape(1, -1)
-        self._bind_small(bound.binding, ids, positions, index, bound.mask, bound.output)
-        self._bound[query_length] = bound
+        mask = TreeMask(query_length)
+        buffers = PassBuffers(
+            ids=self._ids[:query_length].reshape(1, -1),
+            positions=self._positions[:query_length].reshape(1, -1),
+            query_lengths=self._query_lengths(query_length),
+            last_entries=self._lengths[:1],
+            total=self._lengths[1:].reshape(()),
+            starts=self._past_length,
+            mask=mask.values,
+            index=self._index[first_row:query_length].reshape(1, -1),
+            output=self._buffers.head(query_length - first_row),
+        )
+        bound = self._bound[query_length] = _Bound(self._bind_fixed(), buffers.output, mask, buffers)
+        buffers.bind(bound.binding, self._inputs)
         return bound
+
+    def _query_lengths(self, query_length: int) -> NDArray[np.int32]:
+        return np.array([query_length + self._padding], dtype=np.int32)
 
     def _bind_fixed(self) -> ort.IOBinding:
         binding = self.session.io_binding()
-        self._cache.bind(binding, self.session)
-        for value in self.session.get_inputs():
-            if value.name.startswith(graph_io.ROPE_PREFIX):
-                bind_input(binding, value.name, self._rope[value.name])
-        bind_input(binding, graph_io.SEQLENS_K, self._lengths[:1])
-        bind_input(binding, graph_io.TOTAL_SEQUENCE_LENGTH, self._lengths[1:].reshape(()))
-        if self._takes_mask:
-            bind_input(binding, graph_io.PAST_LENGTH, self._past_length)
+        self._arena.bind(binding, self.session, self._row, 1)
+        for name in self._inputs:
+            if name.startswith(graph_io.ROPE_PREFIX):
+                bind_input(binding, name, self._rope[name])
         return binding
-
-    def _bind_small(
-        self,
-        binding: ort.IOBinding,
-        ids: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        index: NDArray[np.int64],
-        mask: TreeMask | None,
-        output: StepOutput,
-    ) -> None:
-        bind_input(binding, graph_io.INPUT_IDS, ids)
-        bind_input(binding, graph_io.POSITION_IDS, positions)
-        if mask is not None and self._takes_mask:
-            bind_input(binding, graph_io.TREE_MASK, mask.values)
-        bind_input(binding, graph_io.LOGITS_INDEX, index)
-        bind_output(binding, graph_io.TOKEN, output.tokens.reshape(1, -1))
-        bind_output(binding, graph_io.CONFIDENCE, output.confidence.reshape(1, -1))
-        bind_output(binding, graph_io.TOP_TOKENS, output.top_tokens.reshape(1, -1, self._num_top))
-        bind_output(binding, graph_io.TOP_LOGITS, output.top_logits.reshape(1, -1, self._num_top))
-        bind_output(binding, graph_io.LOGITS, output.logits.reshape(1, -1, self._vocab_size))
-
-    def _output_buffers(self, count: int) -> StepOutput:
-        return StepOutput(
-            tokens=np.zeros(count, dtype=np.int64),
-            confidence=np.zeros(count, dtype=np.float32),
-            top_tokens=np.zeros((count, self._num_top), dtype=np.int64),
-            top_logits=np.zeros((count, self._num_top), dtype=np.float32),
-            logits=np.zeros((count, self._vocab_size), dtype=np.float32),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +213,4 @@ class _Bound:
     binding: ort.IOBinding
     output: StepOutput
     mask: TreeMask
+    buffers: PassBuffers

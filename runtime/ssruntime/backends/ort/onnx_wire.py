@@ -53,13 +53,19 @@ def replace_initializers(model: bytes, tensors: Mapping[str, bytes]) -> bytes:
     return b"".join(parts)
 
 
-def with_location(model: bytes, location: str) -> bytes:
-    """Returns the model with its external initializers in the data file of another name.
+def with_locations(model: bytes, locations: Mapping[str, str]) -> bytes:
+    """Returns the model with data files of other names: a new name for each file that `locations` has.
 
     Raises:
         ValueError: if the bytes are not a model.
     """
-    return replace_initializers(model, {name: _at(tensor, location) for name, tensor in external_initializers(model).items()})
+    return replace_initializers(model, {name: moved(tensor, locations) for name, tensor in external_initializers(model).items()})
+
+
+def moved(tensor: bytes, locations: Mapping[str, str]) -> bytes:
+    """Returns a serialized TensorProto whose data file has the new name in `locations`, if that has one."""
+    location = external_data(tensor).get(_LOCATION, "")
+    return _at(tensor, locations[location]) if location in locations else tensor
 
 
 def _at(tensor: bytes, location: str) -> bytes:

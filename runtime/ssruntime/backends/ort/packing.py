@@ -15,22 +15,23 @@ them privately, with one warning.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import onnxruntime as ort
 
-from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Artifact, check_digests, file_digest
-from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, replace_initializers, with_location
+from ssruntime.artifact import VERIFY_GRAPH, Artifact, check_digests, file_digest
+from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, moved, replace_initializers
+from ssruntime.backends.ort.weight_files import with_real_weights
+from ssruntime.cache_folder import cache_folder
 from ssruntime.errors import ArtifactError
 from ssruntime.folder_lock import locked
 from ssruntime.machine import cpu_features
@@ -68,12 +69,14 @@ class PackedWeights:
     tensors: dict[str, bytes]
     originals: dict[str, bytes]
 
-    def splice(self, graph: bytes, name: str) -> bytes:
+    def splice(self, graph: bytes, name: str, extra: Mapping[str, str]) -> bytes:
         """Returns a graph of the artifact whose external initializers refer to the packed data file.
 
         Args:
             graph: a serialized ONNX model.
             name: name of the graph in error messages.
+            extra: names, in the artifact and in the entry's folder, of the weights files of a draft; what
+                lies in them is not packed.
 
         Raises:
             ArtifactError: if the graph is not an ONNX model, or one of its weights does not have the same
@@ -83,26 +86,11 @@ class PackedWeights:
             weights = external_initializers(graph)
         except ValueError as err:
             raise ArtifactError(f"{name} is not an ONNX graph: {err}", "export the model again") from err
+        own = {key: moved(tensor, extra) for key, tensor in weights.items() if external_data(tensor).get("location") in extra}
         for key, tensor in weights.items():
-            if self.originals.get(key) != tensor:
+            if key not in own and self.originals.get(key) != tensor:
                 raise ArtifactError(f"{name}: weight {key!r} does not match a weight of the verify graph", "export the model again")
-        return replace_initializers(graph, self.tensors)
-
-
-def cache_folder() -> Path:
-    """Returns the cache's folder: `$SSTOOL_CACHE_DIR`, else `$XDG_CACHE_HOME/sstool`, else `~/.cache/sstool`.
-
-    Raises:
-        OSError: if neither variable is set and the user has no home directory.
-    """
-    named = os.environ.get("SSTOOL_CACHE_DIR")
-    if named:
-        return Path(named).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache").absolute() / "sstool"
-    except RuntimeError as err:  # the user has no home directory
-        raise FileNotFoundError(errno.ENOENT, str(err)) from err
+        return replace_initializers(graph, {**self.tensors, **own})
 
 
 def open_packed(artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> tuple[PackedWeights | None, str]:
@@ -174,7 +162,7 @@ def _key(artifact: Artifact) -> str:
     parts = {
         "format": _FORMAT,
         "verify": files[VERIFY_GRAPH].sha256,
-        "weights": files[WEIGHTS].sha256,
+        "weights": artifact.manifest.weights_digest,
         "onnxruntime": ort.__version__,
         "cpu": cpu_features(),
         "level": str(OPTIMIZATION_LEVEL),
@@ -227,7 +215,7 @@ def _is_time_of(found: int, recorded: int) -> bool:
 
 def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> None:
     # What is packed once is used by every later load, so a damaged file must not get into the cache.
-    check_digests(artifact, names=(VERIFY_GRAPH, WEIGHTS))
+    check_digests(artifact, names=(VERIFY_GRAPH, *artifact.manifest.weights))
     _require_room(root, artifact)
     with scratch_folder(root, _SCRATCH) as scratch:
         _pack(artifact, scratch, options())
@@ -250,21 +238,9 @@ def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, option
 
 
 def _require_room(root: Path, artifact: Artifact) -> None:
-    needed = int(2.1 * artifact.manifest.files[WEIGHTS].size) + 2**20
+    needed = int(2.1 * artifact.manifest.weights_size) + 2**20
     if shutil.disk_usage(root).free < needed:
         raise _PackingError(f"less than {needed / 2**20:.0f} MiB free at {root}")
-
-
-def with_real_weights(artifact: Artifact, graph: bytes) -> tuple[bytes, Path]:
-    """Returns a graph of the artifact, and the folder in which its weights file lies.
-
-    The weights may be a link out of the artifact's folder, as in the cache of a model hub. ONNX Runtime
-    follows no such link, so the graph is pointed at the file that it leads to.
-    """
-    weights = artifact.path(WEIGHTS).resolve()
-    if weights == artifact.folder.resolve() / WEIGHTS:
-        return graph, artifact.folder
-    return with_location(graph, weights.name), weights.parent
 
 
 def _pack(artifact: Artifact, scratch: Path, options: ort.SessionOptions) -> None:

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 import onnxruntime as ort
 
 from ssruntime.backends.ort.engine_port import EnginePort
+from ssruntime.backends.ort.ragged_port import RaggedPort
 from ssruntime.errors import BackendUnavailableError
 
 
@@ -33,7 +34,7 @@ class Inheritable(Protocol):
     def abandon(self, refusal: BackendUnavailableError) -> list[ort.InferenceSession]:
         """Refuses every later use with this error; returns the sessions."""
 
-    def open_ports(self) -> Iterable[EnginePort]:
+    def open_ports(self) -> Iterable[EnginePort | RaggedPort]:
         """Returns the ports of all slots."""
 
 
@@ -86,7 +87,7 @@ def _codes_of(frame: FrameType | None) -> Iterator[CodeType]:
         frame = frame.f_back
 
 
-_PASSES: Final = frozenset({EnginePort.run.__code__, EnginePort.run_any_length.__code__})
+_PASSES: Final = frozenset({EnginePort.run.__code__, EnginePort.run_any_length.__code__, RaggedPort.run.__code__})
 
 atexit.register(_end_passes)
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -1,4 +1,4 @@
-"""One sequence's slot: its KV cache and small buffers, bound to the sessions of the engines."""
+"""One sequence's slot: a row of the KV arena and small buffers, bound to the sessions of the engines."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssruntime import graph_io
-from ssruntime.backends.base import Pass, StepOutput, prefill_passes
+from ssruntime.backends.base import DraftEngine, Pass, StepOutput, prefill_passes
 from ssruntime.backends.ort.engine_port import EnginePort
-from ssruntime.backends.ort.kv_cache import KvCache
+from ssruntime.backends.ort.kv_arena import RESERVE, KvArena
+from ssruntime.backends.ort.ragged_passes import RaggedPasses
+from ssruntime.backends.ort.sessions import TargetSessions
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import Alternative
 
@@ -21,22 +23,24 @@ PREFILL_CHUNK: Final = 256
 """Most prompt tokens in one pass: enough to use all cores, few enough to keep the activations small."""
 
 
-class TargetSessions(NamedTuple):
-    """The sessions of the whole model (see `ssruntime.graph_io`).
+class SlotLimits(NamedTuple):
+    """What a slot allows; see `backends.base.Slot`."""
 
-    Attributes:
-        verify: session for passes of any query length.
-        step: session for passes of one token; None if they need not have the bits of wider passes.
-    """
-
-    verify: ort.InferenceSession
-    step: ort.InferenceSession | None
+    max_context: int
+    alternatives_end: int
+    attention_block: int
+    vocab_size: int
 
 
 class OrtSlot:
-    """One sequence's KV cache and small buffers, bound to all sessions (see `backends.base.Slot`).
+    """A row of the KV arena and small buffers, bound to all sessions (see `backends.base.Slot`).
 
     Used by one thread at a time.
+
+    Attributes:
+        arena: KV caches of several sequences.
+        row: row of this sequence.
+        shared: engine passes that the rows of the arena can share; None if the arena has one row.
     """
 
     def __init__(
@@ -44,45 +48,58 @@ class OrtSlot:
         target: TargetSessions,
         draft: ort.InferenceSession | None,
         rope: Mapping[str, NDArray[np.float32]],
+        arena: KvArena,
+        row: int,
         *,
-        max_context: int,
-        alternatives_end: int,
-        attention_block: int,
-        vocab_size: int,
+        limits: SlotLimits,
+        shared: RaggedPasses | None = None,
     ) -> None:
-        self.max_context = max_context
-        self.alternatives_end = alternatives_end
-        self.attention_block = attention_block
+        self.arena, self.row = arena, row
+        self.shared = shared
+        self.max_context = limits.max_context
+        self.alternatives_end = limits.alternatives_end
+        self.attention_block = limits.attention_block
         self.prefill_chunk = PREFILL_CHUNK
         self.engine_seconds = 0.0
-        self._cache = KvCache(target.verify, max_context + graph_io.STEP_PADDING)
+        self._ragged_end = 0
         self._rope = rope
-        self._vocab_size = vocab_size
-        longest = graph_io.MAX_QUERY_LENGTH
-        self._verify = EnginePort(target.verify, self._cache, rope, max_query_length=longest, vocab_size=vocab_size)
+        self._vocab_size = limits.vocab_size
+        self._verify = self._port(target.verify)
         self._single = self._verify
         """Port of the engine for passes of one token."""
         if target.step is not None:
             padding = graph_io.STEP_PADDING
-            self._single = EnginePort(target.step, self._cache, rope, max_query_length=1, vocab_size=vocab_size, padding=padding)
+            self._single = EnginePort(target.step, arena, row, rope, max_query_length=1, vocab_size=self._vocab_size, padding=padding)
         self._draft: EnginePort | None = None
         if draft is not None:
             self.use_draft(draft)
 
-    def use_draft(self, draft: ort.InferenceSession) -> None:
+    def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
-        self._draft = EnginePort(
-            draft,
-            self._cache,
+        assert isinstance(draft, ort.InferenceSession)
+        self._draft = self._port(draft, last_row_only=True)
+
+    def _port(self, session: ort.InferenceSession, *, last_row_only: bool = False) -> EnginePort:
+        return EnginePort(
+            session,
+            self.arena,
+            self.row,
             self._rope,
             max_query_length=graph_io.MAX_QUERY_LENGTH,
             vocab_size=self._vocab_size,
-            last_row_only=True,
+            last_row_only=last_row_only,
         )
 
-    def trim(self) -> None:
-        """Gives most of the KV cache's memory back after a long sequence; its content is lost."""
-        self._cache.trim(max(port.last_length for port in self.ports()))
+    def trim(self, *, everything: bool = False) -> None:
+        """Gives most of the KV cache's memory back after a long sequence, or all; its content is lost."""
+        used = max(self._ragged_end, *(port.last_length for port in self.ports()))
+        self.arena.trim(self.row, used, reserve=0 if everything else RESERVE)
+        self._ragged_end = 0
+
+    def add_pass(self, wanted: Pass, seconds: float) -> None:
+        """Counts a pass that this sequence shared with others, and the time that it took."""
+        self._ragged_end = max(self._ragged_end, wanted.start + len(wanted.trunk) + len(wanted.branches) + graph_io.STEP_PADDING)
+        self.engine_seconds += seconds
 
     def abandon(self, refusal: BackendUnavailableError) -> list[ort.InferenceSession]:
         """Makes every later pass raise this error; returns the sessions."""
@@ -98,7 +115,7 @@ class OrtSlot:
         Only the entries of the draft's own layers are restored: drafting writes no others.
         """
         assert self._draft is not None, "this slot has no draft engine"
-        return self._cache.preserved(self._draft.session, start, min(stop, self.max_context))
+        return self.arena.preserved(self.row, self._draft.session, start, min(stop, self.max_context))
 
     def prefill(self, ids: Sequence[int]) -> StepOutput:
         """Returns the output after a prompt's last token (N = 1); see `backends.base.Slot`."""
@@ -120,8 +137,7 @@ class OrtSlot:
         """Returns the output of a pass that a sequence asks for.
 
         Raises:
-            ValueError: if the pass has no tokens, exceeds the context or `MAX_QUERY_LENGTH`, or has branches
-                at `start` 0.
+            ValueError: if the pass has no tokens, or exceeds the context or `MAX_QUERY_LENGTH`.
         """
         # Decoding spends most of its own time here and in `EnginePort.run`, so both make few calls.
         kind, trunk, start, branches = wanted
@@ -130,10 +146,6 @@ class OrtSlot:
         query_length = len(trunk) + len(branches)
         if start < 0 or query_length < 1 or start + query_length > self.max_context:
             self._check_room(start, query_length)
-        if branches and start == 0:
-            # Without past tokens, the kernels ignore `position_ids` and apply RoPE by row number, which is
-            # wrong for branches.
-            raise ValueError("branches need at least one token before the pass, but it starts at position 0")
         port = self._draft if kind == "draft" else self._verify if query_length > 1 else self._single
         assert port is not None, "this slot has no draft engine"
         output, seconds = port.run(trunk, start, branches)
@@ -153,6 +165,14 @@ class OrtSlot:
         output, seconds = port.run_any_length(ids, start, positions)
         self.engine_seconds += seconds
         return output
+
+    def check(self, wanted: Pass) -> None:
+        """Raises ValueError if a pass has no tokens, exceeds the context or `MAX_QUERY_LENGTH`."""
+        query_length = len(wanted.trunk) + len(wanted.branches)
+        self._check_room(wanted.start, query_length)
+        most = self.prefill_chunk if wanted.kind == "prefill" else graph_io.MAX_QUERY_LENGTH
+        if query_length > most:
+            raise ValueError(f"a {wanted.kind} pass of {query_length} tokens is longer than {most}")
 
     def _check_room(self, start: int, query_length: int) -> None:
         # The kernels do not check this: past the end they would write into other memory.

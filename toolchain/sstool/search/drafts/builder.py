@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, SkipSet
-from ssruntime.backends.ort.backend import OrtBackend
-from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.backends.base import DraftEngine, Slot
 from ssruntime.engine import Engine
 from sstool.graph.lower import lower_draft
 
@@ -25,23 +23,22 @@ class DraftBuilder:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Takes an engine that was loaded without a draft and runs on ONNX Runtime."""
-        assert isinstance(engine.backend, OrtBackend)
+        """Takes an engine that was loaded without a draft."""
         self.engine = engine
         self.backend = engine.backend
         self.verify = ir.load(engine.artifact.path(VERIFY_GRAPH))
         self.num_layers = engine.artifact.manifest.model.num_layers
 
-    def open(self, skip: SkipSet) -> ort.InferenceSession:
-        """Returns an open session of the draft that skips a set of sublayers.
+    def open(self, skip: SkipSet) -> DraftEngine:
+        """Returns an open draft that skips a set of sublayers.
 
         Raises:
             UnsupportedModelError: if a sublayer cannot be left out.
-            ArtifactError: if ONNX Runtime cannot open the graph.
+            ArtifactError: if the backend cannot open the graph.
         """
         return self.backend.open_draft(self.graph(skip), "a candidate draft")
 
-    def filled_slot(self, ids: Sequence[int]) -> OrtSlot:
+    def filled_slot(self, ids: Sequence[int]) -> Slot:
         """Returns a slot whose KV cache the full model filled with the given token ids."""
         slot = self.backend.new_slot(len(ids) + 1)
         slot.prefill(ids)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.backends.base import Slot
 from ssruntime.results import DecodeStats
 from sstool.bench.summary import TimedRun
 from sstool.search.drafts.builder import DraftBuilder
@@ -37,7 +37,7 @@ class TimedDraft:
     """
 
     trial: Trial | None
-    slot: OrtSlot
+    slot: Slot
     samples: dict[str, list[TimedRun]] = field(default_factory=dict)
     modelled: dict[str, float] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS, Manifest
+from ssruntime.artifact import VERIFY_GRAPH, Manifest
 from ssruntime.machine import cpu_model
 from sstool.search.log.records import FORMAT
 from sstool.search.settings import SearchSettings
@@ -24,7 +24,7 @@ def search_identity(manifest: Manifest, settings: SearchSettings, threads: int) 
         "format": FORMAT,
         "num_layers": manifest.model.num_layers,
         "verify_sha256": manifest.files[VERIFY_GRAPH].sha256,
-        "weights_sha256": manifest.files[WEIGHTS].sha256,
+        "weights_sha256": manifest.weights_digest,
         "seed": settings.seed,
         "batch": settings.batch,
         "weights": settings.weights,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ssruntime.acceptance import Acceptance
-from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.backends.base import Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import room_beside
 from ssruntime.stopping import StoppingPolicy, StoppingRule
@@ -94,9 +94,7 @@ class DraftedText:
     The slot's KV cache must hold the full model's KV of the whole text. Drafting does not change it.
     """
 
-    def __init__(
-        self, slot: OrtSlot, text: CalibrationText, acceptance: Acceptance, *, max_alternatives: int, alternatives_end: int
-    ) -> None:
+    def __init__(self, slot: Slot, text: CalibrationText, acceptance: Acceptance, *, max_alternatives: int, alternatives_end: int) -> None:
         """Takes a text and a slot that drafts over it.
 
         Args:

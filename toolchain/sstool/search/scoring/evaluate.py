@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import onnxruntime as ort
-
 from ssruntime.acceptance import make_acceptance
+from ssruntime.backends.base import DraftEngine
 from ssruntime.config import DecodeSettings
 from ssruntime.stopping import StoppingRule
 from sstool.search.drafts.builder import DraftBuilder
@@ -100,7 +99,7 @@ class Evaluator:
         )
         return dataclasses.replace(trial, timed=self._time(trial, draft)) if status == COMPLETED else trial
 
-    def _score(self, bits: Bits, draft: ort.InferenceSession, *, whole: bool) -> tuple[str, StoppingRule, Score, float]:
+    def _score(self, bits: Bits, draft: DraftEngine, *, whole: bool) -> tuple[str, StoppingRule, Score, float]:
         """Returns the status, the tuned stopping rule, the score, and a factor for the score's speed.
 
         The factor of a stopped candidate extrapolates its speed from a share of the texts to all of them.
@@ -130,7 +129,7 @@ class Evaluator:
             alternatives_end=self._builder.backend.alternatives_end,
         )
 
-    def _time(self, trial: Trial, draft: ort.InferenceSession) -> Timed | None:
+    def _time(self, trial: Trial, draft: DraftEngine) -> Timed | None:
         """Returns a short run by the clock; None if it fails, since the score is valid without it."""
         try:
             # A new slot for each run: one that is kept would keep its last draft open.

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
-from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.backends.base import Slot
 from ssruntime.config import DecodeSettings
 from ssruntime.results import DecodeStats, Trace
 from sstool.search.drafts.builder import DraftBuilder
@@ -49,7 +49,7 @@ class JobRun:
     modelled: float
 
 
-def run_job(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial | None, costs: CostModel) -> JobRun:
+def run_job(builder: DraftBuilder, slot: Slot, job: DecodeJob, trial: Trial | None, costs: CostModel) -> JobRun:
     """Returns the result of decoding a job once.
 
     Args:
@@ -76,7 +76,7 @@ def run_job(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial |
     return JobRun(stats=stats, modelled=modelled)
 
 
-def warm_up(builder: DraftBuilder, slot: OrtSlot, job: DecodeJob, trial: Trial | None, costs: CostModel) -> None:
+def warm_up(builder: DraftBuilder, slot: Slot, job: DecodeJob, trial: Trial | None, costs: CostModel) -> None:
     """Decodes the first tokens of a job, with the arguments of `run_job`."""
     short = dataclasses.replace(job.settings, max_new_tokens=min(_WARM_UP_TOKENS, job.settings.max_new_tokens))
     run_job(builder, slot, dataclasses.replace(job, settings=short), trial, costs)

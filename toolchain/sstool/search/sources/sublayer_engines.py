@@ -34,25 +34,11 @@ class SublayerEngine:
             builder: draft builder of the artifact.
             place: index of the sublayer in `space.Bits`.
         """
-        self._session = builder.backend.open_graph(serialize(_alone(builder, place)), "a sublayer")
-        self._pasts = [v for v in self._session.get_inputs() if v.name.startswith(graph_io.PAST_PREFIX)]
-        self._names = {v.name for v in self._session.get_inputs()}
-        self._rope = builder.backend.rope
+        self._graph = builder.backend.open_graph(serialize(_alone(builder, place)), "a sublayer")
 
     def run(self, stream: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the streams after the sublayer, float32[B, S, hidden], for streams from position 0 on."""
-        batch, length, _ = stream.shape
-        feeds: dict[str, NDArray[np.generic]] = {
-            _STREAM: stream,
-            graph_io.SEQLENS_K: np.full(batch, length - 1, dtype=np.int32),
-            graph_io.TOTAL_SEQUENCE_LENGTH: np.array(length, dtype=np.int32),
-            graph_io.POSITION_IDS: np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
-            **self._rope,
-        }
-        for value in self._pasts:
-            feeds[value.name] = np.zeros((batch, value.shape[1], length, value.shape[3]), dtype=np.float32)
-        result = self._session.run([_RESULT], {name: feed for name, feed in feeds.items() if name in self._names})[0]
-        return np.asarray(result, dtype=np.float32)
+        return self._graph.run(_RESULT, {_STREAM: stream, **_lengths(*stream.shape[:2])})
 
 
 class EmbeddingEngine:
@@ -64,20 +50,21 @@ class EmbeddingEngine:
         _, stream = _sides(residual_add, Sublayer(0, "attention"))
         graph.graph.outputs.clear()
         _finish(graph, stream, [])
-        self._session = builder.backend.open_graph(serialize(graph), "the embedding")
-        self._names = {v.name for v in self._session.get_inputs()}
+        self._graph = builder.backend.open_graph(serialize(graph), "the embedding")
 
     def run(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the stream float32[1, S, hidden] of token ids int64[1, S], from position 0 on."""
-        length = ids.shape[1]
-        feeds: dict[str, NDArray[np.generic]] = {
-            graph_io.INPUT_IDS: ids,
-            graph_io.SEQLENS_K: np.array([length - 1], dtype=np.int32),
-            graph_io.TOTAL_SEQUENCE_LENGTH: np.array(length, dtype=np.int32),
-            graph_io.POSITION_IDS: np.arange(length, dtype=np.int64)[None],
-        }
-        result = self._session.run([_RESULT], {name: feed for name, feed in feeds.items() if name in self._names})[0]
-        return np.asarray(result, dtype=np.float32)
+        return self._graph.run(_RESULT, {graph_io.INPUT_IDS: ids, **_lengths(*ids.shape)})
+
+
+def _lengths(batch: int, length: int) -> dict[str, NDArray[np.generic]]:
+    """Returns the lengths and positions of a pass from position 0 on."""
+    return {
+        graph_io.QUERY_SEQLENS: np.full(batch, length, dtype=np.int32),
+        graph_io.SEQLENS_K: np.full(batch, length - 1, dtype=np.int32),
+        graph_io.TOTAL_SEQUENCE_LENGTH: np.array(length, dtype=np.int32),
+        graph_io.POSITION_IDS: np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
+    }
 
 
 def _alone(builder: DraftBuilder, place: int) -> ir.Model:

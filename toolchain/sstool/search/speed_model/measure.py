@@ -18,9 +18,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssruntime.acceptance import Acceptance, make_acceptance
-from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS
-from ssruntime.backends.ort.backend import OrtBackend
-from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.artifact import VERIFY_GRAPH
+from ssruntime.backends.base import Backend, DraftEngine, Slot
 from ssruntime.config import DEFAULT_MAX_ALTERNATIVES
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.machine import cpu_model
@@ -92,7 +91,7 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
         errors.append(error)
     return LatencyTable(
         format=FORMAT,
-        weights_sha256=engine.artifact.manifest.files[WEIGHTS].sha256,
+        weights_sha256=engine.artifact.manifest.weights_digest,
         verify_sha256=engine.artifact.manifest.files[VERIFY_GRAPH].sha256,
         cpu=cpu_model(),
         threads=engine.backend.threads,
@@ -150,13 +149,13 @@ def _contexts(max_context: int) -> list[int]:
 class _RoundStart:
     """The state at the start of each measured round: `context` positions of KV, and the next token."""
 
-    slot: OrtSlot
+    slot: Slot
     acceptance: Acceptance
     token: int
     context: int
 
 
-def _prefilled(backend: OrtBackend, texts: Sequence[CalibrationText], context: int) -> tuple[OrtSlot, int]:
+def _prefilled(backend: Backend, texts: Sequence[CalibrationText], context: int) -> tuple[Slot, int]:
     """Returns a slot with `context` positions of text and room for a round, and the next token."""
     slot = backend.new_slot(context + 2 * MAX_QUERY_LENGTH)
     tokens = [token for text in texts for token in (*text.prompt, *text.tokens)]
@@ -165,7 +164,7 @@ def _prefilled(backend: OrtBackend, texts: Sequence[CalibrationText], context: i
     return slot, tokens[context]
 
 
-def _measure(start: _RoundStart, sessions: Sequence[ort.InferenceSession], patience: float) -> CostSample:
+def _measure(start: _RoundStart, sessions: Sequence[DraftEngine], patience: float) -> CostSample:
     """Returns the times of as many turns as fit into `patience` seconds, within the limits of `_TURNS`."""
     room = start.slot.max_context - start.context
     lengths = [n for n in _QUERY_LENGTHS if n <= room]
@@ -186,7 +185,7 @@ def _measure(start: _RoundStart, sessions: Sequence[ort.InferenceSession], patie
 
 
 def _turn(
-    start: _RoundStart, sessions: Sequence[ort.InferenceSession], lengths: Sequence[int], turn: int
+    start: _RoundStart, sessions: Sequence[DraftEngine], lengths: Sequence[int], turn: int
 ) -> tuple[list[float], list[tuple[int, int, _Round]]]:
     """Returns the times of autoregressive steps, and rounds with the query length and the probe of each.
 
@@ -204,7 +203,7 @@ def _turn(
     return plain, rounds
 
 
-def _round(start: _RoundStart, session: ort.InferenceSession, length: int) -> _Round:
+def _round(start: _RoundStart, session: DraftEngine, length: int) -> _Round:
     """Returns the times of one round, run as decoding runs it."""
     slot, token, context = start.slot, start.token, start.context
     slot.use_draft(session)
@@ -229,7 +228,7 @@ def _round(start: _RoundStart, session: ort.InferenceSession, length: int) -> _R
     return _Round(first - begun, (drafted - first) / (length - 2) if length > 2 else None, verify)
 
 
-def _propose(slot: OrtSlot, proposer: SkipProposer, ids: list[int], limit: int) -> Proposal:
+def _propose(slot: Slot, proposer: SkipProposer, ids: list[int], limit: int) -> Proposal:
     """Returns a proposal after running its passes; only the last of `ids` has no KV yet."""
     passes = proposer.propose(_LastToken(ids, len(ids) - 1), limit)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from ssruntime.artifact import VERIFY_GRAPH, WEIGHTS
+from ssruntime.artifact import VERIFY_GRAPH
 from ssruntime.errors import RecipeError
 from ssruntime.machine import cpu_model
 from ssruntime.scratch import write_whole
@@ -64,8 +64,8 @@ def _read_latency(path: Path, num_layers: int) -> LatencyTable | None:
 
 
 def _is_ours(table: LatencyTable, builder: DraftBuilder) -> bool:
-    files = builder.engine.artifact.manifest.files
-    engines = (files[WEIGHTS].sha256, files[VERIFY_GRAPH].sha256)
+    manifest = builder.engine.artifact.manifest
+    engines = (manifest.weights_digest, manifest.files[VERIFY_GRAPH].sha256)
     found = (table.format, table.weights_sha256, table.verify_sha256, table.cpu, table.threads, table.onnxruntime)
     return found == (FORMAT, *engines, cpu_model(), builder.backend.threads, ort.__version__) and bool(table.rows)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ssruntime.backends.ort.slot import OrtSlot
+from ssruntime.backends.base import Slot
 from ssruntime.engine import Engine
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
@@ -64,7 +64,7 @@ class CachedText:
     """A text, and a slot whose KV cache the full model filled with it."""
 
     text: CalibrationText
-    slot: OrtSlot
+    slot: Slot
 
 
 def split_prompts(prompts: Sequence[PromptRecord]) -> tuple[list[PromptRecord], list[PromptRecord]]:

@@ -1,0 +1,61 @@
+"""Where the weights of an artifact's graphs really lie: ONNX Runtime reads them from one folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ssruntime.artifact import Artifact
+from ssruntime.backends.ort.onnx_wire import with_locations
+from ssruntime.errors import ArtifactError
+
+_DIGITS: Final = 32
+"""Digits of a file's digest that name it in a cache entry."""
+
+
+def with_real_weights(artifact: Artifact, graph: bytes) -> tuple[bytes, Path]:
+    """Returns a graph of the artifact, and the folder in which its weights files lie.
+
+    The files may be links out of the artifact's folder, as in the cache of a model hub. ONNX Runtime follows
+    no such link, so the graph is pointed at the files that they lead to.
+
+    Raises:
+        ArtifactError: if the files lie in different folders.
+    """
+    manifest = artifact.manifest
+    names = {*manifest.weights, *(name for draft in manifest.drafts for name in draft.weights)}
+    real = {name: artifact.path(name).resolve() for name in names}
+    folder = artifact.folder.resolve()
+    if all(path == folder / name for name, path in real.items()):
+        return graph, artifact.folder
+    folders = {path.parent for path in real.values()}
+    if len(folders) > 1:
+        raise ArtifactError(f"{artifact.folder}: the weights files are links to different folders", "copy the files themselves")
+    return with_locations(graph, {name: path.name for name, path in real.items()}), folders.pop()
+
+
+def place_beside(artifact: Artifact, names: Sequence[str], folder: Path) -> dict[str, str]:
+    """Puts weights files of the artifact into a folder, as links where possible; returns their names there.
+
+    Raises:
+        OSError: if a file can be neither linked nor copied.
+    """
+    placed = {}
+    for name in names:
+        target = folder / f"{artifact.manifest.files[name].sha256[:_DIGITS]}.bin"
+        if not target.exists():
+            _link_or_copy(artifact.path(name).resolve(), target)
+        placed[name] = target.name
+    return placed
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        os.link(source, scratch)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, scratch)
+    scratch.replace(target)  # another process may have been first, with the same content
