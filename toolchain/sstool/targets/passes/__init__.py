@@ -1,0 +1,1 @@
+"""Graph passes of single targets, one rewrite per file."""
