@@ -9,7 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssruntime.artifact import Rope
-from ssruntime.backends.ort.rope import rope_tables
+from ssruntime.backends.rope import rope_tables
 
 
 def first_pass(

@@ -46,6 +46,7 @@ def load(
     draft: bool | str = True,
     bit_exact: bool = True,
     global_threads: bool = False,
+    on_cpu: bool = False,
 ) -> Engine:
     """Returns an `Engine` with the artifact's engines open.
 
@@ -68,6 +69,8 @@ def load(
             made with `SessionOptions.use_per_session_threads = False`, because ONNX Runtime refuses any
             other. The pool keeps the size that it was created with. Loads without this flag also use the pool
             if it exists.
+        on_cpu: whether the graphs of a target for GPUs run on the processor instead: slowly, to check an
+            artifact on a machine without its GPU.
 
     Raises:
         ArtifactError: if the artifact is missing, damaged or has another schema version.
@@ -101,6 +104,7 @@ def load(
         bit_exact=bit_exact,
         verify_digests=verify,
         global_threads=global_threads,
+        on_cpu=on_cpu,
     )
     backend = target.load().open_backend(artifact, options)
     return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry)

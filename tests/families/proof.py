@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from ssruntime import Engine, GenerationConfig, load
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, SkipSet
+from ssruntime.backends.onnx_wire import external_data
 from ssruntime.backends.ort import packing
-from ssruntime.backends.ort.onnx_wire import external_data
 from ssruntime.backends.ort.thread_pool import choose_threads
-from sstool.artifact_files.bits_record import bits_are_equal
+from sstool.artifact_files.bits_record import tie_tolerance
 from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
 from sstool.checkpoint.rope import ropes
 from sstool.graph.build import build_decoder
@@ -159,4 +159,4 @@ def _verdict(engine: Engine, how: dict[str, float]) -> str:
     plain = engine.generate(list(PROMPT), _config("plain", how)).token_ids
     speculative = _config("speculative", how)
     _, trace = traced(engine, list(PROMPT), speculative)
-    return compare(engine, speculative, plain=plain, run=trace, bits_equal=bits_are_equal(engine)).verdict
+    return compare(engine, speculative, plain=plain, run=trace, tie_tolerance=tie_tolerance(engine)).verdict

@@ -22,7 +22,7 @@ from sstool.checkpoint.rope import ropes
 from sstool.graph.lower import LoweringPlan, lower_draft, lower_verify
 from sstool.graph.sublayers import Sublayer, sublayer_of
 from sstool.pipelines.export import ExportRequest, export_artifact
-from sstool.validation.parity import MAX_RELATIVE_ERROR
+from sstool.validation.reference import MAX_RELATIVE_ERROR
 from tests.families.checkpoints import FAMILIES, WINDOW
 from tests.families.proof import relative_error, run, verify_graph
 

@@ -15,6 +15,7 @@ from ssruntime import Engine, GenerationConfig
 from ssruntime.proposal import TokenTree
 from ssruntime.results import Round, Trace
 from ssruntime.sampling.noise import gumbel
+from sstool.artifact_files.bits_record import NEAR_TIE_TOLERANCE
 from sstool.validation.lossless import Comparison, TracedRun, compare, traced
 from tests.measure.conftest import Script, successor_table
 
@@ -39,7 +40,7 @@ def tied_script(gap: float, bump: float, *, width: int = 0) -> Script:
 def run_both(engine: Engine, config: GenerationConfig, prompt: str = "t1 t2") -> Comparison:
     plain = engine.generate(prompt, dataclasses.replace(config, mode="plain"))
     _, run = traced(engine, prompt, config)
-    return compare(engine, config, plain=plain.token_ids, run=run, bits_equal=False)
+    return compare(engine, config, plain=plain.token_ids, run=run, tie_tolerance=NEAR_TIE_TOLERANCE)
 
 
 def test_equal_text_is_identical(open_script: OpenScript) -> None:
@@ -121,7 +122,7 @@ def test_a_difference_in_the_first_token_is_replayed_with_the_prefill(open_scrip
     engine = open_script(tied_script(2e-5, 4e-5))
     _, run = traced(engine, "t4 t5", GREEDY)  # two tokens: a query length with the bump
     assert run.token_ids[0] == 20
-    pretended = compare(engine, GREEDY, plain=[6, *run.token_ids[1:]], run=run, bits_equal=False)
+    pretended = compare(engine, GREEDY, plain=[6, *run.token_ids[1:]], run=run, tie_tolerance=NEAR_TIE_TOLERANCE)
     assert pretended.verdict == "no"  # mode `plain` prefills with the same query length, so its token cannot differ
     assert "one position at a time" in pretended.differences[0].reason
 
@@ -131,7 +132,7 @@ def test_a_token_that_no_replay_reproduces_is_a_defect(open_script: OpenScript) 
     plain = engine.generate("t1 t2", dataclasses.replace(GREEDY, mode="plain"))
     _, run = traced(engine, "t1 t2", GREEDY)
     forged = TracedRun(token_ids=(*run.token_ids[:2], 9, *run.token_ids[3:]), trace=run.trace)
-    result = compare(engine, GREEDY, plain=plain.token_ids, run=forged, bits_equal=False)
+    result = compare(engine, GREEDY, plain=plain.token_ids, run=forged, tie_tolerance=NEAR_TIE_TOLERANCE)
     assert result.verdict == "no"
     assert "the run's own passes" in result.differences[0].reason
 
@@ -142,7 +143,7 @@ def test_a_trace_without_the_deciding_pass_is_a_defect(open_script: OpenScript) 
     _, run = traced(engine, "t1 t2", GREEDY)
     for rounds in ([], [Round(1, TokenTree((9, 9, 9, 9, 9)), proposed=4)]):
         broken = TracedRun(token_ids=run.token_ids, trace=Trace(prompt_ids=run.trace.prompt_ids, rounds=rounds))
-        result = compare(engine, GREEDY, plain=plain.token_ids, run=broken, bits_equal=False)
+        result = compare(engine, GREEDY, plain=plain.token_ids, run=broken, tie_tolerance=NEAR_TIE_TOLERANCE)
         assert result.verdict == "no"
         assert "trace" in result.differences[0].reason
 
@@ -156,7 +157,7 @@ def test_texts_of_different_lengths_are_a_defect(open_script: OpenScript, shorte
         plain = plain[:-3]
     else:
         run = TracedRun(token_ids=run.token_ids[:-3], trace=run.trace)
-    assert compare(engine, GREEDY, plain=plain, run=run, bits_equal=False).verdict == "no"
+    assert compare(engine, GREEDY, plain=plain, run=run, tie_tolerance=NEAR_TIE_TOLERANCE).verdict == "no"
 
 
 def sampled_tie(seed: int, gap: float, bump: float) -> Script:

@@ -14,8 +14,9 @@ import onnxruntime as ort
 import pytest
 
 from ssruntime import GenerationConfig, graph_io
+from ssruntime.backends.base import PREFILL_CHUNK
 from ssruntime.backends.ort.backend import OrtBackend
-from ssruntime.backends.ort.slot import PREFILL_CHUNK, OrtSlot
+from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.engine import load
 from tests.kv_content import kv_content
 from tests.runtime.conftest import OpenScript

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, replace_initializers
+from ssruntime.backends.onnx_wire import external_data, external_initializers, replace_initializers
 
 NAMES = st.text(max_size=6)
 SIZES = st.one_of(st.integers(0, 40), st.sampled_from([127, 128, 129, 16_383, 16_384, 16_385]))

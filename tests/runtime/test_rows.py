@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssruntime.backends.base import Pass, StepOutput
+from ssruntime.backends.base import PREFILL_CHUNK, Pass, StepOutput
 from ssruntime.backends.ort.backend import OrtBackend
 from ssruntime.backends.ort.ragged_port import RaggedPort
-from ssruntime.backends.ort.slot import PREFILL_CHUNK, OrtSlot
+from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import Alternative
 from tests.kv_content import kv_content

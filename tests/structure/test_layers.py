@@ -14,12 +14,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RUNTIME = [
     "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch", "cache_folder",
     "sampling", "proposal", "results", "stopping", "artifact", "config", "text",
-    "backends.base", "backends.pool", "backends.device", "backends.ort", "backends.registry", "backends",
+    "backends.onnx_wire", "backends.rope", "backends.base", "backends.pool", "backends.device", "backends.device_logits", "backends.cuda",
+    "backends.ort", "backends.tensorrt", "backends.registry", "backends",
     "acceptance", "proposers", "sequence", "scheduler", "engine",
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set", "checkpoint", "hub",
-    "graph.attention_kernel", "graph.sublayers", "graph.passes", "graph", "targets.passes", "targets", "artifact_files", "validation", "bench", "check",
+    "graph.attention_kernel", "graph.sublayers", "graph.passes", "graph", "targets.passes", "targets",
+    "artifact_files", "validation", "bench", "check",
     "search.settings", "search.clock", "search.progress", "search.log", "search.drafts", "search.texts", "search.speed_model",
     "search.scoring", "search.finals.runs", "search.budget", "search.sources", "search.explore", "search.finals", "search.run", "search",
     "search_report", "pipelines", "cli",

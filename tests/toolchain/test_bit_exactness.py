@@ -16,7 +16,7 @@ from ssruntime import Engine, GenerationConfig, load
 from ssruntime.artifact import read_artifact
 from ssruntime.backends.base import Slot, StepOutput
 from ssruntime.results import Trace
-from sstool.artifact_files.bits_record import BitsReport, Kernels, bits_are_equal, exactness, known_bits, store_bits
+from sstool.artifact_files.bits_record import BitsReport, Kernels, exactness, known_bits, store_bits, tie_tolerance
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.validation.bits import GATE_CONTEXT, measure_bits
 from tests.toolchain.tiny_llama import make_llama
@@ -177,7 +177,7 @@ def test_the_kernels_depend_on_flash_attention(monkeypatch: pytest.MonkeyPatch) 
 def test_kernels_for_a_single_row_fail_the_bit_test(demo_artifact: Path) -> None:
     with load(demo_artifact, max_context=GATE_CONTEXT, bit_exact=False) as opened:
         report = measure_bits(opened.backend)
-        assert not bits_are_equal(opened)
+        assert tie_tolerance(opened) > 0
     assert not report.equal
     assert report.first == "query length 2"
     assert report.differing > report.rows / 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ssruntime.artifact.file_names import (
+    BASE_GRAPH,
     CHAT_TEMPLATE,
     CHECKPOINT_CONFIG,
     DRAFT_GRAPH,
@@ -29,6 +30,7 @@ from ssruntime.artifact.read import Artifact, check_digests, file_digest, read_a
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
     # file names
+    "BASE_GRAPH",
     "CHAT_TEMPLATE",
     "CHECKPOINT_CONFIG",
     "DRAFT_GRAPH",

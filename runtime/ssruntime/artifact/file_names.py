@@ -8,6 +8,8 @@ MANIFEST: Final = "manifest.json"
 VERIFY_GRAPH: Final = "verify.onnx"
 STEP_GRAPH: Final = "step.onnx"
 """The verify engine for passes of one token (see `ssruntime.graph_io`)."""
+BASE_GRAPH: Final = "base.onnx"
+"""The graph that drafts are made from, where the target's engines run graphs of another form."""
 DRAFT_GRAPH: Final = "draft.onnx"
 WEIGHTS: Final = "weights.bin"
 

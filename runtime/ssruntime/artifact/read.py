@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssruntime.artifact.file_names import CHECKPOINT_CONFIG, MANIFEST, STEP_GRAPH, VERIFY_GRAPH
+from ssruntime.artifact.file_names import BASE_GRAPH, CHECKPOINT_CONFIG, MANIFEST, VERIFY_GRAPH
 from ssruntime.artifact.manifest import SCHEMA_VERSION, Manifest
 from ssruntime.errors import ArtifactError
 from ssruntime.strict_reader import parse_json, read_content, read_record
@@ -25,6 +25,10 @@ class Artifact:
     def path(self, name: str) -> Path:
         """Returns the path of one of the artifact's files."""
         return self.folder / name
+
+    def base_graph(self) -> Path:
+        """Returns the path of the graph that drafts are made from."""
+        return self.path(BASE_GRAPH if BASE_GRAPH in self.manifest.files else VERIFY_GRAPH)
 
 
 def read_artifact(folder: Path) -> Artifact:
@@ -45,7 +49,7 @@ def read_artifact(folder: Path) -> Artifact:
         if not os.access(path, os.R_OK):
             raise ArtifactError(f"{path} cannot be read: {os.strerror(errno.EACCES)}", "check its permissions")
     own = [name for draft in manifest.drafts for name in (draft.graph, *draft.weights)]
-    for needed in (VERIFY_GRAPH, STEP_GRAPH, *manifest.weights, *own):
+    for needed in (VERIFY_GRAPH, *manifest.weights, *own):
         if needed not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST} does not list {needed}", "export the model again")
     names = [draft.name for draft in manifest.drafts]

@@ -105,6 +105,9 @@ class StepOutput:
         return top
 
 
+PREFILL_CHUNK: Final = 256
+"""Most prompt tokens in one pass: enough to use all cores, few enough to keep the activations small."""
+
 PassKind = Literal["prefill", "draft", "verify"]
 
 
@@ -244,6 +247,7 @@ class BackendOptions:
     bit_exact: bool
     verify_digests: bool
     global_threads: bool
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +278,8 @@ class Backend(Protocol):
     has_draft: bool
     threads: int
     """Number of threads that each engine computes with."""
+    device: str
+    """`cpu`, or the GPU and the library that runs on it."""
     capabilities: Capabilities
     packing: str
     """`shared` if one copy of the packed weights serves every engine and process of this host, or

@@ -18,13 +18,13 @@ class TargetModule(Protocol):
     def open_backend(self, artifact: Artifact, options: BackendOptions) -> Backend:
         """Returns the open engines of an artifact."""
 
-    def packing_state(self, artifact: Artifact) -> str:
+    def packing_state(self, artifact: Artifact, /) -> str:
         """Returns what `Backend.packing` will be, without opening or packing anything."""
 
-    def damaged_entry(self, artifact: Artifact) -> Path | None:
+    def damaged_entry(self, artifact: Artifact, /) -> Path | None:
         """Returns the folder of the host's cached engine files if they are damaged; else None."""
 
-    def discard(self, artifact: Artifact) -> None:
+    def discard(self, artifact: Artifact, /) -> None:
         """Removes the host's cached engine files of an artifact."""
 
 
@@ -72,6 +72,14 @@ TARGETS: Final = {
             module="ssruntime.backends.ort.target",
             packages=("onnxruntime",),
             install="pip install 'sstool[cpu]'",
+        ),
+        Target(
+            name="tensorrt",
+            dtypes=("fp16", "bf16", "fp32"),
+            kv_dtypes=("fp16", "bf16", "fp32"),
+            module="ssruntime.backends.tensorrt.target",
+            packages=(),
+            install="pip install 'sstool[tensorrt]'",
         ),
     )
 }

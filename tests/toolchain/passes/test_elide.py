@@ -40,7 +40,7 @@ SHAPES = {
 def assert_draft_parity(verify: ir.Model, folder: Path, skip: SkipSet, run_graph: RunGraph) -> None:
     draft = lower_draft(verify, skip)
     ours = run_graph(draft, IDS)
-    reference = reference_logits(folder, IDS, range(len(IDS)), skip=skip)
+    reference = reference_logits(folder, IDS, range(len(IDS)), skip=skip).logits
     assert np.abs(ours["logits"][0] - reference).max() <= 1e-5 * np.abs(reference).max()
     kept = {f"present.{n}.{kind}" for n in ALL if n not in skip.attention for kind in ("key", "value")}
     assert {name for name in ours if name.startswith("present.")} == kept

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import onnx_ir as ir
+
 from ssruntime.artifact import (
+    BASE_GRAPH,
     DRAFT_GRAPH,
     MANIFEST,
     SCHEMA_VERSION,
@@ -32,12 +36,29 @@ from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_step, lower_verify, plan_lowering
 from sstool.hub import ResolvedModel
 from sstool.skip_set import SkipSpec
+from sstool.targets.base import GraphTarget
+from sstool.targets.registry import cast
 from sstool.version import version
 
 _TOOLS: Final = ("mobius-onnx", "onnx-ir", "onnxruntime", "transformers", "torch")
 
 
-def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, max_context: int) -> Manifest:
+@dataclass(frozen=True, kw_only=True)
+class Lowering:
+    """What the graphs of an artifact are lowered for.
+
+    Attributes:
+        target: execution target.
+        dtype: data type of weights and computation.
+        max_context: largest number of positions in one sequence.
+    """
+
+    target: GraphTarget
+    dtype: str
+    max_context: int
+
+
+def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, lowering: Lowering) -> Manifest:
     """Writes a whole artifact, which is not yet validated, and returns its manifest.
 
     Args:
@@ -45,7 +66,7 @@ def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: S
         model: name, folder and revision of the checkpoint.
         checkpoint: the checkpoint, described and checked.
         spec: skip set of the draft, and the stopping rule that was tuned for it.
-        max_context: largest number of positions in one sequence.
+        lowering: target, data type and context.
 
     Returns:
         The manifest as written.
@@ -55,9 +76,9 @@ def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: S
         UnsupportedModelError: if no correct graph can be built.
         OSError: if the disk is full or a file cannot be written.
     """
-    _write_graphs(folder, checkpoint, spec.skip())
+    _write_graphs(folder, checkpoint, spec.skip(), lowering)
     write_text_files(checkpoint, folder)
-    manifest = _manifest(folder, model, checkpoint, spec, max_context)
+    manifest = _manifest(folder, model, checkpoint, spec, lowering)
     write_manifest(folder, manifest)
     return manifest
 
@@ -67,17 +88,27 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet) -> None:
+def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, lowering: Lowering) -> None:
     decoder = build_decoder(checkpoint.folder, own_head=has_own_head(checkpoint), ignored=ignored_settings(checkpoint.config))
-    verify = lower_verify(decoder, plan_lowering(checkpoint))
-    step, draft = lower_step(verify), lower_draft(verify, skip)
-    save_graphs(folder, {VERIFY_GRAPH: verify, STEP_GRAPH: step, DRAFT_GRAPH: draft})
+    save_graphs(folder, _graphs(cast(lower_verify(decoder, plan_lowering(checkpoint)), lowering.dtype), skip, lowering))
     # Graphs are reference cycles that hold the weights: free these before the gate loads them again.
-    del decoder, verify, step, draft
+    del decoder
     gc.collect()
 
 
-def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, max_context: int) -> Manifest:
+def _graphs(base: ir.Model, skip: SkipSet, lowering: Lowering) -> dict[str, ir.Model]:
+    """Returns the graphs of an artifact by file name; the first one has every weight."""
+    target = lowering.target
+    draft = target.finish(lower_draft(base, skip), lowering.max_context)
+    graphs = {VERIFY_GRAPH: base}
+    if target.keeps_base:
+        graphs = {BASE_GRAPH: base, VERIFY_GRAPH: target.finish(base.clone(), lowering.max_context)}
+    if target.has_step:
+        graphs[STEP_GRAPH] = lower_step(base)
+    return {**graphs, DRAFT_GRAPH: draft}
+
+
+def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, lowering: Lowering) -> Manifest:
     return Manifest(
         schema_version=SCHEMA_VERSION,
         model=ModelInfo(
@@ -92,13 +123,13 @@ def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: 
             weight_bytes=(folder / WEIGHTS).stat().st_size,
             window=narrowest_window(checkpoint.attention),
         ),
-        target="ort-cpu",
-        dtype="fp32",
-        max_context=max_context,
-        kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype="fp32"),
+        target=lowering.target.name,
+        dtype=lowering.dtype,
+        max_context=lowering.max_context,
+        kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype=lowering.dtype),
         rope=ropes(checkpoint.config),
         weights=(WEIGHTS,),
-        drafts=(spec.draft_entry("fp32"),),
+        drafts=(spec.draft_entry(lowering.dtype),),
         files={
             path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path))
             for path in sorted(folder.iterdir())

@@ -30,7 +30,7 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
     Args:
         folder: where to write.
         graphs: graphs by file name. The first one holds every weight; the others hold some of the same
-            weights under the same names.
+            weights under the same names, and small constants of their own.
 
     Raises:
         UnsupportedModelError: if a graph is not valid ONNX.
@@ -40,7 +40,8 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
     _externalize(first, folder)
     for other in others:
         for name, value in other.graph.initializers.items():
-            value.const_value = first.graph.initializers[name].const_value
+            if name in first.graph.initializers:
+                value.const_value = first.graph.initializers[name].const_value
     for name, model in graphs.items():
         write_graph(model, folder / name)
 

@@ -14,7 +14,7 @@ from ssruntime.config import MODES, DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.errors import ConfigError, PromptError
 from ssruntime.sampling.noise import prompt_seed
-from sstool.artifact_files.bits_record import bits_are_equal
+from sstool.artifact_files.bits_record import tie_tolerance
 from sstool.bench.environment import describe_environment
 from sstool.bench.report import BenchReport, PromptRow
 from sstool.bench.summary import Sample, summarize
@@ -78,7 +78,7 @@ def run_bench(
     base = engine.settings(dataclasses.replace(config, mode=modes[-1]))
     config = dataclasses.replace(config, seed=base.seed)
     runnable, refused = _encode(engine, prompts)
-    bits_equal = bits_are_equal(engine)
+    tolerance = tie_tolerance(engine)
     _warm_up(engine, modes, config, runnable[0][1])
 
     samples: list[Sample] = []
@@ -88,7 +88,7 @@ def run_bench(
             on_progress(done, total, prompt.id)
         seeded = dataclasses.replace(config, seed=prompt_seed(base.seed, prompt.index))
         order = modes if (repeat + turn) % 2 == 0 else modes[::-1]
-        samples += _run_prompt(engine, order, seeded, prompt, ids, repeat, bits_equal=bits_equal)
+        samples += _run_prompt(engine, order, seeded, prompt, ids, repeat, tie_tolerance=tolerance)
     if on_progress is not None:
         on_progress(total, total, "")
     return BenchReport(
@@ -133,7 +133,7 @@ def _run_prompt(
     ids: Sequence[int],
     repeat: int,
     *,
-    bits_equal: bool,
+    tie_tolerance: float,
 ) -> list[Sample]:
     """Returns one sample per mode, with the verdict of the comparison between the modes."""
     runs: dict[str, TracedRun] = {}
@@ -141,15 +141,15 @@ def _run_prompt(
     for mode in order:
         completion, runs[mode] = traced(engine, ids, dataclasses.replace(config, mode=mode))
         samples.append(Sample(prompt_id=prompt.id, index=prompt.index, repeat=repeat, mode=mode, stats=completion.stats, identical=None))
-    verdict = _verdict(engine, config, runs, bits_equal=bits_equal)
+    verdict = _verdict(engine, config, runs, tie_tolerance=tie_tolerance)
     return [dataclasses.replace(s, identical=verdict) if s.mode == "speculative" else s for s in samples]
 
 
-def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun], *, bits_equal: bool) -> Verdict | None:
+def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun], *, tie_tolerance: float) -> Verdict | None:
     speculative = dataclasses.replace(config, mode="speculative")
     if len(runs) < len(MODES) or is_uncoupled(engine.settings(speculative)):
         return None
-    return compare(engine, speculative, plain=runs["plain"].token_ids, run=runs["speculative"], bits_equal=bits_equal).verdict
+    return compare(engine, speculative, plain=runs["plain"].token_ids, run=runs["speculative"], tie_tolerance=tie_tolerance).verdict
 
 
 def is_uncoupled(settings: DecodeSettings) -> bool:

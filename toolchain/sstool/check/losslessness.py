@@ -27,21 +27,21 @@ OnCompared = Callable[[int, int, str], None]
 
 
 def check_losslessness(
-    engine: Engine, plan: Plan, *, bits_equal: bool, resumable: bool, on_progress: OnCompared | None = None
+    engine: Engine, plan: Plan, *, tie_tolerance: float, resumable: bool, on_progress: OnCompared | None = None
 ) -> LosslessnessReport:
     """Returns how speculative decoding compares with plain decoding over a plan.
 
     Args:
         engine: an engine with a draft.
         plan: the prompts and settings to decode.
-        bits_equal: whether the kernels of this machine pass the bit test. Then the logits of both must have
-            the same bits.
+        tie_tolerance: largest distance of two decision scores in a near tie; 0 where the kernels of this
+            machine pass the bit test. Then the logits of both must have the same bits.
         resumable: whether to store finished comparisons in the cache folder, and to skip those stored there.
         on_progress: called before each comparison, and once at the end.
     """
-    path = cache_folder() / "check" / journal_name(_identity(engine, plan, bits_equal=bits_equal)) if resumable else None
+    path = cache_folder() / "check" / journal_name(_identity(engine, plan, tie_tolerance=tie_tolerance)) if resumable else None
     journal = Journal(path)
-    checker = _Checker(engine, plan, journal, on_progress, bits_equal=bits_equal)
+    checker = _Checker(engine, plan, journal, on_progress, tie_tolerance=tie_tolerance)
     finished = False
     try:
         for task in plan.tasks:
@@ -55,12 +55,12 @@ def check_losslessness(
 class _Checker:
     """Runs tasks and counts their outcomes."""
 
-    def __init__(self, engine: Engine, plan: Plan, journal: Journal, on_progress: OnCompared | None, *, bits_equal: bool) -> None:
+    def __init__(self, engine: Engine, plan: Plan, journal: Journal, on_progress: OnCompared | None, *, tie_tolerance: float) -> None:
         self._engine = engine
         self._plan = plan
         self._journal = journal
         self._on_progress = on_progress
-        self._bits_equal = bits_equal
+        self._tie_tolerance = tie_tolerance
         self._done = 0
         self._resumed = 0
         self._outcomes: list[CaseOutcome] = []
@@ -106,7 +106,7 @@ class _Checker:
             near_ties=sum(o.near_ties for o in self._outcomes),
             logit_rows=sum(o.logit_rows for o in self._outcomes),
             logit_rows_differing=sum(o.logit_rows_differing for o in self._outcomes),
-            bits_equal=self._bits_equal,
+            bits_equal=self._tie_tolerance == 0,
             refused=len(self._refused),
             resumed=self._resumed,
             first_difference=self._first,
@@ -122,7 +122,7 @@ class _Checker:
         seed = prompt_seed(SEED, task.prompt.index)
         config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="speculative")
         _, run = traced(self._engine, ids, config, logits=True)
-        found = compare(self._engine, config, plain=plain.token_ids, run=run, bits_equal=self._bits_equal)
+        found = compare(self._engine, config, plain=plain.token_ids, run=run, tie_tolerance=self._tie_tolerance)
         return CaseOutcome.of(found, compare_logits(plain, run) if found.verdict == YES else LogitRows(0, 0))
 
     def _count(self, task: Task, case: Case, outcome: CaseOutcome) -> None:
@@ -136,7 +136,7 @@ def _unit(task: Task, case: Case) -> str:
     return f"{task.file}:{task.prompt.index}:{case.name}"
 
 
-def _identity(engine: Engine, plan: Plan, *, bits_equal: bool) -> dict[str, object]:
+def _identity(engine: Engine, plan: Plan, *, tie_tolerance: float) -> dict[str, object]:
     """Returns everything that the outcomes of a plan depend on."""
     prompts = hashlib.sha256()
     for task in plan.tasks:
@@ -148,7 +148,7 @@ def _identity(engine: Engine, plan: Plan, *, bits_equal: bool) -> dict[str, obje
         "threads": engine.backend.threads,
         "max_context": engine.backend.max_context,
         "packing": engine.backend.packing,
-        "bits_equal": bits_equal,
+        "tie_tolerance": tie_tolerance,
         "seed": SEED,
         "num_tokens": plan.num_tokens,
         "prompts": prompts.hexdigest(),

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from ssruntime.artifact import Artifact, check_digests, read_artifact
 from ssruntime.backends.registry import target_of
-from ssruntime.engine import load
 from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
 from ssruntime.folder_lock import require_locks
-from sstool.artifact_files.bits_record import BitsReport, store_bits
+from sstool.artifact_files.bits_record import BitsReport, store_bits, tie_tolerance
 from sstool.bench.environment import Environment, describe_environment
 from sstool.check.losslessness import check_losslessness
 from sstool.check.memory import can_measure, measure_memory
@@ -20,6 +19,7 @@ from sstool.check.plan import plan_check
 from sstool.check.prompts import PromptFile, built_in_prompts
 from sstool.check.report import CheckReport, CheckSection, Status
 from sstool.validation.bits import GATE_CONTEXT, GATE_SEQUENCES, measure_bits
+from sstool.validation.opening import open_to_check
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the name of the part, the finished steps, the total number, and the name of the next step."""
@@ -125,7 +125,7 @@ def _check_decoding(
     artifact: Artifact, options: CheckOptions, files: Sequence[PromptFile], tell: Progress
 ) -> tuple[CheckSection, CheckSection, Environment]:
     """Returns the sections `bits` and `losslessness`."""
-    with load(artifact.folder, threads=options.threads, max_context=options.max_context, max_sequences=GATE_SEQUENCES) as engine:
+    with open_to_check(artifact, threads=options.threads, max_context=options.max_context, max_sequences=GATE_SEQUENCES) as engine:
         tell("bits", 0, 1, "against passes of one token")
         bits = measure_bits(engine.backend)
         if engine.backend.max_context >= min(GATE_CONTEXT, artifact.manifest.max_context):
@@ -136,7 +136,7 @@ def _check_decoding(
         report = check_losslessness(
             engine,
             plan_check(files, full=options.full),
-            bits_equal=bits.equal,
+            tie_tolerance=tie_tolerance(engine, bits),
             resumable=options.full,
             on_progress=lambda done, total, what: tell("losslessness", done, total, what),
         )
@@ -178,8 +178,8 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
     from sstool.validation.parity import measure_parity, parity_context
 
     context = parity_context(checkpoint, artifact.manifest.max_context)
-    with load(artifact.folder, threads=threads, max_context=context, max_sequences=1, draft=False) as engine:
-        report = measure_parity(engine.backend, checkpoint)
+    with open_to_check(artifact, threads=threads, max_context=context, draft=False) as engine:
+        report = measure_parity(engine.backend, checkpoint, dtype=artifact.manifest.dtype)
     reason = None if report.passed else f"logits differ by {report.max_relative:.1e} of their scale; the limit is {report.tolerance:.0e}"
     details = {key: value for key, value in report.to_json().items() if key != "passed"}
     return CheckSection(status="passed" if report.passed else "failed", reason=reason, details=details)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +44,7 @@ SUPPORTED_FAMILIES: Final = frozenset(
 )
 """Families whose graphs the tests compare with transformers. Others may work, but no test shows it."""
 
+_DTYPE_NAMES: Final = {"F16": "fp16", "BF16": "bf16"}
 _HEAD_DIM_STEP: Final = 16
 _FP32_BYTES: Final = 4
 _COUNTS: Final = (
@@ -80,6 +83,7 @@ class Checkpoint:
         tensors: records of the tensors that the model uses.
         num_parameters: number of parameters in these tensors.
         weight_bytes: size of all parameters in fp32, in bytes.
+        dtype: data type of most parameters: `fp32`, `fp16` or `bf16`.
     """
 
     folder: Path
@@ -99,6 +103,7 @@ class Checkpoint:
     tensors: tuple[TensorRecord, ...]
     num_parameters: int
     weight_bytes: int
+    dtype: str
 
 
 def describe_checkpoint(folder: Path) -> Checkpoint:
@@ -151,6 +156,7 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
         tensors=tensors,
         num_parameters=num_parameters,
         weight_bytes=num_parameters * _FP32_BYTES,
+        dtype=_main_dtype(tensors),
     )
 
 
@@ -245,3 +251,11 @@ def _check_tokenizer(folder: Path) -> None:
         read_json(folder / TOKENIZER_CONFIG)
     if (folder / GENERATION_CONFIG).exists():
         read_json(folder / GENERATION_CONFIG)
+
+
+def _main_dtype(tensors: Iterable[TensorRecord]) -> str:
+    """Returns the data type of most parameters; others than fp16 and bf16 count as fp32."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[_DTYPE_NAMES.get(tensor.dtype, "fp32")] += tensor.num_elements
+    return counts.most_common(1)[0][0] if counts else "fp32"

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder of the artifact.")
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
 @click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML file with these settings; flags override it.")
-@click.option("--target", metavar="NAME", help="Execution target.  [default: ort-cpu]")
-@click.option("--dtype", metavar="TYPE", help="Data type of the weights.  [default: fp32]")
+@click.option("--target", metavar="NAME", help="ort-cpu, ort-cuda or tensorrt.  [default: ort-cpu]")
+@click.option("--dtype", metavar="TYPE", help="Data type of the weights.  [default: the checkpoint's, where the target has it]")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of prompt and output together.  [default: the checkpoint's]")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
 @click.option("--skip-attention", metavar="3,5,7", help="Layers whose attention the draft skips, counted from 0.")
@@ -79,7 +79,7 @@ def command(
                 force=force,
                 revision=revision if model is not None or revision is not None else base.revision,
                 target=_first(target, base.target, ExportRequest.target),
-                dtype=_first(dtype, base.dtype, ExportRequest.dtype),
+                dtype=dtype if dtype is not None else base.dtype,
                 max_context=max_context if max_context is not None else base.max_context,
                 skip=skip,
                 search=options.settings(base) if is_searched else None,

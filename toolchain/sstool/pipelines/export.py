@@ -15,19 +15,18 @@ from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.checks import check_choice
 from ssruntime.errors import ArtifactError, ConfigError, UnsupportedModelError
 from ssruntime.folder_lock import require_locks
-from sstool.artifact_files.assemble import assemble, write_manifest
+from sstool.artifact_files.assemble import Lowering, assemble, write_manifest
 from sstool.artifact_files.publish import staged_folder
 from sstool.checkpoint.describe import Checkpoint, check_weights, describe_checkpoint
 from sstool.checkpoint.rope import check_scaling
 from sstool.hub import ResolvedModel, resolve
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
+from sstool.targets.registry import DTYPES, GRAPH_TARGETS
 from sstool.validation.gate import run_gate
 
 logger = logging.getLogger(__name__)
 
-TARGETS: Final = ("ort-cpu",)
-DTYPES: Final = ("fp32",)
 _MIN_CONTEXT: Final = 2
 """One token of a prompt and one new token."""
 
@@ -44,7 +43,8 @@ class ExportRequest:
         force: whether to replace an existing artifact at `out`.
         revision: branch, tag or commit of a hub id.
         target: execution target that the graphs are lowered for.
-        dtype: data type of the weights and of the computation.
+        dtype: data type of the weights and of the computation; None takes the checkpoint's own where the
+            target runs it.
         max_context: length of the longest sequence in tokens, at most the checkpoint's; None takes the
             checkpoint's.
         skip: skip set of the draft and the stopping rule it was tuned for; None takes `default_skip_set`.
@@ -62,7 +62,7 @@ class ExportRequest:
     force: bool = False
     revision: str | None = None
     target: str = "ort-cpu"
-    dtype: str = "fp32"
+    dtype: str | None = None
     max_context: int | None = None
     skip: SkipSpec | None = None
     search: SearchSettings | None = None
@@ -93,8 +93,11 @@ def export_artifact(request: ExportRequest) -> Artifact:
     # Absolute, because replacing the current folder takes it away from this process.
     request = dataclasses.replace(request, out=Path(os.path.realpath(request.out)))
     say = request.progress or logger.info
-    check_choice("target", request.target, TARGETS)
-    check_choice("dtype", request.dtype, DTYPES)
+    check_choice("target", request.target, tuple(GRAPH_TARGETS))
+    target = GRAPH_TARGETS[request.target]
+    if request.dtype is not None:
+        check_choice("dtype", request.dtype, tuple(DTYPES))
+        target.chosen_dtype(request.dtype, request.dtype)
     if request.search is not None:
         _check_search(request, request.search)
     with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
@@ -108,7 +111,8 @@ def export_artifact(request: ExportRequest) -> Artifact:
         spec = _skip_spec(request.skip, checkpoint)
         check_weights(checkpoint)
         say("building the graphs")
-        manifest = assemble(folder, model, checkpoint, spec, max_context)
+        lowering = Lowering(target=target, dtype=target.chosen_dtype(request.dtype, checkpoint.dtype), max_context=max_context)
+        manifest = assemble(folder, model, checkpoint, spec, lowering)
         say("comparing with the checkpoint")
         gate = _gate(folder, checkpoint)
         write_manifest(folder, dataclasses.replace(manifest, gate=gate))

@@ -11,7 +11,6 @@ import onnx_ir as ir
 from ssruntime.artifact import (
     DRAFT_GRAPH,
     MANIFEST,
-    VERIFY_GRAPH,
     Artifact,
     FileEntry,
     Manifest,
@@ -19,18 +18,19 @@ from ssruntime.artifact import (
     file_digest,
     read_artifact,
 )
-from ssruntime.engine import load
 from ssruntime.errors import RecipeError
 from sstool.artifact_files.assemble import write_manifest
-from sstool.artifact_files.bits_record import Kernels, bits_are_equal, known_bits, store_bits
+from sstool.artifact_files.bits_record import Kernels, known_bits, store_bits, tie_tolerance
 from sstool.artifact_files.graph_files import write_graph
 from sstool.checkpoint.linked_folder import link_or_copy
 from sstool.graph.lower import lower_draft
 from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
 from sstool.search.run import SearchOutcome
 from sstool.skip_set import SkipSpec
+from sstool.targets.registry import GRAPH_TARGETS
 from sstool.validation.bits import GATE_SEQUENCES, measure_bits
 from sstool.validation.gate import require_sound
+from sstool.validation.opening import open_to_check
 
 
 def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Manifest:
@@ -53,7 +53,8 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning)
     artifact = read_artifact(folder)
     path = folder / DRAFT_GRAPH
     path.unlink(missing_ok=True)  # it may be a hard link to the file of a published artifact
-    write_graph(lower_draft(ir.load(folder / VERIFY_GRAPH), spec.skip()), path)
+    target = GRAPH_TARGETS[artifact.manifest.target]
+    write_graph(target.finish(lower_draft(ir.load(artifact.base_graph()), spec.skip()), artifact.manifest.max_context), path)
     _copy_records(search, folder / SEARCH_FOLDER)
     manifest = dataclasses.replace(
         artifact.manifest,
@@ -62,10 +63,10 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning)
         tuning=tuning,
     )
     _replace_manifest(folder, manifest)
-    with load(folder, max_sequences=GATE_SEQUENCES) as engine:
-        if known_bits(artifact, Kernels.here(engine.backend.threads)) is None:
+    with open_to_check(read_artifact(folder), max_sequences=GATE_SEQUENCES) as engine:
+        if known_bits(artifact, Kernels.here(engine.backend.threads, engine.backend.device)) is None:
             store_bits(artifact, measure_bits(engine.backend))
-        lossless = require_sound(engine, manifest.model.source, bits_equal=bits_are_equal(engine))
+        lossless = require_sound(engine, manifest.model.source, tie_tolerance=tie_tolerance(engine))
     manifest = dataclasses.replace(manifest, gate={**manifest.gate, "lossless": lossless})
     _replace_manifest(folder, manifest)
     return manifest

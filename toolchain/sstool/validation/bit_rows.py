@@ -33,6 +33,7 @@ class BitRows:
         compared: number of rows so far.
         differing: number of those that differ.
         largest: largest difference as a fraction of the row's largest logit.
+        largest_absolute: largest difference.
         first: kind of pass of the first row that differs.
     """
 
@@ -40,6 +41,7 @@ class BitRows:
     compared: int = 0
     differing: int = 0
     largest: float = 0.0
+    largest_absolute: float = 0.0
     first: str | None = None
     known: dict[int, KnownRow] = field(default_factory=dict)
 
@@ -61,6 +63,7 @@ class BitRows:
                 self.first = self.first or kind
                 apart = np.abs(self._sample(output.logits[row]) - expected.sample).max()
                 scale = np.abs(output.logits[row]).max()
+                self.largest_absolute = max(self.largest_absolute, float(apart))
                 self.largest = max(self.largest, float(apart / scale) if scale > 0 else float(apart))
 
     def _sample(self, row: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -56,8 +56,9 @@ def measure_bits(backend: Backend) -> BitsReport:
         rows=found.compared,
         differing=found.differing,
         first=found.first,
-        kernels=Kernels.here(backend.threads),
+        kernels=Kernels.here(backend.threads, backend.device),
         largest=found.largest,
+        largest_absolute=found.largest_absolute,
     )
 
 

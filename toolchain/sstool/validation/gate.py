@@ -10,24 +10,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ssruntime.artifact import Artifact, read_artifact
 from ssruntime.backends.registry import target_of
 from ssruntime.config import GenerationConfig
-from ssruntime.engine import Engine, load
+from ssruntime.engine import Engine
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.machine import available_memory
-from sstool.artifact_files.assemble import assemble
+from sstool.artifact_files.assemble import Lowering, assemble
 from sstool.artifact_files.bits_record import GATE_KEY
+from sstool.artifact_files.bits_record import tie_tolerance as tolerance_of
 from sstool.checkpoint.describe import Checkpoint
 from sstool.checkpoint.truncated import first_layers, layers_to_compare
 from sstool.hub import ResolvedModel
 from sstool.skip_set import SkipSpec
+from sstool.targets.registry import GRAPH_TARGETS
 from sstool.validation.bits import GATE_CONTEXT, GATE_SEQUENCES, measure_bits
 from sstool.validation.lossless import NO, compare, traced
+from sstool.validation.opening import open_to_check
 from sstool.validation.parity import ParityPlan, compare_with_reference, plan_parity, require_parity
-from sstool.validation.reference import reference_logits
+from sstool.validation.reference import ReferenceLogits, reference_logits
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +57,13 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
         UnsupportedModelError: if either comparison fails. The artifact's entries in the packed-weights cache
             are then removed.
     """
-    max_context = artifact.manifest.max_context
+    manifest, max_context = artifact.manifest, artifact.manifest.max_context
     what = str(checkpoint.folder)
     num_layers = layers_to_compare(checkpoint, available_memory())
     if num_layers == checkpoint.num_layers:
         plan = plan_parity(checkpoint, max_context)
         # The reference model is freed before the engines open, so that memory never holds the weights twice.
-        reference = reference_logits(checkpoint.folder, plan.ids, plan.positions)
+        reference = reference_logits(checkpoint.folder, plan.ids, plan.positions, dtype=manifest.dtype)
         with _opened(artifact, len(plan.ids)) as engine:
             parity = _require_parity(engine, plan, reference, checkpoint)
             bits, lossless = _require_decoding(engine, what)
@@ -71,7 +73,9 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
             num_layers,
             checkpoint.num_layers,
         )
-        parity = _truncated_parity(checkpoint, num_layers, max_context)
+        parity = _truncated_parity(
+            checkpoint, num_layers, Lowering(target=GRAPH_TARGETS[manifest.target], dtype=manifest.dtype, max_context=max_context)
+        )
         with _opened(artifact) as engine:
             bits, lossless = _require_decoding(engine, what)
     return {
@@ -90,7 +94,7 @@ def _opened(artifact: Artifact, context: int = GATE_CONTEXT) -> Iterator[Engine]
     """
     try:
         context = min(artifact.manifest.max_context, max(context, GATE_CONTEXT))
-        with load(artifact.folder, max_context=context, max_sequences=GATE_SEQUENCES) as engine:
+        with open_to_check(artifact, max_context=context, max_sequences=GATE_SEQUENCES) as engine:
             yield engine
     except BaseException:
         _discard(artifact)
@@ -101,16 +105,16 @@ def _discard(artifact: Artifact) -> None:
     target_of(artifact.manifest).load().discard(artifact)
 
 
-def _truncated_parity(checkpoint: Checkpoint, num_layers: int, max_context: int) -> dict[str, Any]:
+def _truncated_parity(checkpoint: Checkpoint, num_layers: int, lowering: Lowering) -> dict[str, Any]:
     with first_layers(checkpoint, num_layers) as first, tempfile.TemporaryDirectory(prefix="sstool-") as name:
-        plan = plan_parity(first, max_context)
-        reference = reference_logits(first.folder, plan.ids, plan.positions)
+        plan = plan_parity(first, lowering.max_context)
+        reference = reference_logits(first.folder, plan.ids, plan.positions, dtype=lowering.dtype)
         assemble(
             Path(name),
             ResolvedModel(source=first.folder.name, folder=first.folder, revision=None),
             first,
             SkipSpec(attention=(1,), mlp=(1,)),
-            max_context,
+            lowering,
         )
         artifact = read_artifact(Path(name))
         try:
@@ -120,7 +124,7 @@ def _truncated_parity(checkpoint: Checkpoint, num_layers: int, max_context: int)
             _discard(artifact)
 
 
-def _require_parity(engine: Engine, plan: ParityPlan, reference: NDArray[np.float32], checkpoint: Checkpoint) -> dict[str, Any]:
+def _require_parity(engine: Engine, plan: ParityPlan, reference: ReferenceLogits, checkpoint: Checkpoint) -> dict[str, Any]:
     report = compare_with_reference(engine.backend, plan, reference)
     require_parity(report, str(checkpoint.folder))
     return report.to_json()
@@ -135,16 +139,16 @@ def _require_decoding(engine: Engine, what: str) -> tuple[dict[str, Any], dict[s
             " two tokens that are almost equally good can swap",
             bits.difference,
         )
-    return bits.to_json(), require_sound(engine, what, bits_equal=bits.equal)
+    return bits.to_json(), require_sound(engine, what, tie_tolerance=tolerance_of(engine, bits))
 
 
-def require_sound(engine: Engine, what: str, *, bits_equal: bool) -> dict[str, Any]:
+def require_sound(engine: Engine, what: str, *, tie_tolerance: float) -> dict[str, Any]:
     """Checks the engines' outputs against their logits, and speculative against autoregressive decoding.
 
     Args:
         engine: an open engine with a draft.
         what: name of the artifact in error messages.
-        bits_equal: whether the kernels of this machine pass the bit test.
+        tie_tolerance: largest distance of two decision scores in a near tie.
 
     Returns:
         The manifest's record of the losslessness run.
@@ -153,7 +157,7 @@ def require_sound(engine: Engine, what: str, *, bits_equal: bool) -> dict[str, A
         UnsupportedModelError: if a check fails.
     """
     _require_outputs(engine, what)
-    return _require_lossless(engine, what, bits_equal=bits_equal)
+    return _require_lossless(engine, what, tie_tolerance=tie_tolerance)
 
 
 def _require_outputs(engine: Engine, what: str) -> None:
@@ -185,13 +189,13 @@ def _random_prompt(engine: Engine) -> list[int]:
     return [int(i) for i in np.random.default_rng(_SEED).integers(0, engine.backend.vocab_size, count)]
 
 
-def _require_lossless(engine: Engine, what: str, *, bits_equal: bool) -> dict[str, Any]:
+def _require_lossless(engine: Engine, what: str, *, tie_tolerance: float) -> dict[str, Any]:
     prompt = _random_prompt(engine)
     plain = GenerationConfig(mode="plain", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
     speculative = GenerationConfig(mode="speculative", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
     expected = engine.generate(prompt, plain)
     completion, run = traced(engine, prompt, speculative)
-    verdict = compare(engine, speculative, plain=expected.token_ids, run=run, bits_equal=bits_equal).verdict
+    verdict = compare(engine, speculative, plain=expected.token_ids, run=run, tie_tolerance=tie_tolerance).verdict
     if verdict == NO:
         raise UnsupportedModelError(
             f"{what}: speculative decoding gives other tokens than autoregressive decoding",

@@ -6,8 +6,8 @@ swap. A difference is then a `near_tie` only if all of this holds:
 
 * a replay with the run's own passes, rejected proposals included, gives the run's token;
 * a replay with one position per pass gives the plain token;
-* in both replays the decision scores of the two tokens differ by at most `NEAR_TIE_TOLERANCE` (for a token
-  that a filter dropped: its score and the filter's cut).
+* in both replays the decision scores of the two tokens (for a token that a filter dropped: its score and the
+  filter's cut) differ by at most the noise between query lengths, which is 1e-4 in fp32.
 
 The run is then restarted after the plain token, and the comparison continues. Every other difference is a
 `no`.
@@ -26,7 +26,7 @@ from ssruntime.config import DecodeSettings, GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.results import Completion, Trace
 from ssruntime.text.prompt import Prompt
-from sstool.validation.near_tie import NEAR_TIE_TOLERANCE, Row, Standing, decide, standing
+from sstool.validation.near_tie import Row, Standing, decide, standing
 
 Verdict = Literal["yes", "near_tie", "no"]
 
@@ -105,7 +105,7 @@ def traced(engine: Engine, prompt: Prompt, config: GenerationConfig, *, logits: 
     return completion, TracedRun(token_ids=tuple(completion.token_ids), trace=trace)
 
 
-def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], run: TracedRun, bits_equal: bool) -> Comparison:
+def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], run: TracedRun, tie_tolerance: float) -> Comparison:
     """Returns how a run differs from plain decoding of the same prompt; near ties do not end the comparison.
 
     Args:
@@ -113,7 +113,8 @@ def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], r
         config: settings of the run. The seed must be set if they sample.
         plain: token ids of plain decoding with the same settings and seed.
         run: the run to compare.
-        bits_equal: whether the kernels of this machine pass the bit test, so that there are no near ties.
+        tie_tolerance: largest distance of two decision scores in a near tie; 0 where the kernels of this
+            machine pass the bit test, so that there are no near ties (see `bits_record.tie_tolerance`).
     """
     settings = engine.settings(config)
     prompt_ids = tuple(run.trace.prompt_ids)
@@ -124,10 +125,12 @@ def compare(engine: Engine, config: GenerationConfig, *, plain: Sequence[int], r
         index = _first_difference(run.token_ids, expected)
         if index is None:
             return Comparison(verdict=NEAR_TIE if differences else YES, tokens=len(plain), differences=tuple(differences))
-        if bits_equal:
+        if tie_tolerance == 0:
             found = _difference(expected, run, index, NO, "passes of every query length give the same bits here, but the tokens differ")
         else:
-            found = _classify(engine.backend, settings, prompt_ids + tuple(plain[:forced]), len(prompt_ids), expected, run, index)
+            found = _classify(
+                engine.backend, settings, prompt_ids + tuple(plain[:forced]), len(prompt_ids), expected, run, index, tie_tolerance
+            )
         differences.append(dataclasses.replace(found, index=forced + index))
         forced += index + 1
         if found.verdict == NO or forced >= len(plain):
@@ -164,6 +167,7 @@ def _classify(
     expected: Sequence[int],
     run: TracedRun,
     index: int,
+    tolerance: float,
 ) -> Difference:
     """Returns the verdict on the difference at `index` of a run that began after `prefix`.
 
@@ -185,8 +189,9 @@ def _classify(
     reason, gap = _deciding_gap(
         [standing(row, settings, run_token) for row in (as_run, as_plain)],
         [standing(row, settings, plain_token) for row in (as_run, as_plain)],
+        tolerance,
     )
-    return found(NEAR_TIE if gap <= NEAR_TIE_TOLERANCE else NO, f"{reason} by {gap:.1e}", gap)
+    return found(NEAR_TIE if gap <= tolerance else NO, f"{reason} by {gap:.1e}", gap)
 
 
 def _difference(expected: Sequence[int], run: TracedRun, index: int, verdict: Verdict, reason: str, gap: float | None = None) -> Difference:
@@ -204,20 +209,21 @@ def _token(tokens: Sequence[int], index: int) -> int | None:
     return tokens[index] if index < len(tokens) else None
 
 
-def _deciding_gap(run: Sequence[Standing], plain: Sequence[Standing]) -> tuple[str, float]:
+def _deciding_gap(run: Sequence[Standing], plain: Sequence[Standing], tolerance: float) -> tuple[str, float]:
     """Returns which two values decided between the tokens, and their larger distance in the two replays.
 
     Args:
         run: the run's token in the replay with the run's own passes, and in the one with one position per
             pass.
         plain: the plain token in the same two replays.
+        tolerance: largest distance in a near tie.
     """
     gaps = [r.score - p.score for r, p in zip(run, plain, strict=True)]
     score_gap = max(abs(g) for g in gaps)
-    if score_gap > NEAR_TIE_TOLERANCE and all(g < 0 for g in gaps) and not plain[0].kept:
+    if score_gap > tolerance and all(g < 0 for g in gaps) and not plain[0].kept:
         # The plain token scores higher in both replays, so only a filter can have dropped it in the run.
         return "the plain token and the filter's cut differ", max(p.to_cut for p in plain)
-    if score_gap > NEAR_TIE_TOLERANCE and all(g > 0 for g in gaps) and not run[1].kept:
+    if score_gap > tolerance and all(g > 0 for g in gaps) and not run[1].kept:
         return "the run's token and the filter's cut differ", max(r.to_cut for r in run)
     return "decision scores differ", score_gap
 

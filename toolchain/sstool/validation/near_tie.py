@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,6 @@ from ssruntime.acceptance.coupled import coupled_sample
 from ssruntime.config import DecodeSettings
 from ssruntime.sampling.filters import filtered, scores_of
 from ssruntime.sampling.noise import CoupledNoise, gumbel
-
-NEAR_TIE_TOLERANCE: Final = 1e-4
-"""Largest difference of two decision scores in a near tie (fp32)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

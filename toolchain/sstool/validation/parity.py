@@ -16,10 +16,8 @@ from ssruntime.backends.base import Backend, Slot
 from ssruntime.errors import UnsupportedModelError
 from ssruntime.proposal import Alternative, TokenTree
 from sstool.checkpoint.describe import Checkpoint, describe_checkpoint
-from sstool.validation.reference import CHUNK, reference_logits
+from sstool.validation.reference import CHUNK, ReferenceLogits, reference_logits
 
-MAX_RELATIVE_ERROR: Final = 1e-4
-"""Largest allowed error of fp32 logits, as a fraction of the largest reference logit."""
 MAX_POSITIONS: Final = 256
 WIDTHS: Final = (1, 1, 1, 4, 4, 16, 16, 1, 4, 16)
 """Query lengths of the passes after the prefill; each pass attends to every position before it."""
@@ -57,7 +55,7 @@ class ParityReport:
     positions: int
     sequence: int
     worst: str
-    tolerance: float = MAX_RELATIVE_ERROR
+    tolerance: float
 
     @property
     def passed(self) -> bool:
@@ -131,7 +129,7 @@ def parity_context(folder: Path, max_context: int) -> int:
     return len(plan_parity(describe_checkpoint(folder), max_context).ids)
 
 
-def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = None) -> ParityReport:
+def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = None, dtype: str = "fp32") -> ParityReport:
     """Returns how far the verify engine's logits, or the draft engine's, are from the checkpoint's.
 
     Args:
@@ -139,6 +137,7 @@ def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = No
         folder: the checkpoint that the artifact was exported from.
         draft: skip set of the draft. If given, the draft engine is compared with the checkpoint, whose
             skipped sublayers then output zero.
+        dtype: data type of the artifact.
 
     Raises:
         CheckpointError: if the folder holds no valid checkpoint.
@@ -152,17 +151,17 @@ def measure_parity(backend: Backend, folder: Path, *, draft: SkipSet | None = No
             "pass the model that the artifact was exported from",
         )
     plan = plan_parity(checkpoint, backend.max_context)
-    reference = reference_logits(folder, plan.ids, plan.positions, skip=draft)
+    reference = reference_logits(folder, plan.ids, plan.positions, skip=draft, dtype=dtype)
     return compare_with_reference(backend, plan, reference, draft=draft is not None)
 
 
-def compare_with_reference(backend: Backend, plan: ParityPlan, reference: NDArray[np.float32], *, draft: bool = False) -> ParityReport:
+def compare_with_reference(backend: Backend, plan: ParityPlan, reference: ReferenceLogits, *, draft: bool = False) -> ParityReport:
     """Returns how far an engine's logits are from the reference's when it runs the plan.
 
     Args:
         backend: the open engines.
         plan: the sequence and its passes.
-        reference: float32[len(plan.positions), vocab].
+        reference: logits of the checkpoint at `plan.positions`.
         draft: whether the draft engine runs instead of the verify engine.
     """
     slot = backend.acquire(None)
@@ -171,8 +170,8 @@ def compare_with_reference(backend: Backend, plan: ParityPlan, reference: NDArra
     finally:
         backend.release(slot)
     place = {position: row for row, position in enumerate(plan.positions)}
-    wanted = reference[[place[row.position] for row in rows]]
-    return _report(np.stack([row.logits for row in rows]), wanted, [row.kind for row in rows], plan)
+    wanted = reference.logits[[place[row.position] for row in rows]]
+    return _report(np.stack([row.logits for row in rows]), wanted, [row.kind for row in rows], plan, reference.tolerance)
 
 
 def require_parity(report: ParityReport, what: str) -> None:
@@ -233,7 +232,9 @@ def _run_tree(slot: Slot, ids: Sequence[int], start: int) -> list[_Row]:
     return [_Row(start + n, "alternatives", row) for n, row in enumerate(rows)]
 
 
-def _report(ours: NDArray[np.float32], reference: NDArray[np.float32], kinds: Sequence[str], plan: ParityPlan) -> ParityReport:
+def _report(
+    ours: NDArray[np.float32], reference: NDArray[np.float32], kinds: Sequence[str], plan: ParityPlan, tolerance: float
+) -> ParityReport:
     scale = float(np.abs(reference).max())
     error = np.abs(ours - reference)
     # NaN counts as an infinite error, so that the report still holds numbers.
@@ -249,4 +250,5 @@ def _report(ours: NDArray[np.float32], reference: NDArray[np.float32], kinds: Se
         positions=len(plan.positions),
         sequence=len(plan.ids),
         worst=kinds[int(rows.argmax())],
+        tolerance=tolerance,
     )

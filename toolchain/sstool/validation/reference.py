@@ -1,11 +1,11 @@
-"""The checkpoint's own logits, computed by transformers in fp32: the reference for every exported graph."""
+"""The checkpoint's own logits, computed by transformers: the reference for every exported graph."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,26 @@ CHUNK: Final = 1024
 """Largest number of tokens in one pass."""
 
 
+MAX_RELATIVE_ERROR: Final = 1e-4
+"""Largest allowed error of fp32 logits, as a fraction of the largest reference logit."""
+CAST_FACTOR: Final = 3.0
+"""The same in 16 bits, as a multiple of what casting the checkpoint costs in PyTorch.
+
+Two implementations in 16 bits round at different places: only the size of their errors is alike."""
+
+
+class ReferenceLogits(NamedTuple):
+    """The checkpoint's logits, and how far an engine's may be from them.
+
+    Attributes:
+        logits: float32[N, vocab], computed in fp32.
+        tolerance: largest allowed error, as a fraction of the largest logit.
+    """
+
+    logits: NDArray[np.float32]
+    tolerance: float
+
+
 class Reference:
     """A checkpoint loaded into transformers in fp32."""
 
@@ -36,6 +56,12 @@ class Reference:
         """
         self._folder = folder
         self._model = _load(folder)
+
+    def cast(self, dtype: str) -> None:
+        """Makes the model compute in `fp16` or `bf16` from now on."""
+        import torch
+
+        self._model = self._model.to({"fp16": torch.float16, "bf16": torch.bfloat16}[dtype])
 
     def logits(self, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
         """Returns the logits of a sequence at the given positions.
@@ -91,15 +117,33 @@ def _rows(output: Any) -> NDArray[np.float32]:
     return logits
 
 
-def reference_logits(folder: Path, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
-    """Returns the logits of a sequence (see `Reference.logits`); loads the model for this and frees it."""
+def reference_logits(
+    folder: Path, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None, dtype: str = "fp32"
+) -> ReferenceLogits:
+    """Returns the logits of a sequence in fp32; loads the model for this and frees it.
+
+    Args:
+        folder: the checkpoint.
+        ids: token ids of the sequence, from position 0.
+        positions: positions whose logits are returned, ascending.
+        skip: sublayers whose output is replaced by zero.
+        dtype: data type that the exported graph computes in.
+
+    Raises:
+        CheckpointError: if the weights lack a tensor of the model.
+        UnsupportedModelError: if transformers cannot load or run the model.
+    """
     reference = Reference(folder)
-    logits = reference.logits(ids, positions, skip=skip)
+    logits, tolerance = reference.logits(ids, positions, skip=skip), MAX_RELATIVE_ERROR
+    if dtype != "fp32":
+        reference.cast(dtype)
+        cost = np.abs(reference.logits(ids, positions, skip=skip) - logits).max() / np.abs(logits).max()
+        tolerance = max(tolerance, CAST_FACTOR * float(cost))
     del reference
     # Freeing the model is not enough: glibc keeps most of its memory for later allocations.
     gc.collect()
     return_freed_memory()
-    return logits
+    return ReferenceLogits(logits, tolerance)
 
 
 def _load(folder: Path) -> Any:

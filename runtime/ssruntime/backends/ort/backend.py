@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ssruntime import graph_io
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, Rope
-from ssruntime.backends.base import BackendOptions, Capabilities, DraftEngine, Pass, Slot, StepOutput
+from ssruntime.backends.base import PREFILL_CHUNK, BackendOptions, Capabilities, DraftEngine, Pass, Slot, StepOutput
 from ssruntime.backends.device import HostDevice
 from ssruntime.backends.ort.engine_port import EnginePort
 from ssruntime.backends.ort.kv_arena import KvArena
@@ -23,11 +23,11 @@ from ssruntime.backends.ort.open_graph import OrtGraph
 from ssruntime.backends.ort.process_ends import watch
 from ssruntime.backends.ort.ragged_passes import RaggedPasses
 from ssruntime.backends.ort.ragged_port import RaggedPort
-from ssruntime.backends.ort.rope import rope_tables
 from ssruntime.backends.ort.sessions import Sessions, TargetSessions, check_contract
-from ssruntime.backends.ort.slot import PREFILL_CHUNK, OrtSlot, SlotLimits
+from ssruntime.backends.ort.slot import OrtSlot, SlotLimits
 from ssruntime.backends.ort.thread_pool import choose_threads
 from ssruntime.backends.pool import Pool
+from ssruntime.backends.rope import rope_tables
 from ssruntime.errors import ArtifactError, BackendUnavailableError
 from ssruntime.machine import l2_cache_size, return_freed_memory
 
@@ -51,6 +51,7 @@ class OrtBackend:
         self.max_context = max_context
         self.vocab_size = artifact.manifest.model.vocab_size
         self.threads = settings.threads
+        self.device = "cpu"
         window = artifact.manifest.model.window
         self.alternatives_end = max_context if window is None else min(max_context, window)
         opened = Sessions(artifact, options, settings)

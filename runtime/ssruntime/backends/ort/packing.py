@@ -29,7 +29,7 @@ from typing import Final
 import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, Artifact, check_digests, file_digest
-from ssruntime.backends.ort.onnx_wire import external_data, external_initializers, moved, replace_initializers
+from ssruntime.backends.onnx_wire import external_data, external_initializers, moved, replace_initializers
 from ssruntime.backends.ort.weight_files import with_real_weights
 from ssruntime.cache_folder import cache_folder
 from ssruntime.errors import ArtifactError

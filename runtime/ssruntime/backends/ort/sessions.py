@@ -46,6 +46,8 @@ class Sessions:
         Raises:
             ArtifactError: if a graph cannot be opened or is not as the graph contract says.
         """
+        if STEP_GRAPH not in artifact.manifest.files:
+            raise ArtifactError(f"manifest.json does not list {STEP_GRAPH}", "export the model again")
         self._artifact, self._settings = artifact, settings
         self._packed, self.packing = open_packed(artifact, verify=options.verify_digests, options=settings.make)
         draft = options.draft

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssruntime import graph_io
-from ssruntime.backends.base import DraftEngine, Pass, StepOutput, prefill_passes
+from ssruntime.backends.base import PREFILL_CHUNK, DraftEngine, Pass, StepOutput, prefill_passes
 from ssruntime.backends.ort.engine_port import EnginePort
 from ssruntime.backends.ort.kv_arena import RESERVE, KvArena
 from ssruntime.backends.ort.ragged_passes import RaggedPasses
 from ssruntime.backends.ort.sessions import TargetSessions
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import Alternative
-
-PREFILL_CHUNK: Final = 256
-"""Most prompt tokens in one pass: enough to use all cores, few enough to keep the activations small."""
 
 
 class SlotLimits(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ssruntime.artifact import Artifact
-from ssruntime.backends.ort.onnx_wire import with_locations
+from ssruntime.backends.onnx_wire import with_locations
 from ssruntime.errors import ArtifactError
 
 _DIGITS: Final = 32

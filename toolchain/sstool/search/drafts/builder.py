@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ssruntime.artifact import VERIFY_GRAPH, SkipSet
+from ssruntime.artifact import SkipSet
 from ssruntime.backends.base import DraftEngine, Slot
 from ssruntime.engine import Engine
 from sstool.graph.lower import lower_draft
+from sstool.targets.registry import GRAPH_TARGETS
 
 
 class DraftBuilder:
@@ -18,7 +19,7 @@ class DraftBuilder:
     Attributes:
         engine: engine without a draft, which decodes autoregressively (mode `plain`).
         backend: backend of the engine, which opens drafts and makes slots.
-        verify: verify graph.
+        verify: graph that drafts are made from.
         num_layers: number of layers of the model.
     """
 
@@ -26,7 +27,9 @@ class DraftBuilder:
         """Takes an engine that was loaded without a draft."""
         self.engine = engine
         self.backend = engine.backend
-        self.verify = ir.load(engine.artifact.path(VERIFY_GRAPH))
+        self.verify = ir.load(engine.artifact.base_graph())
+        self._target = GRAPH_TARGETS[engine.artifact.manifest.target]
+        self._max_context = engine.artifact.manifest.max_context
         self.num_layers = engine.artifact.manifest.model.num_layers
 
     def open(self, skip: SkipSet) -> DraftEngine:
@@ -46,7 +49,7 @@ class DraftBuilder:
 
     def graph(self, skip: SkipSet) -> bytes:
         """Returns a draft's graph as an ONNX file, which refers to the artifact's weights file."""
-        return serialize(lower_draft(self.verify, skip))
+        return serialize(self._target.finish(lower_draft(self.verify, skip), self._max_context))
 
 
 def serialize(model: ir.Model) -> bytes:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from sstool.targets.passes.inserter import Inserter
 
+
 @dataclass(slots=True, kw_only=True)
 class MaskInputs:
     """The graph's inputs that masks are computed from.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ssruntime import graph_io
 from sstool.graph.passes.constants import constant
 
-Dims = Sequence[int | str | None]
+Dims = Sequence[Any]
 
 
 class Inserter:

@@ -81,7 +81,7 @@ def _cast(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
         return ir.tensor(rounded(source.numpy(), dtype), dtype=dtype, name=tensor.name)
 
     lazy: Callable[[], Any] = compute
-    return ir.LazyTensor(lazy, dtype=dtype, shape=ir.Shape(tensor.shape), name=tensor.name, cache=tensor.nbytes < 1024)
+    return ir.LazyTensor(lazy, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name, cache=tensor.nbytes < 1024)
 
 
 def rounded(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:

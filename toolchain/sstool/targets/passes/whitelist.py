@@ -12,7 +12,7 @@ from ssruntime.errors import UnsupportedModelError
 ANY: Final = frozenset({"*"})
 _NONE: Final[frozenset[str]] = frozenset()
 
-TENSORRT: Final[Mapping[str, frozenset[str]]] = {
+TENSORRT_OPERATORS: Final[Mapping[str, frozenset[str]]] = {
     # TensorRT's parser ignores other attributes and inputs of Attention in silence: `left_window_size`,
     # `nonpad_kv_seqlen` and the KV cache; it refuses `softcap`.
     "Attention": frozenset({"scale"}),
@@ -51,7 +51,7 @@ class WhitelistPass(ir.passes.InPlacePass):
             allowed = self._allowed.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             if allowed is None:
                 self._refuse(f"operator {node.op_type!r}")
-            unknown = [name for name in node.attributes if name not in allowed] if allowed != ANY else []
+            unknown = [] if allowed == ANY else [name for name in node.attributes if name not in (allowed or ())]
             if unknown:
                 self._refuse(f"attribute {unknown[0]!r} of {node.op_type!r}")
             if sum(value is not None for value in node.inputs) > _MAX_INPUTS.get(node.op_type, len(node.inputs)):

@@ -1,10 +1,12 @@
 """Reads and replaces the initializers of a serialized ONNX model, without the onnx package.
 
-The runtime edits graph files in one way only: it points their weights at another data file. For that, the
+The runtime edits graph files in two ways: it points their weights at another data file, or makes them inputs
+of the graph. For that, the
 wire format of Protocol Buffers is enough: a message is a list of (field number, wire type, payload), and
 unknown fields are copied unchanged. The field numbers are those of onnx.proto: ModelProto.graph 7,
-GraphProto.initializer 5, TensorProto.name 8, TensorProto.external_data 13, StringStringEntryProto.key 1 and
-.value 2.
+GraphProto.initializer 5 and .input 11, TensorProto.dims 1, .data_type 2, .name 8 and .external_data 13,
+StringStringEntryProto.key 1 and .value 2, ValueInfoProto.name 1 and .type 2, TypeProto.tensor_type 1,
+TypeProto.Tensor.elem_type 1 and .shape 2, TensorShapeProto.dim 1, Dimension.dim_value 1.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from typing import Final
 
 _MODEL_GRAPH: Final = 7
 _GRAPH_INITIALIZER: Final = 5
+_GRAPH_INPUT: Final = 11
+_TENSOR_DIMS: Final = 1
+_TENSOR_TYPE: Final = 2
 _TENSOR_NAME: Final = 8
 _TENSOR_EXTERNAL_DATA: Final = 13
 _ENTRY_KEY: Final = 1
@@ -66,6 +71,55 @@ def moved(tensor: bytes, locations: Mapping[str, str]) -> bytes:
     """Returns a serialized TensorProto whose data file has the new name in `locations`, if that has one."""
     location = external_data(tensor).get(_LOCATION, "")
     return _at(tensor, locations[location]) if location in locations else tensor
+
+
+def tensor_type(tensor: bytes) -> tuple[int, tuple[int, ...]]:
+    """Returns the data type (of TensorProto.DataType) and the dimensions of a serialized TensorProto."""
+    dims: list[int] = []
+    kind = 0
+    for number, wire, _, payload in _fields(tensor):
+        if number == _TENSOR_TYPE and wire == 0:
+            kind = _varint(payload, 0)[0]
+        elif number == _TENSOR_DIMS:  # one number, or several packed ones
+            at = 0
+            while at < len(payload):
+                dim, at = _varint(payload, at)
+                dims.append(dim)
+    return kind, tuple(dims)
+
+
+def weights_as_inputs(model: bytes) -> bytes:
+    """Returns the model with its external initializers as inputs of the graph, after all others.
+
+    Raises:
+        ValueError: if the bytes are not a model.
+    """
+    parts = []
+    for number, _, raw, payload in _fields(model):
+        parts.append(_tagged(_MODEL_GRAPH, _with_inputs(payload)) if number == _MODEL_GRAPH else raw)
+    return b"".join(parts)
+
+
+def _with_inputs(graph: bytes) -> bytes:
+    kept, inputs = [], []
+    for number, _, raw, payload in _fields(graph):
+        if number == _GRAPH_INITIALIZER and any(True for _ in _payloads(payload, _TENSOR_EXTERNAL_DATA)):
+            inputs.append(_tagged(_GRAPH_INPUT, _value_info(payload)))
+        else:
+            kept.append(raw)
+    return b"".join((*kept, *inputs))
+
+
+def _value_info(tensor: bytes) -> bytes:
+    """Returns the ValueInfoProto of a serialized TensorProto."""
+    kind, dims = tensor_type(tensor)
+    shape = b"".join(_tagged(1, _number(1, dim)) for dim in dims)
+    tensor_of = _number(1, kind) + _tagged(2, shape)
+    return _tagged(1, _text(tensor, _TENSOR_NAME).encode()) + _tagged(2, _tagged(1, tensor_of))
+
+
+def _number(field: int, value: int) -> bytes:
+    return _encode(field << 3) + _encode(value)
 
 
 def _at(tensor: bytes, location: str) -> bytes:

@@ -1,0 +1,1 @@
+"""The backend of graphs of standard operators: TensorRT, or a stand-in on the processor."""

@@ -1,0 +1,152 @@
+"""The backend of standard graphs: engines over one copy of the weights, and a pool of KV caches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssruntime import graph_io
+from ssruntime.artifact import VERIFY_GRAPH, Artifact
+from ssruntime.backends.base import BackendOptions, Capabilities, DraftEngine, OpenGraph, Pass, Slot, StepOutput
+from ssruntime.backends.device import Device
+from ssruntime.backends.pool import Pool
+from ssruntime.backends.rope import rope_tables
+from ssruntime.backends.tensorrt.engine import PROFILES, Engine, EngineOpener
+from ssruntime.backends.tensorrt.port import StandardPort
+from ssruntime.backends.tensorrt.slot import SharedEngines, StandardSlot
+from ssruntime.backends.tensorrt.weights import DeviceWeights, as_inputs
+from ssruntime.errors import ArtifactError, BackendUnavailableError
+
+
+class StandardBackend:
+    """The open engines of one artifact of standard graphs. Safe to use from several threads.
+
+    Passes of different sequences take turns: there is one context for each engine.
+    """
+
+    packing = "shared (by all engines of this process)"
+
+    def __init__(self, artifact: Artifact, options: BackendOptions, device: Device, opener: EngineOpener, *, threads: int) -> None:
+        """Uploads the weights and opens the engines.
+
+        Args:
+            artifact: the artifact.
+            options: how to open it.
+            device: device to run on.
+            opener: opens engines on that device.
+            threads: number of threads of each engine; 1 on a GPU.
+
+        Raises:
+            ArtifactError: if a graph is not one that the engines can run.
+            BackendUnavailableError: if the device cannot run it, or lacks memory.
+        """
+        manifest, draft = artifact.manifest, options.draft
+        self.max_context = options.max_context
+        self.vocab_size = manifest.model.vocab_size
+        self.threads = threads
+        self.device = opener.title
+        window = manifest.model.window
+        self.alternatives_end = self.max_context if window is None else min(self.max_context, window)
+        self.has_draft = draft is not None
+        self.capabilities = Capabilities(max_rows=1, token_trees=True, logits_on_device=True, bit_exact=False)
+        self._device, self._opener = device, opener
+        graphs = {name: artifact.path(name).read_bytes() for name in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
+        engines = {name: self._open(graph, name) for name, graph in graphs.items()}
+        verify = engines[VERIFY_GRAPH]
+        capacity = _capacity(verify, VERIFY_GRAPH)
+        tables = {
+            name: verify.inputs[name].encode(table) for name, table in rope_tables(manifest.rope, capacity).items() if name in verify.inputs
+        }
+        self._weights = DeviceWeights(artifact, graphs.values(), tables, device)
+        self._workspace = device.reserve(max(engine.workspace for engine in engines.values()), "intermediate values")
+        self._engines: SharedEngines | None = SharedEngines(
+            verify=self._port(verify),
+            draft=self._port(engines[draft.graph]) if draft else None,
+            device=device,
+            lock=threading.Lock(),
+            max_context=self.max_context,
+            alternatives_end=self.alternatives_end,
+        )
+        shared = self._engines
+        self._pool: Pool[StandardSlot] = Pool(lambda: StandardSlot(shared, shared.draft, shared.max_context), options.max_sequences)
+
+    def acquire(self, timeout: float | None) -> StandardSlot:
+        """Returns a slot from the pool; see `backends.base.Backend`."""
+        slot = self._pool.acquire(timeout)
+        slot.engine_seconds = 0.0
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """Gives a slot back."""
+        assert isinstance(slot, StandardSlot)
+        self._pool.release(slot)
+
+    def run(self, passes: Sequence[tuple[Slot, Pass]]) -> list[StepOutput]:
+        """Returns the outputs of passes of different sequences, one after another."""
+        if len({id(slot) for slot, _ in passes}) < len(passes):
+            raise ValueError("each slot can run one pass at a time")
+        outputs = []
+        for slot, wanted in passes:
+            output = slot.run(wanted)
+            outputs.append(output if len(passes) == 1 else _kept(output))
+        return outputs
+
+    def open_draft(self, graph: bytes, name: str) -> StandardPort:
+        """Returns another draft over the same weights; see `backends.base.Backend`."""
+        return self._port(self._open(graph, name))
+
+    def open_graph(self, graph: bytes, name: str) -> OpenGraph:
+        """Refuses: only whole engines run on this backend.
+
+        Raises:
+            BackendUnavailableError: always.
+        """
+        raise BackendUnavailableError(f"{name} cannot be run alone on this target", "run the search on an artifact of target ort-cpu")
+
+    def new_slot(self, max_context: int, draft: DraftEngine | None = None) -> StandardSlot:
+        """Returns a new slot that does not belong to the pool; see `backends.base.Backend`."""
+        if self._engines is None:
+            raise _closed()
+        assert draft is None or isinstance(draft, StandardPort)
+        return StandardSlot(self._engines, draft, max_context)
+
+    def close(self) -> None:
+        """Drops the engines and the slots; those in use stay valid until they are released."""
+        self._engines = None
+        self._pool.close(_closed())
+
+    def _open(self, graph: bytes, name: str) -> Engine:
+        engine = self._opener.open(as_inputs(graph, name), name, profiles=PROFILES)
+        needed = {graph_io.INPUT_IDS, graph_io.POSITION_IDS, graph_io.WRITE_INDICES, graph_io.LOGITS_INDEX} - engine.inputs.keys()
+        needed |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - engine.outputs.keys()
+        if needed:
+            raise ArtifactError(f"{name} lacks the inputs or outputs {', '.join(sorted(needed))}", "export the model again")
+        if _capacity(engine, name) < self.max_context:
+            raise ArtifactError(
+                f"{name} has a KV cache of {_capacity(engine, name)} tokens, the manifest says {self.max_context}", "export the model again"
+            )
+        return engine
+
+    def _port(self, engine: Engine) -> StandardPort:
+        constants = self._weights.addresses(engine.inputs)
+        return StandardPort(engine, constants, self._device, vocab_size=self.vocab_size, workspace=self._workspace.address)
+
+
+def _capacity(engine: Engine, name: str) -> int:
+    found = {info.shape[2] for key, info in engine.inputs.items() if key.startswith(graph_io.PAST_PREFIX)}
+    if len(found) > 1 or -1 in found:
+        raise ArtifactError(f"{name} has KV caches of different sizes", "export the model again")
+    return found.pop() if found else 2**31
+
+
+def _kept(output: StepOutput) -> StepOutput:
+    """Returns a copy of an output, which the engine's next pass would overwrite."""
+    return StepOutput(
+        output.tokens.copy(), output.confidence.copy(), output.top_tokens.copy(), output.top_logits.copy(), np.array(output.logits)
+    )
+
+
+def _closed() -> BackendUnavailableError:
+    return BackendUnavailableError("this engine is closed", "load the artifact again")

@@ -1,0 +1,19 @@
+"""Target `ort-cuda`: ONNX Runtime on an NVIDIA GPU, for chains without a tree mask."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+
+from sstool.graph.passes.tree_attention import CausalOnlyPass
+from sstool.targets.base import GraphTarget
+from sstool.targets.passes.single_sequence import SingleSequencePass
+
+
+def _finish(model: ir.Model, _max_context: int) -> ir.Model:
+    # On CUDA, a bias on the attention scores rules out every fast kernel.
+    return SingleSequencePass()(CausalOnlyPass()(model)).model
+
+
+ORT_CUDA: Final = GraphTarget(name="ort-cuda", dtypes=("fp16", "bf16"), finish=_finish, keeps_base=True, has_step=False)
