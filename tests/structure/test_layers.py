@@ -14,8 +14,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RUNTIME = [
     "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch", "cache_folder",
     "sampling", "proposal", "results", "stopping", "artifact", "config", "text",
-    "backends.onnx_wire", "backends.rope", "backends.base", "backends.pool", "backends.device", "backends.device_logits", "backends.cuda",
-    "backends.ort", "backends.tensorrt", "backends.registry", "backends",
+    "backends.onnx_wire", "backends.rope", "backends.base", "backends.pool", "backends.device", "backends.cuda", "backends.ort",
+    "backends.device_engines", "backends.ort_cuda", "backends.tensorrt", "backends.registry", "backends",
     "acceptance", "proposers", "sequence", "scheduler", "engine",
 ]  # fmt: skip
 TOOLCHAIN = [

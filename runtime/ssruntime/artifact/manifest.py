@@ -101,7 +101,7 @@ class KvLayout:
 
     def bytes_per_token(self) -> int:
         """Returns the size of the KV cache for one token of one sequence, in bytes."""
-        return 2 * self.num_layers * self.kv_heads * self.head_dim * (2 if self.dtype == "fp16" else 4)
+        return 2 * self.num_layers * self.kv_heads * self.head_dim * (4 if self.dtype == "fp32" else 2)
 
 
 @dataclass(frozen=True, kw_only=True)

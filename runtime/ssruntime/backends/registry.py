@@ -74,6 +74,14 @@ TARGETS: Final = {
             install="pip install 'sstool[cpu]'",
         ),
         Target(
+            name="ort-cuda",
+            dtypes=("fp16", "bf16"),
+            kv_dtypes=("fp16", "bf16"),
+            module="ssruntime.backends.ort_cuda.target",
+            packages=("onnxruntime",),
+            install="pip install 'sstool[gpu]'",
+        ),
+        Target(
             name="tensorrt",
             dtypes=("fp16", "bf16", "fp32"),
             kv_dtypes=("fp16", "bf16", "fp32"),

@@ -56,12 +56,14 @@ class DecodingOptions:
         threads: number of threads per engine; None for the physical cores that are available.
         max_context: largest number of tokens of prompt and output together; None for the default.
         bit_exact: whether passes of one token have the bits of wider passes.
+        on_cpu: whether the graphs of a target for GPUs run on the processor.
     """
 
     config: dict[str, Any]
     threads: int | None
     max_context: int | None
     bit_exact: bool
+    on_cpu: bool
 
     def generation_config(self) -> GenerationConfig:
         """Returns the checked settings.
@@ -82,7 +84,14 @@ class DecodingOptions:
         """
         from ssruntime import load
 
-        return load(folder, threads=self.threads, max_context=self.max_context, max_sequences=1, bit_exact=self.bit_exact)
+        return load(
+            folder,
+            threads=self.threads,
+            max_context=self.max_context,
+            max_sequences=1,
+            bit_exact=self.bit_exact,
+            on_cpu=self.on_cpu,
+        )
 
 
 _DECODING: Final = (
@@ -144,6 +153,7 @@ _DECODING: Final = (
         default=True,
         help="Include special tokens in the output, as tool calls need.",
     ),
+    click.option("--on-cpu", is_flag=True, help="Run the graphs of a target for GPUs on the processor, slowly, to check them."),
     click.option(
         "--no-bit-exact",
         is_flag=True,
@@ -157,9 +167,9 @@ def decoding_options(command: F) -> F:
     """Adds the decoding options to a command, which receives them as `decoding: DecodingOptions`."""
 
     @functools.wraps(command)
-    def gather(*args: object, threads: int | None, max_context: int | None, no_bit_exact: bool, **rest: Any) -> object:
+    def gather(*args: object, threads: int | None, max_context: int | None, no_bit_exact: bool, on_cpu: bool, **rest: Any) -> object:
         config = {name: rest.pop(name) for name in list(rest) if name in _CONFIG_NAMES}
-        decoding = DecodingOptions(config=config, threads=threads, max_context=max_context, bit_exact=not no_bit_exact)
+        decoding = DecodingOptions(config=config, threads=threads, max_context=max_context, bit_exact=not no_bit_exact, on_cpu=on_cpu)
         return command(*args, decoding=decoding, **rest)
 
     decorated: Any = gather

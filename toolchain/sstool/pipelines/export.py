@@ -22,6 +22,7 @@ from sstool.checkpoint.rope import check_scaling
 from sstool.hub import ResolvedModel, resolve
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
+from sstool.targets.base import GraphTarget
 from sstool.targets.registry import DTYPES, GRAPH_TARGETS
 from sstool.validation.gate import run_gate
 
@@ -104,7 +105,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
         say("reading the checkpoint")
         model = request.model if isinstance(request.model, ResolvedModel) else resolve(request.model, request.revision)
         checkpoint = describe_checkpoint(model.folder)
-        max_context = _max_context(request.max_context, checkpoint)
+        max_context = _max_context(request.max_context, checkpoint, target)
         check_scaling(checkpoint.config, max_context)
         if request.check is not None:
             request.check(checkpoint.num_layers)
@@ -178,9 +179,9 @@ def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:
     return spec
 
 
-def _max_context(asked: int | None, checkpoint: Checkpoint) -> int:
+def _max_context(asked: int | None, checkpoint: Checkpoint, target: GraphTarget) -> int:
     if asked is None:
-        return checkpoint.max_context
+        return min(checkpoint.max_context, target.usual_context or checkpoint.max_context)
     if not _MIN_CONTEXT <= asked <= checkpoint.max_context:
         raise ConfigError(
             f"max_context is out of range: {asked}", f"this model allows {_MIN_CONTEXT} to {checkpoint.max_context} positions"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import onnx_ir as ir
 
 from ssruntime.errors import ConfigError
+
+FIXED_CONTEXT: Final = 4096
+"""Usual number of positions where the graph fixes it, as a load's own default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,8 @@ class GraphTarget:
         keeps_base: whether the engines run other graphs than drafts are made from, so that an artifact holds
             both.
         has_step: whether a graph of its own runs passes of one token.
+        usual_context: most positions of a sequence unless the user asks for another number; None takes the
+            checkpoint's. The KV cache of a graph with a fixed capacity takes memory for all of them.
     """
 
     name: str
@@ -29,6 +35,7 @@ class GraphTarget:
     finish: Callable[[ir.Model, int], ir.Model]
     keeps_base: bool
     has_step: bool
+    usual_context: int | None
 
     def chosen_dtype(self, asked: str | None, checkpoint_dtype: str) -> str:
         """Returns the data type of an export: the asked one, or the checkpoint's own where the target has it.

@@ -6,7 +6,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from sstool.targets.base import GraphTarget
+from sstool.targets.base import FIXED_CONTEXT, GraphTarget
 from sstool.targets.passes.standard_activations import StandardActivationsPass
 from sstool.targets.passes.standard_attention import StandardAttentionPass
 from sstool.targets.passes.standard_norms import StandardNormsPass
@@ -16,6 +16,7 @@ from sstool.targets.passes.whitelist import TENSORRT_OPERATORS, WhitelistPass
 
 def _finish(model: ir.Model, max_context: int) -> ir.Model:
     passes = ir.passes.Sequential(
+        StaticShapesPass(max_context),
         StandardNormsPass(),
         StandardActivationsPass(),
         StandardAttentionPass(max_context),
@@ -28,4 +29,6 @@ def _finish(model: ir.Model, max_context: int) -> ir.Model:
     return done
 
 
-TENSORRT: Final = GraphTarget(name="tensorrt", dtypes=("fp16", "bf16", "fp32"), finish=_finish, keeps_base=True, has_step=False)
+TENSORRT: Final = GraphTarget(
+    name="tensorrt", dtypes=("fp16", "bf16", "fp32"), finish=_finish, keeps_base=True, has_step=False, usual_context=FIXED_CONTEXT
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from ssruntime.artifact import Artifact, read_artifact
 from ssruntime.backends.registry import target_of
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine
-from ssruntime.errors import UnsupportedModelError
+from ssruntime.errors import BackendUnavailableError, UnsupportedModelError
 from ssruntime.machine import available_memory
 from sstool.artifact_files.assemble import Lowering, assemble
 from sstool.artifact_files.bits_record import GATE_KEY
@@ -44,38 +45,51 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
 
     If transformers cannot hold the whole model in this machine's memory, the comparison with the checkpoint
     covers only the first layers, at least four and at least two periods of the attention pattern, exported to
-    a temporary artifact of their own.
+    a temporary artifact of their own. If no kernels at hand compute in bf16, the same graphs in fp16 take the
+    artifact's place.
 
     Args:
         artifact: a complete artifact that is not published yet.
         checkpoint: the checkpoint that the artifact was exported from.
 
     Returns:
-        The manifest's record of the gate: the parity figures, the bit test and the losslessness run.
+        The manifest's record of the gate: the parity figures, the bit test and the losslessness run, and the
+        data type that they were measured in if it is not the artifact's.
 
     Raises:
         UnsupportedModelError: if either comparison fails. The artifact's entries in the packed-weights cache
             are then removed.
+        BackendUnavailableError: if nothing at hand can run the graphs.
     """
-    manifest, max_context = artifact.manifest, artifact.manifest.max_context
-    what = str(checkpoint.folder)
     num_layers = layers_to_compare(checkpoint, available_memory())
+    if num_layers < checkpoint.num_layers:
+        logger.warning(
+            "the model does not fit in memory with transformers; the comparison with the checkpoint covers its first %d of %d layers",
+            num_layers,
+            checkpoint.num_layers,
+        )
+    try:
+        return _gate(artifact, checkpoint, num_layers)
+    except BackendUnavailableError as err:
+        if artifact.manifest.dtype != "bf16":
+            raise
+        logger.warning("nothing at hand computes in bf16 (%s); the same graphs are checked in fp16", err.message)
+    lowering = dataclasses.replace(_lowering(artifact), dtype="fp16")
+    with _temporary(checkpoint, SkipSpec(attention=(1,), mlp=(1,)), lowering) as twin:
+        return {**_gate(twin, checkpoint, num_layers), "dtype": "fp16"}
+
+
+def _gate(artifact: Artifact, checkpoint: Checkpoint, num_layers: int) -> dict[str, Any]:
+    manifest, what = artifact.manifest, str(checkpoint.folder)
     if num_layers == checkpoint.num_layers:
-        plan = plan_parity(checkpoint, max_context)
+        plan = plan_parity(checkpoint, manifest.max_context)
         # The reference model is freed before the engines open, so that memory never holds the weights twice.
         reference = reference_logits(checkpoint.folder, plan.ids, plan.positions, dtype=manifest.dtype)
         with _opened(artifact, len(plan.ids)) as engine:
             parity = _require_parity(engine, plan, reference, checkpoint)
             bits, lossless = _require_decoding(engine, what)
     else:
-        logger.warning(
-            "the model does not fit in memory with transformers; the comparison with the checkpoint covers its first %d of %d layers",
-            num_layers,
-            checkpoint.num_layers,
-        )
-        parity = _truncated_parity(
-            checkpoint, num_layers, Lowering(target=GRAPH_TARGETS[manifest.target], dtype=manifest.dtype, max_context=max_context)
-        )
+        parity = _truncated_parity(checkpoint, num_layers, _lowering(artifact))
         with _opened(artifact) as engine:
             bits, lossless = _require_decoding(engine, what)
     return {
@@ -83,6 +97,11 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
         GATE_KEY: bits,
         "lossless": lossless,
     }
+
+
+def _lowering(artifact: Artifact) -> Lowering:
+    manifest = artifact.manifest
+    return Lowering(target=GRAPH_TARGETS[manifest.target], dtype=manifest.dtype, max_context=manifest.max_context)
 
 
 @contextlib.contextmanager
@@ -105,23 +124,28 @@ def _discard(artifact: Artifact) -> None:
     target_of(artifact.manifest).load().discard(artifact)
 
 
-def _truncated_parity(checkpoint: Checkpoint, num_layers: int, lowering: Lowering) -> dict[str, Any]:
-    with first_layers(checkpoint, num_layers) as first, tempfile.TemporaryDirectory(prefix="sstool-") as name:
-        plan = plan_parity(first, lowering.max_context)
-        reference = reference_logits(first.folder, plan.ids, plan.positions, dtype=lowering.dtype)
-        assemble(
-            Path(name),
-            ResolvedModel(source=first.folder.name, folder=first.folder, revision=None),
-            first,
-            SkipSpec(attention=(1,), mlp=(1,)),
-            lowering,
-        )
-        artifact = read_artifact(Path(name))
+@contextlib.contextmanager
+def _temporary(checkpoint: Checkpoint, skip: SkipSpec, lowering: Lowering) -> Iterator[Artifact]:
+    """Yields an artifact of a checkpoint that exists only meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="sstool-") as name:
+        folder = Path(name)
+        assemble(folder, ResolvedModel(source=checkpoint.folder.name, folder=checkpoint.folder, revision=None), checkpoint, skip, lowering)
+        artifact = read_artifact(folder)
         try:
-            with _opened(artifact, len(plan.ids)) as engine:
-                return _require_parity(engine, plan, reference, checkpoint)
+            yield artifact
         finally:
             _discard(artifact)
+
+
+def _truncated_parity(checkpoint: Checkpoint, num_layers: int, lowering: Lowering) -> dict[str, Any]:
+    with first_layers(checkpoint, num_layers) as first:
+        plan = plan_parity(first, lowering.max_context)
+        reference = reference_logits(first.folder, plan.ids, plan.positions, dtype=lowering.dtype)
+        with (
+            _temporary(first, SkipSpec(attention=(1,), mlp=(1,)), lowering) as artifact,
+            _opened(artifact, len(plan.ids)) as engine,
+        ):
+            return _require_parity(engine, plan, reference, checkpoint)
 
 
 def _require_parity(engine: Engine, plan: ParityPlan, reference: ReferenceLogits, checkpoint: Checkpoint) -> dict[str, Any]:

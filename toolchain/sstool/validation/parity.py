@@ -201,7 +201,7 @@ def _run(slot: Slot, plan: ParityPlan, *, draft: bool) -> list[_Row]:
     forward = slot.draft_forward if draft else slot.forward
     prompt = plan.ids[: plan.prefill]
     chosen = [p for p in plan.positions if p < plan.prefill]
-    rows = [] if draft or plan.beside is None else _run_tree(slot, plan.ids, plan.beside)
+    rows = [] if draft or plan.beside is None or slot.alternatives_end == 0 else _run_tree(slot, plan.ids, plan.beside)
     for begin in range(0, plan.prefill, CHUNK):
         part = [p for p in chosen if begin <= p < begin + CHUNK]
         output = forward(prompt[begin : begin + CHUNK], begin, [p - begin for p in part] or (0,))

@@ -1,1 +1,1 @@
-"""The backend of graphs of standard operators: TensorRT, or a stand-in on the processor."""
+"""Target `tensorrt`: TensorRT and TensorRT-RTX run graphs of standard operators."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from ssruntime.artifact import Artifact
 from ssruntime.backends.base import BackendOptions
 from ssruntime.backends.device import HostDevice
-from ssruntime.backends.tensorrt.backend import StandardBackend
+from ssruntime.backends.device_engines.backend import DeviceBackend
 from ssruntime.errors import BackendUnavailableError
 
 
-def open_backend(artifact: Artifact, options: BackendOptions) -> StandardBackend:
+def open_backend(artifact: Artifact, options: BackendOptions) -> DeviceBackend:
     """Returns the open engines of an artifact: TensorRT's, or stand-ins on the processor.
 
     Raises:
@@ -24,9 +24,9 @@ def open_backend(artifact: Artifact, options: BackendOptions) -> StandardBackend
             importlib.import_module("onnxruntime")
         except ImportError as err:
             raise BackendUnavailableError(f"onnxruntime cannot be imported: {err}", "pip install 'sstool[cpu]'") from err
-        from ssruntime.backends.tensorrt.cpu_engine import CpuOpener
+        from ssruntime.backends.device_engines.cpu_engine import CpuOpener
 
-        return StandardBackend(artifact, options, HostDevice(), CpuOpener(options.threads), threads=options.threads)
+        return DeviceBackend(artifact, options, HostDevice(), CpuOpener(options.threads), threads=options.threads)
     # Imported here: reading an artifact, or running it on the processor, needs neither CUDA nor TensorRT.
     from ssruntime.backends.cuda import CudaDevice
     from ssruntime.backends.tensorrt.library import find_library
@@ -35,12 +35,12 @@ def open_backend(artifact: Artifact, options: BackendOptions) -> StandardBackend
     library = find_library()
     device = CudaDevice()
     library.check(device.compute_capability, device.title)
-    return StandardBackend(artifact, options, device, TensorRtOpener(library, device), threads=1)
+    return DeviceBackend(artifact, options, device, TensorRtOpener(library, device), threads=1)
 
 
 def packing_state(_artifact: Artifact) -> str:
     """Returns how the weights are held: once in the GPU's memory, for all engines of a process."""
-    return StandardBackend.packing
+    return DeviceBackend.packing
 
 
 def damaged_entry(_artifact: Artifact) -> Path | None:

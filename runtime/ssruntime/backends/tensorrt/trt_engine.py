@@ -13,7 +13,7 @@ import numpy as np
 
 from ssruntime import graph_io
 from ssruntime.backends.cuda import CudaDevice
-from ssruntime.backends.tensorrt.engine import TensorInfo
+from ssruntime.backends.device_engines.engine import TensorInfo
 from ssruntime.backends.tensorrt.library import Library
 from ssruntime.cache_folder import cache_folder
 from ssruntime.errors import ArtifactError, BackendUnavailableError

@@ -15,7 +15,6 @@ from sstool.targets.passes.attention_mask import MaskInputs, MaskMaker
 from sstool.targets.passes.inserter import Inserter, model_dtype
 
 _LENGTHS: Final = (graph_io.QUERY_SEQLENS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.PAST_LENGTH)
-_CACHE: Final = (graph_io.PAST_PREFIX, graph_io.PRESENT_PREFIX)
 
 
 class StandardAttentionPass(ir.passes.InPlacePass):
@@ -24,9 +23,10 @@ class StandardAttentionPass(ir.passes.InPlacePass):
     The KV cache is written first, and the new tokens attend to all of it under a mask of numbers that the
     graph computes. A soft cap is computed with products and a Tanh: TensorRT's Attention has none.
 
-    Requires: the graph contract of ONNX Runtime targets (see `ssruntime.graph_io`), for chains or for trees.
+    Requires: the graph contract of ONNX Runtime targets (see `ssruntime.graph_io`), for chains or for trees,
+    with a KV cache of `capacity` entries.
     Ensures: the standard graph contract: `write_indices: int64[batch]`, the first new entry of each row, in
-    place of all lengths; the KV cache has `capacity` entries; a graph for trees keeps `tree_mask`.
+    place of all lengths; a graph for trees keeps `tree_mask`.
     Edits in place.
     """
 
@@ -38,11 +38,6 @@ class StandardAttentionPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Applies the pass."""
         graph = model.graph
-        for value in [*graph.inputs, *graph.outputs]:
-            if (value.name or "").startswith(_CACHE) and value.shape is not None:
-                dims = list(value.shape)
-                dims[2] = self._capacity
-                value.shape = ir.Shape(dims)
         start = ir.Value(name=graph_io.WRITE_INDICES, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["batch"]))
         graph.inputs.append(start)
         masks = self._masks(graph, start)

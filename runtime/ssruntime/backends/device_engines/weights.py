@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ssruntime.artifact import Artifact
 from ssruntime.backends.device import Device, Memory
+from ssruntime.backends.device_engines.engine import ALIGNMENT
 from ssruntime.backends.onnx_wire import external_data, external_initializers, weights_as_inputs
-from ssruntime.backends.tensorrt.engine import ALIGNMENT
 from ssruntime.errors import ArtifactError
 
 _CHUNK: Final = 64 * 2**20

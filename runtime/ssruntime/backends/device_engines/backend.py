@@ -1,4 +1,4 @@
-"""The backend of standard graphs: engines over one copy of the weights, and a pool of KV caches."""
+"""Engines over one copy of the weights in a device's memory, and a pool of KV caches there."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ssruntime import graph_io
 from ssruntime.artifact import VERIFY_GRAPH, Artifact
 from ssruntime.backends.base import BackendOptions, Capabilities, DraftEngine, OpenGraph, Pass, Slot, StepOutput
 from ssruntime.backends.device import Device
+from ssruntime.backends.device_engines.engine import PROFILES, Engine, EngineOpener
+from ssruntime.backends.device_engines.port import DevicePort
+from ssruntime.backends.device_engines.slot import DeviceSlot, SharedEngines
+from ssruntime.backends.device_engines.weights import DeviceWeights, as_inputs
 from ssruntime.backends.pool import Pool
 from ssruntime.backends.rope import rope_tables
-from ssruntime.backends.tensorrt.engine import PROFILES, Engine, EngineOpener
-from ssruntime.backends.tensorrt.port import StandardPort
-from ssruntime.backends.tensorrt.slot import SharedEngines, StandardSlot
-from ssruntime.backends.tensorrt.weights import DeviceWeights, as_inputs
 from ssruntime.errors import ArtifactError, BackendUnavailableError
 
 
-class StandardBackend:
-    """The open engines of one artifact of standard graphs. Safe to use from several threads.
+class DeviceBackend:
+    """The open engines of one artifact on one device. Safe to use from several threads.
 
     Passes of different sequences take turns: there is one context for each engine.
     """
@@ -47,15 +47,16 @@ class StandardBackend:
         self.vocab_size = manifest.model.vocab_size
         self.threads = threads
         self.device = opener.title
-        window = manifest.model.window
-        self.alternatives_end = self.max_context if window is None else min(self.max_context, window)
         self.has_draft = draft is not None
-        self.capabilities = Capabilities(max_rows=1, token_trees=True, logits_on_device=True, bit_exact=False)
         self._device, self._opener = device, opener
         graphs = {name: artifact.path(name).read_bytes() for name in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
         engines = {name: self._open(graph, name) for name, graph in graphs.items()}
         verify = engines[VERIFY_GRAPH]
-        capacity = _capacity(verify, VERIFY_GRAPH)
+        takes_trees = graph_io.TREE_MASK in verify.inputs
+        self.capabilities = Capabilities(max_rows=1, token_trees=takes_trees, logits_on_device=True, bit_exact=False)
+        window = manifest.model.window if takes_trees else 0
+        self.alternatives_end = self.max_context if window is None else min(self.max_context, window)
+        self._capacity = capacity = _capacity(verify, VERIFY_GRAPH)
         tables = {
             name: verify.inputs[name].encode(table) for name, table in rope_tables(manifest.rope, capacity).items() if name in verify.inputs
         }
@@ -70,9 +71,9 @@ class StandardBackend:
             alternatives_end=self.alternatives_end,
         )
         shared = self._engines
-        self._pool: Pool[StandardSlot] = Pool(lambda: StandardSlot(shared, shared.draft, shared.max_context), options.max_sequences)
+        self._pool: Pool[DeviceSlot] = Pool(lambda: DeviceSlot(shared, shared.draft, shared.max_context), options.max_sequences)
 
-    def acquire(self, timeout: float | None) -> StandardSlot:
+    def acquire(self, timeout: float | None) -> DeviceSlot:
         """Returns a slot from the pool; see `backends.base.Backend`."""
         slot = self._pool.acquire(timeout)
         slot.engine_seconds = 0.0
@@ -80,7 +81,7 @@ class StandardBackend:
 
     def release(self, slot: Slot) -> None:
         """Gives a slot back."""
-        assert isinstance(slot, StandardSlot)
+        assert isinstance(slot, DeviceSlot)
         self._pool.release(slot)
 
     def run(self, passes: Sequence[tuple[Slot, Pass]]) -> list[StepOutput]:
@@ -93,7 +94,7 @@ class StandardBackend:
             outputs.append(output if len(passes) == 1 else _kept(output))
         return outputs
 
-    def open_draft(self, graph: bytes, name: str) -> StandardPort:
+    def open_draft(self, graph: bytes, name: str) -> DevicePort:
         """Returns another draft over the same weights; see `backends.base.Backend`."""
         return self._port(self._open(graph, name))
 
@@ -105,12 +106,12 @@ class StandardBackend:
         """
         raise BackendUnavailableError(f"{name} cannot be run alone on this target", "run the search on an artifact of target ort-cpu")
 
-    def new_slot(self, max_context: int, draft: DraftEngine | None = None) -> StandardSlot:
+    def new_slot(self, max_context: int, draft: DraftEngine | None = None) -> DeviceSlot:
         """Returns a new slot that does not belong to the pool; see `backends.base.Backend`."""
         if self._engines is None:
             raise _closed()
-        assert draft is None or isinstance(draft, StandardPort)
-        return StandardSlot(self._engines, draft, max_context)
+        assert draft is None or isinstance(draft, DevicePort)
+        return DeviceSlot(self._engines, draft, max_context)
 
     def close(self) -> None:
         """Drops the engines and the slots; those in use stay valid until they are released."""
@@ -119,7 +120,7 @@ class StandardBackend:
 
     def _open(self, graph: bytes, name: str) -> Engine:
         engine = self._opener.open(as_inputs(graph, name), name, profiles=PROFILES)
-        needed = {graph_io.INPUT_IDS, graph_io.POSITION_IDS, graph_io.WRITE_INDICES, graph_io.LOGITS_INDEX} - engine.inputs.keys()
+        needed = {graph_io.INPUT_IDS, graph_io.POSITION_IDS, graph_io.LOGITS_INDEX} - engine.inputs.keys()
         needed |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - engine.outputs.keys()
         if needed:
             raise ArtifactError(f"{name} lacks the inputs or outputs {', '.join(sorted(needed))}", "export the model again")
@@ -129,9 +130,11 @@ class StandardBackend:
             )
         return engine
 
-    def _port(self, engine: Engine) -> StandardPort:
+    def _port(self, engine: Engine) -> DevicePort:
         constants = self._weights.addresses(engine.inputs)
-        return StandardPort(engine, constants, self._device, vocab_size=self.vocab_size, workspace=self._workspace.address)
+        return DevicePort(
+            engine, constants, self._device, vocab_size=self.vocab_size, capacity=self._capacity, workspace=self._workspace.address
+        )
 
 
 def _capacity(engine: Engine, name: str) -> int:

@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT: ONNX Runtime runs the same standard graph on the processor, at given addresses.
+"""A stand-in for a GPU: ONNX Runtime runs the same graph on the processor, at given addresses.
 
 It is slow, and exists so that an artifact can be checked, and this backend tested, on any machine.
 """
@@ -12,19 +12,23 @@ import numpy as np
 import onnxruntime as ort
 
 from ssruntime import graph_io
-from ssruntime.backends.tensorrt.engine import ALIGNMENT, TensorInfo
+from ssruntime.backends.device_engines.engine import ALIGNMENT, TensorInfo
 from ssruntime.errors import ArtifactError, BackendUnavailableError
 
-_DTYPES: Final = {
+_BFLOAT16: Final = 16
+"""The number of TensorProto.DataType, because numpy has no such type."""
+ELEMENT_TYPES: Final[dict[str, Any]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(bfloat16)": _BFLOAT16,
 }
+"""What ONNX Runtime's bindings call the data types of inputs and outputs."""
 
 
 class CpuOpener:
-    """Opens standard graphs as sessions of ONNX Runtime on the processor."""
+    """Opens graphs as sessions of ONNX Runtime on the processor."""
 
     title = "cpu"
 
@@ -51,15 +55,15 @@ class CpuOpener:
 
 
 class CpuEngine:
-    """A session with the interface of a TensorRT engine."""
+    """A session as an engine at given addresses; see `Engine`."""
 
     workspace = 0
 
     def __init__(self, session: ort.InferenceSession, profiles: Sequence[tuple[int, int]]) -> None:
         self._session = session
         self._profiles = profiles
-        self.inputs = {value.name: _info(value) for value in session.get_inputs()}
-        self.outputs = {value.name: _info(value) for value in session.get_outputs()}
+        self.inputs = {value.name: tensor_info(value) for value in session.get_inputs()}
+        self.outputs = {value.name: tensor_info(value) for value in session.get_outputs()}
 
     def context(self, workspace: int) -> CpuContext:
         """Returns a new context; see `Engine`."""
@@ -106,27 +110,47 @@ class CpuContext:
         self._session.run_with_iobinding(self._binding)
 
     def _bind(self) -> ort.IOBinding:
-        binding, dims = self._session.io_binding(), {}
-        for value in self._session.get_inputs():
-            shape = self._shapes.get(value.name, self._inputs[value.name].shape)
-            assert -1 not in shape, f"the shape of {value.name} is not set"
-            dims.update({known: given for known, given in zip(value.shape, shape, strict=True) if isinstance(known, str)})
-            binding.bind_input(value.name, "cpu", 0, _DTYPES[value.type], list(shape), self._addresses[value.name])
         first, last = self._profiles[self._profile]
         length = self._shapes[graph_io.INPUT_IDS][1]
         assert first <= length <= last, f"a pass of {length} tokens is outside the profile for {first} to {last}"
+        binding = self._session.io_binding()
+        inputs, outputs = resolved_shapes(self._session, self._shapes, self._inputs)
+        for value in self._session.get_inputs():
+            binding.bind_input(value.name, "cpu", 0, ELEMENT_TYPES[value.type], inputs[value.name], self._addresses[value.name])
         for value in self._session.get_outputs():
-            dimensions = [dims.get(known, known) for known in value.shape]
             if value.name.startswith(graph_io.PRESENT_PREFIX):
                 past = graph_io.PAST_PREFIX + value.name.removeprefix(graph_io.PRESENT_PREFIX)
                 assert self._addresses[value.name] == self._addresses[past], f"{value.name} is not written in place"
-            binding.bind_output(value.name, "cpu", 0, _DTYPES[value.type], dimensions, self._addresses[value.name])
+            binding.bind_output(value.name, "cpu", 0, ELEMENT_TYPES[value.type], outputs[value.name], self._addresses[value.name])
         return binding
 
 
-def _info(value: Any) -> TensorInfo:
-    if value.type not in _DTYPES:
-        raise BackendUnavailableError(
-            f"ONNX Runtime has no kernels for {value.type} on the processor", "load the artifact on its own device, or export it as fp16"
-        )
-    return TensorInfo(dtype=np.dtype(_DTYPES[value.type]), shape=tuple(d if isinstance(d, int) else -1 for d in value.shape))
+def resolved_shapes(
+    session: ort.InferenceSession, given: Mapping[str, tuple[int, ...]], inputs: Mapping[str, TensorInfo]
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Returns the shapes of all inputs and outputs in a pass, by name.
+
+    Args:
+        session: open session.
+        given: shapes of the inputs whose dimensions depend on the pass.
+        inputs: the session's inputs.
+    """
+    dims: dict[str, int] = {}
+    shapes = {}
+    for value in session.get_inputs():
+        shape = given.get(value.name, inputs[value.name].shape)
+        assert -1 not in shape, f"the shape of {value.name} is not set"
+        dims.update({known: size for known, size in zip(value.shape, shape, strict=True) if isinstance(known, str)})
+        shapes[value.name] = list(shape)
+    return shapes, {value.name: [dims.get(known, known) for known in value.shape] for value in session.get_outputs()}
+
+
+def tensor_info(value: Any) -> TensorInfo:
+    """Returns what `Engine` says about an input or an output of a session."""
+    kind = ELEMENT_TYPES[value.type]
+    is_bfloat16 = kind == _BFLOAT16
+    return TensorInfo(
+        dtype=np.dtype(np.uint16 if is_bfloat16 else kind),
+        shape=tuple(d if isinstance(d, int) else -1 for d in value.shape),
+        is_bfloat16=is_bfloat16,
+    )

@@ -11,20 +11,23 @@ from numpy.typing import NDArray
 
 from ssruntime import graph_io
 from ssruntime.backends.base import PREFILL_CHUNK, StepOutput
-from ssruntime.backends.device import Device
-from ssruntime.backends.device_logits import DeviceLogits, as_array
-from ssruntime.backends.tensorrt.engine import ALIGNMENT, PROFILES, Engine, TensorInfo
+from ssruntime.backends.device import Device, HostDevice
+from ssruntime.backends.device_engines.device_logits import DeviceLogits, as_array
+from ssruntime.backends.device_engines.engine import ALIGNMENT, PROFILES, Engine, TensorInfo
 from ssruntime.proposal import Alternative, branch_rows
 
 MAX_KEPT: Final = graph_io.MAX_QUERY_LENGTH
 """Most logits to keep in a pass."""
-_LONG: Final = np.dtype(np.int64)
+_LONG: Final = 8
+_INT: Final = 4
 
 
-class StandardPort:
+class DevicePort:
     """A context of one engine with buffers. Used under the backend's lock."""
 
-    def __init__(self, engine: Engine, constants: Mapping[str, int], device: Device, *, vocab_size: int, workspace: int) -> None:
+    def __init__(
+        self, engine: Engine, constants: Mapping[str, int], device: Device, *, vocab_size: int, capacity: int, workspace: int
+    ) -> None:
         """Makes the context and the buffers.
 
         Args:
@@ -32,6 +35,7 @@ class StandardPort:
             constants: addresses of weights and RoPE tables by input name.
             device: device of the engine.
             vocab_size: number of tokens in the vocabulary.
+            capacity: number of entries of the KV cache.
             workspace: address of memory for intermediate values.
         """
         self.engine = engine
@@ -40,7 +44,12 @@ class StandardPort:
         self._vocab_size = vocab_size
         self._num_top = min(graph_io.MAX_TOP_TOKENS, vocab_size)
         self._inputs = _Block(device, _SMALL, "the inputs of a pass")
-        self._ids, self._positions, self._index, self._start = (self._inputs.array(name).view(np.int64) for name in _SMALL)
+        longs = (graph_io.INPUT_IDS, graph_io.POSITION_IDS, graph_io.LOGITS_INDEX, graph_io.WRITE_INDICES)
+        self._ids, self._positions, self._index, self._start = (self._inputs.array(name).view(np.int64) for name in longs)
+        self._last_entry = self._inputs.array(graph_io.SEQLENS_K).view(np.int32)
+        # In the process's own memory on every device, and constant: a captured graph could not follow it.
+        self._total = HostDevice().reserve(_INT, "a length")
+        self._total.block[:_INT] = np.array([capacity], dtype=np.int32).view(np.uint8)
         outputs = {name: MAX_KEPT * size for name, size in self._small_outputs().items()}
         self._outputs = _Block(device, outputs, "the outputs of a pass")
         self._logits = device.reserve(4 * MAX_KEPT * vocab_size, "the logits of a pass")
@@ -81,6 +90,7 @@ class StandardPort:
             self._ids[row], self._positions[row] = token, start + offset
         self._index[: len(kept)] = kept
         self._start[0] = start
+        self._last_entry[0] = start + length - 1
         begun = time.perf_counter()
         self._inputs.upload()
         if rows:
@@ -132,7 +142,7 @@ class StandardPort:
     def _bind_all(self) -> None:
         self._bind(self._constants)
         self._bind(self._inputs.addresses())
-        self._bind({graph_io.LOGITS: self._logits.address})
+        self._bind({graph_io.LOGITS: self._logits.address, graph_io.TOTAL_SEQUENCE_LENGTH: self._total.address})
         if self._mask_info is not None:
             self._bind({graph_io.TREE_MASK: self._mask.address})
         cache, self._cache, self._shape = self._cache, {}, (0, 0)
@@ -164,10 +174,11 @@ class StandardPort:
 
 
 _SMALL: Final = {
-    graph_io.INPUT_IDS: _LONG.itemsize * PREFILL_CHUNK,
-    graph_io.POSITION_IDS: _LONG.itemsize * PREFILL_CHUNK,
-    graph_io.LOGITS_INDEX: _LONG.itemsize * MAX_KEPT,
-    graph_io.WRITE_INDICES: _LONG.itemsize,
+    graph_io.INPUT_IDS: _LONG * PREFILL_CHUNK,
+    graph_io.POSITION_IDS: _LONG * PREFILL_CHUNK,
+    graph_io.LOGITS_INDEX: _LONG * MAX_KEPT,
+    graph_io.WRITE_INDICES: _LONG,
+    graph_io.SEQLENS_K: _INT,
 }
 """Bytes of the small inputs in the longest pass."""
 

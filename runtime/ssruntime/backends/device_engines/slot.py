@@ -13,8 +13,8 @@ import numpy as np
 from ssruntime import graph_io
 from ssruntime.backends.base import PREFILL_CHUNK, DraftEngine, Pass, StepOutput, prefill_passes
 from ssruntime.backends.device import Device, Memory
-from ssruntime.backends.tensorrt.engine import ALIGNMENT, TensorInfo
-from ssruntime.backends.tensorrt.port import MAX_KEPT, StandardPort, cache_names
+from ssruntime.backends.device_engines.engine import ALIGNMENT, TensorInfo
+from ssruntime.backends.device_engines.port import MAX_KEPT, DevicePort, cache_names
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import Alternative
 
@@ -33,8 +33,8 @@ class SharedEngines:
         refusal: error of every later pass; None while passes may run.
     """
 
-    verify: StandardPort
-    draft: StandardPort | None
+    verify: DevicePort
+    draft: DevicePort | None
     device: Device
     lock: threading.Lock
     max_context: int
@@ -42,10 +42,10 @@ class SharedEngines:
     refusal: BackendUnavailableError | None = None
 
 
-class StandardSlot:
+class DeviceSlot:
     """The KV cache of one sequence. Used by one thread at a time."""
 
-    def __init__(self, engines: SharedEngines, draft: StandardPort | None, max_context: int) -> None:
+    def __init__(self, engines: SharedEngines, draft: DevicePort | None, max_context: int) -> None:
         """Reserves the KV cache.
 
         Raises:
@@ -101,7 +101,7 @@ class StandardSlot:
 
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
-        assert isinstance(draft, StandardPort)
+        assert isinstance(draft, DevicePort)
         self._draft = draft
 
     @contextlib.contextmanager
@@ -132,7 +132,7 @@ class StandardSlot:
         size = head_dim * info.dtype.itemsize
         return info, self._offsets[name] + start * size, capacity * size
 
-    def _forward(self, port: StandardPort, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
+    def _forward(self, port: DevicePort, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         """Runs tokens in as many passes as they need, and some of these again: a pass keeps few logits."""
         self._check(start, len(ids), self.max_context)
         if not positions:
@@ -154,9 +154,7 @@ class StandardSlot:
             logits=np.concatenate([o.logits for o in chosen]),
         )
 
-    def _run(
-        self, port: StandardPort, trunk: Sequence[int], start: int, branches: Sequence[Alternative], kept: Sequence[int]
-    ) -> StepOutput:
+    def _run(self, port: DevicePort, trunk: Sequence[int], start: int, branches: Sequence[Alternative], kept: Sequence[int]) -> StepOutput:
         with self._engines.lock:
             if self._engines.refusal is not None:
                 raise self._engines.refusal
@@ -165,7 +163,7 @@ class StandardSlot:
         self.engine_seconds += seconds
         return output
 
-    def _port(self, *, draft: bool) -> StandardPort:
+    def _port(self, *, draft: bool) -> DevicePort:
         if not draft:
             return self._engines.verify
         assert self._draft is not None, "this slot has no draft engine"

@@ -1,0 +1,1 @@
+"""Target `ort-cuda`: ONNX Runtime runs the graphs on an NVIDIA GPU."""
