@@ -35,8 +35,8 @@ import sys, zipfile
 from pathlib import Path
 
 DATA = {"calibration.jsonl", "page.css", "page.html.jinja", "page.js"}
-sources = {root: Path(root, package).rglob("*") for root, package in (("runtime", "ssruntime"), ("toolchain", "sstool"))}
-expected = {p.relative_to(root).as_posix() for root, paths in sources.items() for p in paths if p.is_file() and p.suffix != ".pyc"}
+sources = [(root, Path(root, package)) for root, package in (("runtime", "ssruntime"), ("toolchain", "sstool"), ("toolchain", "optimum"))]
+expected = {p.relative_to(root).as_posix() for root, folder in sources for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"}
 found = {name for name in zipfile.ZipFile(sys.argv[1]).namelist() if ".dist-info/" not in name}
 absent = DATA - {Path(name).name for name in found}
 if found != expected or absent:

@@ -20,7 +20,7 @@ RUNTIME = [
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set", "checkpoint", "hub",
-    "graph.attention_kernel", "graph.sublayers", "graph.passes", "graph", "targets.passes", "targets",
+    "graph.attention_kernel", "graph.sublayers", "graph.sequential", "graph.passes", "graph", "targets.passes", "targets",
     "artifact_files", "validation", "bench", "check",
     "search.settings", "search.clock", "search.progress", "search.log", "search.drafts", "search.texts", "search.speed_model",
     "search.scoring", "search.finals.runs", "search.budget", "search.sources", "search.explore", "search.finals", "search.run", "search",

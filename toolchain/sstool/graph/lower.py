@@ -27,6 +27,7 @@ from sstool.graph.passes.tie_head import TieHeadPass
 from sstool.graph.passes.top_k_outputs import TopKOutputsPass
 from sstool.graph.passes.tree_attention import CausalOnlyPass, TreeAttentionPass
 from sstool.graph.passes.windows_and_rope import WindowsAndRopePass
+from sstool.graph.sequential import run_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,8 @@ def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
     Raises:
         UnsupportedModelError: if a pass cannot handle the graph.
     """
-    passes = ir.passes.Sequential(
+    lowered = run_passes(
+        model,
         FoldConstantsPass(),
         EmbeddingScalePass(plan.hidden_size),
         SequenceLengthsPass(),
@@ -76,7 +78,6 @@ def lower_verify(model: ir.Model, plan: LoweringPlan) -> ir.Model:
         DropFunctionsPass(),
         common.NameFixPass(),
     )
-    lowered = passes(model).model
     lowered.graph.name = "verify"  # mobius names it after the checkpoint's folder, which the artifact must not reveal
     return lowered
 

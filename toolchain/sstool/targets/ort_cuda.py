@@ -7,6 +7,7 @@ from typing import Final
 import onnx_ir as ir
 
 from sstool.graph.passes.tree_attention import CausalOnlyPass
+from sstool.graph.sequential import run_passes
 from sstool.targets.base import FIXED_CONTEXT, GraphTarget
 from sstool.targets.passes.single_sequence import SingleSequencePass
 from sstool.targets.passes.static_shapes import StaticShapesPass
@@ -14,8 +15,7 @@ from sstool.targets.passes.static_shapes import StaticShapesPass
 
 def _finish(model: ir.Model, max_context: int) -> ir.Model:
     # On CUDA, a bias on the attention scores rules out every fast kernel.
-    passes = ir.passes.Sequential(CausalOnlyPass(), SingleSequencePass(), StaticShapesPass(max_context))
-    return passes(model).model
+    return run_passes(model, CausalOnlyPass(), SingleSequencePass(), StaticShapesPass(max_context))
 
 
 ORT_CUDA: Final = GraphTarget(

@@ -6,6 +6,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from sstool.graph.sequential import run_passes
 from sstool.targets.base import FIXED_CONTEXT, GraphTarget
 from sstool.targets.passes.standard_activations import StandardActivationsPass
 from sstool.targets.passes.standard_attention import StandardAttentionPass
@@ -15,7 +16,8 @@ from sstool.targets.passes.whitelist import TENSORRT_OPERATORS, WhitelistPass
 
 
 def _finish(model: ir.Model, max_context: int) -> ir.Model:
-    passes = ir.passes.Sequential(
+    done = run_passes(
+        model,
         StaticShapesPass(max_context),
         StandardNormsPass(),
         StandardActivationsPass(),
@@ -23,7 +25,6 @@ def _finish(model: ir.Model, max_context: int) -> ir.Model:
         StaticShapesPass(max_context),
         WhitelistPass("tensorrt", TENSORRT_OPERATORS),
     )
-    done = passes(model).model
     for domain in [d for d in done.opset_imports if d not in ("", "ai.onnx")]:
         del done.opset_imports[domain]
     return done

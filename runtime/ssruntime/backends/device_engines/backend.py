@@ -11,7 +11,7 @@ from ssruntime import graph_io
 from ssruntime.artifact import VERIFY_GRAPH, Artifact
 from ssruntime.backends.base import BackendOptions, Capabilities, DraftEngine, OpenGraph, Pass, Slot, StepOutput
 from ssruntime.backends.device import Device
-from ssruntime.backends.device_engines.engine import PROFILES, Engine, EngineOpener
+from ssruntime.backends.device_engines.engine import Engine, EngineOpener, profiles_for
 from ssruntime.backends.device_engines.port import DevicePort
 from ssruntime.backends.device_engines.slot import DeviceSlot, SharedEngines
 from ssruntime.backends.device_engines.weights import DeviceWeights, as_inputs
@@ -49,6 +49,7 @@ class DeviceBackend:
         self.device = opener.title
         self.has_draft = draft is not None
         self._device, self._opener = device, opener
+        self._capacity = manifest.max_context  # the graphs fix it, whatever context is loaded
         graphs = {name: artifact.path(name).read_bytes() for name in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
         engines = {name: self._open(graph, name) for name, graph in graphs.items()}
         verify = engines[VERIFY_GRAPH]
@@ -56,11 +57,9 @@ class DeviceBackend:
         self.capabilities = Capabilities(max_rows=1, token_trees=takes_trees, logits_on_device=True, bit_exact=False)
         window = manifest.model.window if takes_trees else 0
         self.alternatives_end = self.max_context if window is None else min(self.max_context, window)
-        self._capacity = capacity = _capacity(verify, VERIFY_GRAPH)
-        tables = {
-            name: verify.inputs[name].encode(table) for name, table in rope_tables(manifest.rope, capacity).items() if name in verify.inputs
-        }
-        self._weights = DeviceWeights(artifact, graphs.values(), tables, device)
+        tables = rope_tables(manifest.rope, self._capacity)
+        encoded = {name: verify.inputs[name].encode(table) for name, table in tables.items() if name in verify.inputs}
+        self._weights = DeviceWeights(artifact, graphs.values(), encoded, device)
         self._workspace = device.reserve(max(engine.workspace for engine in engines.values()), "intermediate values")
         self._engines: SharedEngines | None = SharedEngines(
             verify=self._port(verify),
@@ -119,15 +118,16 @@ class DeviceBackend:
         self._pool.close(_closed())
 
     def _open(self, graph: bytes, name: str) -> Engine:
-        engine = self._opener.open(as_inputs(graph, name), name, profiles=PROFILES)
+        engine = self._opener.open(as_inputs(graph, name), name, profiles=profiles_for(self._capacity))
         needed = {graph_io.INPUT_IDS, graph_io.POSITION_IDS, graph_io.LOGITS_INDEX} - engine.inputs.keys()
         needed |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - engine.outputs.keys()
         if needed:
             raise ArtifactError(f"{name} lacks the inputs or outputs {', '.join(sorted(needed))}", "export the model again")
-        if _capacity(engine, name) < self.max_context:
-            raise ArtifactError(
-                f"{name} has a KV cache of {_capacity(engine, name)} tokens, the manifest says {self.max_context}", "export the model again"
-            )
+        for key, info in engine.inputs.items():
+            if key.startswith(graph_io.PAST_PREFIX) and info.shape[2] != self._capacity:
+                raise ArtifactError(
+                    f"{name} has a KV cache of {info.shape[2]} tokens, the manifest says {self._capacity}", "export the model again"
+                )
         return engine
 
     def _port(self, engine: Engine) -> DevicePort:
@@ -135,13 +135,6 @@ class DeviceBackend:
         return DevicePort(
             engine, constants, self._device, vocab_size=self.vocab_size, capacity=self._capacity, workspace=self._workspace.address
         )
-
-
-def _capacity(engine: Engine, name: str) -> int:
-    found = {info.shape[2] for key, info in engine.inputs.items() if key.startswith(graph_io.PAST_PREFIX)}
-    if len(found) > 1 or -1 in found:
-        raise ArtifactError(f"{name} has KV caches of different sizes", "export the model again")
-    return found.pop() if found else 2**31
 
 
 def _kept(output: StepOutput) -> StepOutput:

@@ -46,10 +46,16 @@ ALIGNMENT: Final = 256
 """Bytes that TensorRT wants addresses to be a multiple of."""
 
 
-PROFILES = ((1, graph_io.MAX_QUERY_LENGTH), (graph_io.MAX_QUERY_LENGTH + 1, PREFILL_CHUNK))
-"""Query lengths, from and to, that an engine is optimized for together.
+def profiles_for(capacity: int) -> tuple[tuple[int, int], ...]:
+    """Returns the query lengths, from and to, that an engine is optimized for together.
 
-A profile for one token alone would make an engine hold its weights twice."""
+    A profile for one token alone would make an engine hold its weights twice.
+
+    Args:
+        capacity: number of entries of the KV cache, which no pass may exceed.
+    """
+    ranges = ((1, graph_io.MAX_QUERY_LENGTH), (graph_io.MAX_QUERY_LENGTH + 1, PREFILL_CHUNK))
+    return tuple((first, min(last, capacity)) for first, last in ranges if first <= capacity)
 
 
 class Context(Protocol):

@@ -13,7 +13,7 @@ from ssruntime import graph_io
 from ssruntime.backends.base import PREFILL_CHUNK, StepOutput
 from ssruntime.backends.device import Device, HostDevice
 from ssruntime.backends.device_engines.device_logits import DeviceLogits, as_array
-from ssruntime.backends.device_engines.engine import ALIGNMENT, PROFILES, Engine, TensorInfo
+from ssruntime.backends.device_engines.engine import ALIGNMENT, Engine, TensorInfo, profiles_for
 from ssruntime.proposal import Alternative, branch_rows
 
 MAX_KEPT: Final = graph_io.MAX_QUERY_LENGTH
@@ -59,6 +59,7 @@ class DevicePort:
         self._constants = constants
         self._cache: Mapping[str, int] = {}
         self._step_outputs: dict[int, StepOutput] = {}
+        self._profiles = profiles_for(capacity)
         self._profile = -1
         self._shape = (0, 0)
 
@@ -120,7 +121,7 @@ class DevicePort:
     def _set_shapes(self, length: int, kept: int) -> None:
         if (length, kept) == self._shape:
             return
-        profile = next(number for number, (first, last) in enumerate(PROFILES) if first <= length <= last)
+        profile = next(number for number, (first, last) in enumerate(self._profiles) if first <= length <= last)
         if profile != self._profile:
             self._context.use_profile(profile)
             self._profile = profile

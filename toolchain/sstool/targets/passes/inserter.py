@@ -86,15 +86,17 @@ class Inserter:
 
 
 def replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Puts a value in the place of a node's first output, and removes the node. Names of outputs stay."""
-    old = node.outputs[0]
-    name, shape, dtype = old.name, old.shape, old.type
-    value.shape, value.type = value.shape or shape, value.type or dtype
-    if old.is_graph_output():
-        old.name = f"{name}.replaced"
-        value.name = name
-    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    """Puts a value in the place of a node's first output, and removes the node."""
+    replace_value(node.outputs[0], value)
     graph.remove(node, safe=True)
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Puts a value in the place of another; as an output of the graph, it takes over that one's name."""
+    new.shape, new.type = new.shape or old.shape, new.type or old.type
+    if old.is_graph_output():
+        old.name, new.name = f"{old.name}.replaced", old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def model_dtype(graph: ir.Graph) -> ir.DataType:

@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 from ssruntime import graph_io
 from sstool.graph.attention_kernel import POSITIONS_INPUT, TABLE_INPUTS, applies_rope, attentions
 from sstool.targets.passes.attention_mask import MaskInputs, MaskMaker
-from sstool.targets.passes.inserter import Inserter, model_dtype
+from sstool.targets.passes.inserter import Inserter, model_dtype, replace_value
 
 _LENGTHS: Final = (graph_io.QUERY_SEQLENS, graph_io.SEQLENS_K, graph_io.TOTAL_SEQUENCE_LENGTH, graph_io.PAST_LENGTH)
 
@@ -103,16 +103,14 @@ def _rewrite(graph: ir.Graph, node: ir.Node, shape: _Shape, start: ir.Value, mas
         past, present = node.inputs[2 + number], node.outputs[number]
         assert past is not None
         written = insert.add("TensorScatter", [past, new, start], dtype, past.shape, {"axis": -2, "mode": "linear"})
-        name = present.name
-        present.name, written.name = f"{name}.replaced", name
-        ir.convenience.replace_all_uses_with(present, written, replace_graph_outputs=True)
+        replace_value(present, written)
         cached.append(written)
     mask = masks.mask(shape.window)
     mixed = (_capped if shape.softcap else _attended)(insert, [query, *cached], mask, shape, dtype)
     rows = insert.add("Transpose", [mixed], dtype, ["batch", "sequence_len", shape.heads, shape.head_dim], {"perm": [0, 2, 1, 3]})
     width = shape.heads * shape.head_dim
     result = insert.add("Reshape", [rows, insert.integers(0, 0, width)], dtype, ["batch", "sequence_len", width])
-    ir.convenience.replace_all_uses_with(node.outputs[0], result)
+    replace_value(node.outputs[0], result)
     graph.remove(node, safe=True)
 
 

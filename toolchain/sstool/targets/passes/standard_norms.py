@@ -7,7 +7,7 @@ from typing import Final
 import onnx_ir as ir
 
 from sstool.graph.sublayers import NORM_OF_FUSED_ADD, SUM_OUTPUT
-from sstool.targets.passes.inserter import Inserter, model_dtype, replace
+from sstool.targets.passes.inserter import Inserter, model_dtype, replace, replace_value
 
 _NUM_WEIGHTS: Final = {"RMSNormalization": 1, "LayerNormalization": 2}
 
@@ -47,7 +47,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     if bias and bias[0] is not None:
         total = insert.add("Add", [total, bias[0]], dtype, first.shape)
     if len(node.outputs) > SUM_OUTPUT:
-        ir.convenience.replace_all_uses_with(node.outputs[SUM_OUTPUT], total)
+        replace_value(node.outputs[SUM_OUTPUT], total)
     replace(graph, node, _norm(insert, kind, node, [total, *(weight for weight in weights if weight is not None)], dtype))
 
 

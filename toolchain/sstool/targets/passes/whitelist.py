@@ -21,11 +21,13 @@ TENSORRT_OPERATORS: Final[Mapping[str, frozenset[str]]] = {
     "RMSNormalization": frozenset({"axis", "epsilon"}),
     "LayerNormalization": frozenset({"axis", "epsilon"}),
     "Gelu": frozenset({"approximate"}),
-    **dict.fromkeys(("Cast", "Concat", "Gather", "GatherElements", "GatherND", "Softmax", "Split", "TopK", "Transpose", "Shape"), ANY),
+    **dict.fromkeys(
+        ("Cast", "Concat", "Gather", "GatherElements", "ReduceSum", "GatherND", "Softmax", "Split", "TopK", "Transpose", "Shape"), ANY
+    ),
     **dict.fromkeys(
         ("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "LessOrEqual", "MatMul", "Max", "Min", "Mul", "Neg", "Range"), _NONE
     ),
-    **dict.fromkeys(("Reshape", "Sigmoid", "Squeeze", "Sub", "Tanh", "Unsqueeze", "Where", "Expand", "Identity"), ANY),
+    **dict.fromkeys(("Expand", "Identity", "Reshape", "Sigmoid", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where"), ANY),
 }
 """Operators and the attributes that each may have, for which builds and results were compared."""
 
