@@ -13,13 +13,13 @@ from typing import Final, Self
 
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, check_digests, read_artifact
-from ssruntime.backends.base import Backend, BackendOptions, Slot
+from ssruntime.backends.base import Backend, BackendOptions, Slot, processor_of
 from ssruntime.backends.registry import target_of
 from ssruntime.checks import check_int
 from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, complete, read_generation_config
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
 from ssruntime.folder_lock import require_locks
-from ssruntime.machine import cpu_model, default_threads
+from ssruntime.machine import default_threads
 from ssruntime.proposers import make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.single import decode
@@ -94,7 +94,6 @@ def load(
     entry = _chosen_draft(artifact, draft)
     if entry is not None:
         _check_draft_settings(entry)
-        _warn_of_other_processor(artifact)
 
     options = BackendOptions(
         threads=thread_count,
@@ -107,6 +106,8 @@ def load(
         on_cpu=on_cpu,
     )
     backend = target.load().open_backend(artifact, options)
+    if entry is not None:
+        _warn_of_other_processor(artifact, processor_of(backend))
     return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry)
 
 
@@ -295,16 +296,16 @@ def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def _warn_of_other_processor(artifact: Artifact) -> None:
+def _warn_of_other_processor(artifact: Artifact, processor: str) -> None:
     """Warns if the draft was tuned on another kind of processor: another draft may be faster on this one."""
     tuning = artifact.manifest.tuning
-    if tuning is not None and tuning.cpu != cpu_model():
+    if tuning is not None and tuning.cpu != processor:
         logger.warning(
             "%s was tuned on another kind of processor (%s; this one is %s): the text is the same, but another draft may be faster;"
             " to tune it on this machine: sstool search --artifact %s",
             artifact.folder.name,
             tuning.cpu,
-            cpu_model(),
+            processor,
             artifact.folder,
         )
 

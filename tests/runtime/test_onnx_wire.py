@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from google.protobuf.message import DecodeError
@@ -9,7 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from ssruntime.backends.onnx_wire import external_data, external_initializers, replace_initializers
+from ssruntime.backends.onnx_wire import (
+    external_data,
+    external_initializers,
+    replace_initializers,
+    tensor_type,
+    weights_as_inputs,
+)
 
 NAMES = st.text(max_size=6)
 SIZES = st.one_of(st.integers(0, 40), st.sampled_from([127, 128, 129, 16_383, 16_384, 16_385]))
@@ -140,3 +147,35 @@ def test_the_error_names_a_missing_replacement() -> None:
     model = helper.make_model(helper.make_graph([], "g", [], [], initializer=[tensor, TensorProto(name="inline")]))
     with pytest.raises(KeyError, match="lonely"):
         replace_initializers(model.SerializeToString(), {"inline": b""})
+
+
+def test_weights_become_inputs_of_the_same_type_and_shape() -> None:
+    weights = {"w": np.zeros((3, 200), dtype=np.float32), "h": np.zeros(600, dtype=np.float16)}
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 200])],
+            [onnx.numpy_helper.from_array(np.array([1], dtype=np.int64), "small")],
+        )
+    )
+    for name, array in weights.items():
+        tensor = onnx.numpy_helper.from_array(array, name)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in {"location": "weights.bin", "offset": 0, "length": array.nbytes}.items():
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, str(value)
+        model.graph.initializer.append(tensor)
+    found = onnx.load_model_from_string(weights_as_inputs(model.SerializeToString()))
+    onnx.checker.check_model(found)
+    assert [t.name for t in found.graph.initializer] == ["small"]
+    assert [v.name for v in found.graph.input] == ["x", "w", "h"]
+    types = {v.name: v.type.tensor_type for v in found.graph.input}
+    assert [d.dim_value for d in types["w"].shape.dim] == [3, 200]
+    assert (types["w"].elem_type, types["h"].elem_type) == (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    packed = onnx.TensorProto(name="p", data_type=onnx.TensorProto.FLOAT, dims=[4, 300])
+    assert tensor_type(packed.SerializeToString()) == (onnx.TensorProto.FLOAT, (4, 300))
+    with pytest.raises(ValueError, match="cut off"):
+        weights_as_inputs(b"\x3a\x7f")

@@ -24,7 +24,7 @@ TOOLCHAIN = [
     "artifact_files", "validation", "bench", "check",
     "search.settings", "search.clock", "search.progress", "search.log", "search.drafts", "search.texts", "search.speed_model",
     "search.scoring", "search.finals.runs", "search.budget", "search.sources", "search.explore", "search.finals", "search.run", "search",
-    "search_report", "pipelines", "cli",
+    "search_report", "pipelines", "selftest", "cli",
 ]  # fmt: skip
 
 MAX_LOOSE_MODULES = 6

@@ -37,7 +37,7 @@ def build(library: Library, tmp_path: Path) -> Build:
 
     def built(family: str, shape: int, dtype: str) -> dict[str, int]:
         folder = write_engines(make_checkpoint(tmp_path / "model", family, shape), tmp_path / "out", "tensorrt", dtype)
-        log = trt_engine._logger(rtx)
+        log = trt_engine.make_logger(library)
         return {
             name: len(
                 trt_engine.build_plan(library, log, as_inputs((folder / name).read_bytes(), name), name, profiles=profiles_for(CONTEXT))
@@ -72,12 +72,12 @@ def test_graphs_build_in_bf16(build: Build, family: str) -> None:
 )
 def test_what_cannot_be_parsed_is_one_line(library: Library, graph: bytes, message: str) -> None:
     with pytest.raises(ArtifactError, match=rf"tensorrt_rtx {library.version} {message} verify\.onnx: ") as caught:
-        trt_engine.build_plan(library, trt_engine._logger(rtx), graph, "verify.onnx", profiles=profiles_for(CONTEXT))
+        trt_engine.build_plan(library, trt_engine.make_logger(library), graph, "verify.onnx", profiles=profiles_for(CONTEXT))
     assert "\n" not in caught.value.message
 
 
-def test_a_logger_keeps_the_last_error() -> None:
-    log: Any = trt_engine._logger(rtx)
+def test_a_logger_keeps_the_last_error(library: Library) -> None:
+    log: Any = trt_engine.make_logger(library)
     assert log.last() == "no reason was given"
     log.log(rtx.ILogger.Severity.WARNING, "a warning")
     log.log(rtx.ILogger.Severity.ERROR, "an\nerror")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssruntime.artifact import DraftEntry
+from ssruntime.machine import cpu_model
 from ssruntime.proposal import Alternative
 
 
@@ -266,6 +267,11 @@ class Capabilities:
     token_trees: bool
     logits_on_device: bool
     bit_exact: bool
+
+
+def processor_of(backend: Backend) -> str:
+    """Returns the name of what a backend computes on: the processor's model, or the GPU and its library."""
+    return cpu_model() if backend.device == "cpu" else backend.device
 
 
 class Backend(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 import weakref
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -66,6 +67,22 @@ class CudaDevice:
         """Returns the number of free bytes."""
         free, _ = self._check(self._runtime.cudaMemGetInfo(), "reading the free memory")
         return int(free)
+
+    def bandwidth(self) -> float:
+        """Returns the bytes that the GPU reads in a second, from copies within its memory."""
+        size, turns = 2**30, 8
+        first, second = self.reserve(size, "a measurement"), self.reserve(size, "a measurement")
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        begun = 0.0
+        for turn in range(turns + 1):
+            if turn == 1:
+                self._check(self._runtime.cudaStreamSynchronize(self.stream), "a copy")
+                begun = time.perf_counter()
+            done = self._runtime.cudaMemcpy2DAsync(second.address, size, first.address, size, size, 1, kind, self.stream)
+            self._check(done, "a copy")
+        self._check(self._runtime.cudaStreamSynchronize(self.stream), "a copy")
+        # A copy reads and writes each byte.
+        return 2 * turns * size / (time.perf_counter() - begun)
 
     def reserve(self, nbytes: int, what: str) -> CudaMemory:
         """Returns a block of zeros; see `Device`."""

@@ -1,4 +1,4 @@
-"""Attention of standard operators computes what ONNX Runtime's kernel computes, over a cache of fixed capacity.
+"""Attention of standard operators computes what ONNX Runtime's kernel does, over a cache of fixed capacity.
 
 Families, windows and token trees: `tests/families/test_targets.py`.
 """

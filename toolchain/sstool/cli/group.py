@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "check": "Check the files, parity, losslessness and memory of an artifact.",
     "inspect": "Show the content of an artifact.",
     "report": "(Re)write report.html of a search.",
+    "selftest": "Test every target on this machine with random models.",
 }
 """Each command with the first sentence of its help, repeated here so that the list imports no command."""
 

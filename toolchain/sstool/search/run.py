@@ -51,6 +51,8 @@ class SearchRequest:
             was measured with this model, on this machine and with as many threads.
         threads: number of threads of each engine; None for the default.
         resume: whether to continue the search that was interrupted in `work`.
+        on_cpu: whether the graphs of a target for GPUs run on the processor, which tells nothing about their
+            speed.
         progress: function that is called with the progress of the search; None for no reports.
     """
 
@@ -61,6 +63,7 @@ class SearchRequest:
     known_latency: tuple[Path, ...] = ()
     threads: int | None = None
     resume: bool = False
+    on_cpu: bool = False
     progress: Callable[[Progress], None] | None = None
 
 
@@ -97,7 +100,7 @@ def run_search(request: SearchRequest) -> SearchOutcome:
     clock = Clock(request.settings.budget_seconds)
     request.work.mkdir(parents=True, exist_ok=True)
     prompts = read_calibration(request.settings)
-    with load(request.folder, threads=request.threads, max_context=None, max_sequences=1, draft=False) as engine:
+    with load(request.folder, threads=request.threads, max_context=None, max_sequences=1, draft=False, on_cpu=request.on_cpu) as engine:
         return _Search(request, clock, DraftBuilder(engine), prompts).run()
 
 
@@ -228,7 +231,7 @@ class _Search:
         )
 
     def _identity(self) -> dict[str, Any]:
-        return search_identity(self._builder.engine.artifact.manifest, self._settings, self._builder.backend.threads)
+        return search_identity(self._builder.engine.artifact.manifest, self._settings, self._builder.backend)
 
     def _header(self, texts: Sequence[CachedText], table: LatencyTable, plain: float) -> Header:
         return Header(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -43,9 +44,21 @@ class CudaOpener:
 
     def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]]) -> CudaEngine:
         """Returns an engine; see `EngineOpener`."""
+        return CudaEngine(self._session(graph, name, ort.SessionOptions()))
+
+    def placement(self, graph: bytes, name: str) -> Counter[str]:
+        """Returns the number of nodes that each execution provider runs."""
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        session = self._session(graph, name, options)
+        found: Counter[str] = Counter()
+        for part in session.get_provider_graph_assignment_info():
+            found[part.ep_name] += len(part.get_nodes())
+        return found
+
+    def _session(self, graph: bytes, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
         for variable, value in _ONE_KERNEL.items():
             os.environ.setdefault(variable, value)
-        options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -56,12 +69,11 @@ class CudaOpener:
             "user_compute_stream": str(self._device.stream),
         }
         try:
-            session = ort.InferenceSession(graph, options, providers=[(PROVIDER, provider)], enable_fallback=False)
+            return ort.InferenceSession(graph, options, providers=[(PROVIDER, provider)], enable_fallback=False)
         except Exception as err:  # ONNX Runtime's exceptions share no closer base class
             if "memory" in str(err).lower():
                 raise BackendUnavailableError(f"{name} does not fit into the GPU's memory: {err}", "free memory on the GPU") from err
             raise ArtifactError(f"ONNX Runtime cannot open {name} on the GPU: {err}", "export the model again") from err
-        return CudaEngine(session)
 
 
 class CudaEngine:

@@ -34,7 +34,7 @@ class TensorRtOpener:
     def __init__(self, library: Library, device: CudaDevice) -> None:
         """Takes TensorRT and the GPU."""
         self._library, self._device = library, device
-        self._log = _logger(library.module)
+        self._log = make_logger(library)
         self.title = f"{device.title}, {library.name} {library.version}"
 
     def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]]) -> TensorRtEngine:
@@ -126,7 +126,7 @@ def build_plan(library: Library, log: Any, graph: bytes, name: str, *, profiles:
 
     Args:
         library: TensorRT.
-        log: logger of TensorRT, from `_logger`.
+        log: logger of TensorRT, from `make_logger`.
         graph: a serialized ONNX model of standard operators.
         name: name of the graph in messages.
         profiles: query lengths, from and to, that the engine is optimized for together.
@@ -168,8 +168,11 @@ def _profile(builder: Any, network: Any, first: int, last: int) -> Any:
     return profile
 
 
-def _logger(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc] # the class exists only once TensorRT is imported
+def make_logger(library: Library) -> Any:
+    """Returns a logger for TensorRT, which passes messages on and keeps the last error."""
+    trt = library.module
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined] # it exists only once TensorRT is imported
         """Passes TensorRT's messages on, and keeps the last error."""
 
         def __init__(self) -> None:

@@ -7,18 +7,18 @@ from typing import Any
 import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, Manifest
-from ssruntime.machine import cpu_model
+from ssruntime.backends.base import Backend, processor_of
 from sstool.search.log.records import FORMAT
 from sstool.search.settings import SearchSettings
 
 
-def search_identity(manifest: Manifest, settings: SearchSettings, threads: int) -> dict[str, Any]:
+def search_identity(manifest: Manifest, settings: SearchSettings, backend: Backend) -> dict[str, Any]:
     """Returns the fields of a log's header that are known before any work is done.
 
     Args:
         manifest: manifest of the artifact.
         settings: settings of the search.
-        threads: number of threads of each engine.
+        backend: the open engines.
     """
     return {
         "format": FORMAT,
@@ -28,7 +28,7 @@ def search_identity(manifest: Manifest, settings: SearchSettings, threads: int) 
         "seed": settings.seed,
         "batch": settings.batch,
         "weights": settings.weights,
-        "cpu": cpu_model(),
-        "threads": threads,
+        "cpu": processor_of(backend),
+        "threads": backend.threads,
         "onnxruntime": ort.__version__,
     }

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from ssruntime.acceptance import Acceptance, make_acceptance
 from ssruntime.artifact import VERIFY_GRAPH
-from ssruntime.backends.base import Backend, DraftEngine, Slot
+from ssruntime.backends.base import Backend, DraftEngine, Slot, processor_of
 from ssruntime.config import DEFAULT_MAX_ALTERNATIVES
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.machine import cpu_model
 from ssruntime.proposal import Proposal
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.stopping import MAX_DRAFT_LIMIT, FixedRule, FixedStopping
@@ -93,7 +92,7 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
         format=FORMAT,
         weights_sha256=engine.artifact.manifest.weights_digest,
         verify_sha256=engine.artifact.manifest.files[VERIFY_GRAPH].sha256,
-        cpu=cpu_model(),
+        cpu=processor_of(engine.backend),
         threads=engine.backend.threads,
         onnxruntime=ort.__version__,
         rows=tuple(rows),

@@ -12,8 +12,8 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH
+from ssruntime.backends.base import processor_of
 from ssruntime.errors import RecipeError
-from ssruntime.machine import cpu_model
 from ssruntime.scratch import write_whole
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.log.read import read_latency
@@ -67,7 +67,7 @@ def _is_ours(table: LatencyTable, builder: DraftBuilder) -> bool:
     manifest = builder.engine.artifact.manifest
     engines = (manifest.weights_digest, manifest.files[VERIFY_GRAPH].sha256)
     found = (table.format, table.weights_sha256, table.verify_sha256, table.cpu, table.threads, table.onnxruntime)
-    return found == (FORMAT, *engines, cpu_model(), builder.backend.threads, ort.__version__) and bool(table.rows)
+    return found == (FORMAT, *engines, processor_of(builder.backend), builder.backend.threads, ort.__version__) and bool(table.rows)
 
 
 def latency_json(table: LatencyTable) -> bytes:

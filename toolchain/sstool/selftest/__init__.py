@@ -1,0 +1,1 @@
+"""The self-test: what is proven of each target on the machine at hand."""
