@@ -47,6 +47,7 @@ def load(
     bit_exact: bool = True,
     global_threads: bool = False,
     on_cpu: bool = False,
+    bake_weights: bool = False,
 ) -> Engine:
     """Returns an `Engine` with the artifact's engines open.
 
@@ -71,6 +72,8 @@ def load(
             if it exists.
         on_cpu: whether the graphs of a target for GPUs run on the processor instead: slowly, to check an
             artifact on a machine without its GPU.
+        bake_weights: whether each engine of TensorRT holds weights of its own, in the layout that it prefers,
+            instead of reading one copy for all. It takes more memory, and may be faster on some hardware.
 
     Raises:
         ArtifactError: if the artifact is missing, damaged or has another schema version.
@@ -104,6 +107,7 @@ def load(
         verify_digests=verify,
         global_threads=global_threads,
         on_cpu=on_cpu,
+        bake_weights=bake_weights,
     )
     backend = target.load().open_backend(artifact, options)
     if entry is not None:

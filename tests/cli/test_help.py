@@ -17,7 +17,7 @@ from tests.cli.conftest import Command
 DECODING = {
     "--max-new-tokens", "--mode", "--exit", "--exit-threshold", "--max-draft", "--max-alternatives", "--threads", "--max-context",
     "--temperature", "--top-k",
-    "--top-p", "--min-p", "--sampling", "--seed", "--stop", "--ignore-eos", "--no-bit-exact",
+    "--top-p", "--min-p", "--sampling", "--seed", "--stop", "--ignore-eos", "--no-bit-exact", "--on-cpu", "--bake-weights",
     "--stop-token-id", "--min-new-tokens", "--keep-special-tokens",
 }  # fmt: skip
 SEARCHING = {"--calibration", "--trials", "--budget", "--seed", "--threads", "--resume"}
@@ -44,6 +44,7 @@ FLAGS = {
     "check": {"--model", "--prompts", "--full", "--json"},
     "inspect": {"--json"},
     "report": set(),
+    "selftest": {"--target", "--shape", "--out", "--json"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ pytest.importorskip("optimum", reason="optimum is not installed: pip install 'ss
 def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     program = "from optimum.commands.optimum_cli import main; main()"
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    # The installed sstool alone: a second copy on the path would register its command twice.
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=alone, cwd=os.sep)
 
 
 def test_an_artifact_of_the_demo_model(demo_model: Path, tmp_path: Path) -> None:

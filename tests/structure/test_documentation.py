@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from sstool.cli.group import cli
+from sstool.cli.group import COMMANDS, cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -77,7 +77,8 @@ def test_python_code_runs(page: Path, demo_artifact: Path, tmp_path: Path, monke
 def commands() -> list[str]:
     """Returns every line of a code block that calls sstool."""
     lines = (line for page in PAGES for block in blocks(page, "") for line in block.splitlines())
-    found = (re.search(r"(?:^|\.venv/bin/)(sstool (?:export|search|generate|bench|check|inspect|report) [^#]*)", line) for line in lines)
+    pattern = rf"(?:^|\.venv/bin/)(sstool (?:{'|'.join(COMMANDS)}) [^#]*)"
+    found = (re.search(pattern, line) for line in lines)
     return sorted({match[1].strip() for match in found if match})
 
 

@@ -167,7 +167,7 @@ def test_a_tree_mask_does_not_outlive_its_pass(slot: DeviceSlot, monkeypatch: py
     expected = slot.verify(ids[10:16], 10).logits.copy()
     slot.verify(ids[10:14], 10, [Alternative(0, 5), Alternative(1, 6)])
     np.testing.assert_array_equal(slot.verify(ids[10:16], 10).logits.copy(), expected)
-    context = slot._engines.verify._context
+    context = slot._verify._context
 
     def fail() -> None:
         raise KeyboardInterrupt
@@ -182,7 +182,7 @@ def test_a_tree_mask_does_not_outlive_its_pass(slot: DeviceSlot, monkeypatch: py
 def test_any_positions_of_a_long_pass(slot: DeviceSlot) -> None:
     ids = [int(i) for i in np.random.default_rng(2).integers(0, 4000, PREFILL_CHUNK + 40)]
     every = slot.forward(ids, 0, range(len(ids)))
-    assert every.logits.shape == (len(ids), slot._engines.verify._vocab_size)
+    assert every.logits.shape == (len(ids), slot._verify._vocab_size)
     some = slot.forward(ids, 0, (290, 3, 3, 0))
     np.testing.assert_allclose(some.logits, every.logits[[290, 3, 3, 0]], atol=1e-4)
     np.testing.assert_array_equal(some.tokens, every.logits.argmax(-1)[[290, 3, 3, 0]])
@@ -242,8 +242,19 @@ def test_both_engines_share_one_copy_of_the_weights(engine: Engine) -> None:
     shared = backend._engines
     assert shared is not None
     assert shared.draft is not None
-    common = shared.draft._constants.items() & shared.verify._constants.items()
-    assert len(common) == len(shared.draft._constants)
+    whole, own = (backend._weights.addresses(opened.inputs) for opened in (shared.verify, shared.draft))
+    assert own.items() <= whole.items()
+
+
+def test_engines_with_weights_of_their_own_decode_the_same(standard: Path, engine: Engine) -> None:
+    expected = engine.generate(PROMPT, config(**SAMPLED)).token_ids
+    with load(standard, threads=1, on_cpu=True, bake_weights=True) as baked:
+        assert isinstance(baked.backend, DeviceBackend)
+        assert baked.backend.packing.startswith("private")
+        assert baked.backend._weights.nbytes < 0.1 * baked.artifact.manifest.weights_size
+        assert baked.generate(PROMPT, config(**SAMPLED)).token_ids == expected
+        with pytest.raises(BackendUnavailableError, match="a file of its own"):
+            baked.backend.open_draft(b"", "a draft")
 
 
 def test_passes_of_several_sequences_run_one_after_another(engine: Engine) -> None:

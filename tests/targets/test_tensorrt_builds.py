@@ -53,6 +53,17 @@ def test_graphs_build_in_fp16(build: Build, family: str) -> None:
     assert min(build(family, 0, "fp16").values()) > 0
 
 
+def test_an_engine_can_hold_its_weights(library: Library, tmp_path: Path) -> None:
+    folder = write_engines(make_checkpoint(tmp_path / "model", "llama", 0), tmp_path / "out", "tensorrt", "fp16")
+    log, profiles = trt_engine.make_logger(library), profiles_for(CONTEXT)
+    content = (folder / "verify.onnx").read_bytes()
+    without = trt_engine.build_plan(library, log, as_inputs(content, "verify.onnx"), "verify.onnx", profiles=profiles)
+    baked = trt_engine.build_plan(library, log, content, "verify.onnx", profiles=profiles, file=folder / "verify.onnx")
+    part = (folder / "weights.bin").read_bytes()[512:640]
+    assert part in baked
+    assert part not in without
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)

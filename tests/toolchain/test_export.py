@@ -18,7 +18,7 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ssruntime.artifact import MANIFEST, WEIGHTS, SkipSet, check_digests, read_artifact
+from ssruntime.artifact import MANIFEST, WEIGHTS, Artifact, SkipSet, check_digests, read_artifact
 from ssruntime.config import GenerationConfig, read_generation_config
 from ssruntime.engine import Engine, load
 from ssruntime.errors import ArtifactError, CheckpointError, ConfigError, RecipeError, UnsupportedModelError
@@ -29,6 +29,7 @@ from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.skip_set import SkipSpec, default_skip_set
 from sstool.validation import gate
 from sstool.validation.bits import GATE_CONTEXT
+from sstool.validation.opening import open_to_check
 from sstool.validation.parity import measure_parity, plan_parity
 from tests.toolchain.conftest import SKIP
 from tests.toolchain.tiny_llama import LAYERS, VARIANTS, VOCAB, edit_json, make_llama, rewrite_weights, shard
@@ -143,8 +144,8 @@ def test_a_context_out_of_range_is_refused(max_context: int, tiny_model: Path, t
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"target": "ort-cpuu"}, ConfigError, "target must be one of ort-cpu, found 'ort-cpuu'"),
-        ({"dtype": "fp8"}, ConfigError, "dtype must be one of fp32, found 'fp8'"),
+        ({"target": "ort-cpuu"}, ConfigError, "target must be one of ort-cpu, ort-cuda, tensorrt, found 'ort-cpuu'"),
+        ({"dtype": "fp8"}, ConfigError, "dtype must be one of fp32, fp16, bf16, found 'fp8'"),
         ({"skip": SkipSpec(mlp=(LAYERS,))}, RecipeError, f"mlp layer {LAYERS} does not exist"),
         ({"model": "./nowhere"}, CheckpointError, "no model folder"),
     ],
@@ -218,11 +219,11 @@ def test_the_gate_refuses_a_wrong_graph_and_leaves_no_artifact(
 def test_the_gate_opens_no_longer_context_than_its_texts_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contexts: list[int] = []
 
-    def opened(folder: Path, *, max_context: int, max_sequences: int) -> Engine:
+    def opened(artifact: Artifact, *, max_context: int, max_sequences: int) -> Engine:
         contexts.append(max_context)
-        return load(folder, max_context=max_context, max_sequences=max_sequences)
+        return open_to_check(artifact, max_context=max_context, max_sequences=max_sequences)
 
-    monkeypatch.setattr(gate, "load", opened)
+    monkeypatch.setattr(gate, "open_to_check", opened)
     model = make_llama(tmp_path / "model", max_position_embeddings=131_072)
     artifact = export_artifact(ExportRequest(model=model, out=tmp_path / "out", skip=SKIP))
     assert artifact.manifest.max_context == 131_072

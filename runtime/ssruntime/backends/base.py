@@ -249,6 +249,7 @@ class BackendOptions:
     verify_digests: bool
     global_threads: bool
     on_cpu: bool = False
+    bake_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ class DecodingOptions:
         max_context: largest number of tokens of prompt and output together; None for the default.
         bit_exact: whether passes of one token have the bits of wider passes.
         on_cpu: whether the graphs of a target for GPUs run on the processor.
+        bake_weights: whether each engine of TensorRT holds weights of its own.
     """
 
     config: dict[str, Any]
@@ -64,6 +65,7 @@ class DecodingOptions:
     max_context: int | None
     bit_exact: bool
     on_cpu: bool
+    bake_weights: bool
 
     def generation_config(self) -> GenerationConfig:
         """Returns the checked settings.
@@ -91,6 +93,7 @@ class DecodingOptions:
             max_sequences=1,
             bit_exact=self.bit_exact,
             on_cpu=self.on_cpu,
+            bake_weights=self.bake_weights,
         )
 
 
@@ -153,6 +156,7 @@ _DECODING: Final = (
         default=True,
         help="Include special tokens in the output, as tool calls need.",
     ),
+    click.option("--bake-weights", is_flag=True, help="TensorRT: build engines that hold weights of their own."),
     click.option("--on-cpu", is_flag=True, help="Run the graphs of a target for GPUs on the processor, slowly, to check them."),
     click.option(
         "--no-bit-exact",
@@ -167,9 +171,16 @@ def decoding_options(command: F) -> F:
     """Adds the decoding options to a command, which receives them as `decoding: DecodingOptions`."""
 
     @functools.wraps(command)
-    def gather(*args: object, threads: int | None, max_context: int | None, no_bit_exact: bool, on_cpu: bool, **rest: Any) -> object:
+    def gather(*args: object, **rest: Any) -> object:
         config = {name: rest.pop(name) for name in list(rest) if name in _CONFIG_NAMES}
-        decoding = DecodingOptions(config=config, threads=threads, max_context=max_context, bit_exact=not no_bit_exact, on_cpu=on_cpu)
+        decoding = DecodingOptions(
+            config=config,
+            threads=rest.pop("threads"),
+            max_context=rest.pop("max_context"),
+            bit_exact=not rest.pop("no_bit_exact"),
+            on_cpu=rest.pop("on_cpu"),
+            bake_weights=rest.pop("bake_weights"),
+        )
         return command(*args, decoding=decoding, **rest)
 
     decorated: Any = gather

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from ssruntime.artifact import VERIFY_GRAPH, Artifact
 from ssruntime.backends.base import BackendOptions, Capabilities, DraftEngine, OpenGraph, Pass, Slot, StepOutput
 from ssruntime.backends.device import Device
 from ssruntime.backends.device_engines.engine import Engine, EngineOpener, profiles_for
-from ssruntime.backends.device_engines.port import DevicePort
 from ssruntime.backends.device_engines.slot import DeviceSlot, SharedEngines
 from ssruntime.backends.device_engines.weights import DeviceWeights, as_inputs
 from ssruntime.backends.pool import Pool
@@ -23,7 +23,7 @@ from ssruntime.errors import ArtifactError, BackendUnavailableError
 class DeviceBackend:
     """The open engines of one artifact on one device. Safe to use from several threads.
 
-    Passes of different sequences take turns: there is one context for each engine.
+    Passes of different sequences take turns, because they share the memory for intermediate values.
     """
 
     packing = "shared (by all engines of this process)"
@@ -46,9 +46,12 @@ class DeviceBackend:
         self.max_context = options.max_context
         self.vocab_size = manifest.model.vocab_size
         self.threads = threads
+        if options.bake_weights:
+            self.packing = "private (each engine holds weights of its own)"
         self.device = opener.title
         self.has_draft = draft is not None
-        self._device, self._opener = device, opener
+        self._device, self._opener, self._artifact = device, opener, artifact
+        self._is_baked = options.bake_weights
         self._capacity = manifest.max_context  # the graphs fix it, whatever context is loaded
         graphs = {name: artifact.path(name).read_bytes() for name in (VERIFY_GRAPH, *([draft.graph] if draft else []))}
         engines = {name: self._open(graph, name) for name, graph in graphs.items()}
@@ -59,15 +62,18 @@ class DeviceBackend:
         self.alternatives_end = self.max_context if window is None else min(self.max_context, window)
         tables = rope_tables(manifest.rope, self._capacity)
         encoded = {name: verify.inputs[name].encode(table) for name, table in tables.items() if name in verify.inputs}
-        self._weights = DeviceWeights(artifact, graphs.values(), encoded, device)
-        self._workspace = device.reserve(max(engine.workspace for engine in engines.values()), "intermediate values")
+        self._weights = DeviceWeights(artifact, () if self._is_baked else graphs.values(), encoded, device)
         self._engines: SharedEngines | None = SharedEngines(
-            verify=self._port(verify),
-            draft=self._port(engines[draft.graph]) if draft else None,
+            verify=verify,
+            draft=engines[draft.graph] if draft else None,
+            weights=self._weights,
             device=device,
+            workspace=device.reserve(max(engine.workspace for engine in engines.values()), "intermediate values"),
             lock=threading.Lock(),
             max_context=self.max_context,
             alternatives_end=self.alternatives_end,
+            capacity=self._capacity,
+            vocab_size=self.vocab_size,
         )
         shared = self._engines
         self._pool: Pool[DeviceSlot] = Pool(lambda: DeviceSlot(shared, shared.draft, shared.max_context), options.max_sequences)
@@ -93,9 +99,11 @@ class DeviceBackend:
             outputs.append(output if len(passes) == 1 else _kept(output))
         return outputs
 
-    def open_draft(self, graph: bytes, name: str) -> DevicePort:
+    def open_draft(self, graph: bytes, name: str) -> Engine:
         """Returns another draft over the same weights; see `backends.base.Backend`."""
-        return self._port(self._open(graph, name))
+        if self._is_baked:
+            raise BackendUnavailableError(f"{name}: an engine that holds its weights needs a file of its own", "load without bake_weights")
+        return self._open(graph, name)
 
     def open_graph(self, graph: bytes, name: str) -> OpenGraph:
         """Refuses: only whole engines run on this backend.
@@ -109,8 +117,7 @@ class DeviceBackend:
         """Returns a new slot that does not belong to the pool; see `backends.base.Backend`."""
         if self._engines is None:
             raise _closed()
-        assert draft is None or isinstance(draft, DevicePort)
-        return DeviceSlot(self._engines, draft, max_context)
+        return DeviceSlot(self._engines, cast("Engine | None", draft), max_context)
 
     def close(self) -> None:
         """Drops the engines and the slots; those in use stay valid until they are released."""
@@ -118,7 +125,9 @@ class DeviceBackend:
         self._pool.close(_closed())
 
     def _open(self, graph: bytes, name: str) -> Engine:
-        engine = self._opener.open(as_inputs(graph, name), name, profiles=profiles_for(self._capacity))
+        given = graph if self._is_baked else as_inputs(graph, name)
+        file = self._artifact.path(name) if self._is_baked else None
+        engine = self._opener.open(given, name, profiles=profiles_for(self._capacity), file=file)
         needed = {graph_io.INPUT_IDS, graph_io.POSITION_IDS, graph_io.LOGITS_INDEX} - engine.inputs.keys()
         needed |= {graph_io.TOKEN, graph_io.CONFIDENCE, graph_io.TOP_TOKENS, graph_io.TOP_LOGITS, graph_io.LOGITS} - engine.outputs.keys()
         if needed:
@@ -129,12 +138,6 @@ class DeviceBackend:
                     f"{name} has a KV cache of {info.shape[2]} tokens, the manifest says {self._capacity}", "export the model again"
                 )
         return engine
-
-    def _port(self, engine: Engine) -> DevicePort:
-        constants = self._weights.addresses(engine.inputs)
-        return DevicePort(
-            engine, constants, self._device, vocab_size=self.vocab_size, capacity=self._capacity, workspace=self._workspace.address
-        )
 
 
 def _kept(output: StepOutput) -> StepOutput:

@@ -6,6 +6,7 @@ It is slow, and exists so that an artifact can be checked, and this backend test
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +37,7 @@ class CpuOpener:
         """Takes the number of threads of each session."""
         self._threads = threads
 
-    def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]]) -> CpuEngine:
+    def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]], file: Path | None = None) -> CpuEngine:
         """Returns an engine; see `EngineOpener`."""
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -44,7 +45,9 @@ class CpuOpener:
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=False)
+            session = ort.InferenceSession(
+                graph if file is None else str(file), options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )
         except Exception as err:  # ONNX Runtime's exceptions share no closer base class
             if "bfloat16" in str(err) or "NOT_IMPLEMENTED" in str(err):
                 raise BackendUnavailableError(

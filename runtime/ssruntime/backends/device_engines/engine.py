@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -104,13 +105,15 @@ class EngineOpener(Protocol):
     def title(self) -> str:
         """`cpu`, or the GPU and the library that runs on it."""
 
-    def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]]) -> Engine:
+    def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]], file: Path | None = None) -> Engine:
         """Returns an engine.
 
         Args:
             graph: a serialized ONNX model of standard operators, whose weights are inputs.
             name: name of the graph in messages.
             profiles: query lengths, from and to, that the engine is optimized for together.
+            file: file of the graph, beside its weights, if the engine is to hold these; `graph` is then the
+                content of that file.
 
         Raises:
             ArtifactError: if the graph is not one that the engine can run.

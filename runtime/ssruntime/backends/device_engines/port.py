@@ -23,16 +23,25 @@ _INT: Final = 4
 
 
 class DevicePort:
-    """A context of one engine with buffers. Used under the backend's lock."""
+    """A context of one engine for one sequence, with buffers. Runs under the backend's lock."""
 
     def __init__(
-        self, engine: Engine, constants: Mapping[str, int], device: Device, *, vocab_size: int, capacity: int, workspace: int
+        self,
+        engine: Engine,
+        constants: Mapping[str, int],
+        cache: Mapping[str, int],
+        device: Device,
+        *,
+        vocab_size: int,
+        capacity: int,
+        workspace: int,
     ) -> None:
         """Makes the context and the buffers.
 
         Args:
             engine: open engine.
             constants: addresses of weights and RoPE tables by input name.
+            cache: addresses of the sequence's KV cache by the names of the `past.*` inputs.
             device: device of the engine.
             vocab_size: number of tokens in the vocabulary.
             capacity: number of entries of the KV cache.
@@ -56,22 +65,13 @@ class DevicePort:
         self._mask_info: TensorInfo | None = engine.inputs.get(graph_io.TREE_MASK)
         if self._mask_info is not None:
             self._mask = device.reserve(PREFILL_CHUNK**2 * self._mask_info.dtype.itemsize, "the tree mask")
-        self._constants = constants
-        self._cache: Mapping[str, int] = {}
+        self._fixed = {**constants, **cache}
+        for past, address in cache.items():
+            self._fixed[graph_io.PRESENT_PREFIX + past.removeprefix(graph_io.PAST_PREFIX)] = address
         self._step_outputs: dict[int, StepOutput] = {}
         self._profiles = profiles_for(capacity)
         self._profile = -1
         self._shape = (0, 0)
-
-    def use_cache(self, addresses: Mapping[str, int]) -> None:
-        """Binds the KV cache of a sequence: addresses by the names of the `past.*` inputs."""
-        if addresses is self._cache:
-            return
-        self._cache = addresses
-        for past, address in addresses.items():
-            if past in self.engine.inputs:
-                self._context.set_address(past, address)
-                self._context.set_address(graph_io.PRESENT_PREFIX + past.removeprefix(graph_io.PAST_PREFIX), address)
 
     def run(self, trunk: Sequence[int], start: int, branches: Sequence[Alternative], kept: Sequence[int]) -> tuple[StepOutput, float]:
         """Returns the output of one pass, and the seconds spent in it.
@@ -141,13 +141,12 @@ class DevicePort:
             self._shape = (length, kept)
 
     def _bind_all(self) -> None:
-        self._bind(self._constants)
+        self._bind(self._fixed)
         self._bind(self._inputs.addresses())
         self._bind({graph_io.LOGITS: self._logits.address, graph_io.TOTAL_SEQUENCE_LENGTH: self._total.address})
         if self._mask_info is not None:
             self._bind({graph_io.TREE_MASK: self._mask.address})
-        cache, self._cache, self._shape = self._cache, {}, (0, 0)
-        self.use_cache(cache)
+        self._shape = (0, 0)
 
     def _bind(self, addresses: Mapping[str, int]) -> None:
         for name, address in addresses.items():

@@ -6,46 +6,52 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ssruntime import graph_io
 from ssruntime.backends.base import PREFILL_CHUNK, DraftEngine, Pass, StepOutput, prefill_passes
 from ssruntime.backends.device import Device, Memory
-from ssruntime.backends.device_engines.engine import ALIGNMENT, TensorInfo
+from ssruntime.backends.device_engines.engine import ALIGNMENT, Engine, TensorInfo
 from ssruntime.backends.device_engines.port import MAX_KEPT, DevicePort, cache_names
-from ssruntime.errors import BackendUnavailableError
+from ssruntime.backends.device_engines.weights import DeviceWeights
 from ssruntime.proposal import Alternative
 
 
 @dataclass(slots=True, kw_only=True)
 class SharedEngines:
-    """The engines that all slots of a backend use, one pass at a time.
+    """What all slots of a backend use; one pass runs at a time.
 
     Attributes:
-        verify: port of the whole model.
-        draft: port of the backend's own draft.
+        verify: engine of the whole model.
+        draft: the backend's own draft.
+        weights: weights and RoPE tables of both.
         device: device of the engines.
+        workspace: memory for intermediate values, which no two passes need at a time.
         lock: held during a pass.
         max_context: largest number of tokens in a sequence.
         alternatives_end: as in `Slot`.
-        refusal: error of every later pass; None while passes may run.
+        capacity: number of entries of a KV cache.
+        vocab_size: number of tokens in the vocabulary.
     """
 
-    verify: DevicePort
-    draft: DevicePort | None
+    verify: Engine
+    draft: Engine | None
+    weights: DeviceWeights
     device: Device
+    workspace: Memory
     lock: threading.Lock
     max_context: int
     alternatives_end: int
-    refusal: BackendUnavailableError | None = None
+    capacity: int
+    vocab_size: int
 
 
 class DeviceSlot:
-    """The KV cache of one sequence. Used by one thread at a time."""
+    """The KV cache of one sequence, and contexts of the engines over it. Used by one thread at a time."""
 
-    def __init__(self, engines: SharedEngines, draft: DevicePort | None, max_context: int) -> None:
+    def __init__(self, engines: SharedEngines, draft: Engine | None, max_context: int) -> None:
         """Reserves the KV cache.
 
         Raises:
@@ -57,15 +63,15 @@ class DeviceSlot:
         self.prefill_chunk = PREFILL_CHUNK
         self.engine_seconds = 0.0
         self._engines = engines
-        self._draft = draft
-        inputs = engines.verify.engine.inputs
-        self._buffers = {name: inputs[name] for name in cache_names(engines.verify.engine)}
+        self._buffers = {name: engines.verify.inputs[name] for name in cache_names(engines.verify)}
         self._offsets, end = {}, 0
         for name, info in self._buffers.items():
             self._offsets[name] = end
             end += -(-_nbytes(info) // ALIGNMENT) * ALIGNMENT
         self._memory: Memory = engines.device.reserve(end, "the KV cache of a sequence")
         self._addresses: Mapping[str, int] = {name: self._memory.address + at for name, at in self._offsets.items()}
+        self._verify = self._make_port(engines.verify)
+        self._draft = None if draft is None else self._make_port(draft)
 
     def run(self, wanted: Pass) -> StepOutput:
         """Returns the output of a pass that a sequence asks for; see `backends.base.Slot`."""
@@ -101,8 +107,7 @@ class DeviceSlot:
 
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
-        assert isinstance(draft, DevicePort)
-        self._draft = draft
+        self._draft = self._make_port(cast("Engine", draft))
 
     @contextlib.contextmanager
     def preserved(self, start: int, stop: int) -> Iterator[None]:
@@ -156,16 +161,25 @@ class DeviceSlot:
 
     def _run(self, port: DevicePort, trunk: Sequence[int], start: int, branches: Sequence[Alternative], kept: Sequence[int]) -> StepOutput:
         with self._engines.lock:
-            if self._engines.refusal is not None:
-                raise self._engines.refusal
-            port.use_cache(self._addresses)
             output, seconds = port.run(trunk, start, branches, kept)
         self.engine_seconds += seconds
         return output
 
+    def _make_port(self, engine: Engine) -> DevicePort:
+        shared = self._engines
+        return DevicePort(
+            engine,
+            shared.weights.addresses(engine.inputs),
+            self._addresses,
+            shared.device,
+            vocab_size=shared.vocab_size,
+            capacity=shared.capacity,
+            workspace=shared.workspace.address,
+        )
+
     def _port(self, *, draft: bool) -> DevicePort:
         if not draft:
-            return self._engines.verify
+            return self._verify
         assert self._draft is not None, "this slot has no draft engine"
         return self._draft
 

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import onnxruntime as ort
@@ -42,9 +43,9 @@ class CudaOpener:
         self._device = device
         self.title = f"{device.title}, onnxruntime {ort.__version__}"
 
-    def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]]) -> CudaEngine:
+    def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]], file: Path | None = None) -> CudaEngine:
         """Returns an engine; see `EngineOpener`."""
-        return CudaEngine(self._session(graph, name, ort.SessionOptions()))
+        return CudaEngine(self._session(graph if file is None else str(file), name, ort.SessionOptions()))
 
     def placement(self, graph: bytes, name: str) -> Counter[str]:
         """Returns the number of nodes that each execution provider runs."""
@@ -56,7 +57,7 @@ class CudaOpener:
             found[part.ep_name] += len(part.get_nodes())
         return found
 
-    def _session(self, graph: bytes, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _session(self, graph: bytes | str, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
         for variable, value in _ONE_KERNEL.items():
             os.environ.setdefault(variable, value)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -37,15 +37,16 @@ class TensorRtOpener:
         self._log = make_logger(library)
         self.title = f"{device.title}, {library.name} {library.version}"
 
-    def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]]) -> TensorRtEngine:
+    def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]], file: Path | None = None) -> TensorRtEngine:
         """Returns an engine; see `EngineOpener`."""
-        path = self._path(graph, profiles)
+        # An engine with weights is not kept: it is as large as the model.
+        path = None if file is not None else self._path(graph, profiles)
         plan = _read(path)
         engine = None if plan is None else self._deserialize(plan)
         if engine is None:
             logger.info("building %s for %s with %s %s", name, self._device.title, self._library.name, self._library.version)
             begun = time.perf_counter()
-            plan = build_plan(self._library, self._log, graph, name, profiles=profiles)
+            plan = build_plan(self._library, self._log, graph, name, profiles=profiles, file=file)
             logger.info("built %s in %.0f s", name, time.perf_counter() - begun)
             _store(path, plan)
             engine = self._deserialize(plan)
@@ -121,7 +122,9 @@ class TensorRtContext:
         _require(self._context.execute_async_v3(self._device.stream), "starting a pass")
 
 
-def build_plan(library: Library, log: Any, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]]) -> bytes:
+def build_plan(
+    library: Library, log: Any, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]], file: Path | None = None
+) -> bytes:
     """Returns an engine as bytes; needs no GPU with TensorRT-RTX.
 
     Args:
@@ -130,6 +133,7 @@ def build_plan(library: Library, log: Any, graph: bytes, name: str, *, profiles:
         graph: a serialized ONNX model of standard operators.
         name: name of the graph in messages.
         profiles: query lengths, from and to, that the engine is optimized for together.
+        file: file of the graph, beside its weights, if the engine is to hold them.
 
     Raises:
         ArtifactError: if the graph cannot be parsed or built.
@@ -138,7 +142,7 @@ def build_plan(library: Library, log: Any, graph: bytes, name: str, *, profiles:
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(graph):
+    if not (parser.parse(graph) if file is None else parser.parse_from_file(str(file))):
         reasons = "; ".join(parser.get_error(number).desc() for number in range(parser.num_errors))
         raise ArtifactError(f"{library.name} {library.version} cannot parse {name}: {_short(reasons)}", "export the model again")
     config = builder.create_builder_config()
