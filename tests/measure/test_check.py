@@ -145,6 +145,15 @@ def test_differences_beyond_rounding_are_not_called_near_ties(make_artifact: Mak
     assert "compute different things" in (report.bits.reason or "")
 
 
+@pytest.mark.parametrize(("near_ties", "allowed", "fails"), [(3, 1.0, True), (3, 30.0, False), (4, 30.0, True)])
+def test_more_near_ties_are_allowed_where_their_tolerance_is_larger(near_ties: int, allowed: float, fails: bool) -> None:
+    report = LosslessnessReport(
+        comparisons=1, yes=0, near_tie=1, no=0, tokens=1000, near_ties=near_ties, logit_rows=0,
+        logit_rows_differing=0, bits_equal=False, refused=0, resumed=0, first_difference=None, near_ties_allowed_per_10k=allowed,
+    )  # fmt: skip
+    assert (report.reason is not None) == fails
+
+
 @pytest.mark.parametrize(("near_ties", "tokens", "fails"), [(1, 500, False), (2, 500, True), (2, 20_000, False), (3, 29_999, True)])
 def test_one_near_tie_in_ten_thousand_tokens_is_allowed(near_ties: int, tokens: int, fails: bool) -> None:
     report = LosslessnessReport(

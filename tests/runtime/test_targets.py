@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from ssruntime import ArtifactError, BackendUnavailableError, ConfigError, GenerationConfig, SelfSpecError, load
 from ssruntime.artifact import MANIFEST, WEIGHTS
 from ssruntime.backends import registry
+from ssruntime.backends.ort import sessions
 from ssruntime.config import CheckpointDefaults, complete
 from tests.runtime.scripted import OWN_WEIGHTS, edit_manifest, plain_tokens, random_script, refresh_file_entries, write_artifact
 
@@ -84,6 +86,22 @@ def test_every_target_s_module_offers_what_is_asked_of_it() -> None:
 def test_an_older_schema_asks_for_a_new_export(artifact: Path) -> None:
     edit_manifest(artifact, schema_version=3)
     assert refused(artifact).hint.startswith("export the model again")
+
+
+@pytest.mark.parametrize(("version", "inputs", "is_refused"), [("1.31.1", 16, True), ("1.31.1", 17, False), ("1.40.0", 0, False)])
+def test_an_old_onnx_runtime_is_refused_with_the_version_that_is_needed(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, version: str, inputs: int, is_refused: bool
+) -> None:
+    schema = SimpleNamespace(name="GroupQueryAttention", inputs=[None] * inputs)
+    monkeypatch.setattr(sessions.state, "get_all_operator_schema", lambda: [schema])
+    monkeypatch.setattr(sessions.ort, "__version__", version)
+    if not is_refused:
+        sessions.require_query_lengths()
+        return
+    error = refused(artifact)
+    assert isinstance(error, BackendUnavailableError)
+    assert "needs ONNX Runtime 1.32 or newer, found 1.31.1" in error.message
+    assert "sstool[cpu]" in error.hint
 
 
 # Drafts

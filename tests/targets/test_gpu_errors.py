@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnxruntime as ort
 import pytest
 
 from ssruntime import ArtifactError, BackendUnavailableError, SelfSpecError, load
+from ssruntime.artifact import read_artifact
 from ssruntime.backends import cuda
 from ssruntime.backends.cuda import CudaDevice
 from ssruntime.backends.device import Device, HostDevice
@@ -115,6 +117,35 @@ def test_too_little_gpu_memory_says_how_much_is_there(open_cuda: Open) -> None:
     error = refused(lambda: device.reserve(3 * 10**9, "the KV cache of a sequence"))
     assert "the KV cache of a sequence: 3.00 GB do not fit into the GPU's memory, of which 1.00 GB are free" in error.message
     assert "max_context" in error.hint
+
+
+def test_a_model_that_does_not_fit_says_what_takes_how_much_and_what_would_fit(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_artifact(artifacts["ort-cuda"]).manifest
+    per_token = manifest.kv.bytes_per_token()
+    for free, hint in ((manifest.weights_size + 20 * per_token, "--max-context 20 or less"), (1000, "a smaller model or a larger GPU")):
+        monkeypatch.setattr(HostDevice, "free_bytes", lambda _, free=free: free)
+        error = refused(lambda: load(artifacts["ort-cuda"], on_cpu=True))
+        assert error.message.startswith("ort-cuda does not fit into the GPU's memory: weights 0.00 GB, intermediate values 0.00 GB,")
+        assert f"KV cache of a sequence of {manifest.max_context} tokens" in error.message
+        assert hint in error.hint
+    monkeypatch.setattr(HostDevice, "free_bytes", lambda _: 10**9)
+    load(artifacts["ort-cuda"], on_cpu=True).close()
+
+
+IMPORTS: Final = """
+import sys
+import ssruntime
+ssruntime.load(sys.argv[1], on_cpu=True).close()
+print(*sorted({name.partition(".")[0] for name in sys.modules} & {"cuda", "tensorrt", "tensorrt_rtx", "torch", "sstool"}))
+"""
+
+
+@pytest.mark.parametrize("target", ["ort-cuda", "tensorrt"])
+def test_the_processor_needs_nothing_of_a_gpu(artifacts: dict[str, Path], target: str) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS, str(artifacts[target])], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == ""
 
 
 # Missing parts

@@ -55,6 +55,9 @@ class Device(Protocol):
     def give_back(self, memory: Memory, offset: int, nbytes: int) -> None:
         """Gives the physical memory of a part back to the system where it can; its content is lost then."""
 
+    def free_bytes(self) -> int | None:
+        """Returns the number of bytes that can be reserved; None where pages are only taken when written."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
@@ -117,6 +120,10 @@ class HostDevice:
         if last > first:
             with contextlib.suppress(OSError):
                 memory.pages.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def free_bytes(self) -> None:
+        """Returns None: a block takes physical memory only where it is written."""
+        return None  # noqa: RET501 - what `Device` says
 
 
 def _rows(memory: Memory, offset: int, values: NDArray[np.generic], pitch: int) -> NDArray[np.uint8]:

@@ -29,6 +29,8 @@ NEAR_TIE_TOLERANCE: Final = 1e-4
 """Largest distance of two decision scores, in both replays, in a near tie of fp32 engines."""
 _NOISE_FACTOR: Final = 2.0
 """The same in 16 bits, as a multiple of the largest difference that was measured between query lengths."""
+_ROUNDING: Final = {"fp32": BRANCH_MARGIN, "fp16": 2e-2, "bf16": 1e-1}
+"""Largest differences between query lengths that are rounding, as a fraction of the largest logit."""
 _CPU: Final = "cpu"
 _SWITCH: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """Environment variable of ONNX Runtime; sessions read it when they open."""
@@ -107,10 +109,9 @@ class BitsReport:
         """What differs, in a few words."""
         return f"{self.first}: {self.differing} of {self.rows} rows differ" if self.rows else "too short a context to compare"
 
-    @property
-    def is_rounding(self) -> bool:
-        """Whether all differences are so small that only near ties can change a token."""
-        return self.largest <= BRANCH_MARGIN
+    def is_rounding(self, dtype: str) -> bool:
+        """Returns whether all differences are so small that engines of a data type compute the same thing."""
+        return self.largest <= _ROUNDING[dtype]
 
     @property
     def equal(self) -> bool:

@@ -14,6 +14,7 @@ from ssruntime.cache_folder import cache_folder
 from ssruntime.engine import Engine
 from ssruntime.errors import PromptError
 from ssruntime.sampling.noise import prompt_seed
+from sstool.artifact_files.bits_record import NEAR_TIE_TOLERANCE
 from sstool.check.journal import CaseOutcome, Journal, journal_name
 from sstool.check.plan import SEED, Case, Plan, Task, case_config
 from sstool.check.report import FirstDifference, LosslessnessReport
@@ -110,6 +111,7 @@ class _Checker:
             refused=len(self._refused),
             resumed=self._resumed,
             first_difference=self._first,
+            near_ties_allowed_per_10k=max(1.0, self._tie_tolerance / NEAR_TIE_TOLERANCE),
         )
 
     def _plain(self, task: Task, ids: Sequence[int]) -> TracedRun:

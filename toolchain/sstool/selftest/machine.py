@@ -38,8 +38,10 @@ def why_not(target: str) -> str | None:
     return None
 
 
-def _nothing() -> None:
-    """The processor is always there."""
+def _ort_cpu() -> None:
+    from ssruntime.backends.ort.sessions import require_query_lengths
+
+    require_query_lengths()
 
 
 def _ort_cuda() -> None:
@@ -57,7 +59,7 @@ def _tensorrt() -> None:
     library.check(device.compute_capability, device.title)
 
 
-_DEVICES: Final[dict[str, Callable[[], None]]] = {"ort-cpu": _nothing, "ort-cuda": _ort_cuda, "tensorrt": _tensorrt}
+_DEVICES: Final[dict[str, Callable[[], None]]] = {"ort-cpu": _ort_cpu, "ort-cuda": _ort_cuda, "tensorrt": _tensorrt}
 
 
 def _gpu() -> str | None:

@@ -52,6 +52,9 @@ def run_selftest(options: SelfTestOptions) -> SelfTestReport:
 def _test_target(name: str, options: SelfTestOptions, folder: Path) -> Rows:
     target, rows, absent = GRAPH_TARGETS[name], Rows(name), why_not(name)
     say = options.progress or (lambda _step: None)
+    if name == "ort-cpu" and absent is not None:
+        rows.absent("every check", absent)
+        return rows
     for family in FAMILIES:
         say(f"{name}: {family}")
         model = folder / "models" / family

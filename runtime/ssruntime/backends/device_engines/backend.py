@@ -62,13 +62,15 @@ class DeviceBackend:
         self.alternatives_end = self.max_context if window is None else min(self.max_context, window)
         tables = rope_tables(manifest.rope, self._capacity)
         encoded = {name: verify.inputs[name].encode(table) for name, table in tables.items() if name in verify.inputs}
+        workspace = max(engine.workspace for engine in engines.values())
+        _require_memory(artifact, device, workspace)
         self._weights = DeviceWeights(artifact, () if self._is_baked else graphs.values(), encoded, device)
         self._engines: SharedEngines | None = SharedEngines(
             verify=verify,
             draft=engines[draft.graph] if draft else None,
             weights=self._weights,
             device=device,
-            workspace=device.reserve(max(engine.workspace for engine in engines.values()), "intermediate values"),
+            workspace=device.reserve(workspace, "intermediate values"),
             lock=threading.Lock(),
             max_context=self.max_context,
             alternatives_end=self.alternatives_end,
@@ -138,6 +140,32 @@ class DeviceBackend:
                     f"{name} has a KV cache of {info.shape[2]} tokens, the manifest says {self._capacity}", "export the model again"
                 )
         return engine
+
+
+def _require_memory(artifact: Artifact, device: Device, workspace: int) -> None:
+    """Checks that weights, intermediate values and one KV cache fit, before anything is uploaded.
+
+    Raises:
+        BackendUnavailableError: saying what takes how much, and which context would fit.
+    """
+    free = device.free_bytes()
+    if free is None:
+        return
+    manifest = artifact.manifest
+    per_token = manifest.kv.bytes_per_token()
+    weights, cache = manifest.weights_size, per_token * manifest.max_context
+    if weights + workspace + cache <= free:
+        return
+    fits = (free - weights - workspace) // per_token if per_token else 0
+    hint = "free memory on the GPU, or use a smaller model or a larger GPU"
+    if fits > 1:
+        hint = f"export the model with --max-context {fits} or less"
+    raise BackendUnavailableError(
+        f"{artifact.folder.name} does not fit into the GPU's memory: weights {weights / 1e9:.2f} GB, intermediate values"
+        f" {workspace / 1e9:.2f} GB, KV cache of a sequence of {manifest.max_context} tokens {cache / 1e9:.2f} GB; free are"
+        f" {free / 1e9:.2f} GB",
+        hint,
+    )
 
 
 def _kept(output: StepOutput) -> StepOutput:

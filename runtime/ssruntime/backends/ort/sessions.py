@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ssruntime import graph_io
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact
@@ -15,9 +16,13 @@ from ssruntime.backends.base import BackendOptions
 from ssruntime.backends.ort.packing import PackedWeights, open_packed
 from ssruntime.backends.ort.thread_pool import PROVIDERS, SessionSettings
 from ssruntime.backends.ort.weight_files import place_beside, with_real_weights
-from ssruntime.errors import ArtifactError
+from ssruntime.errors import ArtifactError, BackendUnavailableError
 
 logger = logging.getLogger(__name__)
+
+_FIRST_VERSION: Final = (1, 32)
+_INPUTS: Final = 17
+"""Inputs of GroupQueryAttention with `query_seqlens`."""
 
 
 class TargetSessions(NamedTuple):
@@ -46,6 +51,7 @@ class Sessions:
         Raises:
             ArtifactError: if a graph cannot be opened or is not as the graph contract says.
         """
+        require_query_lengths()
         if STEP_GRAPH not in artifact.manifest.files:
             raise ArtifactError(f"manifest.json does not list {STEP_GRAPH}", "export the model again")
         self._artifact, self._settings = artifact, settings
@@ -105,6 +111,24 @@ class Sessions:
         except Exception as err:  # ONNX Runtime's exceptions share no closer base class
             raise ArtifactError(f"ONNX Runtime cannot open {name}: {err}", "export the model again") from err
         return session
+
+
+def require_query_lengths() -> None:
+    """Checks that this ONNX Runtime's attention kernel takes several sequences of different lengths.
+
+    Raises:
+        BackendUnavailableError: if it does not.
+    """
+    # The list of schemas takes tens of milliseconds, so new versions are believed.
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) >= _FIRST_VERSION:
+        return
+    schemas = state.get_all_operator_schema()
+    inputs = next((len(schema.inputs) for schema in schemas if schema.name == "GroupQueryAttention"), 0)
+    if inputs < _INPUTS:
+        raise BackendUnavailableError(
+            f"target ort-cpu needs ONNX Runtime {_FIRST_VERSION[0]}.{_FIRST_VERSION[1]} or newer, found {ort.__version__}",
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'sstool[cpu]'",
+        )
 
 
 def check_contract(session: ort.InferenceSession, name: str, *, takes_trees: bool) -> None:
