@@ -51,7 +51,7 @@ def test_parity_is_judged_by_what_casting_costs(model: Path, tmp_path: Path, mon
 
 def test_a_check_says_what_it_could_not_measure(model: Path, tmp_path: Path) -> None:
     folder = export_artifact(ExportRequest(model=model, out=tmp_path / "out", target="ort-cuda", dtype="fp16", skip=SKIP)).folder
-    prompts = [PromptRecord(id=f"p{n}", index=n, prompt=f"w{n} w{n + 7} w{n + 9}") for n in range(3)]
+    prompts = [PromptRecord(id=f"p{n}", index=n, prompt=(n, n + 7, n + 9)) for n in range(3)]
     report = run_check(folder, CheckOptions(model=str(model)), prompt_files=[PromptFile(name="prompts", prompts=prompts)])
     assert report.ok, report
     assert report.bits.status == "reported"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -281,6 +282,14 @@ def test_a_closed_engine_refuses_and_lets_running_requests_end(standard: Path) -
     for use in (lambda: engine.generate(PROMPT), lambda: engine.backend.new_slot(8)):
         with pytest.raises(BackendUnavailableError, match="closed"):
             use()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_refuses_inherited_engines(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: own + 1)
+    with pytest.raises(BackendUnavailableError, match="before the process forked"):
+        engine.generate(PROMPT)
 
 
 def test_a_smaller_context_of_a_load_is_kept(standard: Path) -> None:

@@ -25,6 +25,7 @@ from ssruntime.backends.ort_cuda import target as ort_cuda_target
 from ssruntime.backends.ort_cuda.cuda_engine import CudaOpener
 from ssruntime.backends.tensorrt.library import Library, find_library
 from ssruntime.backends.tensorrt.trt_engine import TensorRtOpener
+from sstool.cli.main import run as run_command
 from tests.families.checkpoints import make_checkpoint
 from tests.families.engines_of_targets import write_engines
 from tests.targets.stand_in_cuda import Error, StandInCuda
@@ -273,6 +274,15 @@ def test_an_engine_of_another_gpu_or_version_is_built_again_once(tmp_path: Path,
     assert kept.read_bytes() == b"second"
     other = TensorRtOpener(Library(module=trt, name="tensorrt", version="11"), open_cuda(StandInCuda()))
     assert other._path(b"graph", ((1, 16),)) != kept
+
+
+def test_building_an_engine_is_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(["--version"])
+    logger = logging.getLogger("ssruntime.backends.tensorrt.trt_engine")
+    logger.info("building %s", "verify.onnx")
+    logger.debug("a detail")
+    logger.warning("it cannot be kept")
+    assert capsys.readouterr().err.splitlines() == ["building verify.onnx", "warning: it cannot be kept"]
 
 
 def test_a_graph_that_is_none_is_refused(artifacts: dict[str, Path], tmp_path: Path) -> None:

@@ -25,12 +25,17 @@ _EXTRA_OF: Final = {"click": "cli", "rich": "cli", "onnxruntime": "cpu"} | dict.
 )
 
 
+_SLOW_WORK: Final = "ssruntime.backends.tensorrt.trt_engine"
+"""Logger whose messages tell that something takes minutes: TensorRT builds an engine."""
+
+
 class _WarningsOnStderr(logging.Handler):
     """Writes the warnings of our own loggers as lines to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = "".join(c if c.isprintable() else " " for c in record.getMessage())
-        sys.stderr.write(f"{record.levelname.lower()}: {message}\n")
+        kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        sys.stderr.write(f"{kind}{message}\n")
 
 
 def main() -> None:
@@ -119,6 +124,11 @@ def _show_warnings() -> None:
         if not any(isinstance(h, _WarningsOnStderr) for h in logger.handlers):
             logger.addHandler(_WarningsOnStderr(logging.WARNING))
             logger.propagate = False
+    slow = logging.getLogger(_SLOW_WORK)
+    if not slow.handlers:
+        slow.addHandler(_WarningsOnStderr(logging.INFO))
+        slow.setLevel(logging.INFO)
+        slow.propagate = False
 
 
 def _one_line(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from ssruntime.backends.device import Device, Memory
 from ssruntime.backends.device_engines.engine import ALIGNMENT, Engine, TensorInfo
 from ssruntime.backends.device_engines.port import MAX_KEPT, DevicePort, cache_names
 from ssruntime.backends.device_engines.weights import DeviceWeights
+from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import Alternative
 
 
@@ -34,6 +36,7 @@ class SharedEngines:
         alternatives_end: as in `Slot`.
         capacity: number of entries of a KV cache.
         vocab_size: number of tokens in the vocabulary.
+        process: number of the process that opened the engines; a forked one cannot use them.
     """
 
     verify: Engine
@@ -46,6 +49,7 @@ class SharedEngines:
     alternatives_end: int
     capacity: int
     vocab_size: int
+    process: int = field(default_factory=os.getpid)
 
 
 class DeviceSlot:
@@ -160,6 +164,10 @@ class DeviceSlot:
         )
 
     def _run(self, port: DevicePort, trunk: Sequence[int], start: int, branches: Sequence[Alternative], kept: Sequence[int]) -> StepOutput:
+        if os.getpid() != self._engines.process:
+            raise BackendUnavailableError(
+                "this engine was loaded before the process forked, and cannot run in the child", "load it in each worker, after the fork"
+            )
         with self._engines.lock:
             output, seconds = port.run(trunk, start, branches, kept)
         self.engine_seconds += seconds

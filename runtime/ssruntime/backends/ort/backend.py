@@ -17,9 +17,9 @@ from ssruntime import graph_io
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, Rope
 from ssruntime.backends.base import PREFILL_CHUNK, BackendOptions, Capabilities, DraftEngine, Pass, Slot, StepOutput
 from ssruntime.backends.device import HostDevice
-from ssruntime.backends.ort.engine_port import EnginePort
 from ssruntime.backends.ort.kv_arena import KvArena
 from ssruntime.backends.ort.open_graph import OrtGraph
+from ssruntime.backends.ort.port import Port
 from ssruntime.backends.ort.process_ends import watch
 from ssruntime.backends.ort.ragged_passes import RaggedPasses
 from ssruntime.backends.ort.ragged_port import RaggedPort
@@ -125,7 +125,7 @@ class OrtBackend:
         slots, self._slots = self._slots, None
         return slots.abandon(refusal)
 
-    def open_ports(self) -> list[EnginePort | RaggedPort]:
+    def open_ports(self) -> list[Port]:
         """Returns the ports of all slots."""
         return [*self._shared_ports(), *(port for slot in list(self._made) for port in slot.ports())]
 

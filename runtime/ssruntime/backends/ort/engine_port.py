@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,12 @@ from ssruntime import graph_io
 from ssruntime.backends.base import StepOutput
 from ssruntime.backends.ort.kv_arena import KvArena, bind_input
 from ssruntime.backends.ort.pass_buffers import PassBuffers, output_buffers
+from ssruntime.backends.ort.port import Port
 from ssruntime.backends.ort.tree_mask import TreeMask
-from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import Alternative, branch_rows
 
 
-class EnginePort:
+class EnginePort(Port):
     """The inputs and outputs of one session for one sequence, with a binding for each query length."""
 
     def __init__(
@@ -46,8 +46,7 @@ class EnginePort:
             last_row_only: whether `run` gives the row of the last token only; no other reaches the LM head.
             padding: number of rows that attention has beside the tokens of a pass.
         """
-        self.session = session
-        self._run = session.run_with_iobinding
+        super().__init__(session)
         self._arena, self._row = arena, row
         self._rope = rope
         self._padding = padding
@@ -95,25 +94,6 @@ class EnginePort:
     def last_length(self) -> int:
         """Number of KV-cache entries up to the end of the last pass."""
         return int(self._lengths[1])
-
-    def abandon(self, refusal: BackendUnavailableError) -> ort.InferenceSession:
-        """Makes every later pass raise this error; returns the session."""
-
-        def refuse(_binding: ort.IOBinding) -> None:
-            raise refusal
-
-        self._run = refuse
-        return self.session
-
-    def intercept(self, before: Callable[[], None]) -> None:
-        """Makes every later pass call a function first."""
-        run = self._run
-
-        def intercepted(binding: ort.IOBinding) -> None:
-            before()
-            run(binding)
-
-        self._run = intercepted
 
     def _timed_branches(self, bound: _Bound, rows: list[tuple[int, int, int]], start: int) -> float:
         """Runs a pass over a token tree, whose trunk is in place; returns the seconds of the run call.

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 import onnxruntime as ort
 
 from ssruntime.backends.ort.engine_port import EnginePort
+from ssruntime.backends.ort.port import Port
 from ssruntime.backends.ort.ragged_port import RaggedPort
 from ssruntime.errors import BackendUnavailableError
 
@@ -34,7 +35,7 @@ class Inheritable(Protocol):
     def abandon(self, refusal: BackendUnavailableError) -> list[ort.InferenceSession]:
         """Refuses every later use with this error; returns the sessions."""
 
-    def open_ports(self) -> Iterable[EnginePort | RaggedPort]:
+    def open_ports(self) -> Iterable[Port]:
         """Returns the ports of all slots."""
 
 

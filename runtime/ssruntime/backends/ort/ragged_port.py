@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from ssruntime import graph_io
 from ssruntime.backends.base import Pass, StepOutput
 from ssruntime.backends.ort.kv_arena import KvArena, bind_input
 from ssruntime.backends.ort.pass_buffers import PassBuffers, output_buffers
+from ssruntime.backends.ort.port import Port
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.proposal import branch_rows
 
@@ -36,7 +37,7 @@ class RowPass(NamedTuple):
         return len(self.wanted.trunk) + len(self.wanted.branches)
 
 
-class RaggedPort:
+class RaggedPort(Port):
     """The inputs and outputs of one session for passes of several sequences.
 
     A pass covers the rows of the arena from the first to the last of its sequences. Rows between them that
@@ -63,8 +64,7 @@ class RaggedPort:
             min_query_length: fewest tokens that a row counts; a row of fewer counts padding.
             padding: number of query rows that attention has beside the tokens of each row.
         """
-        self.session = session
-        self._run = session.run_with_iobinding
+        super().__init__(session)
         self._arena = arena
         self._rope = rope
         self._inputs = frozenset(v.name for v in session.get_inputs())
@@ -90,23 +90,8 @@ class RaggedPort:
 
     def abandon(self, refusal: BackendUnavailableError) -> ort.InferenceSession:
         """Makes every later pass raise this error; returns the session."""
-
-        def refuse(_binding: ort.IOBinding) -> None:
-            raise refusal
-
         self._lock = threading.Lock()  # the thread that held it is not in the forked process
-        self._run = refuse
-        return self.session
-
-    def intercept(self, before: Callable[[], None]) -> None:
-        """Makes every later pass call a function first."""
-        run = self._run
-
-        def intercepted(binding: ort.IOBinding) -> None:
-            before()
-            run(binding)
-
-        self._run = intercepted
+        return super().abandon(refusal)
 
     def _fill(self, passes: Sequence[RowPass], first: int, rows: int) -> tuple[PassBuffers, list[int]]:
         """Returns the buffers of a pass, and the number of logits that each sequence gets."""
