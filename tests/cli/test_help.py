@@ -44,7 +44,7 @@ FLAGS = {
     "check": {"--model", "--prompts", "--full", "--json"},
     "inspect": {"--json"},
     "report": set(),
-    "selftest": {"--target", "--shape", "--out", "--json"},
+    "selftest": {"--target", "--shape", "--device", "--out", "--json"},
 }
 
 

@@ -74,14 +74,14 @@ def tree_rows(slot: Slot) -> Rows:
     return np.concatenate([tree, slot.verify(IDS[TREE_AT + 1 : TREE_AT + 5], TREE_AT + 1).logits.copy()])
 
 
-def largest_error(first: Path, second: Path, rows: Sequence[Callable[[Slot], Rows]]) -> float:
-    """Returns the largest difference of two artifacts' logits, as a fraction of the largest logit."""
-    worst = 0.0
+def row_errors(first: Path, second: Path, rows: Sequence[Callable[[Slot], Rows]]) -> NDArray[np.float32]:
+    """Returns the largest difference of two artifacts in each row, as a fraction of the largest logit."""
+    errors = []
     with opened(first, on_cpu=False) as ours, opened(second, on_cpu=True) as theirs:
         for of in rows:
             expected = of(ours)
-            worst = max(worst, float(np.abs(of(theirs) - expected).max() / np.abs(expected).max()))
-    return worst
+            errors.append(np.abs(of(theirs) - expected).max(axis=-1) / np.abs(expected).max())
+    return np.concatenate(errors)
 
 
 def operators(folder: Path, graph: str) -> list[str]:

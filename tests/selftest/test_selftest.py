@@ -113,7 +113,9 @@ def test_the_command_prints_rows_or_json(capsys: pytest.CaptureFixture[str], tmp
     assert "gemma2: parity" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("flags", "message"), [(["--target", "tpu"], "target"), (["--shape", "large"], "shape")])
+@pytest.mark.parametrize(
+    ("flags", "message"), [(["--target", "tpu"], "target"), (["--shape", "large"], "shape"), (["--device", "-1"], "device")]
+)
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
     assert run_command(["selftest", *flags]) == 1
     error = capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,22 +21,26 @@ _COLOURS: Final = {"proven": "green", "failed": "red", "not here": "yellow"}
 @click.command(name="selftest")
 @click.option("--target", multiple=True, metavar="NAME", help="ort-cpu, ort-cuda or tensorrt; may be repeated.  [default: all]")
 @click.option("--shape", metavar="NAME", help="Random model whose speed is measured: llama-2-7b, llama-1b, llama-60m, or none.")
+@click.option("--device", type=int, metavar="N", help="GPU to test, counted from 0.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Also write selftest.json and selftest.html there.")
 @json_option
 @debug_option
-def command(target: tuple[str, ...], shape: str | None, out: Path | None, as_json: bool) -> None:
+def command(target: tuple[str, ...], shape: str | None, device: int | None, out: Path | None, as_json: bool) -> None:
     """Test every target on this machine with random models.
 
     Each row says what is proven, what failed, or why it cannot be tested here. Where a target's device is
     missing, its graphs run on the processor. Exits with 1 if something failed.
     """
-    from ssruntime.checks import check_choice
+    from ssruntime.checks import check_choice, check_int
     from sstool.cli.progress import status_line
     from sstool.selftest.models import SHAPES
     from sstool.selftest.page import write_pages
     from sstool.selftest.run import SelfTestOptions, run_selftest
     from sstool.targets.registry import GRAPH_TARGETS
 
+    if device is not None:
+        check_int("device", device, 0)
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)  # read when CUDA is first used
     for name in target:
         check_choice("target", name, tuple(GRAPH_TARGETS))
     if shape is not None:

@@ -29,8 +29,12 @@ _ON_HOST: Final = frozenset({graph_io.TOTAL_SEQUENCE_LENGTH})
 class CudaOpener:
     """Opens graphs on one GPU. Nothing falls back to the processor."""
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: CudaDevice, *, captured: frozenset[int] = CAPTURED) -> None:
         """Takes the GPU.
+
+        Args:
+            device: the GPU.
+            captured: query lengths whose passes are captured as CUDA graphs.
 
         Raises:
             BackendUnavailableError: if this ONNX Runtime has no kernels for GPUs.
@@ -40,12 +44,12 @@ class CudaOpener:
                 f"this ONNX Runtime ({ort.__version__}) has no kernels for NVIDIA GPUs",
                 "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'sstool[gpu]': the two replace each other's files",
             )
-        self._device = device
+        self._device, self._captured = device, captured
         self.title = f"{device.title}, onnxruntime {ort.__version__}"
 
     def open(self, graph: bytes, name: str, *, profiles: Sequence[tuple[int, int]], file: Path | None = None) -> CudaEngine:
         """Returns an engine; see `EngineOpener`."""
-        return CudaEngine(self._session(graph if file is None else str(file), name, ort.SessionOptions()))
+        return CudaEngine(self._session(graph if file is None else str(file), name, ort.SessionOptions()), self._captured)
 
     def placement(self, graph: bytes, name: str) -> Counter[str]:
         """Returns the number of nodes that each execution provider runs."""
@@ -82,14 +86,14 @@ class CudaEngine:
 
     workspace = 0
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
+    def __init__(self, session: ort.InferenceSession, captured: frozenset[int]) -> None:
+        self._session, self._captured = session, captured
         self.inputs = {value.name: tensor_info(value) for value in session.get_inputs()}
         self.outputs = {value.name: tensor_info(value) for value in session.get_outputs()}
 
     def context(self, workspace: int) -> CudaContext:
         """Returns a new context; see `Engine`."""
-        return CudaContext(self._session, self.inputs)
+        return CudaContext(self._session, self.inputs, self._captured)
 
 
 class CudaContext:
@@ -101,8 +105,8 @@ class CudaContext:
 
     _ids = itertools.count(1)
 
-    def __init__(self, session: ort.InferenceSession, inputs: Mapping[str, TensorInfo]) -> None:
-        self._session = session
+    def __init__(self, session: ort.InferenceSession, inputs: Mapping[str, TensorInfo], captured: frozenset[int]) -> None:
+        self._session, self._captured = session, captured
         self._inputs = inputs
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -135,7 +139,7 @@ class CudaContext:
     def _options(self) -> ort.RunOptions:
         """Returns run options that capture the first pass and repeat it after that, or run node by node."""
         options = ort.RunOptions()
-        is_captured = self._shapes[graph_io.INPUT_IDS][1] in CAPTURED
+        is_captured = self._shapes[graph_io.INPUT_IDS][1] in self._captured
         options.add_run_config_entry("gpu_graph_id", str(next(self._ids)) if is_captured else "-1")
         return options
 

@@ -74,7 +74,9 @@ class TensorRtEngine:
 
     def __init__(self, library: Library, engine: Any, device: CudaDevice) -> None:
         self._library, self._engine, self._device = library, engine, device
-        self.workspace = int(getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size)
+        # The older name is gone from newer versions.
+        size = engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
+        self.workspace = int(size)
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         is_input = library.module.TensorIOMode.INPUT
         self.inputs = {name: self._info(name) for name in names if engine.get_tensor_mode(name) == is_input}
