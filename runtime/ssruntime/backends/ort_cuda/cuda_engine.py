@@ -110,6 +110,8 @@ class CudaContext:
         self._inputs = inputs
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        # The KV cache stays where it is, so a combination is told by few numbers.
+        self._moving = [v.name for v in session.get_outputs() if not v.name.startswith(graph_io.PRESENT_PREFIX)]
         self._known: dict[tuple[Any, ...], tuple[ort.IOBinding, ort.RunOptions]] = {}
         self._chosen: tuple[ort.IOBinding, ort.RunOptions] | None = None
 
@@ -123,14 +125,17 @@ class CudaContext:
 
     def set_address(self, name: str, address: int) -> None:
         """Sets an address; see `Context`."""
-        if self._addresses.get(name) != address:
-            self._addresses[name] = address
-            self._chosen = None
+        if self._addresses.get(name) == address:
+            return
+        self._addresses[name] = address
+        self._chosen = None
+        if name not in self._moving:
+            self._known.clear()
 
     def enqueue(self) -> None:
         """Runs a pass; see `Context`."""
         if self._chosen is None:
-            key = (*sorted(self._shapes.items()), *sorted(self._addresses.items()))
+            key = (*self._shapes.values(), *(self._addresses[name] for name in self._moving))
             if key not in self._known:
                 self._known[key] = (self._bind(), self._options())
             self._chosen = self._known[key]
