@@ -84,6 +84,12 @@ def test_rows_are_written_and_read_at_their_pitch(make: Callable[[], Device | No
             device.upload(memory, offset, np.zeros((2, 4), dtype=np.uint8), pitch)
 
 
+def test_more_address_space_than_there_is_says_what_it_was_for() -> None:
+    error = refused(lambda: HostDevice().reserve(2**60, "the KV caches of 9 sequences"))
+    assert error.message.startswith("the KV caches of 9 sequences: 1152921504.6 GB of memory cannot be reserved")
+    assert "max_sequences" in error.hint
+
+
 def test_gpu_memory_is_freed_with_its_last_reference(open_cuda: Open) -> None:
     runtime = StandInCuda()
     device = open_cuda(runtime)
