@@ -210,8 +210,10 @@ class Engine:
             ConfigError: if the settings do not fit this artifact, such as mode `speculative` without an open
                 draft.
         """
+        manifest = self.artifact.manifest
         settings = complete(config or GenerationConfig(), self.defaults, self._draft)
-        vocab_size = self.artifact.manifest.model.vocab_size
+        settings = dataclasses.replace(settings, branch_margin=manifest.branch_margin)
+        vocab_size = manifest.model.vocab_size
         for token in settings.stop_token_ids:
             if token >= vocab_size:
                 raise ConfigError(f"stop_token_ids: {token} is not a token id of this model", f"token ids are 0 to {vocab_size - 1}")

@@ -10,8 +10,8 @@ from ssruntime import stopping
 from ssruntime.engine import DEFAULT_MAX_CONTEXT
 from sstool.cli import options
 from sstool.cli.group import COMMANDS, cli
-from sstool.prompts import read_prompts
-from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
+from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
+from sstool.search.settings import SearchSettings
 from tests.cli.conftest import Command
 
 DECODING = {
@@ -30,6 +30,8 @@ FLAGS = {
         "--recipe",
         "--target",
         "--dtype",
+        "--max-kl",
+        "--cpu",
         "--max-context",
         "--revision",
         "--skip-attention",
@@ -107,7 +109,7 @@ def test_defaults_in_the_help_are_the_runtime_s(flag: str, values: list[object])
 @pytest.mark.parametrize(
     ("flag", "default"),
     [
-        ("calibration", f"{len(read_prompts(DEFAULT_CALIBRATION))} built-in prompts"),
+        ("calibration", f"{len(read_prompts(BUILT_IN_CALIBRATION))} built-in prompts"),
         ("trials", SearchSettings().trials),
         ("budget", SearchSettings().budget),
         ("seed", SearchSettings().seed),

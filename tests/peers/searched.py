@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sstool.prompts import read_prompts
+from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 from sstool.search.budget import repeat_plan
 from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import Bits, is_draft
@@ -17,7 +17,7 @@ from sstool.search.log.read import read_search
 from sstool.search.log.records import Trial, best_of
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.scoring.objective import Objective
-from sstool.search.settings import DEFAULT_CALIBRATION, KINDS, SearchSettings
+from sstool.search.settings import KINDS, SearchSettings
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.speed_model.stored import find_latency, prepare_latency
 from sstool.search.texts.make import calibration_digest, usable_prompts
@@ -53,7 +53,7 @@ class Searched:
             sampled_tokens=self.log.header.sampled_tokens,
             greedy_tokens=self.log.header.greedy_tokens,
         )
-        usable = usable_prompts(builder.engine, read_prompts(DEFAULT_CALIBRATION))
+        usable = usable_prompts(builder.engine, read_prompts(BUILT_IN_CALIBRATION))
         prompts = repeat_plan(usable, self.log.header)
         with tempfile.TemporaryDirectory() as name:
             self.texts = prepare_texts(Path(name), builder, prompts.search, self.settings, lambda _done, _total: None)

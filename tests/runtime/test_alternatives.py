@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ssruntime import GenerationConfig, Trace
 from ssruntime.acceptance import CoupledAcceptance, GreedyAcceptance, RejectionAcceptance, RoundResult
-from ssruntime.acceptance.base import BRANCH_MARGIN
 from ssruntime.acceptance.coupled import coupled_ranking, coupled_sample
 from ssruntime.acceptance.equality import accept_equal
+from ssruntime.artifact import BRANCH_MARGIN
 from ssruntime.backends.ort.tree_mask import TreeMask
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.engine import Engine
@@ -56,7 +56,7 @@ def second_choice_script() -> Script:
 @given(st.integers(0, 2**32), st.integers(2, 200), st.floats(0.1, 5), st.integers(0, 3))
 def test_greedy_proposes_the_best_token_and_those_near_it(seed: int, vocab: int, scale: float, max_alternatives: int) -> None:
     logits = (scale * np.random.default_rng(seed).standard_normal((1, vocab))).astype(np.float32)
-    proposed = GreedyAcceptance().sample_draft(step_of(logits), 0, max_alternatives)[0]
+    proposed = GreedyAcceptance(BRANCH_MARGIN).sample_draft(step_of(logits), 0, max_alternatives)[0]
     order = np.argsort(-logits[0], kind="stable")[: max_alternatives + 1]
     assert proposed == [int(t) for t in order if logits[0, order[0]] - logits[0, t] <= ALTERNATIVE_GAP]
 
@@ -108,8 +108,8 @@ def test_coupled_ranks_by_score_plus_noise(seed: int, vocab: int, scale: float, 
 
 def test_alternatives_are_proposed_only_on_request_and_never_with_rejection_sampling() -> None:
     flat = step_of(np.zeros((1, VOCAB), dtype=np.float32))
-    assert len(GreedyAcceptance().sample_draft(flat, 0, 0)[0]) == 1
-    assert len(GreedyAcceptance().sample_draft(flat, 0, 3)[0]) == 4
+    assert len(GreedyAcceptance(BRANCH_MARGIN).sample_draft(flat, 0, 0)[0]) == 1
+    assert len(GreedyAcceptance(BRANCH_MARGIN).sample_draft(flat, 0, 3)[0]) == 4
     assert len(CoupledAcceptance(settings_of(top_k=5)).sample_draft(flat, 0, 0)[0]) == 1
     assert len(RejectionAcceptance(settings_of()).sample_draft(flat, 0, 3)[0]) == 1
 
@@ -278,7 +278,7 @@ def test_a_token_that_is_sure_survives_any_error_within_the_bound(seed: int, voc
     random = np.random.default_rng(seed)
     logits = (scale * random.standard_normal((2, vocab))).astype(np.float32)
     how = settings_of(**filters, seed=seed)
-    acceptance = GreedyAcceptance() if how.is_greedy else CoupledAcceptance(how)
+    acceptance = GreedyAcceptance(BRANCH_MARGIN) if how.is_greedy else CoupledAcceptance(how)
     wrong = int(acceptance.sample(step_of(logits[:1]), 7) + 1) % vocab
     right = acceptance.sample(step_of(logits[:1]), 7)
     proposal = proposal_of([wrong], [Alternative(0, right)])

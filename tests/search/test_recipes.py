@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 from ssruntime.artifact import WEIGHTS, read_artifact
 from ssruntime.errors import RecipeError
 from sstool.pipelines.recipe import Recipe, check_recipe_depth, read_recipe
-from sstool.prompts import read_prompts
+from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 from sstool.search.log.read import read_search
-from sstool.search.settings import DEFAULT_CALIBRATION, SearchSettings
+from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec
 from sstool.targets.registry import GRAPH_TARGETS
 
@@ -276,21 +276,21 @@ def runs(text: str, length: int) -> set[tuple[str, ...]]:
 
 
 def test_there_are_64_different_prompts() -> None:
-    prompts = read_prompts(DEFAULT_CALIBRATION)
+    prompts = read_prompts(BUILT_IN_CALIBRATION)
     assert len(prompts) == len({p.id for p in prompts}) == len({p.prompt for p in prompts}) == 64
     assert not [p.id for p in prompts if p.id == str(p.index)]
 
 
 def test_the_prompts_are_short_and_do_not_end_in_whitespace() -> None:
     tokenizer = Tokenizer.from_file(str(RECIPES / "demo" / "tokenizer.json"))
-    prompts = read_prompts(DEFAULT_CALIBRATION)
+    prompts = read_prompts(BUILT_IN_CALIBRATION)
     assert not [p.id for p in prompts if not 15 <= len(tokenizer.encode(p.prompt).ids) <= 180]
     assert not [p.id for p in prompts if p.prompt != p.prompt.rstrip()]
 
 
 @pytest.mark.parametrize("half", [0, 1])
 def test_every_eight_prompts_of_a_half_are_of_varied_kinds(half: int) -> None:
-    kinds = [p.id.split("-")[0] for p in read_prompts(DEFAULT_CALIBRATION)][half::2]
+    kinds = [p.id.split("-")[0] for p in read_prompts(BUILT_IN_CALIBRATION)][half::2]
     for start in range(0, 32, 8):
         eight = kinds[start : start + 8]
         assert "arithmetic" in eight
@@ -302,7 +302,7 @@ def test_no_calibration_prompt_is_an_evaluation_prompt() -> None:
     sources = [RECIPES / "demo" / "prompts.jsonl"]
     held_out = sorted((SHARED / "eval").glob("*.jsonl"))
     judged = [p.prompt for source in (*sources, *held_out) for p in read_prompts(source)]
-    ours = read_prompts(DEFAULT_CALIBRATION)
+    ours = read_prompts(BUILT_IN_CALIBRATION)
     assert not {p.prompt.strip() for p in ours} & {text.strip() for text in judged}
     shared_runs = {run for text in judged for run in runs(text, 7)}
     assert not [p.id for p in ours if runs(p.prompt, 7) & shared_runs]

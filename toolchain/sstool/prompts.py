@@ -15,6 +15,10 @@ from ssruntime.text.prompt import Chat
 
 STANDARD_INPUT: Final = Path("-")
 """Stands for standard input where a prompt file is expected."""
+BUILT_IN_CALIBRATION: Final = Path(__file__).with_name("calibration.jsonl")
+"""The prompts that sstool ships, for calibrations that name no others: 64 prompts of many kinds.
+
+They are ordered so that each half (chosen on, held out), and any part of a half, is a mix of kinds too."""
 _FORM = 'each line is an object like {"id": "a", "prompt": "def area(radius):"} or {"messages": [{"role": "user", "content": "Hi"}]}'
 _CHAT_KEYS: Final = ("tools", "documents", "variables")
 

@@ -25,7 +25,7 @@ def make_acceptance(settings: DecodeSettings, prompt_length: int) -> Acceptance:
         settings: completed settings.
         prompt_length: number of tokens in the prompt.
     """
-    rule: Acceptance = GreedyAcceptance() if settings.is_greedy else ACCEPTANCE_RULES[settings.sampling](settings)
+    rule: Acceptance = GreedyAcceptance(settings.branch_margin) if settings.is_greedy else ACCEPTANCE_RULES[settings.sampling](settings)
     ends = settings.eos_token_ids | settings.stop_token_ids
     if settings.min_new_tokens and ends:
         return MinLengthAcceptance(rule, ends, prompt_length + settings.min_new_tokens - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -9,12 +10,7 @@ from ssruntime.backends.base import StepOutput
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.distribution import Distribution
 
-BRANCH_MARGIN: Final = 1e-4
-"""Bound on the error of a branch's logits, as a fraction of the logits' scale.
-
-A branch's keys lie in other KV-cache entries than those of the same tokens in autoregressive decoding, so
-its sums are rounded in another order. The token after an accepted branch is emitted from the branch's row
-only if no error within this bound could change it."""
+_TINY: Final = sys.float_info.min
 
 
 class RoundResult(NamedTuple):
@@ -34,13 +30,14 @@ class RoundResult(NamedTuple):
     is_withheld: bool = False
 
 
-def branch_error(logits: Sequence[float]) -> float:
+def branch_error(logits: Sequence[float], margin: float) -> float:
     """Returns the distance by which errors may move two logits of a branch apart.
 
     Args:
         logits: the branch's top logits, best first; their largest absolute value is the scale.
+        margin: the artifact's `branch_margin`.
     """
-    return 2 * BRANCH_MARGIN * max(abs(logits[0]), abs(logits[-1]))
+    return 2 * margin * max(abs(logits[0]), abs(logits[-1]), _TINY)
 
 
 DraftSample = tuple[list[int], Distribution | None]

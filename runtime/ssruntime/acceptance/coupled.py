@@ -80,9 +80,9 @@ class CoupledAcceptance:
         return coupled_sample(output.logits[row], position, self._settings, self._noise)
 
     def _sure_sample(self, output: StepOutput, row: int, position: int) -> int | None:
-        """Returns the sample of a row; None if an error of `BRANCH_MARGIN` in its logits could change it."""
+        """Returns the sample of a row; None if an error within the branch margin could change it."""
         settings, (tokens, logits) = self._settings, output.top(row)
-        apart, scale = branch_error(logits), scale_of(settings)
+        apart, scale = branch_error(logits, settings.branch_margin), scale_of(settings)
         if apart * scale > _MOST_APART:
             return None
         if 0 < settings.top_k < len(logits) and logits[settings.top_k - 1] - logits[settings.top_k] <= apart:

@@ -20,7 +20,7 @@ def accept_equal(proposal: Proposal, target_token: Callable[[int], int], sure_to
             token's, rows 1..k are the draft sequence's. It is called in order, and only for the rows that are
             needed.
         sure_token: the same for the row of an alternative and its offset, which counts from the position that
-            row 0 predicts; None if an error of `BRANCH_MARGIN` in its logits could change the token.
+            row 0 predicts; None if an error within the branch margin could change the token.
     """
     tokens = proposal.tokens
     emitted: list[int] = []

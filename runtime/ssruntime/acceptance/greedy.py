@@ -12,6 +12,10 @@ from ssruntime.sampling.filters import ALTERNATIVE_GAP
 class GreedyAcceptance:
     """Uses only the graphs' on-graph TopK outputs, never whole rows of logits."""
 
+    def __init__(self, branch_margin: float) -> None:
+        """Takes the artifact's `branch_margin`."""
+        self._margin = branch_margin
+
     def sample(self, output: StepOutput, position: int) -> int:
         """Returns the most probable token of the first row."""
         return output.token(0)
@@ -29,11 +33,10 @@ class GreedyAcceptance:
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the draft tokens that equal the target's best ones, then the target's next token."""
-        return accept_equal(proposal, output.token, lambda row, _offset: _sure_token(output, row))
+        return accept_equal(proposal, output.token, lambda row, _offset: self._sure_token(output, row))
 
-
-def _sure_token(output: StepOutput, row: int) -> int | None:
-    tokens, logits = output.top(row)
-    if len(logits) > 1 and logits[0] - logits[1] <= branch_error(logits):
-        return None
-    return tokens[0]
+    def _sure_token(self, output: StepOutput, row: int) -> int | None:
+        tokens, logits = output.top(row)
+        if len(logits) > 1 and logits[0] - logits[1] <= branch_error(logits, self._margin):
+            return None
+        return tokens[0]

@@ -16,7 +16,11 @@ from ssruntime.artifact.file_names import (
     WEIGHTS,
 )
 from ssruntime.artifact.manifest import (
+    ANY_PROCESSOR,
+    BRANCH_MARGIN,
+    QUANTIZED,
     SCHEMA_VERSION,
+    VNNI,
     DraftEntry,
     FileEntry,
     KvLayout,
@@ -51,6 +55,10 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "FileEntry",
     "Manifest",
     "SCHEMA_VERSION",
+    "ANY_PROCESSOR",
+    "VNNI",
+    "QUANTIZED",
+    "BRANCH_MARGIN",
     # reading
     "Artifact",
     "check_digests",

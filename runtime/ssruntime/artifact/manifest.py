@@ -5,12 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ssruntime.stopping import StoppingRule
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
+
+ANY_PROCESSOR: Final = "any"
+VNNI: Final = "vnni"
+QUANTIZED: Final = ("int8",)
+"""Data types whose weights are integers, while the computation around their products is in fp32."""
+BRANCH_MARGIN: Final = 1e-4
+"""Bound on the error of a branch's logits in fp32, as a fraction of the logits' scale.
+
+A branch's keys lie in other KV-cache entries than those of the same tokens in autoregressive decoding, so
+its sums are rounded in another order. The token after an accepted branch is emitted from the branch's row
+only if no error within this bound could change it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +144,7 @@ class Manifest:
     `weights` names the files with the weights that all engines share. `drafts` may be several, each with its
     own name; the first one is the default. `files` lists every file but the manifest and those in `search/`.
     `rope` has each RoPE by its name, from which `graph_io.rope_names` makes the names of the graphs' inputs.
+    `instructions` is what the processor must have so that its integer products are exact: `vnni`, or `any`.
     """
 
     schema_version: int
@@ -145,8 +158,17 @@ class Manifest:
     drafts: tuple[DraftEntry, ...]
     files: dict[str, FileEntry]
     tools: dict[str, str]
+    instructions: str = ANY_PROCESSOR
     gate: dict[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
+
+    @property
+    def branch_margin(self) -> float:
+        """`BRANCH_MARGIN`; infinite for quantized weights, where no bound on the error of a branch is known.
+
+        There, a different rounding of one sum can make an activation round to another integer.
+        """
+        return math.inf if self.dtype in QUANTIZED else BRANCH_MARGIN
 
     @property
     def weights_digest(self) -> str:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, Protocol, cast
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,11 +227,11 @@ class DraftEngine(Protocol):
 class OpenGraph(Protocol):
     """A graph over the artifact's weights that is not one of its engines, such as a part of the model."""
 
-    def run(self, output: str, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Returns an output of one pass from position 0, with an empty KV cache.
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]) -> list[NDArray[Any]]:
+        """Returns outputs of one pass from position 0, with an empty KV cache.
 
         Args:
-            output: name of the output.
+            outputs: names of the outputs.
             feeds: inputs by name, of which the first begins with the dimensions [B, S]. Those that the graph
                 lacks are ignored; RoPE tables and the KV cache are added.
         """

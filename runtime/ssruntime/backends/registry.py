@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, cast
 
-from ssruntime.artifact import Artifact, Manifest
+from ssruntime.artifact import ANY_PROCESSOR, VNNI, Artifact, Manifest
 from ssruntime.backends.base import Backend, BackendOptions
 from ssruntime.errors import ArtifactError, BackendUnavailableError
 
@@ -67,7 +67,7 @@ TARGETS: Final = {
     for target in (
         Target(
             name="ort-cpu",
-            dtypes=("fp32",),
+            dtypes=("fp32", "int8"),
             kv_dtypes=("fp32",),
             module="ssruntime.backends.ort.target",
             packages=("onnxruntime",),
@@ -105,7 +105,11 @@ def target_of(manifest: Manifest) -> Target:
             f"manifest.json: expected a target among {', '.join(TARGETS)}, found {manifest.target!r}",
             "use the sstool that exported it, or export the model again",
         )
-    for what, found, known in (("dtype", manifest.dtype, target.dtypes), ("kv: dtype", manifest.kv.dtype, target.kv_dtypes)):
+    for what, found, known in (
+        ("dtype", manifest.dtype, target.dtypes),
+        ("kv: dtype", manifest.kv.dtype, target.kv_dtypes),
+        ("instructions", manifest.instructions, (ANY_PROCESSOR, VNNI)),
+    ):
         if found not in known:
             raise ArtifactError(
                 f"manifest.json: {what}: target {target.name} runs {', '.join(known)}, found {found!r}",

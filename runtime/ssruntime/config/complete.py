@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from ssruntime.artifact import DraftEntry
+from ssruntime.artifact import BRANCH_MARGIN, DraftEntry
 from ssruntime.config.checkpoint_defaults import CheckpointDefaults
 from ssruntime.config.generation import GenerationConfig
 from ssruntime.errors import ConfigError
@@ -25,6 +25,7 @@ class DecodeSettings:
     """A completed configuration: every setting has a value.
 
     The settings are those of `GenerationConfig`; `stopping` holds `exit`, `exit_threshold` and `max_draft`.
+    `branch_margin` is the artifact's.
     """
 
     max_new_tokens: int
@@ -42,6 +43,7 @@ class DecodeSettings:
     stop_token_ids: frozenset[int]
     eos_token_ids: frozenset[int]
     skip_special_tokens: bool
+    branch_margin: float = BRANCH_MARGIN
 
     @property
     def is_greedy(self) -> bool:

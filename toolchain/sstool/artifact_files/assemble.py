@@ -35,6 +35,7 @@ from sstool.checkpoint.variants import ignored_settings
 from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_step, lower_verify, plan_lowering
 from sstool.hub import ResolvedModel
+from sstool.precision import PRECISIONS
 from sstool.skip_set import SkipSpec
 from sstool.targets.base import GraphTarget
 from sstool.targets.registry import cast
@@ -90,13 +91,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, lowering: Lowering) -> None:
     decoder = build_decoder(checkpoint.folder, own_head=has_own_head(checkpoint), ignored=ignored_settings(checkpoint.config))
-    save_graphs(folder, _graphs(cast(lower_verify(decoder, plan_lowering(checkpoint)), lowering.dtype), skip, lowering))
+    save_graphs(folder, graphs_of(cast(lower_verify(decoder, plan_lowering(checkpoint)), PRECISIONS[lowering.dtype]), skip, lowering))
     # Graphs are reference cycles that hold the weights: free these before the gate loads them again.
     del decoder
     gc.collect()
 
 
-def _graphs(base: ir.Model, skip: SkipSet, lowering: Lowering) -> dict[str, ir.Model]:
+def graphs_of(base: ir.Model, skip: SkipSet, lowering: Lowering) -> dict[str, ir.Model]:
     """Returns the graphs of an artifact by file name; the first one has every weight."""
     target = lowering.target
     draft = target.finish(lower_draft(base, skip), lowering.max_context)
@@ -106,6 +107,12 @@ def _graphs(base: ir.Model, skip: SkipSet, lowering: Lowering) -> dict[str, ir.M
     if target.has_step:
         graphs[STEP_GRAPH] = lower_step(base)
     return {**graphs, DRAFT_GRAPH: draft}
+
+
+def describe_files(folder: Path) -> dict[str, FileEntry]:
+    """Returns the manifest's entries of the files in an artifact's folder, without the manifest itself."""
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST]
+    return {path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path)) for path in paths}
 
 
 def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, lowering: Lowering) -> Manifest:
@@ -126,15 +133,16 @@ def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: 
         target=lowering.target.name,
         dtype=lowering.dtype,
         max_context=lowering.max_context,
-        kv=KvLayout(num_layers=checkpoint.num_layers, kv_heads=checkpoint.kv_heads, head_dim=checkpoint.head_dim, dtype=lowering.dtype),
+        kv=KvLayout(
+            num_layers=checkpoint.num_layers,
+            kv_heads=checkpoint.kv_heads,
+            head_dim=checkpoint.head_dim,
+            dtype=PRECISIONS[lowering.dtype].compute,
+        ),
         rope=ropes(checkpoint.config),
         weights=(WEIGHTS,),
         drafts=(spec.draft_entry(lowering.dtype),),
-        files={
-            path.name: FileEntry(size=path.stat().st_size, sha256=file_digest(path))
-            for path in sorted(folder.iterdir())
-            if path.name != MANIFEST
-        },
+        files=describe_files(folder),
         tools={"sstool": version(), **{name: _version(name) for name in _TOOLS}},
     )
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
-from ssruntime.acceptance.base import BRANCH_MARGIN
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact
 from ssruntime.cache_folder import cache_folder
 from ssruntime.engine import Engine
@@ -21,6 +20,7 @@ from ssruntime.errors import ArtifactError
 from ssruntime.machine import cpu_features, cpu_model
 from ssruntime.scratch import write_whole
 from ssruntime.strict_reader import parse_json, read_record
+from sstool.precision import PRECISIONS
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +28,7 @@ GATE_KEY: Final = "bits"
 NEAR_TIE_TOLERANCE: Final = 1e-4
 """Largest distance of two decision scores, in both replays, in a near tie of fp32 engines."""
 _NOISE_FACTOR: Final = 2.0
-"""The same in 16 bits, as a multiple of the largest difference that was measured between query lengths."""
-_ROUNDING: Final = {"fp32": BRANCH_MARGIN, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest differences between query lengths that are rounding, as a fraction of the largest logit."""
+"""The same in other precisions, as a multiple of the largest difference measured between query lengths."""
 _CPU: Final = "cpu"
 _SWITCH: Final = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """Environment variable of ONNX Runtime; sessions read it when they open."""
@@ -111,7 +109,7 @@ class BitsReport:
 
     def is_rounding(self, dtype: str) -> bool:
         """Returns whether all differences are so small that engines of a data type compute the same thing."""
-        return self.largest <= _ROUNDING[dtype]
+        return self.largest <= PRECISIONS[dtype].rounding
 
     @property
     def equal(self) -> bool:
@@ -156,7 +154,8 @@ def recorded_bits(artifact: Artifact) -> BitsReport | None:
 def tie_tolerance(engine: Engine, report: BitsReport | None = None) -> float:
     """Returns how far the scores of two tokens may be apart for a near tie; 0 if the kernels give equal bits.
 
-    In 16 bits, it follows from the differences between query lengths that the bit test measured.
+    In other precisions than fp32, it follows from the differences that the bit test measured between query
+    lengths.
 
     Args:
         engine: an open engine.

@@ -53,9 +53,15 @@ def write_graph(model: ir.Model, path: Path) -> None:
         UnsupportedModelError: if the graph is not valid ONNX.
         OSError: if the disk is full or refuses.
     """
-    data: bytes = ir.to_proto(model).SerializeToString()
+    data = serialize(model)
     check_graph(data, path.name)
     path.write_bytes(data)
+
+
+def serialize(model: ir.Model) -> bytes:
+    """Returns a graph as the bytes of an ONNX file; weights that lie in a file are only referred to."""
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
 
 
 def check_graph(graph: bytes, name: str) -> None:

@@ -18,6 +18,7 @@ from sstool.check.memory import can_measure, measure_memory
 from sstool.check.plan import plan_check
 from sstool.check.prompts import PromptFile, built_in_prompts
 from sstool.check.report import CheckReport, CheckSection, Status
+from sstool.precision import is_quantized
 from sstool.validation.bits import GATE_CONTEXT, GATE_SEQUENCES, measure_bits
 from sstool.validation.opening import open_to_check
 
@@ -180,6 +181,8 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
     if checkpoint is None:
         return CheckSection(status="skipped", reason="no checkpoint was given (--model)")
     tell("parity", 0, 1, "against transformers")
+    if is_quantized(artifact.manifest.dtype):
+        return _check_quality(artifact, checkpoint, threads=threads)
     # Imported here because no other part of a check needs torch.
     from sstool.validation.parity import measure_parity, parity_context
 
@@ -189,3 +192,17 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
     reason = None if report.passed else f"logits differ by {report.max_relative:.1e} of their scale; the limit is {report.tolerance:.0e}"
     details = {key: value for key, value in report.to_json().items() if key != "passed"}
     return CheckSection(status="passed" if report.passed else "failed", reason=reason, details=details)
+
+
+def _check_quality(artifact: Artifact, checkpoint: Path, *, threads: int | None) -> CheckSection:
+    """Returns the section `parity` of a quantized artifact.
+
+    Its products are compared with the same arithmetic in PyTorch, and its predictions with transformers' in
+    fp32, by their KL divergence: one activation that rounds the other way changes all logits after it.
+    """
+    from sstool.quantize.texts import text_length
+    from sstool.validation.quality import check_quality
+
+    with open_to_check(artifact, threads=threads, max_context=text_length(artifact), draft=False) as engine:
+        reason, details = check_quality(engine, checkpoint)
+    return CheckSection(status="failed" if reason else "passed", reason=reason, details=details)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 @click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML file with these settings; flags override it.")
 @click.option("--target", metavar="NAME", help="ort-cpu, ort-cuda or tensorrt.  [default: ort-cpu]")
 @click.option("--dtype", metavar="TYPE", help="Data type of the weights.  [default: the checkpoint's, where the target has it]")
+@click.option("--max-kl", type=float, metavar="X", help="int8: largest mean KL divergence from fp32, in nats.  [default: 0.02]")
+@click.option("--cpu", metavar="any|vnni", help="int8: processors that the artifact is for.  [default: vnni where this machine has it]")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of prompt and output together.  [default: the checkpoint's]")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
 @click.option("--skip-attention", metavar="3,5,7", help="Layers whose attention the draft skips, counted from 0.")
@@ -41,6 +43,8 @@ def command(
     recipe: Path | None,
     target: str | None,
     dtype: str | None,
+    max_kl: float | None,
+    cpu: str | None,
     max_context: int | None,
     revision: str | None,
     skip_attention: str | None,
@@ -61,6 +65,8 @@ def command(
         raise click.UsageError("Missing option '--model'")
     from sstool.cli.progress import status_line
     from sstool.pipelines.export import ExportRequest, export_artifact
+    from sstool.precision import is_quantized
+    from sstool.quantize.options import QuantizationOptions
 
     base = read_recipe_or_none(recipe)
     source = model if model is not None else base.model
@@ -68,8 +74,15 @@ def command(
         raise click.UsageError("Missing option '--model': the recipe names no model")
     skip = _skip_spec(skip_attention, skip_mlp, skip_set) or (None if options.asks_for_search() else base.skip_set)
     is_searched = skip is None and not no_search
-    if not is_searched and options.given():
-        raise click.UsageError(f"{options.given()[0]} has no meaning without a search")
+    quantization = QuantizationOptions(
+        max_kl=max_kl if max_kl is not None else base.max_kl,
+        cpu=cpu if cpu is not None else base.cpu,
+        calibration=options.settings(base).calibration,
+    )
+    chosen = dtype if dtype is not None else base.dtype
+    unused = [flag for flag in options.given() if flag != "--calibration" or not is_quantized(chosen)]
+    if not is_searched and unused:
+        raise click.UsageError(f"{unused[0]} has no meaning without a search")
     starts = [spec.skip() for spec in (base.skip_set, base.warm_start) if spec is not None]
     with status_line() as say:
         artifact = export_artifact(
@@ -79,7 +92,8 @@ def command(
                 force=force,
                 revision=revision if model is not None or revision is not None else base.revision,
                 target=_first(target, base.target, ExportRequest.target),
-                dtype=dtype if dtype is not None else base.dtype,
+                dtype=chosen,
+                quantization=quantization,
                 max_context=max_context if max_context is not None else base.max_context,
                 skip=skip,
                 search=options.settings(base) if is_searched else None,
@@ -123,6 +137,8 @@ def _summary(artifact: Artifact, out: Path) -> str:
     draft = f", draft skips {' / '.join(skipped)} sublayers" if skipped else ""
     mode = "; the default mode is plain" if any(d.mode == "plain" for d in manifest.drafts) else ""
     text = f"{out}: {model.family}, {model.num_parameters / 1e6:.1f} M parameters, {manifest.dtype}{draft}; the gate passed{mode}"
+    if (quality := manifest.gate.get("quality")) is not None:
+        text += f"; mean KL divergence from fp32 {quality['mean_kl']:.2g}, same top token at {quality['top1_agreement']:.1%}"
     return text if manifest.tuning is None else f"{text}. {_search_result(manifest.tuning)}"
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,10 +20,12 @@ from sstool.artifact_files.publish import staged_folder
 from sstool.checkpoint.describe import Checkpoint, check_weights, describe_checkpoint
 from sstool.checkpoint.rope import check_scaling
 from sstool.hub import ResolvedModel, resolve
+from sstool.precision import PRECISIONS
+from sstool.quantize.options import QuantizationOptions
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
 from sstool.targets.base import GraphTarget
-from sstool.targets.registry import DTYPES, GRAPH_TARGETS
+from sstool.targets.registry import GRAPH_TARGETS
 from sstool.validation.gate import run_gate
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class ExportRequest:
         resume: whether to resume an interrupted search for this `out`.
         check: called with the checkpoint's number of layers before anything is built; an exception ends the
             export.
+        quantization: options of a quantized data type.
         progress: called with the name of each step when it begins.
     """
 
@@ -71,6 +74,7 @@ class ExportRequest:
     threads: int | None = None
     resume: bool = False
     check: Callable[[int], None] | None = None
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     progress: Progress | None = None
 
 
@@ -97,8 +101,9 @@ def export_artifact(request: ExportRequest) -> Artifact:
     check_choice("target", request.target, tuple(GRAPH_TARGETS))
     target = GRAPH_TARGETS[request.target]
     if request.dtype is not None:
-        check_choice("dtype", request.dtype, tuple(DTYPES))
+        check_choice("dtype", request.dtype, tuple(PRECISIONS))
         target.chosen_dtype(request.dtype, request.dtype)
+    request.quantization.check(request.dtype)
     if request.search is not None:
         _check_search(request, request.search)
     with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
@@ -113,14 +118,26 @@ def export_artifact(request: ExportRequest) -> Artifact:
         check_weights(checkpoint)
         say("building the graphs")
         lowering = Lowering(target=target, dtype=target.chosen_dtype(request.dtype, checkpoint.dtype), max_context=max_context)
-        manifest = assemble(folder, model, checkpoint, spec, lowering)
-        say("comparing with the checkpoint")
-        gate = _gate(folder, checkpoint)
-        write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+        if PRECISIONS[lowering.dtype].is_quantized:
+            _assemble_quantized(folder, model, checkpoint, spec, lowering, request)
+        else:
+            manifest = assemble(folder, model, checkpoint, spec, lowering)
+            say("comparing with the checkpoint")
+            gate = _gate(folder, checkpoint)
+            write_manifest(folder, dataclasses.replace(manifest, gate=gate))
         if request.search is not None:
             _search_draft(folder, request, request.search, until_published)
         say("publishing")
     return read_artifact(Path(request.out))
+
+
+def _assemble_quantized(
+    folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, lowering: Lowering, request: ExportRequest
+) -> None:
+    # Imported here because other exports do not need it.
+    from sstool.pipelines.quantized import assemble_quantized
+
+    assemble_quantized(folder, model, checkpoint, spec, lowering, request.quantization, request.progress or logger.info)
 
 
 def _gate(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:

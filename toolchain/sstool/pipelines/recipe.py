@@ -24,6 +24,8 @@ class Recipe:
         revision: branch, tag or commit of a hub id.
         dtype: data type of the weights and of the computation.
         target: execution target that the graphs are lowered for.
+        max_kl: largest mean KL divergence of a quantized model from fp32, in nats.
+        cpu: processors that a quantized artifact is for: `any` or `vnni`.
         max_context: length of the longest sequence in tokens.
         num_layers: number of decoder layers of the model that the recipe is for; a model of another depth is
             refused.
@@ -39,6 +41,8 @@ class Recipe:
     revision: str | None = None
     dtype: str | None = None
     target: str | None = None
+    max_kl: float | None = None
+    cpu: str | None = None
     max_context: int | None = None
     num_layers: int | None = None
     skip_set: SkipSpec | None = None

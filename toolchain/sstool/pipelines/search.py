@@ -20,6 +20,7 @@ from sstool.hub import ResolvedModel, resolve
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.pipelines.recipe import Recipe, check_recipe_depth
 from sstool.pipelines.replace_draft import clone_files, draft_of, replace_draft
+from sstool.quantize.options import QuantizationOptions
 from sstool.search.log.records import EARLIER, LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TRIALS
 from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, work_folder
 from sstool.search.progress import describe_progress
@@ -142,6 +143,7 @@ def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> 
             target=recipe.target or ExportRequest.target,
             dtype=recipe.dtype or ExportRequest.dtype,
             max_context=recipe.max_context,
+            quantization=QuantizationOptions(max_kl=recipe.max_kl, cpu=recipe.cpu, calibration=target.settings.calibration),
             progress=target.progress,
         )
     )

@@ -15,7 +15,7 @@ from ssruntime.config import DecodeSettings
 from ssruntime.engine import checked_threads, load
 from ssruntime.errors import ConfigError
 from ssruntime.machine import available_memory, default_threads
-from sstool.prompts import PromptRecord, read_prompts
+from sstool.prompts import BUILT_IN_CALIBRATION, PromptRecord, read_prompts
 from sstool.search.budget import CalibrationPlan, Resources, plan_calibration, repeat_plan
 from sstool.search.clock import Clock
 from sstool.search.drafts.builder import DraftBuilder
@@ -29,7 +29,7 @@ from sstool.search.log.write import SearchWriter, check_resumable
 from sstool.search.progress import Progress
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.scoring.objective import Objective, each_with
-from sstool.search.settings import DEFAULT_CALIBRATION, GREEDY, SAMPLED, SearchSettings
+from sstool.search.settings import GREEDY, SAMPLED, SearchSettings
 from sstool.search.sources.warm_starts import WarmStarts
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.speed_model.measure import time_step
@@ -123,7 +123,7 @@ def read_calibration(settings: SearchSettings) -> list[PromptRecord]:
     Raises:
         PromptError: if the file cannot be read, or one of its lines is not a prompt.
     """
-    return read_prompts(Path(settings.calibration) if settings.calibration else DEFAULT_CALIBRATION)
+    return read_prompts(Path(settings.calibration) if settings.calibration else BUILT_IN_CALIBRATION)
 
 
 class _Search:

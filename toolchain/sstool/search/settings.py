@@ -5,17 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from ssruntime.checks import check_float, check_int
 from ssruntime.config import GenerationConfig
 from ssruntime.errors import ConfigError
-
-DEFAULT_CALIBRATION: Final = Path(__file__).with_name("calibration.jsonl")
-"""The prompts that sstool ships, for a search that names no others: 64 prompts of many kinds.
-
-They are ordered so that each half (searched on, held out), and any part of a half, is a mix of kinds too."""
 
 SAMPLED: Final = "sampled"
 GREEDY: Final = "greedy"

@@ -61,13 +61,7 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
             are then removed.
         BackendUnavailableError: if nothing at hand can run the graphs.
     """
-    num_layers = layers_to_compare(checkpoint, available_memory())
-    if num_layers < checkpoint.num_layers:
-        logger.warning(
-            "the model does not fit in memory with transformers; the comparison with the checkpoint covers its first %d of %d layers",
-            num_layers,
-            checkpoint.num_layers,
-        )
+    num_layers = _compared_layers(checkpoint)
     try:
         return _gate(artifact, checkpoint, num_layers)
     except BackendUnavailableError as err:
@@ -79,18 +73,29 @@ def run_gate(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
         return {**_gate(twin, checkpoint, num_layers), "dtype": "fp16"}
 
 
+def _compared_layers(checkpoint: Checkpoint) -> int:
+    num_layers = layers_to_compare(checkpoint, available_memory())
+    if num_layers < checkpoint.num_layers:
+        logger.warning(
+            "the model does not fit in memory with transformers; the comparison with the checkpoint covers its first %d of %d layers",
+            num_layers,
+            checkpoint.num_layers,
+        )
+    return num_layers
+
+
 def _gate(artifact: Artifact, checkpoint: Checkpoint, num_layers: int) -> dict[str, Any]:
     manifest, what = artifact.manifest, str(checkpoint.folder)
     if num_layers == checkpoint.num_layers:
         plan = plan_parity(checkpoint, manifest.max_context)
         # The reference model is freed before the engines open, so that memory never holds the weights twice.
         reference = reference_logits(checkpoint.folder, plan.ids, plan.positions, dtype=manifest.dtype)
-        with _opened(artifact, len(plan.ids)) as engine:
+        with opened(artifact, len(plan.ids)) as engine:
             parity = _require_parity(engine, plan, reference, checkpoint)
             bits, lossless = _require_decoding(engine, what)
     else:
         parity = _truncated_parity(checkpoint, num_layers, _lowering(artifact))
-        with _opened(artifact) as engine:
+        with opened(artifact) as engine:
             bits, lossless = _require_decoding(engine, what)
     return {
         "parity": {**parity, "layers": num_layers, "of_layers": checkpoint.num_layers},
@@ -99,13 +104,40 @@ def _gate(artifact: Artifact, checkpoint: Checkpoint, num_layers: int) -> dict[s
     }
 
 
+def run_parity(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the manifest's record of the comparison with the checkpoint, as `run_gate` makes it.
+
+    Raises:
+        UnsupportedModelError: if the logits differ.
+    """
+    num_layers = _compared_layers(checkpoint)
+    if num_layers < checkpoint.num_layers:
+        parity = _truncated_parity(checkpoint, num_layers, _lowering(artifact))
+    else:
+        plan = plan_parity(checkpoint, artifact.manifest.max_context)
+        reference = reference_logits(checkpoint.folder, plan.ids, plan.positions, dtype=artifact.manifest.dtype)
+        with opened(artifact, len(plan.ids)) as engine:
+            parity = _require_parity(engine, plan, reference, checkpoint)
+    return {**parity, "layers": num_layers, "of_layers": checkpoint.num_layers}
+
+
+def run_decoding(engine: Engine, what: str) -> dict[str, Any]:
+    """Returns the manifest's records of the bit test and of the losslessness run, as `run_gate` makes them.
+
+    Raises:
+        UnsupportedModelError: if speculative decoding gives other tokens.
+    """
+    bits, lossless = _require_decoding(engine, what)
+    return {GATE_KEY: bits, "lossless": lossless}
+
+
 def _lowering(artifact: Artifact) -> Lowering:
     manifest = artifact.manifest
     return Lowering(target=GRAPH_TARGETS[manifest.target], dtype=manifest.dtype, max_context=manifest.max_context)
 
 
 @contextlib.contextmanager
-def _opened(artifact: Artifact, context: int = GATE_CONTEXT) -> Iterator[Engine]:
+def opened(artifact: Artifact, context: int = GATE_CONTEXT) -> Iterator[Engine]:
     """Opens an artifact for the gate's texts; after an error, removes its packed weights from the cache.
 
     The context is not longer than these texts, because memory for the KV cache and the RoPE tables of a
@@ -143,7 +175,7 @@ def _truncated_parity(checkpoint: Checkpoint, num_layers: int, lowering: Lowerin
         reference = reference_logits(first.folder, plan.ids, plan.positions, dtype=lowering.dtype)
         with (
             _temporary(first, SkipSpec(attention=(1,), mlp=(1,)), lowering) as artifact,
-            _opened(artifact, len(plan.ids)) as engine,
+            opened(artifact, len(plan.ids)) as engine,
         ):
             return _require_parity(engine, plan, reference, checkpoint)
 

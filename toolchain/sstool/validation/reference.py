@@ -16,6 +16,7 @@ from ssruntime.machine import return_freed_memory
 from sstool.checkpoint.quiet import quiet
 from sstool.graph.passes.elide import sublayers_of
 from sstool.graph.sublayers import sublayer_of_path
+from sstool.precision import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -57,11 +58,9 @@ class Reference:
         self._folder = folder
         self._model = _load(folder)
 
-    def cast(self, dtype: str) -> None:
-        """Makes the model compute in `fp16` or `bf16` from now on."""
-        import torch
-
-        self._model = self._model.to({"fp16": torch.float16, "bf16": torch.bfloat16}[dtype])
+    def cast(self, precision: Precision) -> None:
+        """Makes the model compute in a data type of 16 bits from now on."""
+        self._model = self._model.to(precision.torch_type)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int], *, skip: SkipSet | None = None) -> NDArray[np.float32]:
         """Returns the logits of a sequence at the given positions.
@@ -135,8 +134,8 @@ def reference_logits(
     """
     reference = Reference(folder)
     logits, tolerance = reference.logits(ids, positions, skip=skip), MAX_RELATIVE_ERROR
-    if dtype != "fp32":
-        reference.cast(dtype)
+    if PRECISIONS[dtype].compute != "fp32":
+        reference.cast(PRECISIONS[dtype])
         cost = np.abs(reference.logits(ids, positions, skip=skip) - logits).max() / np.abs(logits).max()
         tolerance = max(tolerance, CAST_FACTOR * float(cost))
     del reference

@@ -17,6 +17,7 @@ from ssruntime import graph_io
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact, Rope
 from ssruntime.backends.base import PREFILL_CHUNK, BackendOptions, Capabilities, DraftEngine, Pass, Slot, StepOutput
 from ssruntime.backends.device import HostDevice
+from ssruntime.backends.ort.integer_kernels import require_instructions
 from ssruntime.backends.ort.kv_arena import KvArena
 from ssruntime.backends.ort.open_graph import OrtGraph
 from ssruntime.backends.ort.port import Port
@@ -46,6 +47,7 @@ class OrtBackend:
     """
 
     def __init__(self, artifact: Artifact, options: BackendOptions) -> None:
+        require_instructions(artifact)
         max_context, draft = options.max_context, options.draft
         settings = choose_threads(options.threads, options.global_threads)
         self.max_context = max_context

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -20,12 +21,12 @@ class OrtGraph:
         self._rope = rope
         self._inputs = {value.name: value.shape for value in session.get_inputs()}
 
-    def run(self, output: str, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Returns an output of one pass with an empty KV cache; see `backends.base.OpenGraph`."""
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[np.generic]]) -> list[NDArray[Any]]:
+        """Returns outputs of one pass with an empty KV cache; see `backends.base.OpenGraph`."""
         every = {**feeds, **self._rope}
         batch, length = next(iter(feeds.values())).shape[:2]
         for name, shape in self._inputs.items():
             if name.startswith(graph_io.PAST_PREFIX):
                 every[name] = np.zeros((batch, shape[1], length, shape[3]), dtype=np.float32)
-        result = self._session.run([output], {name: feed for name, feed in every.items() if name in self._inputs})[0]
-        return np.asarray(result, dtype=np.float32)
+        results = self._session.run(list(outputs), {name: feed for name, feed in every.items() if name in self._inputs})
+        return [np.asarray(result) for result in results]

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from ssruntime.artifact import SkipSet
 from ssruntime.backends.base import DraftEngine, Slot
 from ssruntime.engine import Engine
+from sstool.artifact_files.graph_files import serialize
 from sstool.graph.lower import lower_draft
 from sstool.targets.registry import GRAPH_TARGETS
 
@@ -50,9 +51,3 @@ class DraftBuilder:
     def graph(self, skip: SkipSet) -> bytes:
         """Returns a draft's graph as an ONNX file, which refers to the artifact's weights file."""
         return serialize(self._target.finish(lower_draft(self.verify, skip), self._max_context))
-
-
-def serialize(model: ir.Model) -> bytes:
-    """Returns a graph as the bytes of an ONNX file."""
-    data: bytes = ir.serde.serialize_model(model).SerializeToString()
-    return data

@@ -11,10 +11,12 @@ from onnx_ir.passes import common
 
 from ssruntime import graph_io
 from ssruntime.errors import UnsupportedModelError
+from sstool.artifact_files.graph_files import serialize
+from sstool.graph.feeds import lengths
 from sstool.graph.lower import lower_draft
 from sstool.graph.passes.elide import norm_alone
 from sstool.graph.sublayers import Sublayer, branch_of, is_fused_residual_add, is_residual_add
-from sstool.search.drafts.builder import DraftBuilder, serialize
+from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import skip_of
 
 _STREAM: Final = "stream"
@@ -38,7 +40,7 @@ class SublayerEngine:
 
     def run(self, stream: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the streams after the sublayer, float32[B, S, hidden], for streams from position 0 on."""
-        return self._graph.run(_RESULT, {_STREAM: stream, **_lengths(*stream.shape[:2])})
+        return self._graph.run([_RESULT], {_STREAM: stream, **lengths(*stream.shape[:2])})[0]
 
 
 class EmbeddingEngine:
@@ -54,17 +56,7 @@ class EmbeddingEngine:
 
     def run(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the stream float32[1, S, hidden] of token ids int64[1, S], from position 0 on."""
-        return self._graph.run(_RESULT, {graph_io.INPUT_IDS: ids, **_lengths(*ids.shape)})
-
-
-def _lengths(batch: int, length: int) -> dict[str, NDArray[np.generic]]:
-    """Returns the lengths and positions of a pass from position 0 on."""
-    return {
-        graph_io.QUERY_SEQLENS: np.full(batch, length, dtype=np.int32),
-        graph_io.SEQLENS_K: np.full(batch, length - 1, dtype=np.int32),
-        graph_io.TOTAL_SEQUENCE_LENGTH: np.array(length, dtype=np.int32),
-        graph_io.POSITION_IDS: np.tile(np.arange(length, dtype=np.int64), (batch, 1)),
-    }
+        return self._graph.run([_RESULT], {graph_io.INPUT_IDS: ids, **lengths(*ids.shape)})[0]
 
 
 def _alone(builder: DraftBuilder, place: int) -> ir.Model:
