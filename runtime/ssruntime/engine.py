@@ -211,8 +211,7 @@ class Engine:
                 draft.
         """
         manifest = self.artifact.manifest
-        settings = complete(config or GenerationConfig(), self.defaults, self._draft)
-        settings = dataclasses.replace(settings, branch_margin=manifest.branch_margin)
+        settings = complete(config or GenerationConfig(), self.defaults, self._draft, manifest.branch_margin)
         vocab_size = manifest.model.vocab_size
         for token in settings.stop_token_ids:
             if token >= vocab_size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ssruntime.artifact import BRANCH_MARGIN
+from ssruntime.artifact import BRANCH_MARGIN, QUANTIZED
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -19,20 +19,19 @@ class Precision:
     Attributes:
         name: its name, as in the manifest.
         compute: `fp32`, `fp16` or `bf16`: data type of the residual stream, the attention and the KV cache.
-        weight_bits: bits of a quantized weight; None if weights have the data type of the computation.
-        rounding: largest difference between query lengths that is rounding, as a fraction of the largest
-            logit. In a quantized model, one activation that rounds the other way changes a logit by more.
+        rounding: largest difference of a logit between query lengths that counts as rounding, as a fraction
+            of the largest logit. It is larger for quantized weights, where a rounding difference can make an
+            activation round to another integer.
     """
 
     name: str
     compute: str
-    weight_bits: int | None
     rounding: float
 
     @property
     def is_quantized(self) -> bool:
         """Whether the weights are integers with scales."""
-        return self.weight_bits is not None
+        return self.name in QUANTIZED
 
     @property
     def ir_type(self) -> ir.DataType:
@@ -52,15 +51,10 @@ class Precision:
 PRECISIONS: Final = {
     precision.name: precision
     for precision in (
-        Precision(name="fp32", compute="fp32", weight_bits=None, rounding=BRANCH_MARGIN),
-        Precision(name="fp16", compute="fp16", weight_bits=None, rounding=2e-2),
-        Precision(name="bf16", compute="bf16", weight_bits=None, rounding=1e-1),
-        Precision(name="int8", compute="fp32", weight_bits=8, rounding=5e-2),
+        Precision(name="fp32", compute="fp32", rounding=BRANCH_MARGIN),
+        Precision(name="fp16", compute="fp16", rounding=2e-2),
+        Precision(name="bf16", compute="bf16", rounding=1e-1),
+        Precision(name="int8", compute="fp32", rounding=5e-2),
     )
 }
 """The data types by name."""
-
-
-def is_quantized(dtype: str | None) -> bool:
-    """Returns whether a data type is known and has quantized weights."""
-    return dtype in PRECISIONS and PRECISIONS[dtype].is_quantized

@@ -11,6 +11,7 @@ from ssruntime.proposal import Proposal
 from ssruntime.sampling.distribution import Distribution
 
 _TINY: Final = sys.float_info.min
+"""Least scale of logits: an infinite margin times a scale of 0 would be NaN."""
 
 
 class RoundResult(NamedTuple):

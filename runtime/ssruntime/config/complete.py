@@ -51,7 +51,9 @@ class DecodeSettings:
         return self.temperature == 0.0
 
 
-def complete(config: GenerationConfig, defaults: CheckpointDefaults, draft: DraftEntry | None) -> DecodeSettings:
+def complete(
+    config: GenerationConfig, defaults: CheckpointDefaults, draft: DraftEntry | None, branch_margin: float = BRANCH_MARGIN
+) -> DecodeSettings:
     """Returns `config` with a value for every setting that it leaves open.
 
     The draft's tuned stopping rule and the checkpoint's settings come first, sstool's own defaults last.
@@ -60,6 +62,7 @@ def complete(config: GenerationConfig, defaults: CheckpointDefaults, draft: Draf
         config: the caller's configuration.
         defaults: generation settings of the checkpoint.
         draft: the open draft, which gives its tuned stopping rule and its default mode; None if none is open.
+        branch_margin: the artifact's `branch_margin`.
 
     Raises:
         ConfigError: if `min_new_tokens` exceeds `max_new_tokens`, mode `speculative` is given without a
@@ -92,6 +95,7 @@ def complete(config: GenerationConfig, defaults: CheckpointDefaults, draft: Draf
         stop_token_ids=frozenset(config.stop_token_ids),
         skip_special_tokens=config.skip_special_tokens,
         eos_token_ids=frozenset() if config.ignore_eos else defaults.eos_token_ids,
+        branch_margin=branch_margin,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ssruntime.artifact import Artifact, check_digests, read_artifact
+from ssruntime.artifact import QUANTIZED, Artifact, check_digests, read_artifact
 from ssruntime.backends.registry import target_of
 from ssruntime.errors import ArtifactError, BackendUnavailableError, PromptError
 from ssruntime.folder_lock import require_locks
@@ -18,7 +18,6 @@ from sstool.check.memory import can_measure, measure_memory
 from sstool.check.plan import plan_check
 from sstool.check.prompts import PromptFile, built_in_prompts
 from sstool.check.report import CheckReport, CheckSection, Status
-from sstool.precision import is_quantized
 from sstool.validation.bits import GATE_CONTEXT, GATE_SEQUENCES, measure_bits
 from sstool.validation.opening import open_to_check
 
@@ -181,7 +180,7 @@ def _check_parity(artifact: Artifact, checkpoint: Path | None, tell: Progress, *
     if checkpoint is None:
         return CheckSection(status="skipped", reason="no checkpoint was given (--model)")
     tell("parity", 0, 1, "against transformers")
-    if is_quantized(artifact.manifest.dtype):
+    if artifact.manifest.dtype in QUANTIZED:
         return _check_quality(artifact, checkpoint, threads=threads)
     # Imported here because no other part of a check needs torch.
     from sstool.validation.parity import measure_parity, parity_context

@@ -63,9 +63,9 @@ def command(
         raise click.UsageError("--skip-set excludes --skip-attention and --skip-mlp")
     if model is None and recipe is None:
         raise click.UsageError("Missing option '--model'")
+    from ssruntime.artifact import QUANTIZED
     from sstool.cli.progress import status_line
     from sstool.pipelines.export import ExportRequest, export_artifact
-    from sstool.precision import is_quantized
     from sstool.quantize.options import QuantizationOptions
 
     base = read_recipe_or_none(recipe)
@@ -80,7 +80,7 @@ def command(
         calibration=options.settings(base).calibration,
     )
     chosen = dtype if dtype is not None else base.dtype
-    unused = [flag for flag in options.given() if flag != "--calibration" or not is_quantized(chosen)]
+    unused = [flag for flag in options.given() if flag != "--calibration" or chosen not in QUANTIZED]
     if not is_searched and unused:
         raise click.UsageError(f"{unused[0]} has no meaning without a search")
     starts = [spec.skip() for spec in (base.skip_set, base.warm_start) if spec is not None]

@@ -1,4 +1,4 @@
-"""Finds constants by which the channels of a product's input can be scaled without a node of its own."""
+"""Finds the weights that can absorb a scale of a product's input channels, such as those of a norm."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NORM_VECTORS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ScalingPlace:
-    """Constants that the channels of a value are proportional to.
+    """Weights that a value is proportional to, channel by channel: dividing them divides its channels.
 
     Attributes:
-        uses: the node and the input index of each constant: vectors of a norm, or the matrix of a product.
+        uses: node and input index of each of these weights: vectors of a norm, or the matrix of a product.
         first_column: for a matrix, the column of the first channel; None for vectors.
     """
 

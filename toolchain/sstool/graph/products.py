@@ -1,4 +1,4 @@
-"""Finds the products with a constant matrix, which hold nearly all weights, and what computes their input."""
+"""Finds the products of activations with a constant matrix, which hold nearly all weights of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sstool.graph.sublayers import Sublayer, sublayer_of
 
 _OPERATORS: Final = ("MatMul", "FusedMatMul")
 _CHOOSING: Final = frozenset({"Softmax", "TopK"})
-"""Operators on the result of a router, which chooses experts: its rounding would choose other ones."""
+"""Operators that choose experts from a router's result; a quantized router could choose other experts."""
 _MATRIX_RANK: Final = 2
 
 
@@ -34,7 +34,7 @@ class Product:
 
     @property
     def name(self) -> str:
-        """The name of its node, which is its own in the graph."""
+        """The name of its node, unique in the graph."""
         return self.node.name or ""
 
     @property

@@ -20,6 +20,7 @@ from sstool.artifact_files.publish import staged_folder
 from sstool.checkpoint.describe import Checkpoint, check_weights, describe_checkpoint
 from sstool.checkpoint.rope import check_scaling
 from sstool.hub import ResolvedModel, resolve
+from sstool.pipelines.quantized import assemble_quantized
 from sstool.precision import PRECISIONS
 from sstool.quantize.options import QuantizationOptions
 from sstool.search.settings import SearchSettings
@@ -119,7 +120,7 @@ def export_artifact(request: ExportRequest) -> Artifact:
         say("building the graphs")
         lowering = Lowering(target=target, dtype=target.chosen_dtype(request.dtype, checkpoint.dtype), max_context=max_context)
         if PRECISIONS[lowering.dtype].is_quantized:
-            _assemble_quantized(folder, model, checkpoint, spec, lowering, request)
+            assemble_quantized(folder, model, checkpoint, spec, lowering, request.quantization, say)
         else:
             manifest = assemble(folder, model, checkpoint, spec, lowering)
             say("comparing with the checkpoint")
@@ -129,15 +130,6 @@ def export_artifact(request: ExportRequest) -> Artifact:
             _search_draft(folder, request, request.search, until_published)
         say("publishing")
     return read_artifact(Path(request.out))
-
-
-def _assemble_quantized(
-    folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: SkipSpec, lowering: Lowering, request: ExportRequest
-) -> None:
-    # Imported here because other exports do not need it.
-    from sstool.pipelines.quantized import assemble_quantized
-
-    assemble_quantized(folder, model, checkpoint, spec, lowering, request.quantization, request.progress or logger.info)
 
 
 def _gate(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from sstool.checkpoint.describe import Checkpoint
 from sstool.hub import ResolvedModel
 from sstool.quantize.options import QuantizationOptions
 from sstool.quantize.plan import FULL_LEVELS, SAFE_LEVELS, Part, QuantizationPlan, make_plan
-from sstool.quantize.quality import Quality, compare_quality, logits_of
+from sstool.quantize.quality import compare_quality, engine_logits
 from sstool.quantize.sensitivity import choose_kept, measure_parts
 from sstool.quantize.statistics import measure_inputs
 from sstool.quantize.texts import Texts, read_texts, text_length
@@ -131,7 +131,8 @@ def _gate(artifact: Artifact, reference: Engine, texts: Texts, max_kl: float, wh
     with opened(artifact) as engine:
         products = measure_products(engine.backend, ir.load(artifact.base_graph()))
         require_products(products, what)
-        quality = _quality(reference, engine, texts)
+        with engine_logits(reference.backend) as expected, engine_logits(engine.backend) as ours:
+            quality = compare_quality(expected, ours, texts.held_out)
         if not quality.mean_kl <= max_kl:
             raise UnsupportedModelError(
                 f"{what}: in {artifact.manifest.dtype} the predictions differ too much from those in fp32: the mean KL divergence is"
@@ -140,15 +141,6 @@ def _gate(artifact: Artifact, reference: Engine, texts: Texts, max_kl: float, wh
                 "export in fp32, or allow more with --max-kl",
             )
         return {"products": products.to_json(), QUALITY_KEY: {**quality.to_json(), "limit": max_kl}, **run_decoding(engine, what)}
-
-
-def _quality(reference: Engine, engine: Engine, texts: Texts) -> Quality:
-    slots = [e.backend.acquire(None) for e in (reference, engine)]
-    try:
-        return compare_quality(logits_of(slots[0]), logits_of(slots[1]), texts.held_out)
-    finally:
-        for e, slot in zip((reference, engine), slots, strict=True):
-            e.backend.release(slot)
 
 
 def part_name(part: Part) -> str:

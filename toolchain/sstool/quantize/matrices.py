@@ -18,14 +18,14 @@ _TINY: Final = float(np.finfo(np.float32).tiny)
 def column_scales(
     matrix: NDArray[np.float32], importance: NDArray[np.float32] | None, *, levels: int, shrinkings: tuple[float, ...] = SHRINKINGS
 ) -> NDArray[np.float32]:
-    """Returns a scale for each column, of the candidates the one with the least error.
+    """Returns the scale of each column: the candidate with the least squared error.
 
     A smaller scale clips the largest weights and rounds the others more finely.
 
     Args:
         matrix: float32[rows, columns].
-        importance: float32[rows], weight of the squared errors of each row, which is the mean square of the
-            activations that it is multiplied with; None weighs all the same.
+        importance: float32[rows], weight of each row's squared errors: the mean square of the activations of
+            its input channel. None gives all rows the same weight.
         levels: largest integer.
         shrinkings: the candidates.
     """

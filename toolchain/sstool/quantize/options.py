@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import ANY_PROCESSOR, VNNI
+from ssruntime.artifact import ANY_PROCESSOR, QUANTIZED, VNNI
 from ssruntime.checks import check_choice, check_float
 from ssruntime.errors import ConfigError
-from sstool.precision import PRECISIONS
 from sstool.prompts import BUILT_IN_CALIBRATION, PromptRecord, read_prompts
 
 DEFAULT_MAX_KL: Final = 0.02
@@ -47,11 +46,11 @@ class QuantizationOptions:
             ConfigError: if a value is out of its range, or has no meaning for the data type.
             PromptError: if the calibration file cannot be read.
         """
-        quantized = [name for name, precision in PRECISIONS.items() if precision.is_quantized]
-        if dtype not in quantized:
+        if dtype not in QUANTIZED:
             for name, value in (("max_kl", self.max_kl), ("cpu", self.cpu)):
                 if value is not None:
-                    raise ConfigError(f"{name} has no meaning for dtype {dtype or 'of the checkpoint'}", f"--dtype {quantized[0]}")
+                    what = "the checkpoint's own dtype" if dtype is None else f"dtype {dtype}"
+                    raise ConfigError(f"{name} has no meaning for {what}", f"--dtype {QUANTIZED[0]}")
             return
         if self.max_kl is not None:
             check_float("max_kl", self.max_kl, 0.0, None)

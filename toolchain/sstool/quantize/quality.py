@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssruntime.backends.base import Slot
+from ssruntime.backends.base import Backend, Slot
 
 Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 """Returns the logits float32[len(ids), vocab] of a text."""
@@ -61,6 +62,16 @@ def compare_quality(reference: Logits, ours: Logits, texts: Sequence[Sequence[in
         reference_perplexity=theirs,
         positions=len(kl),
     )
+
+
+@contextlib.contextmanager
+def engine_logits(backend: Backend) -> Iterator[Logits]:
+    """Yields the function that computes logits with a backend's verify engine, on a slot of its pool."""
+    slot = backend.acquire(None)
+    try:
+        yield logits_of(slot)
+    finally:
+        backend.release(slot)
 
 
 def logits_of(slot: Slot, *, draft: bool = False) -> Logits:

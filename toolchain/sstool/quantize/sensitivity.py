@@ -15,7 +15,7 @@ from sstool.artifact_files.graph_files import serialize
 from sstool.graph.lower import lower_draft
 from sstool.graph.products import product_groups
 from sstool.quantize.plan import Part, QuantizationPlan
-from sstool.quantize.quality import Logits, Quality, compare_quality, logits_of
+from sstool.quantize.quality import Logits, Quality, compare_quality, engine_logits, logits_of
 
 MOST_TOKENS: Final = 256
 """Tokens of calibration text that each sublayer is measured on."""
@@ -38,22 +38,18 @@ def measure_parts(
     """
     some = leading(texts, MOST_TOKENS)
     parts = list(dict.fromkeys(group.sublayer for group in product_groups(base.graph)))
-    slot = backend.acquire(None)
-    try:
-        known = [logits_of(slot)(ids) for ids in some]
-        remembered = {tuple(ids): logits for ids, logits in zip(some, known, strict=True)}
+    with engine_logits(backend) as logits:
+        known = {tuple(ids): logits(ids) for ids in some}
 
-        def reference(ids: Sequence[int]) -> NDArray[np.float32]:
-            return remembered[tuple(ids)]
+    def reference(ids: Sequence[int]) -> NDArray[np.float32]:
+        return known[tuple(ids)]
 
-        costs = {}
-        for number, part in enumerate(parts):
-            on_part(number, len(parts) + 1)
-            costs[part] = compare_quality(reference, variant(backend, base, plan, [part]), some).mean_kl
-        on_part(len(parts), len(parts) + 1)
-        return compare_quality(reference, variant(backend, base, plan, parts), some), costs
-    finally:
-        backend.release(slot)
+    costs = {}
+    for number, part in enumerate(parts):
+        on_part(number, len(parts) + 1)
+        costs[part] = compare_quality(reference, variant(backend, base, plan, [part]), some).mean_kl
+    on_part(len(parts), len(parts) + 1)
+    return compare_quality(reference, variant(backend, base, plan, parts), some), costs
 
 
 def variant(backend: Backend, base: ir.Model, plan: QuantizationPlan, parts: Sequence[Part]) -> Logits:

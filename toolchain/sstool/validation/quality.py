@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ssruntime.engine import Engine
 from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 from sstool.quantize.options import DEFAULT_MAX_KL
-from sstool.quantize.quality import compare_quality, logits_of
+from sstool.quantize.quality import compare_quality, engine_logits
 from sstool.quantize.texts import read_texts
 from sstool.validation.integer_products import measure_products
 from sstool.validation.reference import Reference
@@ -32,11 +32,8 @@ def check_quality(engine: Engine, folder: Path) -> tuple[str | None, dict[str, A
     products = measure_products(engine.backend, ir.load(engine.artifact.base_graph()))
     reference = Reference(folder)
     texts = read_texts(engine.artifact, read_prompts(BUILT_IN_CALIBRATION))
-    slot = engine.backend.acquire(None)
-    try:
-        quality = compare_quality(lambda ids: reference.logits(ids, range(len(ids))), logits_of(slot), texts.held_out)
-    finally:
-        engine.backend.release(slot)
+    with engine_logits(engine.backend) as ours:
+        quality = compare_quality(lambda ids: reference.logits(ids, range(len(ids))), ours, texts.held_out)
     limit = float(engine.artifact.manifest.gate.get(QUALITY_KEY, {}).get("limit", DEFAULT_MAX_KL))
     details = {**quality.to_json(), "limit": limit, "products": products.to_json()}
     if not products.passed:

@@ -20,8 +20,12 @@ def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     found = graph.initializers.get(name)
     if found is not None:
         return found
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    return initializer(graph, name, ir.tensor(array, name=name))
+
+
+def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Returns a new initializer of the graph, with a name that the graph does not have yet."""
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))
     graph.register_initializer(value)
     return value
 

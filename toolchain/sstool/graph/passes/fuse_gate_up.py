@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from sstool.graph.passes.constants import initializer
 from sstool.graph.sublayers import Sublayer, sublayer_of
 
 
@@ -51,8 +52,7 @@ def _kind(tensor: ir.TensorProtocol | None) -> tuple[object, ...]:
 def _fuse(graph: ir.Graph, first: ir.Node, second: ir.Node) -> None:
     source, weights = first.inputs[0], [node.inputs[1] for node in (first, second)]
     results = [node.outputs[0] for node in (first, second)]
-    joined = _joined([w for w in weights if w is not None])
-    graph.register_initializer(joined)
+    joined = _joined(graph, [w for w in weights if w is not None])
     product = ir.node("MatMul", [source, joined], name=f"{first.name}.gate_up", metadata_props=dict(first.metadata_props))
     product.outputs[0].name, product.outputs[0].type = f"{results[0].name}.gate_up", results[0].type
     split = ir.node(
@@ -74,8 +74,8 @@ def _fuse(graph: ir.Graph, first: ir.Node, second: ir.Node) -> None:
         del graph.initializers[weight.name or ""]
 
 
-def _joined(weights: Sequence[ir.Value]) -> ir.Value:
-    """Returns an initializer of the weights side by side; they are read when it is written."""
+def _joined(graph: ir.Graph, weights: Sequence[ir.Value]) -> ir.Value:
+    """Returns a new initializer of the weights side by side; they are read when it is written."""
     tensors = [weight.const_value for weight in weights]
     first = tensors[0]
     assert first is not None
@@ -86,4 +86,4 @@ def _joined(weights: Sequence[ir.Value]) -> ir.Value:
         return ir.tensor(np.concatenate([t.numpy() for t in tensors if t is not None], axis=1), name=name)
 
     lazy = ir.LazyTensor(read, dtype=first.dtype, shape=ir.Shape([rows, 2 * columns]), name=name)
-    return ir.Value(name=name, const_value=lazy, type=ir.TensorType(first.dtype), shape=lazy.shape)
+    return initializer(graph, name, lazy)

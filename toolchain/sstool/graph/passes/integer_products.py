@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from sstool.graph.passes.constants import constant, last_axis
+from sstool.graph.passes.constants import constant, initializer, last_axis
 from sstool.graph.products import Product, ProductGroup, product_groups
 
 LEVELS: Final = 127
@@ -18,7 +18,6 @@ LEVELS: Final = 127
 ZERO: Final = 128
 """The unsigned number that stands for an activation of 0."""
 QUANTIZED_SUFFIX: Final = ".int8"
-BOUND_SUFFIX: Final = ".bound"
 
 _FLOAT: Final = ir.DataType.FLOAT
 
@@ -87,7 +86,7 @@ def _quantize(graph: ir.Graph, group: ProductGroup) -> tuple[ir.Value, ir.Value]
         return result
 
     absolute = add("Abs", [source], ".abs", _FLOAT, source.shape)
-    bound = add("ReduceMax", [absolute, last_axis(graph)], BOUND_SUFFIX, _FLOAT, row)
+    bound = add("ReduceMax", [absolute, last_axis(graph)], ".bound", _FLOAT, row)
     # In a row of zeros this is 0 / 0. QuantizeLinear makes an integer of NaN, and times the bound it is 0.
     unit = add("Div", [source, bound], ".unit", _FLOAT, source.shape)
     return add("QuantizeLinear", [unit, step, _zero(graph)], QUANTIZED_SUFFIX, ir.DataType.UINT8, source.shape), bound
@@ -96,7 +95,7 @@ def _quantize(graph: ir.Graph, group: ProductGroup) -> tuple[ir.Value, ir.Value]
 def _replace(graph: ir.Graph, product: Product, matrix: IntegerMatrix, quantized: ir.Value, bound: ir.Value) -> None:
     node, scopes = product.node, dict(product.node.metadata_props)
     # Named after the product: a tied LM head shares its matrix with the embedding.
-    values = _initializer(graph, f"{product.name}{QUANTIZED_SUFFIX}", matrix.values)
+    values = initializer(graph, f"{product.name}{QUANTIZED_SUFFIX}", matrix.values)
     scales = constant(graph, f"{product.name}.scales", (matrix.scales / np.float32(LEVELS)).astype(np.float32))
     one = constant(graph, "sstool.one", np.array(1, dtype=np.float32))
     inputs = [quantized, values, one, scales, _zero(graph)]
@@ -111,9 +110,3 @@ def _replace(graph: ir.Graph, product: Product, matrix: IntegerMatrix, quantized
 
 def _zero(graph: ir.Graph) -> ir.Value:
     return constant(graph, "sstool.activation_zero", np.array(ZERO, dtype=np.uint8))
-
-
-def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))
-    graph.register_initializer(value)
-    return value

@@ -1,4 +1,4 @@
-"""Moves a scale of activation channels from the activations into the weights before and after them."""
+"""Moves large activation channels into the weights before and after them (SmoothQuant)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sstool.graph.channel_scaling import ScalingPlace, scaling_place
+from sstool.graph.passes.constants import initializer
 from sstool.graph.products import Product, product_groups
 
 
@@ -74,8 +75,6 @@ def _replace(graph: ir.Graph, node: ir.Node, at: int, change: Callable[[NDArray[
         return ir.tensor(change(tensor.numpy()).astype(np.float32, copy=False), name=name)
 
     lazy = ir.LazyTensor(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
-    new = ir.Value(name=name, const_value=lazy, type=old.type, shape=old.shape)
-    graph.register_initializer(new)
-    node.replace_input_with(at, new)
+    node.replace_input_with(at, initializer(graph, name, lazy))
     if not old.uses() and not old.is_graph_output():
         del graph.initializers[old.name or ""]
