@@ -31,6 +31,7 @@ FLAGS = {
         "--target",
         "--dtype",
         "--max-kl",
+        "--block-size",
         "--cpu",
         "--max-context",
         "--revision",

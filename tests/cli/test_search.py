@@ -192,9 +192,13 @@ def test_a_search_is_not_resumed_for_another_checkpoint(
     fails(
         sstool, "search", "--model", other, "--out", tmp_path / "out", "--resume", *given, expected="holds a search for another checkpoint"
     )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dtype: int8\n")
+    again = ("search", "--model", model, "--out", tmp_path / "out", "--resume", *given)
+    fails(sstool, *again, "--recipe", recipe, expected="or other export settings")
     fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="holds an interrupted search of 4 trials")
     assert (work / "trials.jsonl").read_bytes() == trials
-    assert sstool("search", "--model", model, "--out", tmp_path / "out", "--resume", *given).code == 0
+    assert sstool(*again).code == 0
     assert not work.exists()
 
 

@@ -1,9 +1,10 @@
 """Compares the speed of autoregressive decoding with that of onnxruntime-genai on the same checkpoint.
 
-    python tests/peers/genai.py --model CHECKPOINT --artifact ARTIFACT --prompts FILE.jsonl
+    python tests/peers/genai.py --model CHECKPOINT --artifact ARTIFACT --prompts FILE.jsonl [--block-size 32]
 
-Both decode greedily in fp32 on the CPU, with the same number of threads, and take turns on each prompt. Ours
-decodes in mode `plain`. Each prompt is cut so that it and its output fit into a context of 256 tokens.
+Both decode greedily on the CPU, with the same number of threads, and take turns on each prompt: in fp32, or
+with a block size in int4, where both round activations to 8 bits. Ours decodes in mode `plain`. Each prompt
+is cut so that it and its output fit into a context of 256 tokens.
 
 Needs the `bench` and `toolchain` extras, as genai's builder reads the checkpoint with transformers. Prints a
 table on stderr and one JSON object on stdout, both with medians over the repeats in tokens per second.
@@ -44,10 +45,12 @@ class Decoded:
 Decode = Callable[[Sequence[int]], Decoded]
 
 
-def build_genai(model: Path, out: Path) -> Path:
-    """Builds genai's model in `out` with genai's builder, in fp32, without a network, and returns `out`."""
+def build_genai(model: Path, out: Path, block_size: int | None) -> Path:
+    """Builds genai's model in `out` with genai's builder, without a network, and returns `out`."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(out)]
-    command += ["-p", "fp32", "-e", "cpu", "-c", str(out / "cache")]
+    command += ["-p", "fp32" if block_size is None else "int4", "-e", "cpu", "-c", str(out / "cache")]
+    if block_size is not None:
+        command += ["--extra_options", f"int4_block_size={block_size}", "int4_accuracy_level=4"]
     done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"onnxruntime-genai's builder failed:\n{done.stderr[-2000:]}")
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("--artifact", type=Path, required=True, help="artifact of that checkpoint")
     parser.add_argument("--prompts", type=Path, required=True, help="prompts to decode, JSON Lines")
     parser.add_argument("--genai", type=Path, help="folder of genai's model, built if missing; by default a temporary one")
+    parser.add_argument("--block-size", type=int, help="compare in int4, with blocks of so many weights")
     parser.add_argument("--threads", type=int, default=2, help="threads of each decoder")
     parser.add_argument("--num-prompts", type=int, default=6, help="number of first prompts of the file to decode")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens to decode after each prompt")
@@ -135,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.genai or Path(scratch)
         if not (folder / "genai_config.json").exists():
-            build_genai(args.model, folder)
+            build_genai(args.model, folder, args.block_size)
         with load(args.artifact, threads=args.threads, max_sequences=1, draft=False) as engine:
             room = CONTEXT - args.max_new_tokens
             prompts = [engine.encode(record.prompt.rstrip())[:room] for record in read_prompts(args.prompts)[: args.num_prompts]]
@@ -147,7 +151,11 @@ def main() -> None:
             theirs = genai_decoder(folder, threads=args.threads, num_tokens=args.max_new_tokens, end=end)
             decoders = {"sstool": ours, "onnxruntime-genai": theirs}
             speeds, same = measure(decoders, prompts, args.repeat)
-            environment = {**describe_environment(engine).to_json(), "onnxruntime_genai": importlib.metadata.version("onnxruntime-genai")}
+            environment = {
+                **describe_environment(engine).to_json(),
+                "dtype": engine.artifact.manifest.dtype,
+                "onnxruntime_genai": importlib.metadata.version("onnxruntime-genai"),
+            }
     ratios = [a / b for a, b in zip(speeds["sstool"], speeds["onnxruntime-genai"], strict=True)]
     result = {
         "environment": environment,
@@ -158,7 +166,7 @@ def main() -> None:
     }
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stderr.write(
-        f"{environment['cpu']}, {args.threads} threads, fp32, greedy, context up to {CONTEXT}\n"
+        f"{environment['cpu']}, {args.threads} threads, {environment['dtype']}, greedy, context up to {CONTEXT}\n"
         + "".join(f"{name:<18} {value:7.1f} tokens/s\n" for name, value in result["tokens_per_second"].items())
         + f"sstool / genai     {statistics.median(ratios):7.3f} ({min(ratios):.3f} to {max(ratios):.3f}),"
         + f" same tokens for {same} of {len(prompts)} prompts\n"

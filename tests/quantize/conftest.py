@@ -45,3 +45,12 @@ def outlier_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
                 weights[f"{layer}.{product}.weight"][:, channel] /= OUTLIERS
     save_file(weights, path, metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_int4(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The demo model, exported in int4. Read only."""
+    from sstool.pipelines.export import ExportRequest, export_artifact
+
+    out = tmp_path_factory.mktemp("int4") / "demo"
+    return export_artifact(ExportRequest(model=demo_model, out=out, skip=SKIP, dtype="int4"))

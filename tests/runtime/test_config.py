@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ssruntime import ArtifactError, ConfigError, GenerationConfig
 from ssruntime.artifact import DraftEntry, SkipSet
-from ssruntime.config import CheckpointDefaults, complete, read_generation_config
+from ssruntime.config import DEFAULT_MAX_ALTERNATIVES, CheckpointDefaults, complete, read_generation_config
 from ssruntime.errors import SelfSpecError, did_you_mean
 from ssruntime.stopping import AdaptiveRule
 from ssruntime.strict_reader import read_record
@@ -95,6 +95,12 @@ def test_none_means_not_set() -> None:
         GenerationConfig.from_mapping({f.name: None for f in dataclasses.fields(GenerationConfig) if f.default is None})
         == GenerationConfig()
     )
+
+
+def test_quantized_weights_have_no_alternatives_unless_asked_for() -> None:
+    usual, quantized = (complete(GenerationConfig(), CheckpointDefaults(), None, margin) for margin in (1e-4, math.inf))
+    assert (usual.max_alternatives, quantized.max_alternatives) == (DEFAULT_MAX_ALTERNATIVES, 0)
+    assert complete(GenerationConfig(max_alternatives=3), CheckpointDefaults(), None, math.inf).max_alternatives == 3
 
 
 def test_unset_settings_get_their_defaults() -> None:

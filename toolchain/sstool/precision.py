@@ -55,6 +55,7 @@ PRECISIONS: Final = {
         Precision(name="fp16", compute="fp16", rounding=2e-2),
         Precision(name="bf16", compute="bf16", rounding=1e-1),
         Precision(name="int8", compute="fp32", rounding=5e-2),
+        Precision(name="int4", compute="fp32", rounding=5e-2),
     )
 }
 """The data types by name."""

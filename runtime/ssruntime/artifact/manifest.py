@@ -15,7 +15,7 @@ SCHEMA_VERSION: Final = 5
 
 ANY_PROCESSOR: Final = "any"
 VNNI: Final = "vnni"
-QUANTIZED: Final = ("int8",)
+QUANTIZED: Final = ("int8", "int4")
 """Data types whose weights are integers, while the computation around their products is in fp32."""
 BRANCH_MARGIN: Final = 1e-4
 """Bound on the error of a branch's logits in fp32, as a fraction of the logits' scale.

@@ -67,7 +67,7 @@ TARGETS: Final = {
     for target in (
         Target(
             name="ort-cpu",
-            dtypes=("fp32", "int8"),
+            dtypes=("fp32", "int8", "int4"),
             kv_dtypes=("fp32",),
             module="ssruntime.backends.ort.target",
             packages=("onnxruntime",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -84,7 +85,9 @@ def complete(
         min_new_tokens=min_new_tokens,
         mode=config.mode or (draft.mode if draft is not None else "plain"),
         stopping=_stopping(config, draft.stopping if draft is not None else None),
-        max_alternatives=_first(config.max_alternatives, draft.max_alternatives if draft is not None else None, DEFAULT_MAX_ALTERNATIVES),
+        max_alternatives=_first(
+            config.max_alternatives, draft.max_alternatives if draft is not None else None, _alternatives(branch_margin)
+        ),
         temperature=_temperature(config, defaults),
         top_k=_first(config.top_k, defaults.top_k, 0),
         top_p=_first(config.top_p, defaults.top_p, 1.0),
@@ -125,3 +128,11 @@ def _temperature(config: GenerationConfig, defaults: CheckpointDefaults) -> floa
 
 def _first(first: V | None, second: V | None, last: V) -> V:
     return first if first is not None else second if second is not None else last
+
+
+def _alternatives(branch_margin: float) -> int:
+    """Returns the default: none where the token after an accepted alternative is always withheld.
+
+    There an alternative saves no pass, and its row is not free.
+    """
+    return 0 if math.isinf(branch_margin) else DEFAULT_MAX_ALTERNATIVES

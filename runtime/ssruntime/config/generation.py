@@ -58,8 +58,8 @@ class GenerationConfig:
         max_draft: largest number of tokens in a draft sequence, 1 to 15.
         max_alternatives: largest number of alternatives for each drafted token, 0 to 3. An alternative is a
             side branch of the token tree, one token long: one of the draft's next-best tokens, verified in
-            the same pass if it is nearly as good as the drafted one. Default 2. Sampling `rejection` uses no
-            alternatives.
+            the same pass if it is nearly as good as the drafted one. Default 2, and 0 with
+            quantized weights. Sampling `rejection` uses no alternatives.
         temperature: 0 for greedy decoding, above 0 for sampling.
         top_k: number of most probable tokens to keep; 0 keeps all.
         top_p: total probability, in (0, 1], to keep: the smallest set of best tokens that reaches it.

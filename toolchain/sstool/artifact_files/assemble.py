@@ -90,11 +90,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, lowering: Lowering) -> None:
-    decoder = build_decoder(checkpoint.folder, own_head=has_own_head(checkpoint), ignored=ignored_settings(checkpoint.config))
-    save_graphs(folder, graphs_of(cast(lower_verify(decoder, plan_lowering(checkpoint)), PRECISIONS[lowering.dtype]), skip, lowering))
+    base = lowered(checkpoint.folder, checkpoint)
+    save_graphs(folder, graphs_of(cast(base, PRECISIONS[lowering.dtype]), skip, lowering))
     # Graphs are reference cycles that hold the weights: free these before the gate loads them again.
-    del decoder
+    del base
     gc.collect()
+
+
+def lowered(folder: Path, checkpoint: Checkpoint) -> ir.Model:
+    """Returns the verify graph, in fp32, of a folder with the checkpoint's weights or others of their shapes.
+
+    Raises:
+        CheckpointError: if the weights lack a tensor.
+        UnsupportedModelError: if no correct graph can be built.
+    """
+    decoder = build_decoder(folder, own_head=has_own_head(checkpoint), ignored=ignored_settings(checkpoint.config))
+    return lower_verify(decoder, plan_lowering(checkpoint))
 
 
 def graphs_of(base: ir.Model, skip: SkipSet, lowering: Lowering) -> dict[str, ir.Model]:

@@ -199,9 +199,13 @@ def _check_quality(artifact: Artifact, checkpoint: Path, *, threads: int | None)
     Its products are compared with the same arithmetic in PyTorch, and its predictions with transformers' in
     fp32, by their KL divergence: one activation that rounds the other way changes all logits after it.
     """
+    from sstool.checkpoint.packed.folders import readable_folder
     from sstool.quantize.texts import text_length
     from sstool.validation.quality import check_quality
 
-    with open_to_check(artifact, threads=threads, max_context=text_length(artifact), draft=False) as engine:
-        reason, details = check_quality(engine, checkpoint)
+    with (
+        readable_folder(checkpoint) as folder,
+        open_to_check(artifact, threads=threads, max_context=text_length(artifact), draft=False) as engine,
+    ):
+        reason, details = check_quality(engine, folder)
     return CheckSection(status="failed" if reason else "passed", reason=reason, details=details)

@@ -15,6 +15,7 @@ from ssruntime.errors import CheckpointError, UnsupportedModelError
 from ssruntime.strict_reader import read_json_object
 from sstool.checkpoint.attention_pattern import LayerAttention, attention_pattern
 from sstool.checkpoint.mistaken_folders import refuse_mistaken_folder
+from sstool.checkpoint.packed.layout import packed_layout
 from sstool.checkpoint.quiet import quiet
 from sstool.checkpoint.rope import original_context, ropes
 from sstool.checkpoint.safetensors_files import TensorRecord, check_dtypes, check_finite, read_tensors
@@ -160,6 +161,16 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
+def count_layers(folder: Path) -> int:
+    """Returns the number of decoder layers in a checkpoint's config; its weights may be packed.
+
+    Raises:
+        CheckpointError: if the config cannot be read or does not say it.
+    """
+    settings = read_json(folder / CHECKPOINT_CONFIG)
+    return _count(folder, settings, _complete(folder, settings), "num_hidden_layers")
+
+
 def check_weights(checkpoint: Checkpoint) -> None:
     """Reads every weight that the model uses once, and refuses NaN and infinity.
 
@@ -196,8 +207,8 @@ def _family(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
         raise UnsupportedModelError(
             f"{folder} is of the family {model_type!r}, which is not yet supported", f"supported: {', '.join(sorted(SUPPORTED_FAMILIES))}"
         )
-    if config.get("quantization_config") or config.get("quantization"):  # the latter is MLX's key
-        raise UnsupportedModelError(f"{folder} is quantized", "export the checkpoint that it was quantized from")
+    if packed_layout(folder) is not None:
+        raise UnsupportedModelError(f"{folder} is quantized", "it must be unpacked first")
     return model_type, architecture
 
 

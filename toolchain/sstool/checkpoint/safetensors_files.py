@@ -54,6 +54,25 @@ def read_tensors(folder: Path, used: Callable[[Iterable[str]], Collection[str]])
         CheckpointError: if there are no safetensors, a shard is missing, a file is cut or corrupt, two files
             hold the same tensor, or a used tensor of the index is absent.
     """
+    tensors, listed = _tensors(folder)
+    wanted = used({*tensors, *listed})
+    absent = (set(listed) - tensors.keys()) & set(wanted)
+    if absent:
+        raise _absent(folder, absent)
+    return [record for name, record in tensors.items() if name in wanted]
+
+
+def all_tensors(folder: Path) -> dict[str, TensorRecord]:
+    """Returns all tensors of a checkpoint by name; errors are those of `read_tensors`."""
+    tensors, listed = _tensors(folder)
+    absent = set(listed) - tensors.keys()
+    if absent:
+        raise _absent(folder, absent)
+    return tensors
+
+
+def _tensors(folder: Path) -> tuple[dict[str, TensorRecord], list[str]]:
+    """Returns the tensors in the weight files by name, and the names that an index lists."""
     files, listed = _weight_files(folder)
     tensors: dict[str, TensorRecord] = {}
     for record in itertools.chain.from_iterable(map(_read_header, files)):
@@ -62,11 +81,11 @@ def read_tensors(folder: Path, used: Callable[[Iterable[str]], Collection[str]])
             raise CheckpointError(f"tensor {record.name!r} is in two weight files: {first.file} and {record.file.name}", _AGAIN)
     if not tensors:
         raise CheckpointError(f"the weight files in {folder} hold no tensors", _AGAIN)
-    wanted = used({*tensors, *listed})
-    absent = (set(listed) - tensors.keys()) & set(wanted)
-    if absent:
-        raise CheckpointError(f"{folder / WEIGHT_INDEX} lists tensor {min(absent)!r}, which no weight file holds", _AGAIN)
-    return [record for name, record in tensors.items() if name in wanted]
+    return tensors, listed
+
+
+def _absent(folder: Path, names: Collection[str]) -> CheckpointError:
+    return CheckpointError(f"{folder / WEIGHT_INDEX} lists tensor {min(names)!r}, which no weight file holds", _AGAIN)
 
 
 def check_dtypes(tensors: Iterable[TensorRecord]) -> None:

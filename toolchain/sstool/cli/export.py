@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 @click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML file with these settings; flags override it.")
 @click.option("--target", metavar="NAME", help="ort-cpu, ort-cuda or tensorrt.  [default: ort-cpu]")
 @click.option("--dtype", metavar="TYPE", help="Data type of the weights.  [default: the checkpoint's, where the target has it]")
-@click.option("--max-kl", type=float, metavar="X", help="int8: largest mean KL divergence from fp32, in nats.  [default: 0.02]")
-@click.option("--cpu", metavar="any|vnni", help="int8: processors that the artifact is for.  [default: vnni where this machine has it]")
+@click.option("--max-kl", type=float, metavar="X", help="int8, int4: largest mean KL divergence from fp32, in nats.  [default: 0.02]")
+@click.option("--cpu", metavar="any|vnni", help="int8, int4: processors it is for.  [default: vnni where this machine has it]")
+@click.option("--block-size", type=int, metavar="32|64|128", help="int4: weights that share a scale.  [default: 32]")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of prompt and output together.  [default: the checkpoint's]")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
 @click.option("--skip-attention", metavar="3,5,7", help="Layers whose attention the draft skips, counted from 0.")
@@ -45,6 +46,7 @@ def command(
     dtype: str | None,
     max_kl: float | None,
     cpu: str | None,
+    block_size: int | None,
     max_context: int | None,
     revision: str | None,
     skip_attention: str | None,
@@ -77,6 +79,7 @@ def command(
     quantization = QuantizationOptions(
         max_kl=max_kl if max_kl is not None else base.max_kl,
         cpu=cpu if cpu is not None else base.cpu,
+        block_size=block_size if block_size is not None else base.block_size,
         calibration=options.settings(base).calibration,
     )
     chosen = dtype if dtype is not None else base.dtype

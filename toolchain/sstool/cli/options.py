@@ -112,7 +112,8 @@ _DECODING: Final = (
         "--max-alternatives",
         type=int,
         metavar="N",
-        help="Most alternatives (one-token side branches) verified beside each drafted token, 0 to 3.  [default: as tuned, else 2]",
+        help="Most alternatives (one-token side branches) verified beside each drafted token, 0 to 3.  [default: as tuned,"
+        " else 2, or 0 in int8 and int4]",
     ),
     click.option("--threads", type=int, metavar="T", help="Threads per engine.  [default: the available physical cores]"),
     click.option(

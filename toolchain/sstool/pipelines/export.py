@@ -18,11 +18,13 @@ from ssruntime.folder_lock import require_locks
 from sstool.artifact_files.assemble import Lowering, assemble, write_manifest
 from sstool.artifact_files.publish import staged_folder
 from sstool.checkpoint.describe import Checkpoint, check_weights, describe_checkpoint
+from sstool.checkpoint.packed.folders import unpacked_folders
+from sstool.checkpoint.packed.layout import packed_layout
 from sstool.checkpoint.rope import check_scaling
 from sstool.hub import ResolvedModel, resolve
-from sstool.pipelines.quantized import assemble_quantized
+from sstool.pipelines.quantized import PackedWeights, assemble_quantized
 from sstool.precision import PRECISIONS
-from sstool.quantize.options import QuantizationOptions
+from sstool.quantize.options import INT4, QuantizationOptions
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
 from sstool.targets.base import GraphTarget
@@ -108,28 +110,54 @@ def export_artifact(request: ExportRequest) -> Artifact:
     if request.search is not None:
         _check_search(request, request.search)
     with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
-        say("reading the checkpoint")
-        model = request.model if isinstance(request.model, ResolvedModel) else resolve(request.model, request.revision)
-        checkpoint = describe_checkpoint(model.folder)
-        max_context = _max_context(request.max_context, checkpoint, target)
-        check_scaling(checkpoint.config, max_context)
-        if request.check is not None:
-            request.check(checkpoint.num_layers)
-        spec = _skip_spec(request.skip, checkpoint)
-        check_weights(checkpoint)
-        say("building the graphs")
-        lowering = Lowering(target=target, dtype=target.chosen_dtype(request.dtype, checkpoint.dtype), max_context=max_context)
-        if PRECISIONS[lowering.dtype].is_quantized:
-            assemble_quantized(folder, model, checkpoint, spec, lowering, request.quantization, say)
-        else:
-            manifest = assemble(folder, model, checkpoint, spec, lowering)
-            say("comparing with the checkpoint")
-            gate = _gate(folder, checkpoint)
-            write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+        _assemble(folder, request, target, say)
         if request.search is not None:
             _search_draft(folder, request, request.search, until_published)
         say("publishing")
     return read_artifact(Path(request.out))
+
+
+def _assemble(folder: Path, request: ExportRequest, target: GraphTarget, say: Progress) -> None:
+    """Writes a whole artifact that has passed the gate."""
+    say("reading the checkpoint")
+    model = request.model if isinstance(request.model, ResolvedModel) else resolve(request.model, request.revision)
+    layout = packed_layout(model.folder)
+    if layout is None:
+        _assemble_numbers(folder, request, target, model, None, say)
+        return
+    dtype = target.chosen_dtype(request.dtype, INT4)
+    if dtype != INT4:
+        raise UnsupportedModelError(
+            f"{model.folder} is quantized already, with {layout.method}: it can be exported in int4, not in {dtype}",
+            "--target ort-cpu --dtype int4, or export the checkpoint that it was quantized from",
+        )
+    say("unpacking the weights")
+    with unpacked_folders(model.folder, layout, folder) as unpacked:
+        numbers = dataclasses.replace(model, folder=unpacked.numbers)
+        request = dataclasses.replace(request, dtype=dtype)
+        _assemble_numbers(folder, request, target, numbers, PackedWeights(layout, unpacked.codes), say)
+
+
+def _assemble_numbers(
+    folder: Path, request: ExportRequest, target: GraphTarget, model: ResolvedModel, packed: PackedWeights | None, say: Progress
+) -> None:
+    """Writes a whole artifact of a checkpoint whose weights are floating-point numbers."""
+    checkpoint = describe_checkpoint(model.folder)
+    max_context = _max_context(request.max_context, checkpoint, target)
+    check_scaling(checkpoint.config, max_context)
+    if request.check is not None:
+        request.check(checkpoint.num_layers)
+    spec = _skip_spec(request.skip, checkpoint)
+    check_weights(checkpoint)
+    say("building the graphs")
+    lowering = Lowering(target=target, dtype=target.chosen_dtype(request.dtype, checkpoint.dtype), max_context=max_context)
+    if PRECISIONS[lowering.dtype].is_quantized:
+        assemble_quantized(folder, model, checkpoint, spec, lowering, request.quantization, packed, say)
+        return
+    manifest = assemble(folder, model, checkpoint, spec, lowering)
+    say("comparing with the checkpoint")
+    gate = _gate(folder, checkpoint)
+    write_manifest(folder, dataclasses.replace(manifest, gate=gate))
 
 
 def _gate(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:

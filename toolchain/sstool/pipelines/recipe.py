@@ -26,6 +26,7 @@ class Recipe:
         target: execution target that the graphs are lowered for.
         max_kl: largest mean KL divergence of a quantized model from fp32, in nats.
         cpu: processors that a quantized artifact is for: `any` or `vnni`.
+        block_size: rows of a block of weights in int4: 32, 64 or 128.
         max_context: length of the longest sequence in tokens.
         num_layers: number of decoder layers of the model that the recipe is for; a model of another depth is
             refused.
@@ -43,6 +44,7 @@ class Recipe:
     target: str | None = None
     max_kl: float | None = None
     cpu: str | None = None
+    block_size: int | None = None
     max_context: int | None = None
     num_layers: int | None = None
     skip_set: SkipSpec | None = None

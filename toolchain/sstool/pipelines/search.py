@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.errors import ArtifactError, RecipeError
 from ssruntime.folder_lock import require_locks
 from ssruntime.scratch import write_whole
 from sstool.artifact_files.publish import recover, staged_folder
-from sstool.checkpoint.describe import describe_checkpoint
+from sstool.checkpoint.describe import count_layers, describe_checkpoint
+from sstool.checkpoint.packed.layout import packed_layout
 from sstool.hub import ResolvedModel, resolve
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.pipelines.recipe import Recipe, check_recipe_depth
@@ -28,6 +30,9 @@ from sstool.search.run import SearchOutcome, SearchRequest, check_search, run_se
 from sstool.search.settings import SearchSettings
 from sstool.search_report.page import try_report
 from sstool.skip_set import SkipSpec
+
+_EXPORT_SETTINGS: Final = ("target", "dtype", "max_context", "max_kl", "cpu", "block_size")
+"""Settings of a recipe that decide what is exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +102,8 @@ def _check_model(target: SearchTarget) -> ResolvedModel | None:
     else:
         assert target.model is not None
         model = resolve(target.model, target.recipe.revision if target.recipe.model == target.model else None)
-        num_layers = describe_checkpoint(model.folder).num_layers
+        is_packed = packed_layout(model.folder) is not None
+        num_layers = count_layers(model.folder) if is_packed else describe_checkpoint(model.folder).num_layers
     check_recipe_depth(target.recipe, num_layers, where=target.recipe_name)
     return model
 
@@ -132,8 +138,8 @@ def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> 
             if (work / CHECKPOINT).read_bytes() == checkpoint:
                 return artifact
             raise RecipeError(
-                f"{work} holds a search for another checkpoint, or the checkpoint's files have changed since",
-                "pass the checkpoint that the search started with, or start over with --force instead of --resume",
+                f"{work} holds a search for another checkpoint or other export settings, or the checkpoint's files have changed since",
+                "pass what the search started with, or start over with --force instead of --resume",
             )
     artifact = export_artifact(
         ExportRequest(
@@ -143,7 +149,9 @@ def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> 
             target=recipe.target or ExportRequest.target,
             dtype=recipe.dtype or ExportRequest.dtype,
             max_context=recipe.max_context,
-            quantization=QuantizationOptions(max_kl=recipe.max_kl, cpu=recipe.cpu, calibration=target.settings.calibration),
+            quantization=QuantizationOptions(
+                max_kl=recipe.max_kl, cpu=recipe.cpu, block_size=recipe.block_size, calibration=target.settings.calibration
+            ),
             progress=target.progress,
         )
     )
@@ -155,7 +163,8 @@ def _checkpoint_json(model: ResolvedModel, recipe: Recipe) -> bytes:
     """Returns the identity of a checkpoint and its export, without reading the weights."""
     files = sorted(path for pattern in ("*.json", "*.safetensors") for path in model.folder.glob(pattern) if path.is_file())
     stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    found = {"folder": str(model.folder.resolve()), "revision": model.revision, "max_context": recipe.max_context, "files": stats}
+    settings = {name: getattr(recipe, name) for name in _EXPORT_SETTINGS}
+    found = {"folder": str(model.folder.resolve()), "revision": model.revision, **settings, "files": stats}
     return (json.dumps(found) + "\n").encode()
 
 

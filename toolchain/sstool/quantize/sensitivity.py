@@ -1,4 +1,4 @@
-"""Measures what quantizing each sublayer alone costs, and chooses the sublayers that stay in fp32."""
+"""Measures what quantizing each sublayer alone costs, and chooses the sublayers that get more bits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from ssruntime.artifact import SkipSet
 from ssruntime.backends.base import Backend
 from sstool.artifact_files.graph_files import serialize
 from sstool.graph.lower import lower_draft
+from sstool.graph.passes.block_products import INTEGER_ACTIVATIONS
 from sstool.graph.products import product_groups
 from sstool.quantize.plan import Part, QuantizationPlan
 from sstool.quantize.quality import Logits, Quality, compare_quality, engine_logits, logits_of
 
 MOST_TOKENS: Final = 256
 """Tokens of calibration text that each sublayer is measured on."""
-KEPT_BUDGET: Final = 0.1
-"""Largest growth of the quantized weights by sublayers that stay in fp32."""
-_FP32_BYTES: Final = 4
 
 
 def measure_parts(
@@ -52,36 +50,39 @@ def measure_parts(
     return compare_quality(reference, variant(backend, base, plan, parts), some), costs
 
 
-def variant(backend: Backend, base: ir.Model, plan: QuantizationPlan, parts: Sequence[Part]) -> Logits:
+def variant(
+    backend: Backend, base: ir.Model, plan: QuantizationPlan, parts: Sequence[Part], *, accuracy_level: int = INTEGER_ACTIVATIONS
+) -> Logits:
     """Returns the logits of the model with some parts quantized, over the fp32 engine's weights."""
-    graph = serialize(plan.apply(lower_draft(base, SkipSet()), only=parts))
+    graph = serialize(plan.apply(lower_draft(base, SkipSet()), only=parts, accuracy_level=accuracy_level))
     return logits_of(backend.new_slot(backend.max_context, backend.open_draft(graph, "a quantized variant")), draft=True)
 
 
-def choose_kept(base: ir.Model, whole: float, costs: Mapping[Part, float], *, aim: float) -> frozenset[Part]:
-    """Returns the parts to keep in fp32 so that the mean KL divergence comes down to an aim.
+def choose_kept(base: ir.Model, whole: float, costs: Mapping[Part, float], *, aim: float, growth: float, budget: float) -> frozenset[Part]:
+    """Returns the parts to give more bits to so that the mean KL divergence comes down to an aim.
 
-    Parts that cost much for their size come first. They take at most `KEPT_BUDGET` of the quantized weights.
+    Parts that cost much for their size come first.
 
     Args:
         base: the fp32 graph.
         whole: mean KL divergence with everything quantized.
         costs: that of each part quantized alone; their differences are taken to add up.
         aim: largest mean KL divergence that is wanted.
+        growth: how much a part's weights grow, as a fraction of their quantized size.
+        budget: largest growth of all quantized weights, as a fraction of their size.
     """
     sizes: dict[Part, int] = {}
     for group in product_groups(base.graph):
         sizes[group.sublayer] = sizes.get(group.sublayer, 0) + sum(rows * columns for rows, columns in (p.shape for p in group.products))
-    room = KEPT_BUDGET * sum(sizes.values())
+    room = budget * sum(sizes.values())
     scale = whole / max(sum(costs.values()), 1e-30)
     kept: set[Part] = set()
     for part in sorted(costs, key=lambda p: -costs[p] / sizes[p]):
-        growth = (_FP32_BYTES - 1) * sizes[part]
         if whole <= aim:
             break
-        if growth <= room:
+        if growth * sizes[part] <= room:
             kept.add(part)
-            room -= growth
+            room -= growth * sizes[part]
             whole -= scale * costs[part]
     return frozenset(kept)
 

@@ -12,7 +12,7 @@ from ssruntime.artifact import ANY_PROCESSOR, MANIFEST, VNNI, WEIGHTS, Artifact,
 from sstool.artifact_files.assemble import Lowering, describe_files, graphs_of, write_manifest
 from sstool.artifact_files.graph_files import save_graphs
 from sstool.checkpoint.linked_folder import link_or_copy
-from sstool.quantize.plan import SAFE_LEVELS, QuantizationPlan
+from sstool.quantize.plan import QuantizationPlan
 from sstool.skip_set import SkipSpec
 
 
@@ -40,7 +40,7 @@ def write_quantized(source: Artifact, folder: Path, plan: QuantizationPlan, spec
         model=dataclasses.replace(source.manifest.model, weight_bytes=files[WEIGHTS].size),
         dtype=lowering.dtype,
         drafts=(spec.draft_entry(lowering.dtype),),
-        instructions=ANY_PROCESSOR if plan.levels <= SAFE_LEVELS else VNNI,
+        instructions=VNNI if plan.needs_vnni else ANY_PROCESSOR,
         files=files,
     )
     write_manifest(folder, manifest)

@@ -13,4 +13,6 @@ def _finish(model: ir.Model, _max_context: int) -> ir.Model:
     return model
 
 
-ORT_CPU: Final = GraphTarget(name="ort-cpu", dtypes=("fp32", "int8"), finish=_finish, keeps_base=False, has_step=True, usual_context=None)
+ORT_CPU: Final = GraphTarget(
+    name="ort-cpu", dtypes=("fp32", "int8", "int4"), finish=_finish, keeps_base=False, has_step=True, usual_context=None
+)

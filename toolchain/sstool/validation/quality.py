@@ -12,7 +12,7 @@ from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 from sstool.quantize.options import DEFAULT_MAX_KL
 from sstool.quantize.quality import compare_quality, engine_logits
 from sstool.quantize.texts import read_texts
-from sstool.validation.integer_products import measure_products
+from sstool.validation.products.report import measure_products
 from sstool.validation.reference import Reference
 
 QUALITY_KEY: Final = "quality"

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from ssruntime.acceptance import Acceptance, make_acceptance
 from ssruntime.artifact import VERIFY_GRAPH
 from ssruntime.backends.base import Backend, DraftEngine, Slot, processor_of
-from ssruntime.config import DEFAULT_MAX_ALTERNATIVES
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import Proposal
 from ssruntime.proposers.skip import SkipProposer
@@ -84,7 +83,9 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
     rows, errors = [], []
     for context in _contexts(engine.backend.max_context):
         slot, token = _prefilled(builder.backend, texts, context)
-        sample = _measure(_RoundStart(slot, make_acceptance(complete, context), token, context), sessions, patience)
+        sample = _measure(
+            _RoundStart(slot, make_acceptance(complete, context), complete.max_alternatives, token, context), sessions, patience
+        )
         row, error = fit(context, sample, probes, weights)
         rows.append(row)
         errors.append(error)
@@ -150,6 +151,7 @@ class _RoundStart:
 
     slot: Slot
     acceptance: Acceptance
+    max_alternatives: int
     token: int
     context: int
 
@@ -207,7 +209,7 @@ def _round(start: _RoundStart, session: DraftEngine, length: int) -> _Round:
     slot, token, context = start.slot, start.token, start.context
     slot.use_draft(session)
     proposer = SkipProposer(
-        start.acceptance, FixedStopping(), max_alternatives=DEFAULT_MAX_ALTERNATIVES, alternatives_end=slot.alternatives_end
+        start.acceptance, FixedStopping(), max_alternatives=start.max_alternatives, alternatives_end=slot.alternatives_end
     )
     ids = [0] * context + [token]  # of the tokens with KV, a proposer reads no ids
     _propose(slot, proposer, ids, 1)  # warm-up: binds the draft's buffers

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sstool.quantize.matrices import column_scales, rounded
-from sstool.quantize.plan import FULL_LEVELS, SAFE_LEVELS
+from sstool.quantize.formats.int8_columns import FULL_LEVELS, SAFE_LEVELS, column_scales, rounded
 
 LARGEST_ACTIVATION = 255
 LARGEST_16_BITS = 2**15 - 1

@@ -1,4 +1,4 @@
-"""Every supported family in int8: exact products, equal bits in all passes, drafts that change no token."""
+"""Every supported family in int8 and int4: exact products, equal bits in all passes, lossless drafts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MakeModel = Callable[[str, int], Path]
 
 USUAL = ("gpt2", "llama", "mixtral", "olmo2")
 """Families of the ordinary run: biases and layer norms, gated MLPs, experts, and inputs without a norm."""
-RANDOM_WEIGHTS_KL = 2.0
+RANDOM_WEIGHTS_KL = 5.0
 """What rounding does to the predictions of random weights says nothing about quality."""
 
 
@@ -31,9 +31,9 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def require_sound(model: Path, calibration: Path, out: Path) -> None:
+def require_sound(model: Path, dtype: str, calibration: Path, out: Path) -> None:
     options = QuantizationOptions(max_kl=RANDOM_WEIGHTS_KL, calibration=str(calibration))
-    gate = export_artifact(ExportRequest(model=model, out=out, dtype="int8", quantization=options)).manifest.gate
+    gate = export_artifact(ExportRequest(model=model, out=out, dtype=dtype, quantization=options)).manifest.gate
     assert gate["parity"]["passed"]
     assert gate["products"]["passed"]
     assert gate["bits"]["rows"] > 400
@@ -41,13 +41,16 @@ def require_sound(model: Path, calibration: Path, out: Path) -> None:
     assert gate["lossless"]["identical"] == "yes"
 
 
-@pytest.mark.parametrize("family", USUAL)
-def test_usual_families(family: str, family_model: MakeModel, calibration: Path, tmp_path: Path) -> None:
-    require_sound(family_model(family, 0), calibration, tmp_path / "out")
+@pytest.mark.parametrize(("family", "dtype"), [*((family, "int8") for family in USUAL), ("gpt2", "int4"), ("mixtral", "int4")])
+def test_usual_families(family: str, dtype: str, family_model: MakeModel, calibration: Path, tmp_path: Path) -> None:
+    require_sound(family_model(family, 0), dtype, calibration, tmp_path / "out")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
 @pytest.mark.parametrize("shape", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_in_both_shapes(family: str, shape: int, family_model: MakeModel, calibration: Path, tmp_path: Path) -> None:
-    require_sound(family_model(family, shape), calibration, tmp_path / "out")
+def test_every_family_in_both_shapes(
+    family: str, shape: int, dtype: str, family_model: MakeModel, calibration: Path, tmp_path: Path
+) -> None:
+    require_sound(family_model(family, shape), dtype, calibration, tmp_path / "out")
