@@ -192,8 +192,8 @@ def test_a_search_is_not_resumed_for_another_checkpoint(
     fails(
         sstool, "search", "--model", other, "--out", tmp_path / "out", "--resume", *given, expected="holds a search for another checkpoint"
     )
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("dtype: int8\n")
+    recipe = tmp_path / "int8.yaml"
+    recipe.write_text(f"{RECIPE}dtype: int8\n", encoding="utf-8")
     again = ("search", "--model", model, "--out", tmp_path / "out", "--resume", *given)
     fails(sstool, *again, "--recipe", recipe, expected="or other export settings")
     fails(sstool, "search", "--model", model, "--out", tmp_path / "out", *given, expected="holds an interrupted search of 4 trials")

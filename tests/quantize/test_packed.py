@@ -233,3 +233,30 @@ def test_unpacked_checkpoints_have_no_layout(demo_model: Path) -> None:
     assert packed_layout(demo_model) is None
     with readable_folder(demo_model) as folder:
         assert folder == demo_model
+
+
+def test_an_unsupported_family_is_named_before_anything_is_unpacked(wide_tiny: Path, tmp_path: Path) -> None:
+    packed_model(wide_tiny, tmp_path / "model", method="awq", group=32, symmetric=True)
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps({**config, "model_type": "bert", "architectures": ["BertForCausalLM"]}))
+    assert str(tmp_path / "model") in refused(tmp_path / "model", tmp_path / "out").message
+
+
+def test_errors_name_the_folder_that_the_user_gave(wide_tiny: Path, calibration: str, tmp_path: Path) -> None:
+    packed_model(wide_tiny, tmp_path / "model", method="awq", group=32, symmetric=True)
+    options = QuantizationOptions(calibration=calibration, max_kl=1e-9)
+    error = refused(tmp_path / "model", tmp_path / "out", dtype="int4", quantization=options)
+    assert error.message.startswith(f"{tmp_path / 'model'}: in int4 the predictions differ too much")
+
+
+def test_a_disk_that_refuses_is_an_error_of_the_disk(wide_tiny: Path, tmp_path: Path) -> None:
+    import resource
+
+    packed_model(wide_tiny, tmp_path / "model", method="awq", group=32, symmetric=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), readable_folder(tmp_path / "model"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

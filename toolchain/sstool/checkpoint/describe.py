@@ -125,6 +125,8 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
     refuse_mistaken_folder(folder)
     settings = read_json(folder / CHECKPOINT_CONFIG)
     model_type, architecture = _family(folder, settings)
+    if packed_layout(folder) is not None:
+        raise UnsupportedModelError(f"{folder} is quantized", "export the checkpoint that it was quantized from")
     config = _complete(folder, settings)
     tensors = tuple(read_tensors(folder, lambda names: used_tensors(config, names)))
     check_dtypes(tensors)
@@ -162,12 +164,15 @@ def describe_checkpoint(folder: Path) -> Checkpoint:
 
 
 def count_layers(folder: Path) -> int:
-    """Returns the number of decoder layers in a checkpoint's config; its weights may be packed.
+    """Returns the number of decoder layers of a checkpoint without reading its weights, which may be packed.
 
     Raises:
-        CheckpointError: if the config cannot be read or does not say it.
+        CheckpointError: if the config or the tokenizer is missing or damaged, or the model is not a decoder.
+        UnsupportedModelError: if the family is not supported.
     """
     settings = read_json(folder / CHECKPOINT_CONFIG)
+    _family(folder, settings)
+    _check_tokenizer(folder)
     return _count(folder, settings, _complete(folder, settings), "num_hidden_layers")
 
 
@@ -207,8 +212,6 @@ def _family(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
         raise UnsupportedModelError(
             f"{folder} is of the family {model_type!r}, which is not yet supported", f"supported: {', '.join(sorted(SUPPORTED_FAMILIES))}"
         )
-    if packed_layout(folder) is not None:
-        raise UnsupportedModelError(f"{folder} is quantized", "it must be unpacked first")
     return model_type, architecture
 
 

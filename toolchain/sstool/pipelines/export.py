@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from ssruntime.artifact import Artifact, SkipSet, read_artifact
 from ssruntime.checks import check_choice
-from ssruntime.errors import ArtifactError, ConfigError, UnsupportedModelError
+from ssruntime.errors import ArtifactError, ConfigError, SelfSpecError, UnsupportedModelError
 from ssruntime.folder_lock import require_locks
 from sstool.artifact_files.assemble import Lowering, assemble, write_manifest
 from sstool.artifact_files.publish import staged_folder
-from sstool.checkpoint.describe import Checkpoint, check_weights, describe_checkpoint
+from sstool.checkpoint.describe import Checkpoint, check_weights, count_layers, describe_checkpoint
 from sstool.checkpoint.packed.folders import unpacked_folders
 from sstool.checkpoint.packed.layout import packed_layout
 from sstool.checkpoint.rope import check_scaling
@@ -131,11 +131,17 @@ def _assemble(folder: Path, request: ExportRequest, target: GraphTarget, say: Pr
             f"{model.folder} is quantized already, with {layout.method}: it can be exported in int4, not in {dtype}",
             "--target ort-cpu --dtype int4, or export the checkpoint that it was quantized from",
         )
+    num_layers = count_layers(model.folder)
+    if request.check is not None:
+        request.check(num_layers)
     say("unpacking the weights")
     with unpacked_folders(model.folder, layout, folder) as unpacked:
         numbers = dataclasses.replace(model, folder=unpacked.numbers)
         request = dataclasses.replace(request, dtype=dtype)
-        _assemble_numbers(folder, request, target, numbers, PackedWeights(layout, unpacked.codes), say)
+        try:
+            _assemble_numbers(folder, request, target, numbers, PackedWeights(layout, unpacked.codes), say)
+        except SelfSpecError as err:  # the user knows the packed folder only
+            raise type(err)(err.message.replace(str(unpacked.numbers), str(model.folder)), err.hint) from err
 
 
 def _assemble_numbers(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -138,12 +140,28 @@ class _Shards:
         (self.folder / WEIGHT_INDEX).write_text(json.dumps(index), encoding="utf-8")
 
     def _flush(self) -> None:
-        from safetensors.torch import save_file
-
         if not self.pending:
             return
         self.files += 1
         name = f"model-{self.files:05}.safetensors"
-        save_file(self.pending, self.folder / name, metadata={"format": "pt"})
+        _save(self.pending, self.folder / name)
         self.places |= dict.fromkeys(self.pending, name)
         self.pending = {}
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a weight file.
+
+    Raises:
+        OSError: if the disk is full or refuses; the library reports that as an error of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as err:
+        code = re.search(r"os error (\d+)", str(err))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from err

@@ -74,6 +74,8 @@ def unpack(name: str, tensors: dict[str, torch.Tensor], layout: PackedLayout) ->
         raise CheckpointError(f"{name}: its packed tensors are no matrices of int32", _AGAIN)
     if scales.dtype not in (torch.float16, torch.bfloat16):
         raise UnsupportedModelError(f"{name}: its scales are {scales.dtype}; float16 and bfloat16 are read", "save them as float16")
+    if not torch.isfinite(scales).all():
+        raise CheckpointError(f"{name}: its scales hold numbers that are NaN or infinite", "the weights are damaged or diverged")
     is_gptq = layout.method == GPTQ
     codes = _along_rows(packed) if is_gptq else _along_columns(packed)[:, _columns_of(packed)]
     zeros = _along_columns(packed_zeros) if is_gptq else _along_columns(packed_zeros)[:, _columns_of(packed_zeros)]
