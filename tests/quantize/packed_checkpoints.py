@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,23 @@ AWQ_PLACES = (0, 2, 4, 6, 1, 3, 5, 7)
 """The column that lies in each place of an AWQ word, from the lowest bits."""
 
 
+PROJECTIONS = re.compile(r"(_proj|\.w[123])\.weight$")
+
+
 def packed_model(
-    source: Path, out: Path, *, method: str, group: int, symmetric: bool, act_order: bool = False, settings: dict[str, Any] | None = None
+    source: Path,
+    out: Path,
+    *,
+    method: str,
+    group: int,
+    symmetric: bool,
+    act_order: bool = False,
+    settings: dict[str, Any] | None = None,
+    projections: re.Pattern[str] = PROJECTIONS,
 ) -> dict[str, NDArray[np.float16]]:
-    """Packs every projection of a checkpoint; returns the reference dequantization of each, [out, in].
+    """Packs projections of a checkpoint; returns the reference dequantization of each, [out, in].
+
+    As their tools do, it leaves out matrices whose sizes do not fit.
 
     Args:
         source: checkpoint folder with one weight file.
@@ -28,6 +42,7 @@ def packed_model(
         symmetric: whether all zero points are 8.
         act_order: whether the rows are grouped in an order of their own.
         settings: changes of the quantization's description.
+        projections: the names of the weights to pack.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -35,7 +50,7 @@ def packed_model(
     copy_of(source, out)
     weights = load_file(out / "model.safetensors")
     restored = {}
-    for name in [n for n in weights if "_proj.weight" in n]:
+    for name in [n for n, values in weights.items() if projections.search(n) and _fits(values.shape, group)]:
         matrix = weights.pop(name).float().numpy().T
         module, rows = name.removesuffix(".weight"), matrix.shape[0]
         codes, zeros, scales = quantized(matrix, rows if group < 0 else group, symmetric=symmetric)
@@ -56,6 +71,11 @@ def packed_model(
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "quantization_config": {**described, **(settings or {})}}))
     return restored
+
+
+def _fits(shape: tuple[int, ...], group: int) -> bool:
+    columns, rows = shape
+    return columns % 8 == 0 and rows % (8 if group < 0 else group) == 0
 
 
 def quantized(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from sstool.check.run import CheckOptions, run_check
 from sstool.checkpoint.packed.folders import readable_folder
 from sstool.checkpoint.packed.layout import packed_layout
 from sstool.graph.passes.block_products import OPERATOR, unpacked
+from sstool.pipelines import quantized
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.quantize.options import QuantizationOptions
+from sstool.quantize.plan import GroupPlan
+from tests.families.checkpoints import make_checkpoint
 from tests.quantize.conftest import SKIP
 from tests.quantize.packed_checkpoints import packed_model
 from tests.toolchain.tiny_llama import make_llama
@@ -120,6 +125,54 @@ def test_every_format_is_exported(wide_tiny: Path, calibration: str, tmp_path: P
     assert gate["quality"]["unpacked"]["max_relative"] < 1e-5
     assert gate["products"]["passed"]
     assert gate["bits"]["differing"] == 0
+
+
+@pytest.mark.parametrize(("names", "products"), [("q|k|v|down", 2), ("q|up|o|down", 2)])
+def test_products_that_are_not_packed_as_a_whole_stay_in_fp32(
+    wide_tiny: Path, calibration: str, tmp_path: Path, names: str, products: int
+) -> None:
+    # The graph has one product for q, k and v, and one for gate and up.
+    projections = re.compile(rf"\.({names})_proj\.weight$")
+    packed_model(wide_tiny, tmp_path / "model", method="gptq", group=32, symmetric=False, projections=projections)
+    options = QuantizationOptions(calibration=calibration, max_kl=1.0)
+    artifact = export_artifact(ExportRequest(model=tmp_path / "model", out=tmp_path / "out", dtype="int4", quantization=options))
+    quality = artifact.manifest.gate["quality"]
+    assert quality["unpacked"]["products"] == products * 4
+    assert quality["unpacked"]["max_relative"] < 1e-5
+    in_blocks = [node for node in ir.load(artifact.base_graph()).graph if node.op_type == OPERATOR]
+    assert len(in_blocks) == products * 4
+    assert artifact.manifest.gate["bits"]["differing"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("family", ["phi3", "mixtral", "qwen2", "qwen3_moe", "gemma2", "starcoder2"])
+def test_packed_checkpoints_of_other_families(family: str, method: str, calibration: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "plain", family, 0)
+    packed = packed_model(tmp_path / "plain", tmp_path / "model", method=method, group=32, symmetric=False)
+    options = QuantizationOptions(calibration=calibration, max_kl=1.0)
+    gate = export_artifact(ExportRequest(model=tmp_path / "model", out=tmp_path / "out", dtype="int4", quantization=options)).manifest.gate
+    assert 0 < gate["quality"]["unpacked"]["products"] <= len(packed)
+    assert gate["quality"]["unpacked"]["max_relative"] < 1e-5
+    assert gate["bits"]["differing"] == 0
+
+
+def test_packed_weights_that_differ_from_their_numbers_are_seen(
+    wide_tiny: Path, calibration: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed_model(wide_tiny, tmp_path / "model", method="gptq", group=32, symmetric=True)
+    real = quantized.imported_groups
+
+    def changed_groups(*args: Any, **kwargs: Any) -> dict[str, GroupPlan]:
+        groups = real(*args, **kwargs)
+        name, group = next(iter(groups.items()))
+        weights = {key: replace(found, scales=found.scales * np.float32(1.001)) for key, found in group.weights.items()}
+        return {**groups, name: replace(group, weights=weights)}
+
+    monkeypatch.setattr(quantized, "imported_groups", changed_groups)
+    options = QuantizationOptions(calibration=calibration, max_kl=1.0)
+    error = refused(tmp_path / "model", tmp_path / "out", dtype="int4", quantization=options)
+    assert "logits of the packed weights differ" in error.message
 
 
 @pytest.mark.slow

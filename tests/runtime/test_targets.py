@@ -55,7 +55,7 @@ def decoded(folder: Path, **how: Any) -> tuple[list[int], float, str]:
     ("changes", "message"),
     [
         ({"target": "ort-tpu"}, r"expected a target among ort-cpu.*, found 'ort-tpu'"),
-        ({"dtype": "fp16"}, r"dtype: target ort-cpu runs fp32, int8, found 'fp16'"),
+        ({"dtype": "fp16"}, r"dtype: target ort-cpu runs fp32, int8, int4, found 'fp16'"),
         ({"kv": {"num_layers": 2, "kv_heads": 1, "head_dim": 1, "dtype": "int8"}}, r"kv: dtype: target ort-cpu runs fp32, found 'int8'"),
     ],
 )

@@ -145,7 +145,7 @@ def test_a_context_out_of_range_is_refused(max_context: int, tiny_model: Path, t
     ("changes", "error", "message"),
     [
         ({"target": "ort-cpuu"}, ConfigError, "target must be one of ort-cpu, ort-cuda, tensorrt, found 'ort-cpuu'"),
-        ({"dtype": "fp8"}, ConfigError, "dtype must be one of fp32, fp16, bf16, int8, found 'fp8'"),
+        ({"dtype": "fp8"}, ConfigError, "dtype must be one of fp32, fp16, bf16, int8, int4, found 'fp8'"),
         ({"skip": SkipSpec(mlp=(LAYERS,))}, RecipeError, f"mlp layer {LAYERS} does not exist"),
         ({"model": "./nowhere"}, CheckpointError, "no model folder"),
     ],

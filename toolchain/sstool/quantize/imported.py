@@ -70,11 +70,12 @@ def imported_groups(base: ir.Model, marked: ir.Model, *, group: int, block: int)
 
 
 def _imported(product: Product, marks: Product, group: int, block: int) -> ImportedBlocks | None:
-    """Returns what a packed matrix holds; None for a matrix that is not packed."""
+    """Returns what a packed matrix holds; None for one that is not packed, or only in part."""
     import torch
 
     numbers, marked = product.matrix(), marks.matrix()
-    if np.array_equal(numbers, marked):
+    # Columns that are not packed hold the same numbers in both. Fused projections may have some.
+    if ((numbers == marked).all(axis=0) & marked.any(axis=0)).any():
         return None
     rows, columns = product.shape
     group = rows if group == WHOLE_COLUMN else group

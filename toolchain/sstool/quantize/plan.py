@@ -43,7 +43,7 @@ class QuantizationPlan:
     """What is chosen for a model.
 
     Attributes:
-        groups: by the name of a group of products.
+        groups: by the name of a group of products; groups that are not named stay in fp32.
         kept: parts that stay in fp32.
     """
 
@@ -73,7 +73,8 @@ class QuantizationPlan:
             accuracy_level: accuracy level of products in 4 bits.
         """
         parts = {group.sublayer for group in product_groups(model.graph)} - self.kept if only is None else set(only)
-        chosen = {group.name: self.groups[group.name] for group in product_groups(model.graph) if group.sublayer in parts}
+        names = {group.name for group in product_groups(model.graph) if group.sublayer in parts}
+        chosen = {name: group for name, group in self.groups.items() if name in names}
         factors = {name: group.factor for name, group in chosen.items() if group.factor is not None}
         smooth = run_passes(model, ScaleChannelsPass(factors)) if factors else model
         weights = {name: found for group in chosen.values() for name, found in group.weights.items()}
