@@ -20,7 +20,9 @@ from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfi
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
 from ssruntime.folder_lock import require_locks
 from ssruntime.machine import default_threads
-from ssruntime.proposers import make_proposer
+from ssruntime.pass_costs.planners import Planners
+from ssruntime.planning.planner import Planner
+from ssruntime.proposers import Parts, make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.single import decode
 from ssruntime.sequence import Sequence
@@ -128,6 +130,7 @@ class Engine:
         self._codec = codec
         self._draft = draft
         self._is_closed = False
+        self._planners = Planners(artifact, backend, draft)
 
     def generate(
         self,
@@ -157,8 +160,9 @@ class Engine:
         deadline = _deadline(timeout)
         slot = self._acquire(timeout)
         try:
-            sequence, text = self._begin(slot, ids, settings, trace)
-            tokens = [token for new in decode(sequence, slot, deadline=deadline) for token in new]
+            planner = self._planners.planner_for(settings, slot)
+            sequence, text = self._begin(slot, ids, settings, planner, trace)
+            tokens = [token for new in decode(sequence, slot, costs=planner.costs, deadline=deadline) for token in new]
         finally:
             self.backend.release(slot)
         assert sequence.finish_reason is not None
@@ -172,7 +176,13 @@ class Engine:
         )
 
     def decode_on(
-        self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, *, trace: Trace | None = None
+        self,
+        slot: Slot,
+        ids: abc.Sequence[int],
+        settings: DecodeSettings,
+        *,
+        planner: Planner | None = None,
+        trace: Trace | None = None,
     ) -> tuple[list[int], DecodeStats]:
         """Returns the tokens and statistics of decoding on the caller's slot, with the draft of that slot.
 
@@ -182,10 +192,12 @@ class Engine:
             slot: slot that no other thread uses during the call.
             ids: token ids of the prompt.
             settings: completed decoding settings.
+            planner: costs and odds of acceptance of that draft; None for those of this engine's draft.
             trace: record to fill with the verify passes.
         """
-        sequence, _ = self._begin(slot, ids, settings, trace)
-        return [token for new in decode(sequence, slot) for token in new], sequence.stats
+        planner = planner or self._planners.planner_for(settings, slot)
+        sequence, _ = self._begin(slot, ids, settings, planner, trace)
+        return [token for new in decode(sequence, slot, costs=planner.costs) for token in new], sequence.stats
 
     def stream(
         self,
@@ -261,8 +273,9 @@ class Engine:
         deadline = _deadline(timeout)
         slot = self._acquire(timeout)
         try:
-            sequence, text = self._begin(slot, ids, settings, trace)
-            for new in decode(sequence, slot, deadline=deadline):
+            planner = self._planners.planner_for(settings, slot)
+            sequence, text = self._begin(slot, ids, settings, planner, trace)
+            for new in decode(sequence, slot, costs=planner.costs, deadline=deadline):
                 if sequence.finish_reason is None:
                     yield Chunk(text.take(new), tuple(new))
                 else:
@@ -275,7 +288,9 @@ class Engine:
             raise BackendUnavailableError("this engine is closed", "load the artifact again")
         return self.backend.acquire(timeout)
 
-    def _begin(self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, trace: Trace | None) -> tuple[Sequence, OutputText]:
+    def _begin(
+        self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, planner: Planner, trace: Trace | None
+    ) -> tuple[Sequence, OutputText]:
         """Returns a new sequence for a slot, and the text that it writes to."""
         acceptance = make_acceptance(settings, len(ids))
         text = OutputText(
@@ -290,7 +305,7 @@ class Engine:
             settings,
             slot,
             acceptance=acceptance,
-            proposer=make_proposer(settings, acceptance, alternatives_end=slot.alternatives_end),
+            proposer=make_proposer(Parts(settings, acceptance, planner, slot.alternatives_end)),
             stop_watch=text if text.has_stops else None,
             trace=trace,
         )

@@ -146,13 +146,16 @@ class Sequence:
         yield None
 
     def _rounds(self, proposer: Proposer) -> Generator[Pass | None, StepOutput, None]:
-        stats, max_draft = self.stats, self._settings.stopping.max_draft
+        stats = self.stats
         while self.finish_reason is None:
             start, position = self.start, len(self.ids)
             committed = self.ids[start:]
             # A round emits one token more than it accepts, so a draft up to the end would waste its last one.
-            limit = min(max_draft, self._end - position - 1, MAX_QUERY_LENGTH - len(committed))
+            limit = min(self._end - position - 1, MAX_QUERY_LENGTH - len(committed))
             proposal = yield from proposer.propose(self, limit)
+            if not proposal.tokens and len(committed) == 1:
+                yield from self._undrafted(committed, proposer)
+                continue
             tree = proposal.tree(committed)
             room = room_beside(len(tree.trunk) - 1, start, self._limits.alternatives_end) if tree.branches else 0
             if len(proposal.tokens) > limit or len(tree.branches) > room:
@@ -169,7 +172,7 @@ class Sequence:
             # has none yet. The next pass runs both again, as the first tokens of its trunk.
             self.start = position + accepted_draft
             # Stopping policies learn about the draft sequence only, whose token the alternative replaced.
-            proposer.observe(proposed, accepted_draft)
+            proposer.observe(proposed, accepted_draft, emitted)
             stats.rounds += 1
             stats.proposed += proposed
             stats.accepted += accepted
@@ -182,6 +185,20 @@ class Sequence:
                 self._trace.add_logits(start + 1, rows.logits[: position + accepted_draft - start])
             self._emit(emitted)
         yield None
+
+    def _undrafted(self, committed: abc.Sequence[int], proposer: Proposer) -> Generator[Pass | None, StepOutput, None]:
+        """Runs a round without a proposal, which is an autoregressive step."""
+        start = self.start
+        output = yield make_pass(("verify", committed, start, ()))
+        emitted = (self._acceptance.sample(output, start + 1),)
+        self.start = start + 1
+        proposer.observe(0, 0, emitted)
+        self.stats.rounds += 1
+        self.stats.emitted += 1
+        if self._trace is not None:
+            self._trace.rounds.append(Round(start, TokenTree(committed)))
+            self._trace.add_logits(start + 1, output.logits)
+        self._emit(emitted)
 
     def _emit(self, emitted: abc.Sequence[int]) -> None:
         """Commits tokens up to the one that ends the text, if there is such a token."""

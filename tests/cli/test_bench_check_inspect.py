@@ -24,7 +24,7 @@ def test_bench_json_has_the_documented_fields(sstool: Command, demo_artifact: Pa
     assert outcome.code == 0
     [report] = outcome.lines()
     assert set(report) == {"environment", "settings", "runs", "per_prompt"}
-    assert [run["mode"] for run in report["runs"]] == ["plain", "speculative"]
+    assert [run["mode"] for run in report["runs"]] == ["plain", "auto"]
     for run in report["runs"]:
         assert set(run) == RUN
         assert (run["prompts"], run["refused"]) == (4, 2)
@@ -53,7 +53,7 @@ def test_bench_of_one_mode_has_no_comparison(sstool: Command, demo_artifact: Pat
 def test_bench_as_text_is_a_table(sstool: Command, demo_artifact: Path, prompts_file: Path) -> None:
     outcome = sstool("bench", demo_artifact, "--prompts", prompts_file, *QUICK)
     assert outcome.code == 0
-    for text in ("plain", "self-speculative", "tokens/s", "acceptance rate", "tokens per round", "identical", "4 of 4", "2 refused"):
+    for text in ("plain", "auto", "tokens/s", "acceptance rate", "tokens per round", "identical", "4 of 4", "2 refused"):
         assert text in outcome.out
     assert "empty" in outcome.err
 

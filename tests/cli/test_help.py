@@ -18,7 +18,7 @@ DECODING = {
     "--max-new-tokens", "--mode", "--exit", "--exit-threshold", "--max-draft", "--max-alternatives", "--threads", "--max-context",
     "--temperature", "--top-k",
     "--top-p", "--min-p", "--sampling", "--seed", "--stop", "--ignore-eos", "--no-bit-exact", "--on-cpu", "--bake-weights",
-    "--stop-token-id", "--min-new-tokens", "--keep-special-tokens",
+    "--stop-token-id", "--min-new-tokens", "--keep-special-tokens", "--deterministic",
 }  # fmt: skip
 SEARCHING = {"--calibration", "--trials", "--budget", "--seed", "--threads", "--resume"}
 EVERYWHERE = {"--debug"}

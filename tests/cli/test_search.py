@@ -58,8 +58,8 @@ def test_a_search_of_a_checkpoint_gives_a_skip_set_that_export_accepts(
     spec = json.loads((out / "skip_set.json").read_text())
     [draft] = read_artifact(artifact).manifest.drafts
     assert (list(draft.skip.attention), list(draft.skip.mlp)) == (spec["attention"], spec["mlp"])
-    assert draft.stopping is not None
-    assert draft.stopping.max_draft == spec["max_draft"]
+    assert draft.stopping is None
+    assert draft.calibration is not None
 
 
 def test_a_search_of_an_artifact_deploys_the_draft_that_it_found(
@@ -103,8 +103,8 @@ def test_export_searches_by_default(sstool: Command, model: Path, tmp_path: Path
     assert manifest.gate["parity"]["passed"]
     assert not (tmp_path / "artifact.search").exists()
     [draft] = manifest.drafts
-    assert draft.stopping is not None
-    assert draft.stopping.exit in ("fixed", "confidence")
+    assert draft.stopping is None
+    assert draft.calibration is not None
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_modes_take_turns_in_alternating_order(open_script: OpenScript) -> None:
     report = bench(open_script(good_script()), records("t1", "t2"), repeat=2)
     order = [(row.repeat, row.id, row.mode[0]) for row in report.per_prompt]
     assert order == [
-        (0, "p0", "p"), (0, "p0", "s"), (0, "p1", "s"), (0, "p1", "p"),
-        (1, "p0", "s"), (1, "p0", "p"), (1, "p1", "p"), (1, "p1", "s"),
+        (0, "p0", "p"), (0, "p0", "a"), (0, "p1", "a"), (0, "p1", "p"),
+        (1, "p0", "a"), (1, "p0", "p"), (1, "p1", "p"), (1, "p1", "a"),
     ]  # fmt: skip
 
 
@@ -120,7 +120,9 @@ def test_refused_prompts_are_counted_and_the_others_are_measured(open_script: Op
 def test_a_differing_token_is_counted_as_a_defect(open_script: OpenScript) -> None:
     script = Script(verify=successor_table(), draft=successor_table())
     script.bump[5, 20] = 50.0
-    report = bench(open_script(script), records("t3", "t8"), GenerationConfig(max_new_tokens=12, temperature=0.0, seed=1), repeat=2)
+    report = bench(
+        open_script(script), records("t3", "t8"), GenerationConfig(max_new_tokens=12, temperature=0.0, seed=1, exit="fixed"), repeat=2
+    )
     counts = report.runs[1].identical
     assert counts is not None
     assert (counts.yes, counts.near_tie, counts.no) == (2, 0, 2)

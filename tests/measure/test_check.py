@@ -88,7 +88,8 @@ def test_a_query_length_that_computes_other_logits_fails(make_artifact: MakeArti
     report = check(make_artifact(script), prompts("t3", "t20"))
     assert not report.ok
     found = report.losslessness.details
-    assert found["no"] == found["comparisons"] == 8  # every text contains t9, and every setting verifies it in passes of several tokens
+    assert found["no"] >= 4  # every text contains t9, and two settings always verify it in passes of several tokens
+    assert found["comparisons"] == 10
     first = found["first_difference"]
     assert isinstance(first, dict)
     assert (first["id"], first["verdict"], first["plain_token"], first["run_token"]) == ("p0", "no", 10, 25)
@@ -128,7 +129,7 @@ def test_more_near_ties_than_one_in_ten_thousand_tokens_fail(make_artifact: Make
     script.verify[9, 25] = script.verify[9, 10] - np.float32(1e-5)
     script.bump[9, 25] = 2e-5
     script.bump[:, 0] = 1e-5  # in every row, so that the bit test fails
-    report = check(make_artifact(script), prompts("t3"))
+    report = check(make_artifact(script), prompts("t3", "t5", "t7"))
     assert not report.ok
     assert report.bits.status == "reported"
     assert "near ties are possible (query length 2: " in (report.bits.reason or "")
@@ -188,9 +189,9 @@ def test_the_full_plan_has_the_documented_comparisons() -> None:
     plan = plan_check(files, full=True)
     assert plan.num_tokens == 64
     grid = {(t.file, t.prompt.index, c.name) for t in plan.tasks for c in t.cases if c.exit and c.max_draft and c.max_draft <= 12}
-    assert len(grid) == (8 + 5) * 12 * 3 * 2
+    assert len(grid) == (8 + 5) * (12 * 3 + 2) * 2
     named = {(t.file, t.prompt.index, c.name) for t in plan.tasks for c in t.cases} - grid
-    assert len(named) == (20 + 5) * 3
+    assert len(named) == (20 + 5) * 3 + (8 + 5) * 2  # the named settings, and n-grams greedily and sampled
     assert plan.num_comparisons == len(grid) + len(named)
     once = [(t.file, t.prompt.index, t.sampling) for t in plan.tasks]
     assert len(set(once)) == len(once)  # mode `plain` decodes each prompt once per kind of sampling
@@ -225,7 +226,7 @@ def test_an_interrupted_full_check_resumes_where_it_stopped(make_artifact: MakeA
     report = check(folder, file, full=True)
     assert report.ok
     assert report.losslessness.details["resumed"] == 50
-    assert report.losslessness.details["comparisons"] == 2 * (3 + 12 * 3 * 2)
+    assert report.losslessness.details["comparisons"] == 2 * (3 + (12 * 3 + 2) * 2 + 2)
     assert journals(own_cache) == []
 
 

@@ -56,7 +56,7 @@ def second_choice_script() -> Script:
 @given(st.integers(0, 2**32), st.integers(2, 200), st.floats(0.1, 5), st.integers(0, 3))
 def test_greedy_proposes_the_best_token_and_those_near_it(seed: int, vocab: int, scale: float, max_alternatives: int) -> None:
     logits = (scale * np.random.default_rng(seed).standard_normal((1, vocab))).astype(np.float32)
-    proposed = GreedyAcceptance(BRANCH_MARGIN).sample_draft(step_of(logits), 0, max_alternatives)[0]
+    proposed = GreedyAcceptance(BRANCH_MARGIN).sample_draft(step_of(logits), 0, max_alternatives).tokens
     order = np.argsort(-logits[0], kind="stable")[: max_alternatives + 1]
     assert proposed == [int(t) for t in order if logits[0, order[0]] - logits[0, t] <= ALTERNATIVE_GAP]
 
@@ -92,8 +92,8 @@ def test_coupled_ranks_by_score_plus_noise(seed: int, vocab: int, scale: float, 
     expected, smallest_gap = ranking_by_definition(logits, 7, how, max_alternatives)
     if smallest_gap < 1e-4:
         return
-    assert coupled_ranking(logits, 7, how, CoupledNoise(seed), max_alternatives) == expected
-    proposed = CoupledAcceptance(how).sample_draft(step_of(logits[None]), 7, max_alternatives)[0]
+    assert coupled_ranking(logits, 7, how, CoupledNoise(seed), max_alternatives).tokens == expected
+    proposed = CoupledAcceptance(how).sample_draft(step_of(logits[None]), 7, max_alternatives).tokens
     assert expected[0] == coupled_sample(logits, 7, how, CoupledNoise(seed))
     if "top_p" not in filters:
         assert proposed == expected
@@ -108,10 +108,10 @@ def test_coupled_ranks_by_score_plus_noise(seed: int, vocab: int, scale: float, 
 
 def test_alternatives_are_proposed_only_on_request_and_never_with_rejection_sampling() -> None:
     flat = step_of(np.zeros((1, VOCAB), dtype=np.float32))
-    assert len(GreedyAcceptance(BRANCH_MARGIN).sample_draft(flat, 0, 0)[0]) == 1
-    assert len(GreedyAcceptance(BRANCH_MARGIN).sample_draft(flat, 0, 3)[0]) == 4
-    assert len(CoupledAcceptance(settings_of(top_k=5)).sample_draft(flat, 0, 0)[0]) == 1
-    assert len(RejectionAcceptance(settings_of()).sample_draft(flat, 0, 3)[0]) == 1
+    assert len(GreedyAcceptance(BRANCH_MARGIN).sample_draft(flat, 0, 0).tokens) == 1
+    assert len(GreedyAcceptance(BRANCH_MARGIN).sample_draft(flat, 0, 3).tokens) == 4
+    assert len(CoupledAcceptance(settings_of(top_k=5)).sample_draft(flat, 0, 0).tokens) == 1
+    assert len(RejectionAcceptance(settings_of()).sample_draft(flat, 0, 3).tokens) == 1
 
 
 # What is accepted

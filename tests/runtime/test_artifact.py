@@ -109,13 +109,13 @@ def test_a_manifest_that_is_nested_too_deeply_is_refused(artifact: Path) -> None
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"schema_version": null}'])
 def test_a_manifest_without_a_schema_version_is_refused(artifact: Path, text: str) -> None:
     (artifact / "manifest.json").write_text(text)
-    refused(artifact, "has schema version None, this sstool reads 5")
+    refused(artifact, "has schema version None, this sstool reads 6")
 
 
 @pytest.mark.parametrize(
     ("stopping", "message"),
     [
-        ({"exit": None}, "stopping: exit must be one of fixed, confidence, adaptive, found None"),
+        ({"exit": None}, "stopping: exit must be one of fixed, confidence, adaptive, optimal, found None"),
         ({"exit": "sometimes"}, "stopping: exit must be one of"),
         ({"exit": "fixed", "exit_threshold": 0.5}, "stopping: exit_threshold has no meaning with exit 'fixed'"),
         ({"exit": "confidence", "max_draft": 99}, "stopping: max_draft is out of range: 99"),
@@ -131,7 +131,7 @@ def test_a_damaged_stopping_rule_is_refused(artifact: Path, stopping: object, me
 @pytest.mark.parametrize("version", [0, 1, 99, "2", [2]])
 def test_another_schema_version_is_refused(artifact: Path, version: Any) -> None:
     edit_manifest(artifact, schema_version=version)
-    assert "use the sstool that wrote it" in refused(artifact, "this sstool reads 5").hint
+    assert "use the sstool that wrote it" in refused(artifact, "this sstool reads 6").hint
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ssruntime import ArtifactError, ConfigError, GenerationConfig
 from ssruntime.artifact import DraftEntry, SkipSet
 from ssruntime.config import DEFAULT_MAX_ALTERNATIVES, CheckpointDefaults, complete, read_generation_config
 from ssruntime.errors import SelfSpecError, did_you_mean
-from ssruntime.stopping import AdaptiveRule
+from ssruntime.stopping import FixedRule, OptimalRule
 from ssruntime.strict_reader import read_record
 
 NAN, INFINITY = math.nan, math.inf
@@ -64,11 +64,11 @@ def test_the_hint_names_the_range() -> None:
         ({"mode": "speculativ"}, "did you mean 'speculative'"),
         ({"exit": "adaptve"}, "did you mean 'adaptive'"),
         ({"sampling": "rejecton"}, "did you mean 'rejection'"),
-        ({"mode": "zzz"}, "known: plain, speculative"),
+        ({"mode": "zzz"}, "known: auto, ngram, plain, speculative"),
         ({"mode": 3}, "mode: expected str, found int 3"),
         ({"temprature": 1.0}, "unknown key 'temprature'.*did you mean 'temperature'"),
         ({"topp": 1.0}, "did you mean 'top_p'"),
-        ({"qqq": 1.0}, "unknown key 'qqq'.*known: exit, exit_threshold"),
+        ({"qqq": 1.0}, "unknown key 'qqq'.*known: deterministic, exit, exit_threshold"),
         ({"stop": "END"}, "stop: expected a list, found str 'END'"),
         ({"stop": [""]}, "stop must be a list of non-empty strings"),
         ({"stop": [5]}, r"stop\[0\]: expected str, found int 5"),
@@ -107,11 +107,16 @@ def test_unset_settings_get_their_defaults() -> None:
     draft = DraftEntry(name="draft", graph="draft.onnx", dtype="fp32", skip=SkipSet(mlp=(1,)))
     done = complete(GenerationConfig(), CheckpointDefaults(), draft)
     assert dataclasses.replace(done, seed=0) == complete(GenerationConfig(seed=0), CheckpointDefaults(), draft)
-    assert (done.max_new_tokens, done.mode) == (128, "speculative")
-    assert done.stopping == AdaptiveRule(exit_threshold=0.6, max_draft=12)
+    assert (done.max_new_tokens, done.mode) == (128, "auto")
+    assert done.stopping == OptimalRule(max_draft=12)
     assert (done.temperature, done.top_k, done.top_p, done.min_p, done.sampling) == (0.0, 0, 1.0, 0.0, "coupled")
     assert done.is_greedy
     assert complete(GenerationConfig(), CheckpointDefaults(), None).mode == "plain"
+    for named in (GenerationConfig(exit="adaptive"), GenerationConfig(exit="confidence", exit_threshold=0.3)):
+        assert complete(named, CheckpointDefaults(), draft).mode == "speculative"
+    tuned = dataclasses.replace(draft, stopping=FixedRule(max_draft=3))
+    assert complete(GenerationConfig(), CheckpointDefaults(), tuned).mode == "speculative"
+    assert complete(GenerationConfig(exit="optimal"), CheckpointDefaults(), tuned).mode == "auto"
     seeds = {complete(GenerationConfig(), CheckpointDefaults(), None).seed for _ in range(8)}
     assert len(seeds) > 1
     assert all(0 <= s < 2**63 for s in seeds)

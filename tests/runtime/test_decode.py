@@ -201,7 +201,7 @@ def test_a_trace_of_plain_mode_has_rounds_without_proposals(engines: dict[str, E
 def test_equal_seeds_give_equal_texts_and_other_seeds_other_texts(engines: dict[str, Engine]) -> None:
     engine = engines["flat"]
     for sampling in ("coupled", "rejection"):
-        config = GenerationConfig(temperature=1.0, sampling=sampling, seed=11, max_new_tokens=30, ignore_eos=True)
+        config = GenerationConfig(temperature=1.0, sampling=sampling, seed=11, max_new_tokens=30, ignore_eos=True, deterministic=True)
         first, again = engine.generate([1], config), engine.generate([1], config)
         other = engine.generate([1], dataclasses.replace(config, seed=12))
         assert first.token_ids == again.token_ids
@@ -214,7 +214,7 @@ def test_equal_seeds_give_equal_texts_and_other_seeds_other_texts(engines: dict[
 
 def test_a_trace_that_is_used_again_holds_the_last_request_only(engines: dict[str, Engine]) -> None:
     engine, again, once = engines["history"], Trace(logits={}), Trace(logits={})
-    config = GenerationConfig(max_new_tokens=12, temperature=0.0, ignore_eos=True)
+    config = GenerationConfig(max_new_tokens=12, temperature=0.0, ignore_eos=True, deterministic=True)
     engine.generate([2, 1, 2, 2], config, trace=again)
     engine.generate([1, 2], config, trace=again)
     engine.generate([1, 2], config, trace=once)

@@ -31,7 +31,10 @@ def single_slot_engine(open_script: OpenScript) -> Iterator[Engine]:
 def test_concurrent_requests_give_the_same_results_as_sequential_ones(open_script: OpenScript) -> None:
     engine = open_script(SCRIPT, max_sequences=3)
     jobs = [
-        ([1 + i % 5, i % 7], GenerationConfig(max_new_tokens=50, ignore_eos=True, seed=i, temperature=i % 3 * 0.6, sampling=sampling))
+        (
+            [1 + i % 5, i % 7],
+            GenerationConfig(max_new_tokens=50, ignore_eos=True, seed=i, temperature=i % 3 * 0.6, sampling=sampling, deterministic=True),
+        )
         for i in range(12)
         for sampling in ("coupled", "rejection")
     ]
@@ -218,7 +221,7 @@ def test_without_a_draft_only_plain_mode_is_available(tmp_path: Path) -> None:
     bare = write_artifact(tmp_path / "without", Script(verify=SCRIPT.verify, history=True))
     with load(folder, threads=1) as engine:
         expected = engine.generate([1], LONG).token_ids
-        assert engine.settings().mode == "speculative"
+        assert engine.settings().mode == "auto"
     for engine in (load(folder, threads=1, draft=False), load(bare, threads=1)):
         with engine:
             assert engine.settings().mode == "plain"

@@ -214,7 +214,7 @@ def test_rejection_acceptance_decides_as_the_pure_functions_do() -> None:
         acceptance._random = Dice(numbers)  # type: ignore[assignment]
         proposal = Proposal()
         for row in draft:
-            (token,), draft_probs = acceptance.sample_draft(step_of(row[None]), 0, 2)
+            (token,), _, draft_probs = acceptance.sample_draft(step_of(row[None]), 0, 2)
             proposal.append(token, "test", draft_probs)
         proposals = proposal.tokens
         emitted = acceptance.accept(step_of(target), proposal, 0).emitted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from ssruntime.acceptance import RejectionAcceptance
 from ssruntime.backends.base import Pass, StepOutput
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.errors import ConfigError
+from ssruntime.planning.odds import Evidence
+from ssruntime.planning.planner import Planner
 from ssruntime.proposal import Alternative, Proposal
 from ssruntime.proposers import SequenceView
 from ssruntime.registry import ACCEPTANCE_RULES, PROPOSERS, STOPPING_RULES
@@ -39,13 +41,15 @@ class Lookup:
         proposal, ids = Proposal(), list(sequence.ids)
         found = next((n for n in range(len(ids) - 2, -1, -1) if ids[n] == ids[-1]), None)
         for depth, token in enumerate([] if found is None else ids[found + 1 :][:limit]):
-            if not self._stopping.goes_on(depth, 1.0, len(ids) + depth):
+            if depth == 0 and not self._stopping.begin(len(ids), limit):
                 break
             proposal.append(token, "lookup")
+            if not self._stopping.goes_on(depth + 1, Evidence(1.0, 1.0, 1.0)):
+                break
         return proposal
         yield  # a generator without passes
 
-    def observe(self, proposed: int, accepted: int) -> None:
+    def observe(self, proposed: int, accepted: int, emitted: Sequence[int]) -> None:
         """Learns nothing."""
 
 
@@ -56,7 +60,7 @@ class TwoRule(StoppingRule):
     exit: str = field(default="two", init=False)
     tokens: int = 2
 
-    def policy(self) -> AtMostTwo:
+    def policy(self, planner: Planner, kind: str) -> AtMostTwo:
         """Returns a new policy."""
         return AtMostTwo()
 
@@ -64,17 +68,21 @@ class TwoRule(StoppingRule):
 class AtMostTwo:
     """Lets drafts have two tokens, and none while the context has an odd number of tokens."""
 
-    def goes_on(self, depth: int, confidence: float, context: int) -> bool:
-        """Returns whether the draft goes on."""
-        return depth < 2 and (depth > 0 or context % 2 == 0)
+    def begin(self, context: int, limit: int) -> bool:
+        """Returns whether to draft at all."""
+        return context % 2 == 0
 
-    def observe(self, proposed: int, accepted: int) -> None:
+    def goes_on(self, depth: int, evidence: Evidence) -> bool:
+        """Returns whether the draft goes on."""
+        return depth < 2
+
+    def observe(self, proposed: int, accepted: int, emitted: int) -> None:
         """Learns nothing."""
 
 
 @pytest.fixture(autouse=True)
 def _plugged_in() -> Iterator[None]:
-    PROPOSERS.register("lookup", lambda _settings, _acceptance, stopping, _end: Lookup(stopping))
+    PROPOSERS.register("lookup", lambda parts: Lookup(parts.settings.stopping.policy(parts.planner, parts.settings.kind)))
     STOPPING_RULES.register("two", TwoRule)
     yield
     PROPOSERS.remove("lookup")
@@ -96,7 +104,9 @@ def test_the_text_is_that_of_autoregressive_decoding(open_script: OpenScript, mo
 
 
 def test_rejection_sampling_takes_a_proposal_that_was_not_drawn(open_script: OpenScript) -> None:
-    config = GenerationConfig(mode="lookup", sampling="rejection", temperature=1.0, seed=5, max_new_tokens=50, ignore_eos=True)
+    config = GenerationConfig(
+        mode="lookup", exit="fixed", sampling="rejection", temperature=1.0, seed=5, max_new_tokens=50, ignore_eos=True
+    )
     with open_script(SCRIPT) as engine:
         completion = engine.generate([1, 2, 3], config)
     check_counts(completion, plain=False)
@@ -158,7 +168,7 @@ def test_an_acceptance_rule_of_one_s_own_is_used(open_script: OpenScript) -> Non
 
 
 def test_a_name_that_is_not_registered_is_refused() -> None:
-    with pytest.raises(ConfigError, match="mode must be one of plain, speculative, lookup, found 'lookupp'") as caught:
+    with pytest.raises(ConfigError, match="mode must be one of plain, speculative, ngram, auto, lookup, found 'lookupp'") as caught:
         GenerationConfig(mode="lookupp")
     assert caught.value.hint == "did you mean 'lookup'?"
     with pytest.raises(ValueError, match="registered already"):
@@ -180,19 +190,19 @@ class TooMuch:
         return proposal
         yield  # a generator without passes
 
-    def observe(self, proposed: int, accepted: int) -> None:
+    def observe(self, proposed: int, accepted: int, emitted: Sequence[int]) -> None:
         """Learns nothing."""
 
 
 @pytest.mark.parametrize(("tokens", "alternatives"), [(1, 0), (0, 16)])
 def test_a_proposal_beyond_the_limits_is_refused_before_its_pass(open_script: OpenScript, tokens: int, alternatives: int) -> None:
-    PROPOSERS.register("much", lambda *_: TooMuch(tokens, alternatives))
-    told = rf"'much': a proposer may propose at most 4 tokens .* proposed {4 + tokens} and {alternatives}"
+    PROPOSERS.register("much", lambda _parts: TooMuch(tokens, alternatives))
+    told = rf"'much': a proposer may propose at most 15 tokens .* proposed {15 + tokens} and {alternatives}"
     sound = GenerationConfig(temperature=0.0, max_new_tokens=5, ignore_eos=True)
     try:
         with open_script(SCRIPT) as engine:
             with pytest.raises(ValueError, match=told):
-                engine.generate([1, 2, 3], GenerationConfig(mode="much", temperature=0.0, max_draft=4, max_new_tokens=20))
+                engine.generate([1, 2, 3], GenerationConfig(mode="much", temperature=0.0, max_new_tokens=40))
             assert engine.generate([1, 2, 3], sound).finish_reason == "length"
     finally:
         PROPOSERS.remove("much")

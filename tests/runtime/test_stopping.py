@@ -12,37 +12,53 @@ from hypothesis import strategies as st
 from ssruntime import GenerationConfig, Trace
 from ssruntime.errors import ConfigError, RecipeError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.stopping import AdaptiveRule, AdaptiveStopping, ConfidenceRule, ConfidenceStopping, FixedRule, FixedStopping, StoppingRule
+from ssruntime.planning.odds import Evidence
+from ssruntime.planning.planner import unlearned
+from ssruntime.stopping import (
+    AdaptiveRule,
+    AdaptiveStopping,
+    ConfidenceRule,
+    ConfidenceStopping,
+    FixedRule,
+    FixedStopping,
+    OptimalRule,
+    StoppingRule,
+)
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import Script, phrase_table
+
+
+def sure(confidence: float) -> Evidence:
+    """Returns what is known of the best token of a draft."""
+    return Evidence(confidence, confidence, 1.0)
 
 
 def test_adaptive_stopping_matches_values_computed_by_hand() -> None:
     """The paper's rule with beta1 0.5, beta2 0.9, step 0.01, target 0.9, computed by hand."""
     policy = AdaptiveStopping(0.6, max_draft=4)
     # rate 1/2: m = 0.5 (the first rate itself) < 0.9, so t' = 0.61 and t = 0.9 * 0.6 + 0.1 * 0.61
-    policy.observe(2, 1)
+    policy.observe(2, 1, 1)
     assert policy.threshold == pytest.approx(0.601, abs=1e-12)
     # nothing proposed: unchanged
-    policy.observe(0, 0)
+    policy.observe(0, 0, 1)
     assert policy.threshold == pytest.approx(0.601, abs=1e-12)
     # rate 1: m = 0.75, still below
-    policy.observe(3, 3)
+    policy.observe(3, 3, 1)
     assert policy.threshold == pytest.approx(0.602, abs=1e-12)
     # rate 1: m = 0.875, still below; proposing all of max_draft makes no difference then
-    policy.observe(4, 4)
+    policy.observe(4, 4, 1)
     assert policy.threshold == pytest.approx(0.603, abs=1e-12)
     # rate 1: m = 0.9375 is enough, and the draft had its largest length: unchanged
-    policy.observe(4, 4)
+    policy.observe(4, 4, 1)
     assert policy.threshold == pytest.approx(0.603, abs=1e-12)
     # rate 1: m = 0.96875 is enough, and the draft stopped early: down
-    policy.observe(1, 1)
+    policy.observe(1, 1, 1)
     assert policy.threshold == pytest.approx(0.602, abs=1e-12)
     # rate 0: m = 0.484375: up
-    policy.observe(1, 0)
+    policy.observe(1, 0, 1)
     assert policy.threshold == pytest.approx(0.603, abs=1e-12)
-    assert not policy.goes_on(1, 0.6029, 5)
-    assert policy.goes_on(1, 0.6031, 5)
+    assert not policy.goes_on(1, sure(0.6029))
+    assert policy.goes_on(1, sure(0.6031))
 
 
 @given(
@@ -55,7 +71,7 @@ def test_adaptive_stopping_follows_the_formula_and_stays_in_range(start: float, 
     smoothed: float | None = None
     threshold = start
     for proposed, accepted in rounds:
-        policy.observe(proposed, accepted)
+        policy.observe(proposed, accepted, 1)
         if proposed:
             rate = accepted / proposed
             smoothed = rate if smoothed is None else 0.5 * smoothed + 0.5 * rate
@@ -68,17 +84,17 @@ def test_adaptive_stopping_follows_the_formula_and_stays_in_range(start: float, 
 def test_the_adaptive_threshold_is_clamped() -> None:
     high, low = AdaptiveStopping(0.9995, max_draft=4), AdaptiveStopping(0.0005, max_draft=4)
     for _ in range(5):
-        high.observe(4, 0)
-        low.observe(3, 3)
+        high.observe(4, 0, 1)
+        low.observe(3, 3, 1)
     assert (high.threshold, low.threshold) == (1.0, 0.0)
 
 
 def test_fixed_stopping_never_stops_and_confidence_stops_below_its_threshold() -> None:
     fixed, confidence = FixedStopping(), ConfidenceStopping(0.5)
     for policy in (fixed, confidence):
-        policy.observe(3, 0)
-    assert fixed.goes_on(1, 0.0, 5)
-    assert [confidence.goes_on(1, c, 5) for c in (0.0, 0.4999, 0.5, 1.0)] == [False, False, True, True]
+        policy.observe(3, 0, 1)
+    assert fixed.goes_on(1, sure(0.0))
+    assert [confidence.goes_on(1, sure(c)) for c in (0.0, 0.4999, 0.5, 1.0)] == [False, False, True, True]
 
 
 # Ten positions. The draft predicts the target's tokens, but after positions 3 and 7 with a confidence of 0.6.
@@ -159,7 +175,7 @@ def test_the_tuned_stopping_rule_is_used_unless_the_request_sets_one(open_script
         chosen = engine.settings(GenerationConfig(exit="adaptive", max_draft=7)).stopping
         # A threshold tuned for one stopping rule has no meaning for another.
         assert chosen == AdaptiveRule(exit_threshold=0.6, max_draft=7)
-        assert isinstance(chosen.policy(), AdaptiveStopping)
+        assert isinstance(chosen.policy(unlearned(), "greedy"), AdaptiveStopping)
         assert engine.settings(GenerationConfig(exit="fixed")).stopping == FixedRule(max_draft=3)
         assert engine.settings(GenerationConfig(exit_threshold=0.5)).stopping == ConfidenceRule(exit_threshold=0.5, max_draft=3)
     with (
@@ -169,7 +185,7 @@ def test_the_tuned_stopping_rule_is_used_unless_the_request_sets_one(open_script
         engine.settings(GenerationConfig(exit_threshold=0.5))
     assert caught.value.hint == "leave exit_threshold out, or also set exit to 'confidence' or 'adaptive'"
     with open_script(_tables()) as engine:
-        assert engine.settings().stopping == AdaptiveRule(exit_threshold=0.6, max_draft=12)
+        assert (engine.settings().mode, engine.settings().stopping) == ("auto", OptimalRule(max_draft=12))
 
 
 def test_a_rule_is_read_as_it_was_written() -> None:
@@ -180,7 +196,7 @@ def test_a_rule_is_read_as_it_was_written() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"exit": "sometimes"}, "here: exit must be one of fixed, confidence, adaptive, found 'sometimes'"),
+        ({"exit": "sometimes"}, "here: exit must be one of fixed, confidence, adaptive, optimal, found 'sometimes'"),
         ({"exit": ["fixed"]}, r"here: exit must be one of .*, found \['fixed'\]"),
         ({"exit": "fixed", "exit_threshold": 0.5}, "here: exit_threshold has no meaning with exit 'fixed'"),
         ({"exit": "confidence", "exit_threshold": 1.5}, "here: exit_threshold is out of range: 1.5"),

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ssruntime.planning.planner import unlearned
 from ssruntime.results import Trace
 from ssruntime.stopping import AdaptiveRule, ConfidenceRule, FixedRule, FixedStopping
 from sstool.search.drafts.builder import DraftBuilder
@@ -43,11 +44,11 @@ def test_the_counted_rounds_are_those_of_real_decoding(builder: DraftBuilder, te
             assert tuple(tokens) == text.tokens
             if stats.withheld:  # which depends on the target's scores, and counting knows its tokens only
                 continue
-            count, rounds, accepted, alternatives, pending, policy = 1, [], 0, 0, 1, rule.policy()
+            count, rounds, accepted, alternatives, pending, policy = 1, [], 0, 0, 1, rule.policy(unlearned(), text.kind)
             while count < len(text.tokens):
                 start = counting.position(count) - pending + 1
                 proposed, agreed, branches, pending = counting.propose(count, rule, policy, pending=pending)
-                policy.observe(proposed, agreed - (pending - 1))
+                policy.observe(proposed, agreed - (pending - 1), agreed + 1)
                 rounds.append((start, proposed, branches))
                 accepted += agreed
                 alternatives += branches
@@ -64,10 +65,12 @@ def test_a_longer_draft_sequence_gives_the_same_counts(builder: DraftBuilder, te
     exact, longer = (drafted(builder, texts[0], SKIP) for _ in range(2))
     for count in range(1, texts[0].text.length):
         longest = FixedRule(max_draft=12)
-        longer.propose(count, longest, longest.policy())
+        longer.propose(count, longest, longest.policy(unlearned(), "sampled"))
         for threshold, max_draft in ((0.7, 3), (0.3, 9), (0.5, 6)):
             rule = ConfidenceRule(exit_threshold=threshold, max_draft=max_draft)
-            assert exact.propose(count, rule, rule.policy()) == longer.propose(count, rule, rule.policy())
+            assert exact.propose(count, rule, rule.policy(unlearned(), "sampled")) == longer.propose(
+                count, rule, rule.policy(unlearned(), "sampled")
+            )
 
 
 def test_drafting_does_not_change_the_kv_cache(builder: DraftBuilder, texts: list[CachedText]) -> None:

@@ -84,7 +84,7 @@ def test_the_demo_s_skip_set_is_what_its_search_found(demo_artifact: Path) -> No
     recipe, log = read_recipe(RECIPES / "demo.yaml"), read_search(RECIPES / "demo" / "search")
     assert log.result is not None
     winner = next(t for t in log.trials if t.index == log.result.trial)
-    assert recipe.skip_set == winner.spec()
+    assert recipe.skip_set == dataclasses.replace(winner.spec(), stopping=None)
     weights = read_artifact(demo_artifact).manifest.files[WEIGHTS]
     assert weights.sha256 == log.header.weights_sha256
 
@@ -149,7 +149,7 @@ def test_a_skip_set_is_checked_against_the_depth_that_the_recipe_names(section: 
     with pytest.raises(RecipeError, match=rf"{section}: mlp layer 4 does not exist"):
         recipe_from(tmp_path, f"num_layers: 4\n{section}: {{mlp: [4]}}\n")
     with pytest.raises(RecipeError, match=rf"{section}: exit_threshold is out of range"):
-        recipe_from(tmp_path, f"num_layers: 4\n{section}: {{mlp: [3], exit_threshold: 2}}\n")
+        recipe_from(tmp_path, f"num_layers: 4\n{section}: {{mlp: [3], exit: confidence, exit_threshold: 2}}\n")
 
 
 @pytest.mark.parametrize("section", ["skip_set", "warm_start"])

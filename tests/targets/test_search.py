@@ -11,6 +11,7 @@ import pytest
 
 from ssruntime import load
 from ssruntime.artifact import read_artifact
+from ssruntime.stopping import OptimalRule
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.pipelines.replace_draft import draft_of, replace_draft
 from sstool.search.log.records import COMPLETED
@@ -57,4 +58,4 @@ def test_the_new_draft_takes_the_place_of_the_old_one(found: tuple[Path, Path, S
     with load(folder, threads=1, on_cpu=True) as engine:
         how = dataclasses.replace(engine.settings(), mode="speculative")
         assert engine.generate("w1 w2").token_ids
-        assert how.stopping == manifest.drafts[0].stopping
+        assert how.stopping == OptimalRule()

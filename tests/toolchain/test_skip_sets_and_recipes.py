@@ -45,10 +45,11 @@ def test_a_file_holds_a_skip_set_and_its_stopping_rule(tmp_path: Path) -> None:
         ('{"mlp": [true]}', "expected int", ""),
         ('{"max_draft": 2.5}', "max_draft: expected int", ""),
         ('{"mlp": [1], "exit": "sometimes"}', "exit must be one of", ""),
-        ('{"mlp": [1], "exit_threshold": 1.5}', "exit_threshold is out of range", ""),
-        ('{"mlp": [1], "exit_threshold": NaN}', "exit_threshold is out of range", ""),
+        ('{"mlp": [1], "exit": "confidence", "exit_threshold": 1.5}', "exit_threshold is out of range", ""),
+        ('{"mlp": [1], "exit": "adaptive", "exit_threshold": NaN}', "exit_threshold is out of range", ""),
         ('{"mlp": [1], "max_draft": 16}', "max_draft is out of range", ""),
         ('{"mlp": [1], "exit": "fixed", "exit_threshold": 0.5}', "no meaning", "leave exit_threshold out"),
+        ('{"mlp": [1], "exit_threshold": 0.5}', "no meaning with exit 'optimal'", "or set exit to 'confidence' or 'adaptive'"),
         ("[1, 2]", "expected an object", ""),
         ("{", "is not JSON", ""),
         ("", "is not JSON", ""),
@@ -104,7 +105,7 @@ def test_the_demo_recipe_is_valid() -> None:
     assert recipe.model == str(REPOSITORY / "recipes" / "demo")
     assert recipe.skip_set is not None
     check_skip_spec(recipe.skip_set, 16)
-    assert isinstance(recipe.skip_set.stopping, ConfidenceRule)
+    assert recipe.skip_set.stopping is None
 
 
 def test_a_hub_id_in_a_recipe_is_kept(tmp_path: Path) -> None:

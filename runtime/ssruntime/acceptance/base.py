@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from ssruntime.backends.base import StepOutput
+from ssruntime.planning.odds import Evidence
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.distribution import Distribution
 
@@ -41,9 +42,18 @@ def branch_error(logits: Sequence[float], margin: float) -> float:
     return 2 * margin * max(abs(logits[0]), abs(logits[-1]), _TINY)
 
 
-DraftSample = tuple[list[int], Distribution | None]
-"""The draft's token with its alternatives after it, best first; and the distribution that the token was drawn
-from, None if the acceptance rule needs none."""
+class DraftSample(NamedTuple):
+    """A token sampled from a draft pass.
+
+    Attributes:
+        tokens: the token, with its alternatives after it, best first.
+        evidence: what is known of the token.
+        draft_probs: the distribution that it was drawn from; None if the acceptance rule needs none.
+    """
+
+    tokens: list[int]
+    evidence: Evidence
+    draft_probs: Distribution | None = None
 
 
 class Acceptance(Protocol):

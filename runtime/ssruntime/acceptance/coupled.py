@@ -16,10 +16,11 @@ from ssruntime.acceptance.base import DraftSample, RoundResult, branch_error
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
+from ssruntime.planning.odds import MOST_MARGIN, Evidence
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, FilterSettings, certain_from, filtered, relative_error, scale_of, scores_of
 from ssruntime.sampling.noise import CoupledNoise
-from ssruntime.sampling.shortlist import Shortlist
+from ssruntime.sampling.shortlist import Ranking, Shortlist, margin_of
 
 _MOST_APART: Final = 0.5
 """Largest shift between two scores, in nats, up to which a token can be sure.
@@ -55,11 +56,14 @@ class CoupledAcceptance:
         The ranking of the shortlist is used even where it is uncertain: it seldom differs from that of the
         whole row, and an inexact proposal does not change the text.
         """
-        if output.probability(0) >= self._certain_from:
-            return [output.token(0)], None
+        confidence = output.probability(0)
+        if confidence >= self._certain_from:
+            return DraftSample([output.token(0)], Evidence(confidence, confidence, MOST_MARGIN))
         if self._shortlist is not None:
-            return self._shortlist.rank(*output.top(0), output.probability(0), position, max_alternatives), None
-        return coupled_ranking(output.logits[0], position, self._settings, self._noise, max_alternatives), None
+            found = self._shortlist.rank(*output.top(0), confidence, position, max_alternatives)
+        else:
+            found = coupled_ranking(output.logits[0], position, self._settings, self._noise, max_alternatives)
+        return DraftSample(found.tokens, Evidence(confidence, confidence * found.relative, found.margin))
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the draft tokens that equal the target's samples, then the target's next token."""
@@ -143,14 +147,18 @@ def _sure_from_row(logits: NDArray[np.float32], position: int, settings: FilterS
 
 def coupled_ranking(
     logits: NDArray[np.float32], position: int, settings: FilterSettings, noise: CoupledNoise, max_alternatives: int
-) -> list[int]:
+) -> Ranking:
     """Returns the token of `coupled_sample`, then the next-best ones within `ALTERNATIVE_GAP` of its score.
 
     There are at most `max_alternatives` next-best tokens. Arguments as in `coupled_sample`.
     """
     ids, weights = filtered(logits, settings)
     keys = noise.log_uniform(position, ids) / weights
-    count = min(max_alternatives + 1, len(keys))
+    count = min(max(max_alternatives, 1) + 1, len(keys))
     best = keys.argpartition(-count)[-count:]
-    best = best[keys[best] >= keys.max() * ALTERNATIVE_KEY_FACTOR]
-    return [int(t) for t in ids[best[np.lexsort((best, -keys[best]))]]]
+    best = best[np.lexsort((best, -keys[best]))]
+    margin = margin_of(float(keys[best[0]]), float(keys[best[1]])) if count > 1 else MOST_MARGIN
+    close = best[keys[best] >= keys.max() * ALTERNATIVE_KEY_FACTOR][: max_alternatives + 1]
+    # The weight of a row's best token is 1 after temperature; back at temperature 1, this is its probability.
+    relative = float(weights[best[0]]) ** (1.0 / scale_of(settings))
+    return Ranking([int(t) for t in ids[close]], relative, margin)

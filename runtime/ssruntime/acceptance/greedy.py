@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssruntime.acceptance.base import DraftSample, RoundResult, branch_error
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
+from ssruntime.planning.odds import MOST_MARGIN, Evidence
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.filters import ALTERNATIVE_GAP
 
@@ -29,7 +30,9 @@ class GreedyAcceptance:
             if logits[rank] < least:
                 break
             chosen.append(tokens[rank])
-        return chosen, None
+        confidence = output.probability(0)
+        margin = min(logits[0] - logits[1], MOST_MARGIN) if len(logits) > 1 else MOST_MARGIN
+        return DraftSample(chosen, Evidence(confidence, confidence, margin))
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the draft tokens that equal the target's best ones, then the target's next token."""

@@ -9,6 +9,7 @@ are taken after filtering. The test is lossless only if the token was *drawn* fr
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ssruntime.acceptance.base import DraftSample, RoundResult
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
+from ssruntime.planning.odds import Evidence
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.distribution import Distribution, accept_probability, draw, point_mass, residual
 from ssruntime.sampling.filters import filtered, probabilities
@@ -42,7 +44,10 @@ class RejectionAcceptance:
         distribution would take a residual distribution of its own.
         """
         draft_probs = self._distribution(output.logits[0])
-        return [draw(draft_probs, self._random.random())], draft_probs
+        token, confidence = draw(draft_probs, self._random.random()), output.probability(0)
+        logits = output.logits[0]
+        probability = confidence * math.exp(float(logits[token] - logits[output.token(0)]))
+        return DraftSample([token], Evidence(confidence, probability, 1.0), draft_probs)
 
     def accept(self, output: StepOutput, proposal: Proposal, position: int) -> RoundResult:
         """Returns the tokens before the first rejection and a correction, or all of them and a bonus."""

@@ -9,9 +9,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ssruntime.planning.odds import Calibration
 from ssruntime.stopping import StoppingRule
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 
 ANY_PROCESSOR: Final = "any"
 VNNI: Final = "vnni"
@@ -46,8 +47,9 @@ class DraftEntry:
         stopping: stopping rule that was tuned for this draft; None leaves the runtime's default.
         max_alternatives: tuned number of alternatives (side branches of the token tree, one token long)
             beside each drafted token; None leaves the runtime's default.
-        mode: default mode of decoding: `speculative`, or `plain` (autoregressive decoding) if a search found
-            that the draft makes decoding no faster.
+        mode: default mode of decoding: `auto`, or `plain` (autoregressive decoding) if a search found that
+            nothing makes decoding faster.
+        calibration: odds of acceptance of the draft's tokens, as measured at export; None if not measured.
     """
 
     name: str
@@ -57,7 +59,8 @@ class DraftEntry:
     weights: tuple[str, ...] = ()
     stopping: StoppingRule | None = None
     max_alternatives: int | None = None
-    mode: str = "speculative"
+    mode: str = "auto"
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

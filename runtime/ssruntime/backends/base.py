@@ -210,6 +210,12 @@ class Slot(Protocol):
     def draft_forward(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> StepOutput:
         """Returns the same as `forward`, from the draft engine, to measure a draft's own parity."""
 
+    def touch(self, length: int) -> None:
+        """Writes into the first `length` entries of the KV cache, so that passes cost what they cost later.
+
+        Where memory is given only to entries that were written, others are read faster than real ones.
+        """
+
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
 

@@ -19,6 +19,11 @@ V = TypeVar("V")
 
 DEFAULT_MAX_NEW_TOKENS: Final = 128
 DEFAULT_MAX_ALTERNATIVES: Final = 2
+SPECULATIVE: Final = "speculative"
+NEED_DRAFT: Final = (SPECULATIVE, "auto")
+"""Modes that need an open draft."""
+DECIDE_BY_COSTS: Final = ("ngram", "auto")
+"""Modes whose stopping rule is `optimal`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +49,18 @@ class DecodeSettings:
     stop_token_ids: frozenset[int]
     eos_token_ids: frozenset[int]
     skip_special_tokens: bool
+    deterministic: bool = False
     branch_margin: float = BRANCH_MARGIN
 
     @property
     def is_greedy(self) -> bool:
         """Whether decoding is greedy: it takes the most probable token at every position."""
         return self.temperature == 0.0
+
+    @property
+    def kind(self) -> str:
+        """The kind of sampling, whose odds of acceptance are learned apart: `greedy`, or `sampling`."""
+        return "greedy" if self.is_greedy else self.sampling
 
 
 def complete(
@@ -66,13 +77,15 @@ def complete(
         branch_margin: the artifact's `branch_margin`.
 
     Raises:
-        ConfigError: if `min_new_tokens` exceeds `max_new_tokens`, mode `speculative` is given without a
-            draft, or a threshold for a draft whose stopping rule has none.
+        ConfigError: if `min_new_tokens` exceeds `max_new_tokens`, a mode is given that needs a draft
+            and none is open, or a threshold for a draft whose stopping rule has none.
     """
-    if config.mode == "speculative" and draft is None:
+    if config.mode in NEED_DRAFT and draft is None:
         raise ConfigError(
-            "mode 'speculative' needs a draft, and none is open", "use mode 'plain', or export with a skip set and load with draft=True"
+            f"mode {config.mode!r} needs a draft, and none is open",
+            "use mode 'ngram' or 'plain', or export with a skip set and load with draft=True",
         )
+    mode = config.mode or _default_mode(config, draft)
     max_new_tokens = config.max_new_tokens or defaults.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     min_new_tokens = config.min_new_tokens or 0
     if min_new_tokens > max_new_tokens:
@@ -83,8 +96,8 @@ def complete(
     return DecodeSettings(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        mode=config.mode or (draft.mode if draft is not None else "plain"),
-        stopping=_stopping(config, draft.stopping if draft is not None else None),
+        mode=mode,
+        stopping=_stopping(config, mode, draft.stopping if draft is not None else None),
         max_alternatives=_first(
             config.max_alternatives, draft.max_alternatives if draft is not None else None, _alternatives(branch_margin)
         ),
@@ -98,13 +111,30 @@ def complete(
         stop_token_ids=frozenset(config.stop_token_ids),
         skip_special_tokens=config.skip_special_tokens,
         eos_token_ids=frozenset() if config.ignore_eos else defaults.eos_token_ids,
+        deterministic=config.deterministic,
         branch_margin=branch_margin,
     )
 
 
-def _stopping(config: GenerationConfig, tuned: StoppingRule | None) -> StoppingRule:
+def _default_mode(config: GenerationConfig, draft: DraftEntry | None) -> str:
+    """Returns the draft's mode, or `speculative` where another stopping rule than `optimal` is asked for."""
+    if draft is None:
+        return "plain"
+    tuned = DEFAULT_EXIT if draft.stopping is None else draft.stopping.exit
+    is_optimal = (config.exit or tuned) == DEFAULT_EXIT and config.exit_threshold is None
+    return draft.mode if is_optimal or draft.mode not in DECIDE_BY_COSTS else SPECULATIVE
+
+
+def _stopping(config: GenerationConfig, mode: str, tuned: StoppingRule | None) -> StoppingRule:
     """Returns the tuned rule, or the default one, with the caller's settings."""
     base = tuned or rule_class(DEFAULT_EXIT)()
+    if mode in DECIDE_BY_COSTS:
+        if config.exit not in (None, DEFAULT_EXIT):
+            raise ConfigError(
+                f"exit {config.exit!r} has no meaning in mode {mode!r}, which decides by costs",
+                f"leave exit out, or set it to {DEFAULT_EXIT!r}, or use mode 'speculative'",
+            )
+        base = base if base.exit == DEFAULT_EXIT else rule_class(DEFAULT_EXIT)()
     if config.exit is not None and config.exit != base.exit:
         base = rule_class(config.exit)(max_draft=base.max_draft)
     given = {name: value for name in (EXIT_THRESHOLD, MAX_DRAFT) if (value := getattr(config, name)) is not None}

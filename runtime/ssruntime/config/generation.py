@@ -13,9 +13,9 @@ from ssruntime.registry import ACCEPTANCE_RULES, PROPOSERS, STOPPING_RULES
 from ssruntime.stopping.base import EXIT_THRESHOLD, MAX_DRAFT_LIMIT, check_settings, rule_class
 from ssruntime.strict_reader import read_record
 
-MODES: Final = ("plain", "speculative")
+MODES: Final = ("plain", "speculative", "ngram", "auto")
 """The modes that come with sstool; others may be registered (see `ssruntime.registry`)."""
-EXITS: Final = ("fixed", "confidence", "adaptive")
+EXITS: Final = ("fixed", "confidence", "adaptive", "optimal")
 SAMPLINGS: Final = ("coupled", "rejection")
 MAX_ALTERNATIVES_LIMIT: Final = 3
 SEED_LIMIT: Final = 2**63
@@ -34,7 +34,7 @@ _NUMBERS: Final[Mapping[str, Callable[[str, object], float | None]]] = {
     "min_p": partial(check_float, low=0.0, high=1.0),
 }
 """The range check of each setting that is a number."""
-_FLAGS: Final = ("ignore_eos", "skip_special_tokens")
+_FLAGS: Final = ("ignore_eos", "skip_special_tokens", "deterministic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,13 @@ class GenerationConfig:
         min_new_tokens: number of tokens before which no token that ends the text (end of sequence or
             `stop_token_ids`) is generated; its probability is 0 until then. Stop strings still end the text.
             Default 0.
-        mode: `plain` (autoregressive decoding) or `speculative`. Default: `speculative` if the artifact has a
-            draft, unless the draft is marked as not faster.
-        exit: stopping policy, which ends a draft sequence before `max_draft` tokens: `fixed` (never),
-            `confidence` (below a fixed threshold), `adaptive` (below a threshold that follows the acceptance
-            rate).
+        mode: `plain` (autoregressive decoding), `speculative` (the draft engine drafts), `ngram` (tokens are
+            looked up in the prompt and the text) or `auto` (in each round whatever is expected to be fastest
+            of these three). Default: `auto` if the artifact has a draft, unless it is marked as not faster.
+        exit: stopping policy, which ends a draft sequence before `max_draft` tokens: `optimal` (when no
+            longer draft is expected to be faster; it may also draft nothing), `fixed` (never), `confidence`
+            (below a fixed threshold), `adaptive` (below a threshold that follows the acceptance rate). Modes
+            `ngram` and `auto` know `optimal` only.
         exit_threshold: draft confidence in [0, 1] below which drafting stops. Not allowed with `fixed`.
         max_draft: largest number of tokens in a draft sequence, 1 to 15.
         max_alternatives: largest number of alternatives for each drafted token, 0 to 3. An alternative is a
@@ -72,6 +74,9 @@ class GenerationConfig:
             ids include such a token.
         ignore_eos: whether to continue past end-of-sequence tokens.
         skip_special_tokens: whether the text does not include special tokens.
+        deterministic: whether drafting depends on nothing that is measured or learned while requests run.
+            With sampling `rejection` it makes the text a function of the seed. In every other case the text
+            does not depend on what is drafted.
     """
 
     max_new_tokens: int | None = None
@@ -91,6 +96,7 @@ class GenerationConfig:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, PROPOSERS.names())

@@ -3,30 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ssruntime.acceptance import Acceptance
 from ssruntime.config import DecodeSettings
+from ssruntime.planning.planner import Planner, RequestPlanner
 from ssruntime.proposers.base import Proposer, SequenceView
+from ssruntime.proposers.mixed import MixedProposer
+from ssruntime.proposers.ngram import NgramProposer
 from ssruntime.proposers.skip import SkipProposer
 from ssruntime.registry import PROPOSERS
-from ssruntime.stopping import StoppingPolicy
+from ssruntime.stopping import OptimalStopping, StoppingPolicy
 
-__all__ = ["MakeProposer", "Proposer", "SequenceView", "SkipProposer", "make_proposer"]
-
-MakeProposer = Callable[[DecodeSettings, Acceptance, StoppingPolicy, int], Proposer | None]
-"""Makes a proposer for one request from its settings, its acceptance rule, its stopping policy, and the first
-position at which no alternative is allowed; None for autoregressive decoding."""
+__all__ = ["MakeProposer", "Parts", "Proposer", "SequenceView", "make_proposer"]
 
 
-def make_proposer(settings: DecodeSettings, acceptance: Acceptance, *, alternatives_end: int) -> Proposer | None:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What proposers are made of.
+
+    Attributes:
+        settings: completed settings of the request.
+        acceptance: its acceptance rule.
+        planner: costs and odds of acceptance, which all requests share.
+        alternatives_end: first position at which no alternative is allowed.
+    """
+
+    settings: DecodeSettings
+    acceptance: Acceptance
+    planner: Planner
+    alternatives_end: int
+
+
+MakeProposer = Callable[[Parts], Proposer | None]
+"""Makes a proposer for one request; None for autoregressive decoding."""
+
+
+def make_proposer(parts: Parts) -> Proposer | None:
     """Returns a new proposer for one request; None for autoregressive decoding (mode `plain`)."""
-    proposer: Proposer | None = PROPOSERS[settings.mode](settings, acceptance, settings.stopping.policy(), alternatives_end)
+    proposer: Proposer | None = PROPOSERS[parts.settings.mode](parts)
     return proposer
 
 
-def _skip(settings: DecodeSettings, acceptance: Acceptance, stopping: StoppingPolicy, alternatives_end: int) -> Proposer:
-    return SkipProposer(acceptance, stopping, max_alternatives=settings.max_alternatives, alternatives_end=alternatives_end)
+def _skip(parts: Parts) -> SkipProposer:
+    return _drafting(parts, parts.settings.stopping.policy(parts.planner, parts.settings.kind))
 
 
-PROPOSERS.register("plain", lambda *_: None)
+def _drafting(parts: Parts, stopping: StoppingPolicy) -> SkipProposer:
+    settings = parts.settings
+    return SkipProposer(
+        parts.acceptance,
+        stopping,
+        max_draft=settings.stopping.max_draft,
+        max_alternatives=settings.max_alternatives,
+        alternatives_end=parts.alternatives_end,
+    )
+
+
+def _ngram(parts: Parts) -> NgramProposer:
+    return NgramProposer(parts.planner, parts.settings.kind)
+
+
+def _auto(parts: Parts) -> MixedProposer:
+    settings = parts.settings
+    planner = RequestPlanner(parts.planner, settings.kind, settings.stopping.max_draft)
+    return MixedProposer(_ngram(parts), _drafting(parts, OptimalStopping(planner)), planner)
+
+
+PROPOSERS.register("plain", lambda _parts: None)
 PROPOSERS.register("speculative", _skip)
+PROPOSERS.register("ngram", _ngram)
+PROPOSERS.register("auto", _auto)

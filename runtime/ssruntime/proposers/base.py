@@ -37,8 +37,11 @@ class Proposer(Protocol):
             limit: largest number of tokens in the draft sequence; may be 0.
         """
 
-    def observe(self, proposed: int, accepted: int) -> None:
-        """Records how many tokens of a round's draft sequence were proposed and accepted.
+    def observe(self, proposed: int, accepted: int, emitted: Sequence[int]) -> None:
+        """Records the result of the round.
 
-        Alternatives do not count.
+        Args:
+            proposed: number of tokens in the draft sequence; alternatives do not count.
+            accepted: how many of these were accepted.
+            emitted: tokens that the round emitted.
         """

@@ -7,7 +7,7 @@ verify overwrites it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Final
 
 from ssruntime.acceptance import Acceptance
@@ -23,17 +23,21 @@ SOURCE: Final = "skip"
 class SkipProposer:
     """Proposes with the draft engine. Alternatives are next-best tokens of the same steps."""
 
-    def __init__(self, acceptance: Acceptance, stopping: StoppingPolicy, *, max_alternatives: int, alternatives_end: int) -> None:
+    def __init__(
+        self, acceptance: Acceptance, stopping: StoppingPolicy, *, max_draft: int, max_alternatives: int, alternatives_end: int
+    ) -> None:
         """Takes the parts of one request.
 
         Args:
             acceptance: acceptance rule, which samples the draft's tokens.
             stopping: policy that ends draft sequences.
+            max_draft: largest number of tokens in a draft sequence.
             max_alternatives: largest number of alternatives to a drafted token.
             alternatives_end: first position at which no alternative is allowed.
         """
         self._acceptance = acceptance
         self._stopping = stopping
+        self._max_draft = max_draft
         self._max_alternatives = max_alternatives
         self._alternatives_end = alternatives_end
 
@@ -41,7 +45,8 @@ class SkipProposer:
         """Returns up to `limit` tokens that continue the sequence, with alternatives."""
         goes_on, sample_draft = self._stopping.goes_on, self._acceptance.sample_draft
         first, position = sequence.start, len(sequence.ids)
-        if limit < 1 or not goes_on(0, 1.0, position):
+        limit = min(limit, self._max_draft)
+        if limit < 1 or not self._stopping.begin(position, limit):
             return Proposal()
         max_alternatives = self._max_alternatives if room_beside(position - first, first, self._alternatives_end) else 0
         tokens: list[int] = []
@@ -51,19 +56,19 @@ class SkipProposer:
         start, ids = first, tuple(sequence.ids[first:])
         for depth in range(limit):
             output = yield make_pass(("draft", ids, start, ()))
-            sampled, probs = sample_draft(output, position + depth, max_alternatives)
+            sampled, evidence, probs = sample_draft(output, position + depth, max_alternatives)
             token = sampled[0]
             tokens.append(token)
             draft_probs.append(probs)
             for other in sampled[1:]:
                 alternatives.append(Alternative(depth, other))  # noqa: PERF401 - most steps have none
-            if not goes_on(depth + 1, output.probability(0), position + depth + 1):
+            if not goes_on(depth + 1, evidence):
                 break
             start, ids = position + depth, (token,)
         if alternatives:
             del alternatives[room_beside(position - first - 1 + len(tokens), first, self._alternatives_end) :]
         return Proposal(tokens, [SOURCE] * len(tokens), draft_probs, alternatives)
 
-    def observe(self, proposed: int, accepted: int) -> None:
+    def observe(self, proposed: int, accepted: int, emitted: Sequence[int]) -> None:
         """Passes the result of a round on to the stopping policy."""
-        self._stopping.observe(proposed, accepted)
+        self._stopping.observe(proposed, accepted, len(emitted))

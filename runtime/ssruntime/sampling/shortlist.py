@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from ssruntime.planning.odds import MOST_MARGIN
 from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, FilterSettings, relative_error, scale_of
 from ssruntime.sampling.noise import CoupledNoise
 
@@ -24,6 +25,30 @@ class Pick(NamedTuple):
 
     token: int
     is_sure: bool
+
+
+class Ranking(NamedTuple):
+    """A sampled token, and those that are close to it.
+
+    Attributes:
+        tokens: the token, then the next-best ones, best first.
+        relative: probability of the token at temperature 1, as a fraction of that of the row's best token.
+        margin: distance in nats of its score from the next-best one's, at most `MOST_MARGIN`.
+    """
+
+    tokens: list[int]
+    relative: float
+    margin: float
+
+
+def margin_of(best: float, second: float) -> float:
+    """Returns the distance in nats of two scores, at most `MOST_MARGIN`, from their keys.
+
+    A key is below 0, or 0 for a score without limit; it has the score -log(-key).
+    """
+    if best >= 0.0:
+        return 0.0 if second >= 0.0 else MOST_MARGIN
+    return min(math.log(second / best), MOST_MARGIN)
 
 
 class Shortlist:
@@ -83,7 +108,7 @@ class Shortlist:
         )
         return Pick(tokens[index], is_sure)
 
-    def rank(self, tokens: Sequence[int], logits: Sequence[float], confidence: float, position: int, max_alternatives: int) -> list[int]:
+    def rank(self, tokens: Sequence[int], logits: Sequence[float], confidence: float, position: int, max_alternatives: int) -> Ranking:
         """Returns the token of `pick`, certain or not, then the next-best ones that are close to it.
 
         Close means within `ALTERNATIVE_GAP` of its score.
@@ -98,16 +123,23 @@ class Shortlist:
         weights, _, _ = self._weights(logits, confidence, relative_error(0.0))
         uniforms = self._noise.uniforms(position, tokens[: len(weights)])
         near: list[tuple[float, int]] = []
-        least = -math.inf
+        least = best = second = -math.inf
         for index, weight in enumerate(weights):
             uniform = uniforms[index]
-            if uniform <= 1.0 + least * weight:  # at most exp(least * weight), so the key is not above the least one
+            # A key is at most exp(least * weight), so it is not above the least one.
+            if uniform <= 1.0 + min(least, second) * weight:
                 continue
             key = math.log(uniform) / weight
+            if key > best:
+                best, second = key, best
+            elif key > second:
+                second = key
             near.append((-key, index))
             least = max(least, key * ALTERNATIVE_KEY_FACTOR)
         near.sort()
-        return [tokens[index] for negated, index in near[: max_alternatives + 1] if -negated >= least]
+        chosen = [tokens[index] for negated, index in near[: max_alternatives + 1] if -negated >= least]
+        relative = math.exp(logits[near[0][1]] - logits[0])
+        return Ranking(chosen, relative, MOST_MARGIN if second == -math.inf else margin_of(best, second))
 
     def _weights(self, logits: Sequence[float], confidence: float, margin: float) -> tuple[list[float], bool, bool]:
         """Computes the weights, relative to the best token's, of the tokens that the filters may keep.

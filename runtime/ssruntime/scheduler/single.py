@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from typing import Final
 
 from ssruntime.backends.base import Slot
+from ssruntime.planning.live import LiveCosts
 from ssruntime.sequence import Sequence
 
+_RECORDED: Final = 3
+"""One of this many rounds is recorded, enough to follow the costs."""
 TIMEOUT: Final = "timeout"
 """Finish reason of a sequence whose deadline passed."""
 
 
-def decode(sequence: Sequence, slot: Slot, *, deadline: float | None = None) -> Iterator[abc.Sequence[int]]:
+def decode(sequence: Sequence, slot: Slot, *, costs: LiveCosts | None = None, deadline: float | None = None) -> Iterator[abc.Sequence[int]]:
     """Yields the tokens of a sequence as they are committed, the last ones after its `finish_reason` is set.
 
     The statistics do not include the time that the consumer takes between two steps.
@@ -22,10 +25,12 @@ def decode(sequence: Sequence, slot: Slot, *, deadline: float | None = None) -> 
     Args:
         sequence: sequence at its beginning.
         slot: KV cache that no other sequence uses meanwhile.
+        costs: record of what passes cost, which gets some of these; None for none.
         deadline: time of `time.monotonic` from which on no pass begins; the tokens that were committed by
             then stay. None sets no limit.
     """
     stats, is_first = sequence.stats, True
+    rounds, steps, recorded = 0, 0, 0.0
     run, commit, clock = slot.run, sequence.commit, time.perf_counter
     begun = clock()
     try:
@@ -35,11 +40,20 @@ def decode(sequence: Sequence, slot: Slot, *, deadline: float | None = None) -> 
                 yield ()
                 return
             new = commit(run(wanted))
+            kind, trunk, start, _ = wanted
+            if kind == "draft":
+                steps += 1
+            elif costs is not None:
+                rounds += 1
+                if kind == "verify" and not rounds % _RECORDED:
+                    costs.record(len(trunk), steps, start, slot.engine_seconds - recorded)
+                steps, recorded = 0, slot.engine_seconds
             if not new:
                 continue
             seconds = clock() - begun
             if is_first:
                 is_first, stats.prefill_s, slot.engine_seconds = False, seconds, 0.0
+                recorded = 0.0
             else:
                 stats.decode_s += seconds
                 stats.engine_s = slot.engine_seconds

@@ -16,6 +16,7 @@ from ssruntime.stopping.base import (
 )
 from ssruntime.stopping.confidence import ConfidenceRule, ConfidenceStopping
 from ssruntime.stopping.fixed import FixedRule, FixedStopping
+from ssruntime.stopping.optimal import OptimalRule, OptimalStopping
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
     # rules
@@ -24,12 +25,14 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "FixedRule",
     "ConfidenceRule",
     "AdaptiveRule",
+    "OptimalRule",
     "rule_class",
     # policies
     "StoppingPolicy",
     "FixedStopping",
     "ConfidenceStopping",
     "AdaptiveStopping",
+    "OptimalStopping",
     # defaults and limits
     "DEFAULT_EXIT",
     "DEFAULT_EXIT_THRESHOLD",
@@ -40,3 +43,4 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
 STOPPING_RULES.register("fixed", FixedRule)
 STOPPING_RULES.register("confidence", ConfidenceRule)
 STOPPING_RULES.register("adaptive", AdaptiveRule)
+STOPPING_RULES.register("optimal", OptimalRule)

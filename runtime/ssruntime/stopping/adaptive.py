@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from ssruntime.planning.odds import Evidence
+from ssruntime.planning.planner import Planner
 from ssruntime.stopping.base import ThresholdRule
 
 ACCEPTANCE_MEMORY: Final = 0.5
@@ -31,7 +33,7 @@ class AdaptiveRule(ThresholdRule):
 
     exit: str = field(default="adaptive", init=False)
 
-    def policy(self) -> AdaptiveStopping:
+    def policy(self, planner: Planner, kind: str) -> AdaptiveStopping:
         """Returns a new policy for one request."""
         return AdaptiveStopping(self.exit_threshold, max_draft=self.max_draft)
 
@@ -44,11 +46,15 @@ class AdaptiveStopping:
         self._max_draft = max_draft
         self._acceptance: float | None = None
 
-    def goes_on(self, depth: int, confidence: float, context: int) -> bool:
-        """Returns whether the confidence reaches the present threshold; True at depth 0."""
-        return depth == 0 or confidence >= self.threshold
+    def begin(self, context: int, limit: int) -> bool:
+        """Returns True: one token is drafted in any case."""
+        return True
 
-    def observe(self, proposed: int, accepted: int) -> None:
+    def goes_on(self, depth: int, evidence: Evidence) -> bool:
+        """Returns whether the confidence reaches the present threshold."""
+        return evidence.confidence >= self.threshold
+
+    def observe(self, proposed: int, accepted: int, emitted: int) -> None:
         """Moves the threshold; a round that proposed nothing moves nothing."""
         if proposed == 0:
             return

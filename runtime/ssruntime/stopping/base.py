@@ -6,17 +6,19 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol, cast
+from typing import ClassVar, Final, Protocol, cast
 
 from ssruntime.checks import check_choice, check_float, check_int
 from ssruntime.errors import ConfigError, SelfSpecError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.planning.odds import Evidence
+from ssruntime.planning.planner import Planner
 from ssruntime.registry import STOPPING_RULES
 from ssruntime.strict_reader import read_record
 
 MAX_DRAFT_LIMIT: Final = MAX_QUERY_LENGTH - 1
 DEFAULT_MAX_DRAFT: Final = 12
-DEFAULT_EXIT: Final = "adaptive"
+DEFAULT_EXIT: Final = "optimal"
 DEFAULT_EXIT_THRESHOLD: Final = 0.6
 
 MAX_DRAFT: Final = "max_draft"
@@ -28,21 +30,31 @@ TAG: Final = "exit"
 class StoppingPolicy(Protocol):
     """Applies a stopping rule in one request, before the first and after each drafted token."""
 
-    def goes_on(self, depth: int, confidence: float, context: int) -> bool:
-        """Returns whether to draft another token; the tokens that were drafted are verified in any case.
+    def begin(self, context: int, limit: int) -> bool:
+        """Begins a round; returns whether to draft at all.
 
-        It does not change the policy's state, as a search may ask several times.
+        A round that was begun and not observed leaves nothing behind, as a search may ask several times.
 
         Args:
-            depth: number of tokens drafted in this round; 0 asks whether to draft at all.
-            confidence: draft confidence of the last one; 1 at depth 0.
-            context: number of tokens before the one to be drafted.
+            context: number of tokens before the first one to be drafted.
+            limit: largest number of tokens in the draft sequence.
         """
 
-    def observe(self, proposed: int, accepted: int) -> None:
-        """Records how many tokens of a round's draft sequence were proposed and accepted.
+    def goes_on(self, depth: int, evidence: Evidence) -> bool:
+        """Returns whether to draft another token; the tokens that were drafted are verified in any case.
 
-        Alternatives do not count.
+        Args:
+            depth: number of tokens drafted in this round, at least 1.
+            evidence: what is known of the last one.
+        """
+
+    def observe(self, proposed: int, accepted: int, emitted: int) -> None:
+        """Records the result of the round.
+
+        Args:
+            proposed: number of tokens in the draft sequence; alternatives do not count.
+            accepted: how many of these were accepted.
+            emitted: number of tokens that the round emitted.
         """
 
 
@@ -55,10 +67,12 @@ class StoppingRule(ABC):
 
     Attributes:
         exit: name of the policy.
+        uses_costs: whether the policy decides by costs, which are then measured on each host.
         max_draft: largest number of tokens in a draft sequence, 1 to 15.
     """
 
     exit: str = field(default="", init=False)
+    uses_costs: ClassVar[bool] = False
     max_draft: int = DEFAULT_MAX_DRAFT
 
     def __post_init__(self) -> None:
@@ -70,8 +84,13 @@ class StoppingRule(ABC):
         check_int(MAX_DRAFT, self.max_draft, 1, MAX_DRAFT_LIMIT)
 
     @abstractmethod
-    def policy(self) -> StoppingPolicy:
-        """Returns a new policy for one request."""
+    def policy(self, planner: Planner, kind: str) -> StoppingPolicy:
+        """Returns a new policy for one request.
+
+        Args:
+            planner: costs and odds of acceptance, which all requests share.
+            kind: kind of sampling, whose odds of acceptance count.
+        """
 
     @classmethod
     def settings(cls) -> tuple[str, ...]:
@@ -135,7 +154,10 @@ def check_settings(kind: type[StoppingRule], given: Collection[object]) -> None:
     for name in STOPPING_RULES.names():
         for key in rule_class(name).settings():
             if key in given and key not in kind.settings():
-                raise ConfigError(f"{key} has no meaning with exit {kind().exit!r}", f"leave {key} out")
+                others = [other for other in STOPPING_RULES.names() if key in rule_class(other).settings()]
+                raise ConfigError(
+                    f"{key} has no meaning with exit {kind().exit!r}", f"leave {key} out, or set exit to {' or '.join(map(repr, others))}"
+                )
 
 
 def rule_class(name: object) -> type[StoppingRule]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ssruntime.planning.odds import Evidence
+from ssruntime.planning.planner import Planner
 from ssruntime.stopping.base import ThresholdRule
 
 
@@ -13,7 +15,7 @@ class ConfidenceRule(ThresholdRule):
 
     exit: str = field(default="confidence", init=False)
 
-    def policy(self) -> ConfidenceStopping:
+    def policy(self, planner: Planner, kind: str) -> ConfidenceStopping:
         """Returns a new policy for one request."""
         return ConfidenceStopping(self.exit_threshold)
 
@@ -24,9 +26,13 @@ class ConfidenceStopping:
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
 
-    def goes_on(self, depth: int, confidence: float, context: int) -> bool:
-        """Returns whether the confidence reaches the threshold; True at depth 0."""
-        return depth == 0 or confidence >= self._threshold
+    def begin(self, context: int, limit: int) -> bool:
+        """Returns True: one token is drafted in any case."""
+        return True
 
-    def observe(self, proposed: int, accepted: int) -> None:
+    def goes_on(self, depth: int, evidence: Evidence) -> bool:
+        """Returns whether the confidence reaches the threshold."""
+        return evidence.confidence >= self._threshold
+
+    def observe(self, proposed: int, accepted: int, emitted: int) -> None:
         """Does nothing: the threshold is fixed."""

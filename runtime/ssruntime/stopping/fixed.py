@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ssruntime.planning.odds import Evidence
+from ssruntime.planning.planner import Planner
 from ssruntime.stopping.base import StoppingRule
 
 
@@ -13,7 +15,7 @@ class FixedRule(StoppingRule):
 
     exit: str = field(default="fixed", init=False)
 
-    def policy(self) -> FixedStopping:
+    def policy(self, planner: Planner, kind: str) -> FixedStopping:
         """Returns a new policy for one request."""
         return FixedStopping()
 
@@ -21,9 +23,13 @@ class FixedRule(StoppingRule):
 class FixedStopping:
     """Never ends a draft sequence before its limit."""
 
-    def goes_on(self, depth: int, confidence: float, context: int) -> bool:
+    def begin(self, context: int, limit: int) -> bool:
         """Returns True."""
         return True
 
-    def observe(self, proposed: int, accepted: int) -> None:
+    def goes_on(self, depth: int, evidence: Evidence) -> bool:
+        """Returns True."""
+        return True
+
+    def observe(self, proposed: int, accepted: int, emitted: int) -> None:
         """Does nothing: there is no threshold."""

@@ -1,4 +1,4 @@
-"""Runs the modes alternately on each prompt, so that a drift of the machine's speed affects both alike."""
+"""Runs the modes alternately on each prompt, so that a drift of the machine's speed affects all alike."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ class BenchOptions:
     """Which modes to measure, and how often.
 
     Attributes:
-        modes: `plain` (autoregressive decoding), `speculative` or both; None for both if the artifact has a
-            draft, else `plain` alone.
+        modes: modes to measure; None for `plain` (autoregressive decoding) and the artifact's own.
         repeat: number of runs of each prompt in each mode, at least 1.
     """
 
@@ -74,7 +73,7 @@ def run_bench(
         ConfigError: if the artifact cannot be decoded in one of the modes.
     """
     options = options or BenchOptions()
-    modes = tuple(m for m in MODES if m in (options.modes or _modes_of(engine)))
+    modes = tuple(m for m in MODES if m in (options.modes or _modes_of(engine, config)))
     base = engine.settings(dataclasses.replace(config, mode=modes[-1]))
     config = dataclasses.replace(config, seed=base.seed)
     runnable, refused = _encode(engine, prompts)
@@ -99,8 +98,10 @@ def run_bench(
     )
 
 
-def _modes_of(engine: Engine) -> tuple[str, ...]:
-    return MODES if engine.backend.has_draft else ("plain",)
+def _modes_of(engine: Engine, config: GenerationConfig) -> tuple[str, ...]:
+    own = engine.settings(dataclasses.replace(config, mode=None)).mode
+    # An artifact whose draft did not pay decodes autoregressively: what is compared is what it could do.
+    return "plain", "auto" if own == "plain" and engine.backend.has_draft else own
 
 
 def _encode(engine: Engine, prompts: Sequence[PromptRecord]) -> tuple[list[tuple[PromptRecord, list[int]]], int]:
@@ -141,15 +142,15 @@ def _run_prompt(
     for mode in order:
         completion, runs[mode] = traced(engine, ids, dataclasses.replace(config, mode=mode))
         samples.append(Sample(prompt_id=prompt.id, index=prompt.index, repeat=repeat, mode=mode, stats=completion.stats, identical=None))
-    verdict = _verdict(engine, config, runs, tie_tolerance=tie_tolerance)
-    return [dataclasses.replace(s, identical=verdict) if s.mode == "speculative" else s for s in samples]
+    verdicts = {mode: _verdict(engine, config, runs, mode, tie_tolerance=tie_tolerance) for mode in runs}
+    return [dataclasses.replace(sample, identical=verdicts[sample.mode]) for sample in samples]
 
 
-def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun], *, tie_tolerance: float) -> Verdict | None:
-    speculative = dataclasses.replace(config, mode="speculative")
-    if len(runs) < len(MODES) or is_uncoupled(engine.settings(speculative)):
+def _verdict(engine: Engine, config: GenerationConfig, runs: dict[str, TracedRun], mode: str, *, tie_tolerance: float) -> Verdict | None:
+    how = dataclasses.replace(config, mode=mode)
+    if mode == "plain" or "plain" not in runs or is_uncoupled(engine.settings(how)):
         return None
-    return compare(engine, speculative, plain=runs["plain"].token_ids, run=runs["speculative"], tie_tolerance=tie_tolerance).verdict
+    return compare(engine, how, plain=runs["plain"].token_ids, run=runs[mode], tie_tolerance=tie_tolerance).verdict
 
 
 def is_uncoupled(settings: DecodeSettings) -> bool:

@@ -46,7 +46,7 @@ class PromptRow:
     Attributes:
         id: name of the prompt in its file.
         repeat: 0-based number of the repeat.
-        mode: `plain` (autoregressive decoding) or `speculative`.
+        mode: the mode of decoding.
         tokens: number of tokens after the first; tokens / decode_s is the speed.
         decode_s: wall seconds from the first token to the last.
         identical: verdict of the comparison with plain decoding in the same repeat; None for plain, for
@@ -66,7 +66,7 @@ class ModeReport:
     """The results of one mode over all prompts and repeats.
 
     Attributes:
-        mode: `plain` (autoregressive decoding) or `speculative`.
+        mode: the mode of decoding.
         tokens_per_second: speed of each repeat: tokens of all prompts over their summed decode times; None if
             no run had two tokens.
         ratio_to_plain: speed-up of each repeat over plain decoding in the same repeat; None for plain, and if

@@ -122,7 +122,7 @@ class _Checker:
 
     def _compare(self, task: Task, case: Case, ids: Sequence[int], plain: TracedRun) -> CaseOutcome:
         seed = prompt_seed(SEED, task.prompt.index)
-        config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="speculative")
+        config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed)
         _, run = traced(self._engine, ids, config, logits=True)
         found = compare(self._engine, config, plain=plain.token_ids, run=run, tie_tolerance=self._tie_tolerance)
         return CaseOutcome.of(found, compare_logits(plain, run) if found.verdict == YES else LogitRows(0, 0))

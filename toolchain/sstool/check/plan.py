@@ -15,6 +15,8 @@ SEED: Final = 0
 FULL_TOKENS: Final = 64
 FULL_GRID_PROMPTS: Final = 8
 FULL_MAX_DRAFTS: Final = range(1, 13)
+_OPTIMAL_MAX_DRAFTS: Final = (2, 12)
+"""Limits that the exit `optimal` is run with: it seldom reaches the higher ones."""
 QUICK_TOKENS: Final = 32
 QUICK_PROMPTS: Final = 3
 """Prompts of each file in a quick check."""
@@ -37,6 +39,7 @@ class Case:
 
     name: str
     sampling: Sampling
+    mode: str = "speculative"
     exit: str | None = None
     exit_threshold: float | None = None
     max_draft: int | None = None
@@ -48,8 +51,8 @@ SAMPLED: Final = Sampling(name="sampled", temperature=0.8, top_p=0.95)
 FILTERED: Final = Sampling(name="filtered", temperature=1.0, top_k=50, top_p=0.9, min_p=0.02)
 
 NAMED_CASES: Final = (
-    Case(name="greedy", sampling=GREEDY),
-    Case(name="sampled", sampling=SAMPLED),
+    Case(name="greedy auto", sampling=GREEDY, mode="auto"),
+    Case(name="sampled auto", sampling=SAMPLED, mode="auto"),
     Case(
         name="long drafts, every filter",
         sampling=FILTERED,
@@ -61,11 +64,14 @@ NAMED_CASES: Final = (
 )
 """Settings that a full check runs on all prompts.
 
-The artifact's own stopping rule greedily and sampled, and the longest passes with the most alternatives and
-all filters.
+The default mode greedily and sampled, and the longest passes with the most alternatives and all filters.
 """
 
-QUICK_CASES: Final = (*NAMED_CASES, Case(name="greedy fixed 12", sampling=GREEDY, exit="fixed", max_draft=12, max_alternatives=0))
+QUICK_CASES: Final = (
+    *NAMED_CASES,
+    Case(name="sampled n-gram", sampling=SAMPLED, mode="ngram"),
+    Case(name="greedy fixed 12", sampling=GREEDY, exit="fixed", max_draft=12, max_alternatives=0),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +119,11 @@ def plan_check(files: Sequence[PromptFile], *, full: bool) -> Plan:
     return Plan(tasks=tuple(_tasks(short, QUICK_CASES)), num_tokens=QUICK_TOKENS)
 
 
-def case_config(case: Case, *, num_tokens: int, seed: int, mode: str) -> GenerationConfig:
-    """Returns the decoding settings of a case; in mode `plain` only the sampling has an effect."""
+def case_config(case: Case, *, num_tokens: int, seed: int, mode: str | None = None) -> GenerationConfig:
+    """Returns the decoding settings of a case, in its own mode or another."""
     return GenerationConfig(
         max_new_tokens=num_tokens,
-        mode=mode,
+        mode=mode or case.mode,
         exit=case.exit,
         exit_threshold=case.exit_threshold,
         max_draft=case.max_draft,
@@ -135,7 +141,9 @@ def _full_tasks(files: Sequence[PromptFile]) -> Iterator[Task]:
     grid = tuple(
         Case(name=f"{sampling.name} {exit_name} {max_draft}", sampling=sampling, exit=exit_name, max_draft=max_draft)
         for sampling, exit_name, max_draft in itertools.product((GREEDY, SAMPLED), EXITS, FULL_MAX_DRAFTS)
+        if exit_name != "optimal" or max_draft in _OPTIMAL_MAX_DRAFTS
     )
+    grid += tuple(Case(name=f"{sampling.name} n-gram", sampling=sampling, mode="ngram") for sampling in (GREEDY, SAMPLED))
     first = [PromptFile(name=f.name, prompts=f.prompts[:FULL_GRID_PROMPTS]) for f in files]
     both = {(t.file, t.prompt.index, t.sampling): t for t in _tasks(first, (*NAMED_CASES, *grid))}
     yield from both.values()

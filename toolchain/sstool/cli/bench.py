@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 @click.command(name="bench")
 @artifact_argument
 @click.option("--prompts", required=True, metavar="FILE", type=click.Path(path_type=Path), help='JSON Lines file of {"id"?, "prompt"}.')
-@click.option("--modes", metavar="M,M", help="Modes to measure: plain, speculative.  [default: both if the artifact has a draft]")
+@click.option("--modes", metavar="M,M", help="Modes to measure: plain, speculative, ngram, auto.  [default: plain and the artifact's]")
 @click.option("--repeat", type=int, default=3, show_default=True, metavar="N", help="Runs of each prompt in each mode.")
 @decoding_options
 @json_option
 @debug_option
 def command(folder: Path, prompts: Path, modes: str | None, repeat: int, decoding: DecodingOptions, as_json: bool) -> None:
-    """Compare autoregressive with self-speculative decoding.
+    """Compare autoregressive decoding with other modes.
 
-    After a warm-up, each prompt is run in both modes, in alternating order. Exits with 1 if the tokens of a
+    After a warm-up, each prompt is run in all modes, in alternating order. Exits with 1 if the tokens of a
     prompt differ from autoregressive decoding (mode plain); near ties do not count.
     """
     if modes is not None and decoding.config["mode"] is not None:
@@ -53,16 +53,20 @@ def command(folder: Path, prompts: Path, modes: str | None, repeat: int, decodin
         click.get_current_context().exit(EXIT_FAILED)
 
 
-_ROWS: Final[tuple[tuple[str, Callable[[ModeReport], str]], ...]] = (
-    ("tokens/s", lambda run: _spread(run.tokens_per_second, 1)),
-    ("x plain", lambda run: _spread(run.ratio_to_plain, 2)),
-    ("x plain, 95 %", lambda run: "-" if run.ratio_interval_95 is None else "{:.2f} to {:.2f}".format(*run.ratio_interval_95)),
-    ("acceptance rate", lambda run: _number(run.acceptance_rate)),
-    ("tokens per round", lambda run: _number(run.tokens_per_round)),
-    ("host overhead", lambda run: "-" if run.host_overhead is None else f"{run.host_overhead:.1%}"),
-    ("identical", lambda run: _identical(run.identical)),
-    ("runs", lambda run: str(run.prompts) + (f" ({run.refused} refused)" if run.refused else "")),
+_ROWS: Final[tuple[tuple[str, Callable[[ModeReport, bool], str]], ...]] = (
+    ("tokens/s", lambda run, brief: _spread(run.tokens_per_second, 1, brief=brief)),
+    ("x plain", lambda run, brief: _spread(run.ratio_to_plain, 2, brief=brief)),
+    ("x plain, 95 %", lambda run, _: "-" if run.ratio_interval_95 is None else "{:.2f} to {:.2f}".format(*run.ratio_interval_95)),
+    ("acceptance rate", lambda run, _: _number(run.acceptance_rate)),
+    ("tokens per round", lambda run, _: _number(run.tokens_per_round)),
+    ("host overhead", lambda run, _: "-" if run.host_overhead is None else f"{run.host_overhead:.1%}"),
+    ("identical", lambda run, _: _identical(run.identical)),
+    ("runs", lambda run, _: str(run.prompts) + (f" ({run.refused} refused)" if run.refused else "")),
 )
+
+
+_MOST_WIDE: Final = 2
+"""Most modes whose minimum and maximum fit beside each other."""
 
 
 def _print_report(report: BenchReport) -> None:
@@ -72,7 +76,8 @@ def _print_report(report: BenchReport) -> None:
     console.print(_table(report))
     how = report.settings
     sampled = "greedy" if how["temperature"] == 0 else f"temperature {how['temperature']:g}, top-p {how['top_p']:g}, {how['sampling']}"
-    setting = f"{sampled}; {how['max_new_tokens']} tokens, {how['repeat']} repeats, seed {how['seed']}; median (minimum to maximum)"
+    spread = "median" if len(report.runs) > _MOST_WIDE else "median (minimum to maximum)"
+    setting = f"{sampled}; {how['max_new_tokens']} tokens, {how['repeat']} repeats, seed {how['seed']}; {spread}"
     console.print(setting, style="dim", soft_wrap=True, highlight=False)
 
 
@@ -83,16 +88,19 @@ def _table(report: BenchReport) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     table.add_column("")
     for run in report.runs:
-        table.add_column("self-speculative" if run.mode == "speculative" else run.mode, justify="right", no_wrap=True)
+        table.add_column(run.mode, justify="right", no_wrap=True)
     for name, cell in _ROWS:
-        cells = [cell(run) for run in report.runs]
+        cells = [cell(run, len(report.runs) > _MOST_WIDE) for run in report.runs]
         if any(c != "-" for c in cells):
             table.add_row(name, *cells)
     return table
 
 
-def _spread(spread: Spread | None, digits: int) -> str:
-    return "-" if spread is None else f"{spread.median:.{digits}f} ({spread.min:.{digits}f} to {spread.max:.{digits}f})"
+def _spread(spread: Spread | None, digits: int, *, brief: bool) -> str:
+    if spread is None:
+        return "-"
+    median = f"{spread.median:.{digits}f}"
+    return median if brief else f"{median} ({spread.min:.{digits}f} to {spread.max:.{digits}f})"
 
 
 def _number(value: float | None) -> str:

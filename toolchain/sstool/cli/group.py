@@ -13,7 +13,7 @@ COMMANDS: Final = {
     "export": "Make an artifact from a checkpoint.",
     "search": "Find the draft's skip set.",
     "generate": "Complete a prompt, or a file of prompts.",
-    "bench": "Compare autoregressive with self-speculative decoding.",
+    "bench": "Compare autoregressive decoding with other modes.",
     "check": "Check the files, parity, losslessness and memory of an artifact.",
     "inspect": "Show the content of an artifact.",
     "report": "(Re)write report.html of a search.",

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 
 # Repeated from ssruntime.config, whose import would slow `--help` down. A test keeps both equal.
-MODES: Final = ("plain", "speculative")
-EXITS: Final = ("fixed", "confidence", "adaptive")
+MODES: Final = ("plain", "speculative", "ngram", "auto")
+EXITS: Final = ("fixed", "confidence", "adaptive", "optimal")
 SAMPLINGS: Final = ("coupled", "rejection")
 
 
@@ -99,8 +99,13 @@ class DecodingOptions:
 
 _DECODING: Final = (
     click.option("--max-new-tokens", type=int, metavar="N", help="Most tokens to generate.  [default: the checkpoint's setting, else 128]"),
-    click.option("--mode", type=click.Choice(MODES), help="plain: autoregressive decoding.  [default: the artifact's]"),
-    click.option("--exit", type=click.Choice(EXITS), help="Stopping rule of the draft.  [default: as tuned, else adaptive]"),
+    click.option(
+        "--mode",
+        type=click.Choice(MODES),
+        help="plain: autoregressive decoding. speculative: the draft engine drafts. ngram: looks tokens up in the prompt and the output."
+        " auto: in each round whatever is expected to be fastest.  [default: the artifact's]",
+    ),
+    click.option("--exit", type=click.Choice(EXITS), help="Stopping rule of the draft.  [default: as tuned, else optimal]"),
     click.option(
         "--exit-threshold",
         type=float,
@@ -165,6 +170,11 @@ _DECODING: Final = (
         help="In passes of one token, use the single-row kernel: plain can be faster; near ties may be decided differently.",
     ),
     click.option("--ignore-eos", is_flag=True, help="Continue after end-of-sequence tokens."),
+    click.option(
+        "--deterministic",
+        is_flag=True,
+        help="Draft by nothing that is measured or learned here: with --sampling rejection, a seed then gives one text.",
+    ),
 )
 
 
@@ -209,5 +219,6 @@ _CONFIG_NAMES: Final = frozenset(
         "stop_token_ids",
         "ignore_eos",
         "skip_special_tokens",
+        "deterministic",
     )
 )

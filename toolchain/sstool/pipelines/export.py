@@ -29,6 +29,7 @@ from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
 from sstool.targets.base import GraphTarget
 from sstool.targets.registry import GRAPH_TARGETS
+from sstool.validation.calibrate import calibrate
 from sstool.validation.gate import run_gate
 
 logger = logging.getLogger(__name__)
@@ -159,11 +160,13 @@ def _assemble_numbers(
     lowering = Lowering(target=target, dtype=target.chosen_dtype(request.dtype, checkpoint.dtype), max_context=max_context)
     if PRECISIONS[lowering.dtype].is_quantized:
         assemble_quantized(folder, model, checkpoint, spec, lowering, request.quantization, packed, say)
-        return
-    manifest = assemble(folder, model, checkpoint, spec, lowering)
-    say("comparing with the checkpoint")
-    gate = _gate(folder, checkpoint)
-    write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+    else:
+        manifest = assemble(folder, model, checkpoint, spec, lowering)
+        say("comparing with the checkpoint")
+        gate = _gate(folder, checkpoint)
+        write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+    say("measuring the draft")
+    calibrate(folder)
 
 
 def _gate(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from sstool.search.run import SearchOutcome
 from sstool.skip_set import SkipSpec
 from sstool.targets.registry import GRAPH_TARGETS
 from sstool.validation.bits import GATE_SEQUENCES, measure_bits
+from sstool.validation.calibrate import calibrate
 from sstool.validation.gate import require_sound
 from sstool.validation.opening import open_to_check
 
@@ -67,9 +68,9 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning)
         if known_bits(artifact, Kernels.here(engine.backend.threads, engine.backend.device)) is None:
             store_bits(artifact, measure_bits(engine.backend))
         lossless = require_sound(engine, manifest.model.source, tie_tolerance=tie_tolerance(engine))
-    manifest = dataclasses.replace(manifest, gate={**manifest.gate, "lossless": lossless})
-    _replace_manifest(folder, manifest)
-    return manifest
+    _replace_manifest(folder, dataclasses.replace(manifest, gate={**manifest.gate, "lossless": lossless}))
+    calibrate(folder)
+    return read_artifact(folder).manifest
 
 
 def draft_of(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:
@@ -86,7 +87,8 @@ def draft_of(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:
         raise RecipeError(
             f"the search found no draft that works. {outcome.result.remark}", "export with --no-search, and please report this"
         )
-    spec = dataclasses.replace(trial.spec(), mode="plain" if outcome.winner is None else None)
+    # The search tunes a threshold to compare candidates alike; the artifact's rule needs no tuning.
+    spec = dataclasses.replace(trial.spec(), stopping=None, mode="plain" if outcome.winner is None else None)
     tuning = Tuning(
         speedup=outcome.result.speedup,
         cpu=outcome.header.cpu,

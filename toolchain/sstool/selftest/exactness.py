@@ -84,7 +84,7 @@ def _check_parity(rows: Rows, check: str, engine: Engine, model: Path, plan: Par
 def _check_text(rows: Rows, check: str, engine: Engine, settings: GenerationConfig, ids: list[int], tolerance: float) -> None:
     how = dataclasses.replace(settings, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
     plain = engine.generate(ids, dataclasses.replace(how, mode="plain")).token_ids
-    speculative = dataclasses.replace(how, mode="speculative")
+    speculative = dataclasses.replace(how, mode="speculative", exit="fixed", max_draft=4)
     _, run = traced(engine, ids, speculative)
     found = compare(engine, speculative, plain=plain, run=run, tie_tolerance=tolerance)
     near = f", {found.num_near_ties} near ties" if found.num_near_ties else ""

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _NEW_TOKENS: Final = 32
 _PROMPT_TOKENS: Final = 16
+_MAX_DRAFT: Final = 6
 _SEED: Final = 1
 _CONFIDENCE_TOLERANCE: Final = 1e-4
 
@@ -248,7 +249,10 @@ def _random_prompt(engine: Engine) -> list[int]:
 def _require_lossless(engine: Engine, what: str, *, tie_tolerance: float) -> dict[str, Any]:
     prompt = _random_prompt(engine)
     plain = GenerationConfig(mode="plain", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
-    speculative = GenerationConfig(mode="speculative", temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True)
+    # A fixed number of draft tokens: the default rule may draft none where it does not pay.
+    speculative = GenerationConfig(
+        mode="speculative", exit="fixed", max_draft=_MAX_DRAFT, temperature=0.0, max_new_tokens=_NEW_TOKENS, ignore_eos=True
+    )
     expected = engine.generate(prompt, plain)
     completion, run = traced(engine, prompt, speculative)
     verdict = compare(engine, speculative, plain=expected.token_ids, run=run, tie_tolerance=tie_tolerance).verdict

@@ -109,6 +109,9 @@ class DeviceSlot:
         """Returns the same as `forward`, from the draft engine."""
         return self._forward(self._port(draft=True), ids, start, positions)
 
+    def touch(self, length: int) -> None:
+        """Does nothing: a device gives its memory at once."""
+
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
         self._draft = self._make_port(cast("Engine", draft))

@@ -94,6 +94,11 @@ class KvArena:
         flat = content.reshape(buffer.heads, -1)
         self._device.upload(self._memory, self._entry_offset(buffer, row, start), flat, self._pitch(buffer))
 
+    def touch(self, row: int, stop: int) -> None:
+        """Writes zeros into a row's entries `[0, stop)`."""
+        for name, buffer in self._buffers.items():
+            self.write(row, name, 0, np.zeros((buffer.heads, stop, buffer.head_dim), dtype=self._dtype))
+
     @contextlib.contextmanager
     def preserved(self, row: int, session: ort.InferenceSession, start: int, stop: int) -> Iterator[None]:
         """When the block ends, restores a row's entries `[start, stop)` of the layers that a session uses."""

@@ -71,6 +71,11 @@ class OrtSlot:
         if draft is not None:
             self.use_draft(draft)
 
+    def touch(self, length: int) -> None:
+        """Writes into the first entries of the KV cache; see `backends.base.Slot`."""
+        self.arena.touch(self.row, length)
+        self._ragged_end = max(self._ragged_end, length)
+
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
         assert isinstance(draft, ort.InferenceSession)

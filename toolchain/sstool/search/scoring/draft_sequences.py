@@ -14,6 +14,8 @@ from typing import NamedTuple
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.base import Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.planning.odds import Evidence
+from ssruntime.planning.planner import unlearned
 from ssruntime.proposal import room_beside
 from ssruntime.stopping import StoppingPolicy, StoppingRule
 from sstool.search.scoring.rules import looser
@@ -42,7 +44,7 @@ class DraftSequence:
     """The tokens drafted from one position.
 
     Attributes:
-        confidences: draft confidence of each token.
+        evidence: what is known of each token.
         alternatives: number of alternatives to each token.
         agreed: number of leading tokens that equal those of the text.
         rank: rank of the text's token among the alternatives to the first token that differs from the text;
@@ -50,7 +52,7 @@ class DraftSequence:
         is_exhausted: whether the sequence reaches the end of the text, so that no policy could draft further.
     """
 
-    confidences: list[float] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
     alternatives: list[int] = field(default_factory=list)
     agreed: int = 0
     rank: int | None = None
@@ -64,12 +66,14 @@ class DraftSequence:
             max_draft: largest number of tokens.
             context: number of tokens before the sequence.
         """
-        for number, confidence in enumerate(self.confidences[:max_draft], start=1):
-            if not policy.goes_on(number, confidence, context + number):
+        if not policy.begin(context, max_draft):
+            return 0
+        for number, evidence in enumerate(self.evidence[:max_draft], start=1):
+            if not policy.goes_on(number, evidence):
                 return number
-        if len(self.confidences) >= max_draft:
+        if len(self.evidence) >= max_draft:
             return max_draft
-        return len(self.confidences) if self.is_exhausted else None
+        return len(self.evidence) if self.is_exhausted else None
 
     def outcome(self, proposed: int, room: int) -> Drafted:
         """Returns what verify would accept if `proposed` tokens are proposed.
@@ -131,12 +135,12 @@ class DraftedText:
         room, context = MAX_QUERY_LENGTH - pending, self.position(count) + 1
         max_draft, key = min(rule.max_draft, room), (count, pending)
         sequence = self._sequences.get(key)
-        if max_draft < 1 or not policy.goes_on(0, 1.0, context):
+        if max_draft < 1 or not policy.begin(context, max_draft):
             return Drafted(0, 0, 0)
         proposed = None if sequence is None else sequence.stop(policy, max_draft, context)
         if sequence is None or proposed is None:
             further = looser(rule)
-            sequence = self._run(count, pending, (policy, further.policy()), min(further.max_draft, room))
+            sequence = self._run(count, pending, (policy, further.policy(unlearned(), self.text.kind)), min(further.max_draft, room))
             self._sequences[key] = sequence
             proposed = sequence.stop(policy, max_draft, context)
             assert proposed is not None
@@ -154,19 +158,22 @@ class DraftedText:
         limit, sequence = min(max_draft, room), DraftSequence()
         agrees = True
         ids: tuple[int, ...] = (*self.text.prompt, *tokens)[start + 1 - pending : start + 1]
+        for policy in policies:
+            policy.begin(start + 1, max_draft)
         with self._slot.preserved(start + 1 - pending, start + limit):
             for step in range(limit):
                 output = self._slot.draft(ids, start + step + 1 - len(ids))
-                (token, *others), _ = self._acceptance.sample_draft(output, start + step + 1, self._max_alternatives)
+                (token, *others), evidence, _ = self._acceptance.sample_draft(output, start + step + 1, self._max_alternatives)
                 ids = (token,)
-                sequence.confidences.append(output.probability(0))
+                sequence.evidence.append(evidence)
                 sequence.alternatives.append(len(others))
                 known = tokens[count + step]
                 if agrees and token != known:
                     agrees = False
                     sequence.rank = others.index(known) if known in others else None
                 sequence.agreed += agrees
-                if not any(p.goes_on(step + 1, sequence.confidences[-1], start + step + 2) for p in policies):
+                go_on = [policy.goes_on(step + 1, evidence) for policy in policies]
+                if not any(go_on):
                     break
-        sequence.is_exhausted = len(sequence.confidences) == room
+        sequence.is_exhausted = len(sequence.evidence) == room
         return sequence

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from ssruntime.planning.planner import unlearned
 from ssruntime.stopping import MAX_DRAFT_LIMIT, StoppingRule
 from sstool.search.drafts.space import Bits
 from sstool.search.log.records import Counts, shares_of
@@ -81,11 +82,11 @@ class Objective:
         # The costs at the middle of the text serve for all its positions, which are close together.
         context = _middle(drafted.text)
         verify, draft = self._verify_at(context), self._costs.draft(bits, context)
-        tally, count, pending, policy = _Tally(), 1, 1, rule.policy()
+        tally, count, pending, policy = _Tally(), 1, 1, rule.policy(unlearned(), drafted.text.kind)
         while count < drafted.text.length:
             before = pending - 1
             proposed, accepted, alternatives, pending = drafted.propose(count, rule, policy, pending=pending)
-            policy.observe(proposed, accepted - (pending - 1))
+            policy.observe(proposed, accepted - (pending - 1), accepted + 1)
             tally.add(proposed, accepted, alternatives, draft.seconds(proposed) + verify[before + proposed + alternatives])
             count += accepted + 1
         tally.plain = (count - 1) * verify[0]

@@ -209,7 +209,11 @@ def _round(start: _RoundStart, session: DraftEngine, length: int) -> _Round:
     slot, token, context = start.slot, start.token, start.context
     slot.use_draft(session)
     proposer = SkipProposer(
-        start.acceptance, FixedStopping(), max_alternatives=start.max_alternatives, alternatives_end=slot.alternatives_end
+        start.acceptance,
+        FixedStopping(),
+        max_draft=MAX_DRAFT_LIMIT,
+        max_alternatives=start.max_alternatives,
+        alternatives_end=slot.alternatives_end,
     )
     ids = [0] * context + [token]  # of the tokens with KV, a proposer reads no ids
     _propose(slot, proposer, ids, 1)  # warm-up: binds the draft's buffers

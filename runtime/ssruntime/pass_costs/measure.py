@@ -1,0 +1,83 @@
+"""Measures the costs of passes on a slot, in the order in which decoding runs them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Final
+
+from ssruntime.backends.base import Pass, PassKind, Slot
+from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.planning.costs import PassCosts, RoundCosts, between
+
+_CONTEXTS: Final = (64, 1536)
+"""A usual context, and one at which attention is a good part of a pass."""
+_LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Query lengths that are measured; passes between them lie on a line."""
+_LONG_LENGTHS: Final = (1, 4, 16)
+_DRAFT_STEPS: Final = 2
+"""Draft steps before each verify pass: the first one finds the draft's weights displaced from the caches."""
+_LEAST_TURNS: Final = 1
+_MOST_TURNS: Final = 7
+_SECONDS: Final = 0.8
+"""Seconds at one context after which no turn begins, once the least number of turns is done."""
+
+
+def measure_costs(slot: Slot, *, has_draft: bool) -> PassCosts:
+    """Returns the costs of passes; what the slot's KV cache held is lost.
+
+    Args:
+        slot: slot that no sequence uses.
+        has_draft: whether the slot has a draft engine.
+    """
+    room = slot.max_context - MAX_QUERY_LENGTH - 1
+    contexts = sorted({max(0, min(context, room)) for context in _CONTEXTS})
+    most = min(MAX_QUERY_LENGTH, slot.max_context - contexts[0])
+    slot.touch(contexts[-1])
+    found = []
+    for context in contexts:
+        lengths = _LENGTHS if context == contexts[0] else _LONG_LENGTHS
+        found.append(_measure(slot, context, [n for n in lengths if n <= most], has_draft=has_draft))
+    near = found[0]
+    return PassCosts(
+        contexts=tuple(contexts),
+        verify=tuple(_shaped(near.verify, costs.verify) for costs in found),
+        drafted=tuple(_shaped(near.drafted, costs.drafted) for costs in found),
+        draft=tuple(costs.draft for costs in found),
+    )
+
+
+def _measure(slot: Slot, context: int, lengths: list[int], *, has_draft: bool) -> RoundCosts:
+    """Returns the median seconds of passes at one context."""
+    alone: dict[int, list[float]] = {length: [] for length in lengths}
+    drafted: dict[int, list[float]] = {length: [] for length in lengths}
+    steps: list[float] = []
+    begun = 0.0
+    for turn in range(_MOST_TURNS + 1):
+        if turn == 1:  # the turn before opened and bound everything
+            begun = time.perf_counter()
+        if turn > _LEAST_TURNS and time.perf_counter() - begun > _SECONDS:
+            break
+        for length in lengths:
+            seconds = _timed(slot, "verify", length, context)
+            alone[length] += [seconds] if turn else []
+        for length in lengths if has_draft else ():
+            seconds = sum(_timed(slot, "draft", 1, context + step) for step in range(_DRAFT_STEPS)) / _DRAFT_STEPS
+            steps += [seconds] if turn else []
+            seconds = _timed(slot, "verify", length, context)
+            drafted[length] += [seconds] if turn else []
+    verify = between(lengths, [statistics.median(times) for times in alone.values()])
+    if not has_draft:
+        return RoundCosts(verify, verify, 0.0)
+    return RoundCosts(verify, between(lengths, [statistics.median(times) for times in drafted.values()]), statistics.median(steps))
+
+
+def _timed(slot: Slot, kind: PassKind, length: int, context: int) -> float:
+    before = slot.engine_seconds
+    slot.run(Pass(kind, (0,) * length, context))
+    return slot.engine_seconds - before
+
+
+def _shaped(near: tuple[float, ...], far: tuple[float, ...]) -> tuple[float, ...]:
+    """Returns the seconds at a far context, where fewer lengths are measured, with the near one's steps."""
+    return tuple(far[0] + max(far[row] - far[0], near[row] - near[0]) for row in range(len(near)))

@@ -1,0 +1,58 @@
+"""The planners of an engine: one that learns from all requests, and new ones for deterministic requests."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from ssruntime.artifact import Artifact, DraftEntry
+from ssruntime.backends.base import Backend, Slot
+from ssruntime.config import DecodeSettings
+from ssruntime.pass_costs.stored import known_costs
+from ssruntime.planning.live import LiveCosts
+from ssruntime.planning.odds import UNKNOWN, Calibration
+from ssruntime.planning.planner import Planner, unlearned
+
+_FIXED_SHARE: Final = 0.15
+"""Cost of a draft step without any sublayer, as a fraction of an autoregressive step; not measured."""
+_MLP_SHARE: Final = 2 / 3
+"""Part of a layer's weights that is its MLP's, in usual models."""
+
+
+class Planners:
+    """Gives each request of an engine its planner. Safe to use from several threads."""
+
+    def __init__(self, artifact: Artifact, backend: Backend, draft: DraftEntry | None) -> None:
+        """Takes the artifact, its engines and its open draft."""
+        self._artifact, self._backend, self._draft = artifact, backend, draft
+        self._shared: Planner | None = None
+        self._lock = threading.Lock()
+
+    def planner_for(self, settings: DecodeSettings, slot: Slot) -> Planner:
+        """Returns the planner of a request.
+
+        The first request that decides by costs may have to measure them.
+
+        Args:
+            settings: completed settings of the request.
+            slot: its slot, before its first pass.
+        """
+        if settings.deterministic or settings.mode == "plain" or not settings.stopping.uses_costs:
+            return self._unlearned()
+        with self._lock:
+            if self._shared is None:
+                costs = known_costs(self._artifact, self._backend, self._draft, slot)
+                self._shared = Planner(LiveCosts(costs, learns=True), self._calibration(), learns=True)
+            return self._shared
+
+    def _unlearned(self) -> Planner:
+        """Returns a planner that depends on the artifact alone."""
+        skip, layers = self._draft.skip if self._draft else None, self._artifact.manifest.model.num_layers
+        share = 0.0
+        if skip is not None:
+            attention, mlp = 1 - len(skip.attention) / layers, 1 - len(skip.mlp) / layers
+            share = _FIXED_SHARE + (1 - _FIXED_SHARE) * ((1 - _MLP_SHARE) * attention + _MLP_SHARE * mlp)
+        return unlearned(share, self._calibration())
+
+    def _calibration(self) -> Calibration:
+        return (self._draft.calibration if self._draft else None) or UNKNOWN

@@ -1,0 +1,78 @@
+"""Keeps the costs of passes in the cache folder: measured once per host, artifact, draft and threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Final
+
+from ssruntime.artifact import VERIFY_GRAPH, Artifact, DraftEntry
+from ssruntime.backends.base import Backend, Slot, processor_of
+from ssruntime.cache_folder import cache_folder
+from ssruntime.errors import ArtifactError
+from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.pass_costs.measure import measure_costs
+from ssruntime.planning.costs import PassCosts
+from ssruntime.scratch import write_whole
+from ssruntime.strict_reader import parse_json, read_record
+
+logger = logging.getLogger(__name__)
+
+_FORMAT: Final = 1
+_FOLDER: Final = "costs"
+
+
+def known_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, slot: Slot) -> PassCosts:
+    """Returns the costs of passes on this host; they are measured now if they are not known.
+
+    Args:
+        artifact: the artifact.
+        backend: its open engines.
+        draft: its open draft; None if none is open.
+        slot: slot that no sequence uses, to measure on.
+    """
+    try:
+        path = cache_folder() / _FOLDER / f"{_key(artifact, backend, draft)}.json"
+    except OSError:
+        return measure_costs(slot, has_draft=draft is not None)
+    found = _read(path)
+    if found is None:
+        found = measure_costs(slot, has_draft=draft is not None)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_whole(path, (json.dumps(dataclasses.asdict(found)) + "\n").encode())
+        except OSError as err:
+            logger.debug("the costs of passes cannot be kept: %s", err)
+    return found
+
+
+def _key(artifact: Artifact, backend: Backend, draft: DraftEntry | None) -> str:
+    files = artifact.manifest.files
+    parts = {
+        "format": _FORMAT,
+        "verify": files[VERIFY_GRAPH].sha256,
+        "weights": artifact.manifest.weights_digest,
+        "draft": None if draft is None else [files[name].sha256 for name in (draft.graph, *draft.weights)],
+        "processor": processor_of(backend),
+        "threads": backend.threads,
+        "bit_exact": backend.capabilities.bit_exact,
+        "max_context": backend.max_context,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def _read(path: Path) -> PassCosts | None:
+    """Returns the stored costs; None if there are none, or they are damaged."""
+    try:
+        found = read_record(PassCosts, parse_json(path.read_bytes()), where=str(path), error=ArtifactError)
+    except (OSError, ValueError, ArtifactError):
+        return None
+    count = len(found.contexts)
+    whole = count > 0 and len(found.verify) == len(found.drafted) == len(found.draft) == count
+    positive = (
+        all(len(row) == MAX_QUERY_LENGTH and min(row) > 0 for row in (*found.verify, *found.drafted)) and min(found.draft, default=-1) >= 0
+    )
+    return found if whole and positive and sorted(set(found.contexts)) == list(found.contexts) else None

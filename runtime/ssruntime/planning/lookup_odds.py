@@ -1,0 +1,90 @@
+"""The odds of acceptance of tokens that were looked up in the text, by the length of the match and the depth.
+
+They are learned from every lookup, whether its tokens were proposed or not: the tokens that the round emits
+tell what would have been accepted. So exploring costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+_LENGTHS: Final = (3, 4, 6, 10)
+"""Lengths at which a new class of matches begins; shorter ones are the first class."""
+_DEPTHS: Final = (1, 2, 4)
+"""Depths at which a new class of tokens begins."""
+_USUAL: Final = (
+    (0.40, 0.60, 0.65, 0.75),
+    (0.50, 0.65, 0.70, 0.80),
+    (0.60, 0.70, 0.75, 0.80),
+    (0.70, 0.75, 0.80, 0.85),
+    (0.80, 0.85, 0.90, 0.90),
+)
+"""What was seen in prose, mathematics and code, by class of length and of depth."""
+_WEIGHT_OF_USUAL: Final = 12.0
+_WEIGHT_OF_SHARED: Final = 6.0
+_MEMORY: Final = 0.995
+"""What stays of the shared counts with each of them that is added."""
+
+Counts = list[list[float]]
+"""Number of tokens, or of accepted tokens, by class of length and of depth."""
+
+
+def length_class(length: int) -> int:
+    """Returns the class of a match of this many tokens."""
+    return sum(length >= bound for bound in _LENGTHS)
+
+
+def _zeros() -> Counts:
+    return [[0.0] * (len(_DEPTHS) + 1) for _ in range(len(_LENGTHS) + 1)]
+
+
+_CLASS_OF_DEPTH: Final = tuple(sum(depth >= bound for bound in _DEPTHS) for depth in range(16))
+
+
+class LookupOdds:
+    """The odds that all requests of an engine share. It holds counts, and no text."""
+
+    def __init__(self, *, learns: bool) -> None:
+        self._learns = learns
+        self._tokens, self._accepted = _zeros(), _zeros()
+
+    def usual(self, kind: int, depth: int) -> float:
+        """Returns the odds for a class of lengths and a class of depths."""
+        accepted = self._accepted[kind][depth] + _WEIGHT_OF_USUAL * _USUAL[kind][depth]
+        return accepted / (self._tokens[kind][depth] + _WEIGHT_OF_USUAL)
+
+    def record(self, kind: int, depth: int, *, accepted: bool) -> None:
+        """Counts a token."""
+        if self._learns:
+            self._tokens[kind][depth] = _MEMORY * self._tokens[kind][depth] + 1.0
+            self._accepted[kind][depth] = _MEMORY * self._accepted[kind][depth] + accepted
+
+
+class RequestLookups:
+    """The odds in one request: its own counts, on top of the shared odds."""
+
+    def __init__(self, shared: LookupOdds) -> None:
+        self._shared = shared
+        self._tokens, self._accepted = _zeros(), _zeros()
+
+    def odds(self, length: int, count: int) -> list[float]:
+        """Returns the odds of `count` tokens after a match, each given that those before it are accepted."""
+        kind = length_class(length)
+        classes = [self._odds(kind, depth) for depth in range(len(_DEPTHS) + 1)]
+        return [classes[_CLASS_OF_DEPTH[depth]] for depth in range(count)]
+
+    def _odds(self, kind: int, depth: int) -> float:
+        accepted = self._accepted[kind][depth] + _WEIGHT_OF_SHARED * self._shared.usual(kind, depth)
+        return accepted / (self._tokens[kind][depth] + _WEIGHT_OF_SHARED)
+
+    def observe(self, length: int, found: Sequence[int], emitted: Sequence[int]) -> None:
+        """Learns which tokens of a lookup, proposed or not, are those that the round emitted."""
+        kind = length_class(length)
+        for depth, (token, right) in enumerate(zip(found, emitted, strict=False)):
+            accepted, place = token == right, _CLASS_OF_DEPTH[depth]
+            self._tokens[kind][place] += 1.0
+            self._accepted[kind][place] += accepted
+            self._shared.record(kind, place, accepted=accepted)
+            if not accepted:
+                return

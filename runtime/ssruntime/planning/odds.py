@@ -1,0 +1,233 @@
+"""The odds of acceptance of a draft token: a logistic model of what is known when it is drafted.
+
+Three things are known of a draft token: the draft's confidence (the probability of its best token), the
+probability of the token itself, and its *margin*, the distance of its score from the next-best token's. With
+coupled sampling the score includes the noise, which the target shares, so a clear winner in the draft is
+likely to win in the target as well. The model is fitted when an artifact is exported, and learns online: its
+weights slowly, from all requests of an engine, and a shift of each request fast, as texts differ.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_MARGIN: Final = 10.0
+"""Margin, in nats, of a token that nothing competes with; larger margins count as this."""
+_LEAST_MARGIN: Final = 0.01
+_LEAST: Final = 1e-4
+"""Probabilities closer than this to 0 or 1 count as this."""
+_BATCH: Final = 32
+"""Number of tokens after which the weights are updated."""
+_FIRST_PRECISION: Final = 20.0
+"""Certainty about the weights of a calibration: that of a few hundred tokens."""
+_MEMORY: Final = 0.99
+"""What stays, with each batch, of the certainty about the weights."""
+_RECENT: Final = 256
+"""Number of tokens whose odds are remembered as the usual ones."""
+_QUANTILES: Final = 12
+_EXTRA_RATE: Final = 1 / 64
+"""Weight of one round in the mean of what alternatives add."""
+_SHIFT_VARIANCE: Final = 0.3
+"""Variance, in squared nats, of the shift between requests."""
+_DRIFT: Final = 0.003
+"""Growth of the variance with each token of a request."""
+_MOST_SHIFT: Final = 4.0
+_MOST_STEP: Final = 0.5
+"""Most that a weight changes in one step of a fit."""
+_STEPS: Final = 50
+_STEPS_ONLINE: Final = 3
+_NOTABLE: Final = 0.2
+"""Mean change of the usual log-odds from which on plans are made again."""
+
+
+class Evidence(NamedTuple):
+    """What is known of a draft token when it is drafted.
+
+    Attributes:
+        confidence: the draft's probability of its best token, at temperature 1.
+        probability: the draft's probability of the token, at temperature 1.
+        margin: distance in nats of the token's score from the next-best token's, at most `MOST_MARGIN`.
+    """
+
+    confidence: float
+    probability: float
+    margin: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A fitted model of acceptance.
+
+    Attributes:
+        weights: of 1 and the log-odds of confidence and probability, and of the log of the margin.
+        log_odds: usual log-odds of acceptance: evenly spaced quantiles, ascending.
+    """
+
+    weights: tuple[float, ...]
+    log_odds: tuple[float, ...]
+
+
+UNKNOWN: Final = Calibration(weights=(-0.2, 0.5, 0.2, 0.3), log_odds=(-1.5, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0))
+"""The model of a draft that nothing is known of."""
+
+
+def features(evidence: Evidence) -> tuple[float, float, float, float]:
+    """Returns what the weights of a `Calibration` are multiplied with."""
+    confidence, probability, margin = evidence
+    return 1.0, _log_odds(confidence), _log_odds(probability), math.log(margin + _LEAST_MARGIN)
+
+
+def _log_odds(probability: float) -> float:
+    if probability > 1.0 - _LEAST:
+        probability = 1.0 - _LEAST
+    elif probability < _LEAST:
+        probability = _LEAST
+    return math.log(probability / (1.0 - probability))
+
+
+def fit(observed: Sequence[tuple[Evidence, bool]]) -> Calibration:
+    """Returns the model that fits which tokens were accepted; with few tokens it stays close to `UNKNOWN`.
+
+    Args:
+        observed: draft tokens that were reached, in any order, and whether each was accepted.
+    """
+    if not observed:
+        return UNKNOWN
+    known = np.array([features(evidence) for evidence, _ in observed])
+    accepted = np.array([was for _, was in observed], dtype=np.float64)
+    weights = np.array(UNKNOWN.weights)
+    prior = np.eye(len(weights))
+    for _ in range(_STEPS):
+        weights, _ = _newton(weights, np.array(UNKNOWN.weights), prior, known, accepted)
+    return Calibration(weights=tuple(weights.tolist()), log_odds=tuple(_quantiles(known @ weights).tolist()))
+
+
+def _newton(
+    weights: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    prior: NDArray[np.float64],
+    known: NDArray[np.float64],
+    accepted: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the weights after a step of Newton's method, and the precision of the result."""
+    odds = sigmoid(known @ weights)
+    precision = prior + (known * (odds * (1 - odds))[:, None]).T @ known
+    step = np.linalg.solve(precision, known.T @ (accepted - odds) - prior @ (weights - mean))
+    # Far from the best weights, a whole step can lead further away.
+    return weights + step * min(1.0, _MOST_STEP / max(float(np.abs(step).max()), 1e-9)), precision
+
+
+def _quantiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.quantile(values, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    return found
+
+
+def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the probabilities of log-odds."""
+    odds: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(log_odds, -30.0, 30.0)))
+    return odds
+
+
+class AcceptanceModel:
+    """A model of acceptance that all requests of an engine share, and learn from together."""
+
+    def __init__(self, calibration: Calibration, *, learns: bool) -> None:
+        self.weights = calibration.weights
+        self.version = 0
+        """Changes when the usual odds have changed notably."""
+        self.extra = 0.0
+        """Tokens that alternatives add to a round with a draft, on average."""
+        self._learns = learns
+        self._precision = _FIRST_PRECISION * np.eye(len(calibration.weights))
+        repeats = -(-_RECENT // len(calibration.log_odds))
+        self._recent = np.tile(np.array(calibration.log_odds), repeats)[:_RECENT]
+        self._next = 0
+        self._usual = _quantiles(self._recent)
+        self._observed: list[tuple[tuple[float, ...], bool]] = []
+        self._lock = threading.Lock()
+
+    def usual_odds(self, shift: float) -> NDArray[np.float64]:
+        """Returns quantiles of the odds of acceptance of draft tokens, with a shift of their log-odds."""
+        return sigmoid(self._usual + shift)
+
+    def add_round(self, extra: int) -> None:
+        """Records how many tokens alternatives added to a round with a draft."""
+        if self._learns:
+            self.extra += _EXTRA_RATE * (extra - self.extra)
+
+    def learn(self, observed: Sequence[tuple[tuple[float, ...], bool]]) -> None:
+        """Records draft tokens that were reached, by their `features`, and whether each was accepted."""
+        if not self._learns:
+            return
+        with self._lock:
+            self._observed += observed
+            if len(self._observed) < _BATCH:
+                return
+            batch, self._observed = self._observed, []
+            self._update(batch)
+
+    def _update(self, batch: Sequence[tuple[tuple[float, ...], bool]]) -> None:
+        known = np.array([found for found, _ in batch])
+        accepted = np.array([was for _, was in batch], dtype=np.float64)
+        before, prior = np.array(self.weights), _MEMORY * self._precision
+        weights = before
+        for _ in range(_STEPS_ONLINE):
+            weights, self._precision = _newton(weights, before, prior, known, accepted)
+        places = (self._next + np.arange(len(batch))) % _RECENT
+        self._recent[places], self._next = known @ weights, int(places[-1]) + 1
+        self.weights = tuple(weights.tolist())
+        usual = _quantiles(self._recent)
+        if np.abs(usual - self._usual).mean() > _NOTABLE:
+            self._usual = usual
+            self.version += 1
+
+
+class RequestOdds:
+    """The odds of acceptance in one request: those of the shared model, with a shift for the text."""
+
+    def __init__(self, model: AcceptanceModel) -> None:
+        self.shift = 0.0
+        self._model = model
+        self._variance = _SHIFT_VARIANCE
+        self._round: list[tuple[float, tuple[float, ...]]] = []
+
+    def begin(self) -> None:
+        """Begins a round: forgets the tokens of the last one."""
+        if self._round:
+            self._round = []
+
+    def add(self, evidence: Evidence) -> float:
+        """Returns the odds of acceptance of the next draft token of the round."""
+        found = features(evidence)
+        one, first, second, third = self._model.weights
+        log_odds = self.shift + one + first * found[1] + second * found[2] + third * found[3]
+        odds = 1.0 / (1.0 + math.exp(-log_odds)) if log_odds > -30.0 else 0.0
+        self._round.append((odds, found))
+        return odds
+
+    def observe(self, accepted: int, emitted: int) -> None:
+        """Learns from a round.
+
+        The shift is that of an extended Kalman filter. A token after a rejected one says nothing.
+
+        Args:
+            accepted: number of tokens of the draft sequence that were accepted.
+            emitted: number of tokens that the round emitted.
+        """
+        self._variance = min(self._variance + _DRIFT * emitted, _SHIFT_VARIANCE)
+        reached = self._round[: accepted + 1]
+        for place, (odds, _) in enumerate(reached):
+            gain = self._variance / (1.0 + self._variance * odds * (1.0 - odds))
+            self.shift += gain * ((place < accepted) - odds)
+            self._variance = gain
+        self.shift = max(-_MOST_SHIFT, min(_MOST_SHIFT, self.shift))
+        if reached:
+            self._model.add_round(emitted - accepted - 1)
+            self._model.learn([(found, place < accepted) for place, (_, found) in enumerate(reached)])

@@ -1,0 +1,45 @@
+"""The proposer of mode `auto`: looks tokens up where that is expected to pay more than drafting them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from ssruntime.backends.base import Pass, StepOutput
+from ssruntime.planning.planner import RequestPlanner, Speed
+from ssruntime.proposal import Proposal
+from ssruntime.proposers.base import SequenceView
+from ssruntime.proposers.ngram import NgramProposer, looked_up
+from ssruntime.proposers.skip import SkipProposer
+
+
+class MixedProposer:
+    """Chooses in each round between a lookup, a draft and neither, by what each is expected to gain."""
+
+    def __init__(self, lookup: NgramProposer, draft: SkipProposer, planner: RequestPlanner) -> None:
+        """Takes the two proposers, and the planner that the draft follows."""
+        self._lookup = lookup
+        self._draft = draft
+        self._planner = planner
+        self._speed = Speed()
+        self._is_draft = False
+        self._context = 0
+
+    def propose(self, sequence: SequenceView, limit: int) -> Generator[Pass, StepOutput, Proposal]:
+        """Returns up to `limit` tokens that continue the sequence."""
+        ids = sequence.ids
+        self._context = context = len(ids)
+        planner = self._planner
+        planner.rate = rate = self._speed.rate(planner.usual_rate(context))
+        tokens, gain = self._lookup.look_up(ids, limit, rate)
+        self._is_draft = not tokens or planner.plan(context).gain > gain
+        if self._is_draft:
+            return (yield from self._draft.propose(sequence, limit))
+        return looked_up(tokens)
+
+    def observe(self, proposed: int, accepted: int, emitted: Sequence[int]) -> None:
+        """Learns from a round."""
+        self._lookup.learn(emitted)
+        if self._is_draft:
+            self._draft.observe(proposed, accepted, emitted)
+        costs = self._planner.costs.at(self._context)
+        self._speed.add(len(emitted), costs.seconds(proposed + 1, proposed if self._is_draft else 0))

@@ -1,0 +1,101 @@
+"""The costs of passes: between and beyond what was measured, corrected online, kept on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssruntime import GenerationConfig, load
+from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.pass_costs import stored
+from ssruntime.pass_costs.measure import measure_costs
+from ssruntime.planning.costs import PassCosts, between, nominal_costs
+from ssruntime.planning.live import LiveCosts
+from tests.runtime.scripted import random_script, write_artifact
+
+SCRIPT = random_script(3, agreement=0.5, scale=1.0, history=True)
+NEAR, FAR = tuple(1.0 + 0.1 * n for n in range(16)), tuple(2.0 + 0.1 * n for n in range(16))
+TABLE = PassCosts(contexts=(100, 1100), verify=(NEAR, FAR), drafted=(NEAR, FAR), draft=(0.3, 0.5))
+
+
+def test_costs_lie_on_a_line_between_contexts_and_beyond_them() -> None:
+    assert TABLE.at(0) == TABLE.at(100)
+    assert TABLE.at(600).verify[0] == pytest.approx(1.5)
+    assert TABLE.at(600).draft == pytest.approx(0.4)
+    assert TABLE.at(2100).verify[3] == pytest.approx(3.3)
+
+
+def test_a_pass_that_was_interrupted_does_not_make_longer_ones_dear() -> None:
+    assert between([1, 2, 4], [9.0, 1.2, 1.4])[:4] == pytest.approx((1.2, 1.2, 1.3, 1.4))
+    assert len(between([1], [1.0])) == MAX_QUERY_LENGTH
+
+
+def test_rounds_correct_the_costs() -> None:
+    costs = LiveCosts(TABLE, learns=True)
+    before = costs.at(128)
+    for _ in range(400):
+        costs.record(4, 3, 128, 2 * before.seconds(4, 3))
+        costs.record(1, 0, 128, before.seconds(1, 0))
+    after = costs.at(128)
+    assert costs.version > 0
+    assert after.seconds(4, 3) == pytest.approx(2 * before.seconds(4, 3), rel=0.1)
+    assert after.verify[0] == pytest.approx(before.verify[0], rel=0.1)
+    assert list(after.verify) == sorted(after.verify)
+
+
+def test_an_interruption_counts_little() -> None:
+    costs = LiveCosts(TABLE, learns=True)
+    before = costs.at(128)
+    for turn in range(128):
+        costs.record(4, 3, 128, (1000.0 if turn == 64 else 1.0) * before.seconds(4, 3))
+    assert costs.at(128).seconds(4, 3) == pytest.approx(before.seconds(4, 3), rel=0.05)
+
+
+def test_deterministic_costs_stay() -> None:
+    costs = LiveCosts(nominal_costs(0.3), learns=False)
+    for _ in range(200):
+        costs.record(2, 1, 10, 100.0)
+    assert (costs.version, costs.at(10)) == (0, nominal_costs(0.3).at(10))
+
+
+@pytest.mark.parametrize("max_context", [20, 64, 2048])
+def test_they_are_measured_on_any_context(tmp_path: Path, max_context: int) -> None:
+    with load(write_artifact(tmp_path / "artifact", SCRIPT, max_context=max_context), threads=1) as engine:
+        slot = engine.backend.acquire(None)
+        found = measure_costs(slot, has_draft=True)
+        without = measure_costs(slot, has_draft=False)
+        engine.backend.release(slot)
+    assert found.contexts[-1] <= max_context
+    assert all(min(row) > 0 and list(row) == sorted(row) for row in (*found.verify, *found.drafted))
+    assert min(found.draft) > 0
+    assert set(without.draft) == {0.0}
+
+
+def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
+    folder, measured = write_artifact(tmp_path / "artifact", SCRIPT), []
+    real = stored.measure_costs
+    monkeypatch.setattr(stored, "measure_costs", lambda slot, *, has_draft: measured.append(1) or real(slot, has_draft=has_draft))
+
+    def run(mode: str = "auto") -> None:
+        with load(folder, threads=1) as engine:
+            engine.generate([1, 2, 3], GenerationConfig(mode=mode, max_new_tokens=9, ignore_eos=True))
+
+    run("plain")
+    assert not measured
+    run()
+    run()
+    assert len(measured) == 1
+    (file,) = (tmp_path / "cache/costs").glob("*.json")
+    whole = json.loads(file.read_text())
+    for damage in ("", "[]", "{}", json.dumps({**whole, "draft": []}), json.dumps({**whole, "verify": [[-1.0] * 16]}), '{"contexts": 1}'):
+        file.write_text(damage)
+        measured.clear()
+        run()
+        assert measured == [1]
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.write_text("a file where the folder should be")
+    run()

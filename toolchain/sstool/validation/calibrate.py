@@ -1,0 +1,102 @@
+"""Measures how often a draft's tokens are accepted, by what is known of them when they are drafted."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ssruntime.artifact import read_artifact
+from ssruntime.config import GenerationConfig
+from ssruntime.engine import Engine, load
+from ssruntime.errors import BackendUnavailableError, SelfSpecError
+from ssruntime.planning.odds import Evidence, fit
+from ssruntime.planning.planner import Planner
+from ssruntime.sampling.noise import prompt_seed
+from ssruntime.stopping import FixedStopping, StoppingRule
+from sstool.artifact_files.assemble import write_manifest
+from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
+
+logger = logging.getLogger(__name__)
+
+_PROMPTS: Final = 12
+_PROMPT_TOKENS: Final = 64
+_NEW_TOKENS: Final = 32
+_MAX_DRAFT: Final = 5
+_CONTEXT: Final = 256
+_HOW: Final = GenerationConfig(
+    mode="speculative", temperature=0.8, top_p=0.95, max_new_tokens=_NEW_TOKENS, max_alternatives=0, ignore_eos=True
+)
+
+
+def calibrate(folder: Path) -> None:
+    """Writes the calibration of an artifact's draft into its manifest, if its engines run on this machine.
+
+    Args:
+        folder: folder of a complete artifact that is not published.
+
+    Raises:
+        OSError: if the manifest cannot be written.
+    """
+    artifact = read_artifact(folder)
+    manifest = artifact.manifest
+    try:
+        engine = load(folder, max_context=min(manifest.max_context, _CONTEXT), max_sequences=1)
+    except BackendUnavailableError as err:
+        logger.warning("the odds of acceptance are not measured: %s", err.message)
+        return
+    with engine:
+        observed = list(_observed(engine))
+    calibration = fit(observed)
+    drafts = tuple(dataclasses.replace(draft, calibration=calibration) for draft in manifest.drafts[:1])
+    write_manifest(folder, dataclasses.replace(manifest, drafts=(*drafts, *manifest.drafts[1:])))
+
+
+def _observed(engine: Engine) -> Iterator[tuple[Evidence, bool]]:
+    """Yields the draft tokens that decoding reached, and whether each was accepted."""
+    room = engine.backend.max_context - 1
+    for number, prompt in enumerate(read_prompts(BUILT_IN_CALIBRATION)[:_PROMPTS]):
+        try:
+            ids = engine.encode(prompt.prompt)[: min(_PROMPT_TOKENS, room)]
+        except SelfSpecError:  # some tokenizers of tests know no words
+            continue
+        rule = _Recording(max_draft=_MAX_DRAFT)
+        settings = dataclasses.replace(engine.settings(_HOW), stopping=rule, seed=prompt_seed(0, number))
+        slot = engine.backend.acquire(None)
+        try:
+            engine.decode_on(slot, ids, settings)
+        finally:
+            engine.backend.release(slot)
+        yield from rule.observed
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recording(StoppingRule):
+    """Drafts a fixed number of tokens, and records what becomes of them."""
+
+    exit: str = field(default="recording", init=False)
+    observed: list[tuple[Evidence, bool]] = field(default_factory=list, init=False)
+
+    def policy(self, planner: Planner, kind: str) -> _RecordingPolicy:
+        return _RecordingPolicy(self.observed)
+
+
+class _RecordingPolicy(FixedStopping):
+    def __init__(self, observed: list[tuple[Evidence, bool]]) -> None:
+        self._observed = observed
+        self._round: list[Evidence] = []
+
+    def begin(self, context: int, limit: int) -> bool:
+        self._round = []
+        return True
+
+    def goes_on(self, depth: int, evidence: Evidence) -> bool:
+        self._round.append(evidence)
+        return True
+
+    def observe(self, proposed: int, accepted: int, emitted: int) -> None:
+        reached = self._round[: accepted + 1]
+        self._observed += [(evidence, place < accepted) for place, evidence in enumerate(reached)]
