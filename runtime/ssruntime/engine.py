@@ -160,7 +160,7 @@ class Engine:
         deadline = _deadline(timeout)
         slot = self._acquire(timeout)
         try:
-            planner = self._planners.planner_for(settings, slot)
+            planner, deadline = self._planner(settings, slot, deadline)
             sequence, text = self._begin(slot, ids, settings, planner, trace)
             tokens = [token for new in decode(sequence, slot, costs=planner.costs, deadline=deadline) for token in new]
         finally:
@@ -255,6 +255,21 @@ class Engine:
             settings = dataclasses.replace(settings, eos_token_ids=settings.eos_token_ids | self._codec.turn_end)
         return settings, ids
 
+    def warm_up(self, timeout: float | None = None) -> None:
+        """Measures what passes cost, unless this host knows it, in place of the first request that needs it.
+
+        Args:
+            timeout: longest wait for a free sequence, in seconds; None waits without a limit.
+
+        Raises:
+            BackendUnavailableError: if no sequence became free in time, or this engine is closed.
+        """
+        slot = self._acquire(timeout)
+        try:
+            self._planners.shared(slot)
+        finally:
+            self.backend.release(slot)
+
     def close(self) -> None:
         """Closes the engine: running requests finish, new ones are refused.
 
@@ -273,7 +288,7 @@ class Engine:
         deadline = _deadline(timeout)
         slot = self._acquire(timeout)
         try:
-            planner = self._planners.planner_for(settings, slot)
+            planner, deadline = self._planner(settings, slot, deadline)
             sequence, text = self._begin(slot, ids, settings, planner, trace)
             for new in decode(sequence, slot, costs=planner.costs, deadline=deadline):
                 if sequence.finish_reason is None:
@@ -282,6 +297,12 @@ class Engine:
                     yield Chunk(text.finish(new), tuple(new), sequence.finish_reason, sequence.stats)
         finally:
             self.backend.release(slot)
+
+    def _planner(self, settings: DecodeSettings, slot: Slot, deadline: float | None) -> tuple[Planner, float | None]:
+        """Returns the planner of a request, and its deadline, which is later if costs had to be measured."""
+        begun = time.monotonic()
+        planner = self._planners.planner_for(settings, slot)
+        return planner, None if deadline is None else deadline + time.monotonic() - begun
 
     def _acquire(self, timeout: float | None) -> Slot:
         if self._is_closed:

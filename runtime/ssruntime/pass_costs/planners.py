@@ -39,6 +39,14 @@ class Planners:
         """
         if settings.deterministic or settings.mode == "plain" or not settings.stopping.uses_costs:
             return self._unlearned()
+        return self.shared(slot)
+
+    def shared(self, slot: Slot) -> Planner:
+        """Returns the planner that learns, for which costs are measured if they are not known on this host.
+
+        Args:
+            slot: slot before its first pass.
+        """
         with self._lock:
             if self._shared is None:
                 costs = known_costs(self._artifact, self._backend, self._draft, slot)

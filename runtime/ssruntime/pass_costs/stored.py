@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _FORMAT: Final = 1
 _FOLDER: Final = "costs"
+_LEAST_CONTEXT: Final = 1024
+"""Least context that costs must have been measured in to be kept."""
 
 
 def known_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, slot: Slot) -> PassCosts:
@@ -41,6 +43,8 @@ def known_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, 
     found = _read(path)
     if found is None:
         found = measure_costs(slot, has_draft=draft is not None)
+        if backend.max_context < min(artifact.manifest.max_context, _LEAST_CONTEXT):
+            return found  # a load with more context must measure further
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_whole(path, (json.dumps(dataclasses.asdict(found)) + "\n").encode())
@@ -59,7 +63,6 @@ def _key(artifact: Artifact, backend: Backend, draft: DraftEntry | None) -> str:
         "processor": processor_of(backend),
         "threads": backend.threads,
         "bit_exact": backend.capabilities.bit_exact,
-        "max_context": backend.max_context,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 

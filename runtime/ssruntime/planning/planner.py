@@ -51,11 +51,18 @@ class Planner:
 
     def model(self, kind: str) -> AcceptanceModel:
         """Returns the odds of acceptance with a kind of sampling; each kind learns for itself."""
-        return self._models.setdefault(kind, AcceptanceModel(self._calibration, learns=self._learns))
+        found = self._models.get(kind)
+        if found is None:
+            # Of two threads, one wins.
+            found = self._models.setdefault(kind, AcceptanceModel(self._calibration, learns=self._learns))
+        return found
 
     def lookups(self, kind: str) -> RequestLookups:
         """Returns the odds of lookups for a new request with a kind of sampling."""
-        return RequestLookups(self._lookups.setdefault(kind, LookupOdds(learns=self._learns)))
+        found = self._lookups.get(kind)
+        if found is None:
+            found = self._lookups.setdefault(kind, LookupOdds(learns=self._learns))
+        return RequestLookups(found)
 
     def plan(self, model: AcceptanceModel, context: int, shift: float, most: int, rate: float | None = None) -> DraftPlan:
         """Returns the best policy for a round.

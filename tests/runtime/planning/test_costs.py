@@ -85,9 +85,12 @@ def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
     run("plain")
     assert not measured
+    with load(folder, threads=1) as engine:
+        engine.warm_up()
+    assert measured.pop() == 1
     run()
     run()
-    assert len(measured) == 1
+    assert not measured
     (file,) = (tmp_path / "cache/costs").glob("*.json")
     whole = json.loads(file.read_text())
     for damage in ("", "[]", "{}", json.dumps({**whole, "draft": []}), json.dumps({**whole, "verify": [[-1.0] * 16]}), '{"contexts": 1}'):

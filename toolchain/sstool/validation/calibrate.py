@@ -26,7 +26,7 @@ _PROMPTS: Final = 12
 _PROMPT_TOKENS: Final = 64
 _NEW_TOKENS: Final = 32
 _MAX_DRAFT: Final = 5
-_CONTEXT: Final = 256
+_CONTEXT: Final = 2048
 _HOW: Final = GenerationConfig(
     mode="speculative", temperature=0.8, top_p=0.95, max_new_tokens=_NEW_TOKENS, max_alternatives=0, ignore_eos=True
 )
@@ -49,6 +49,7 @@ def calibrate(folder: Path) -> None:
         logger.warning("the odds of acceptance are not measured: %s", err.message)
         return
     with engine:
+        engine.warm_up()  # the first request on this host finds the costs known
         observed = list(_observed(engine))
     calibration = fit(observed)
     drafts = tuple(dataclasses.replace(draft, calibration=calibration) for draft in manifest.drafts[:1])
