@@ -77,7 +77,7 @@ def test_speculative_decoding_gives_the_autoregressive_text(demo_int8: Artifact,
     with load(demo_int8.folder) as engine:
         for prompt in PROMPTS:
             plain = engine.generate(prompt, GenerationConfig(mode="plain", **how))  # type: ignore[arg-type]
-            fast = engine.generate(prompt, GenerationConfig(mode="speculative", max_alternatives=alternatives, **how))  # type: ignore[arg-type]
+            fast = engine.generate(prompt, GenerationConfig(exit="fixed", max_draft=5, max_alternatives=alternatives, **how))  # type: ignore[arg-type]
             assert fast.token_ids == plain.token_ids
             accepted += fast.stats.accepted
             withheld += fast.stats.withheld

@@ -102,13 +102,13 @@ def test_a_text_that_ends_at_the_context_s_wall_after_a_full_draft(engine: Engin
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED])
 def test_a_cancelled_request_leaves_no_trace_in_its_slot(engine: Engine, ids: list[int], sampling: dict[str, object]) -> None:
-    expected = decoded(engine, ids[:50], "speculative", **sampling)
+    expected = decoded(engine, ids[:50], "speculative", exit="fixed", max_draft=6, **sampling)
     for mode in ("plain", "speculative"):
         stream = engine.stream(ids[100:290], GenerationConfig.from_mapping({"mode": mode, "ignore_eos": True, **sampling}))
         for _ in range(3):
             next(stream)
         stream.close()  # type: ignore[attr-defined] # it is a generator
-        assert decoded(engine, ids[:50], "speculative", **sampling) == expected
+        assert decoded(engine, ids[:50], "speculative", exit="fixed", max_draft=6, **sampling) == expected
         assert decoded(engine, ids[:50], "plain", **sampling)[0] == expected[0]
 
 

@@ -216,6 +216,9 @@ class Slot(Protocol):
         Where memory is given only to entries that were written, others are read faster than real ones.
         """
 
+    def trim(self, *, everything: bool = False) -> None:
+        """Gives memory of the KV cache back, most of it after a long sequence or all; its content is lost."""
+
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
 

@@ -35,9 +35,12 @@ def measure_costs(slot: Slot, *, has_draft: bool) -> PassCosts:
     most = min(MAX_QUERY_LENGTH, slot.max_context - contexts[0])
     slot.touch(contexts[-1])
     found = []
-    for context in contexts:
-        lengths = _LENGTHS if context == contexts[0] else _LONG_LENGTHS
-        found.append(_measure(slot, context, [n for n in lengths if n <= most], has_draft=has_draft))
+    try:
+        for context in contexts:
+            lengths = _LENGTHS if context == contexts[0] else _LONG_LENGTHS
+            found.append(_measure(slot, context, [n for n in lengths if n <= most], has_draft=has_draft))
+    finally:
+        slot.trim(everything=True)
     near = found[0]
     return PassCosts(
         contexts=tuple(contexts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import Final
 
 from ssruntime.backends.base import Pass, StepOutput
 from ssruntime.planning.planner import RequestPlanner, Speed
@@ -10,6 +11,9 @@ from ssruntime.proposal import Proposal
 from ssruntime.proposers.base import SequenceView
 from ssruntime.proposers.ngram import NgramProposer, looked_up
 from ssruntime.proposers.skip import SkipProposer
+
+_REFRESHED: Final = 8
+"""Number of rounds after which the usual speed is looked up again."""
 
 
 class MixedProposer:
@@ -22,14 +26,19 @@ class MixedProposer:
         self._planner = planner
         self._speed = Speed()
         self._is_draft = False
-        self._context = 0
+        self._context = self._rounds = 0
+        self._usual_rate = 1.0
 
     def propose(self, sequence: SequenceView, limit: int) -> Generator[Pass, StepOutput, Proposal]:
         """Returns up to `limit` tokens that continue the sequence."""
         ids = sequence.ids
         self._context = context = len(ids)
         planner = self._planner
-        planner.rate = rate = self._speed.rate(planner.usual_rate(context))
+        if self._rounds % _REFRESHED == 0:
+            self._usual_rate = planner.usual_rate(context)
+        self._rounds += 1
+        # Time is never worth less than without drafting.
+        planner.rate = rate = max(self._speed.rate(self._usual_rate), 1.0 / planner.costs.at(context).verify[0])
         tokens, gain = self._lookup.look_up(ids, limit, rate)
         self._is_draft = not tokens or planner.plan(context).gain > gain
         if self._is_draft:

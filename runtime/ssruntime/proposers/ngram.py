@@ -16,6 +16,8 @@ from ssruntime.proposers.base import SequenceView
 from ssruntime.proposers.ngram_index import NgramIndex, continuation
 
 SOURCE: Final = "ngram"
+_NEGLIGIBLE: Final = 0.02
+"""Survival below which no further token is considered: it is worth less than its row costs."""
 
 
 class Lookup(NamedTuple):
@@ -61,6 +63,8 @@ class NgramProposer:
         survival, expected = 1.0, 1.0
         for depth, odds in enumerate(self._odds.odds(match.length, limit), 1):
             survival *= odds
+            if survival < _NEGLIGIBLE:
+                break
             expected += survival
             gain = expected - rate * verify[depth]
             if gain > best:
@@ -72,7 +76,8 @@ class NgramProposer:
         yield from ()
         ids = sequence.ids
         verify = self._costs.at(len(ids)).verify
-        tokens, _ = self.look_up(ids, limit, self._speed.rate(1.0 / verify[0]))
+        plain = 1.0 / verify[0]
+        tokens, _ = self.look_up(ids, limit, max(self._speed.rate(plain), plain))
         self._seconds = verify[len(tokens)]
         return looked_up(tokens)
 

@@ -112,6 +112,9 @@ class DeviceSlot:
     def touch(self, length: int) -> None:
         """Does nothing: a device gives its memory at once."""
 
+    def trim(self, *, everything: bool = False) -> None:
+        """Does nothing: a device's memory belongs to the slot."""
+
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
         self._draft = self._make_port(cast("Engine", draft))
