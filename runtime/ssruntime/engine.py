@@ -162,7 +162,7 @@ class Engine:
         try:
             planner, deadline = self._planner(settings, slot, deadline)
             sequence, text = self._begin(slot, ids, settings, planner, trace)
-            tokens = [token for new in decode(sequence, slot, costs=planner.costs, deadline=deadline) for token in new]
+            tokens = [token for new in decode(sequence, slot, costs=planner.recorder, deadline=deadline) for token in new]
         finally:
             self.backend.release(slot)
         assert sequence.finish_reason is not None
@@ -197,7 +197,7 @@ class Engine:
         """
         planner = planner or self._planners.planner_for(settings, slot)
         sequence, _ = self._begin(slot, ids, settings, planner, trace)
-        return [token for new in decode(sequence, slot, costs=planner.costs) for token in new], sequence.stats
+        return [token for new in decode(sequence, slot, costs=planner.recorder) for token in new], sequence.stats
 
     def stream(
         self,
@@ -290,7 +290,7 @@ class Engine:
         try:
             planner, deadline = self._planner(settings, slot, deadline)
             sequence, text = self._begin(slot, ids, settings, planner, trace)
-            for new in decode(sequence, slot, costs=planner.costs, deadline=deadline):
+            for new in decode(sequence, slot, costs=planner.recorder, deadline=deadline):
                 if sequence.finish_reason is None:
                     yield Chunk(text.take(new), tuple(new))
                 else:

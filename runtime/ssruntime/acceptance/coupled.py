@@ -16,9 +16,18 @@ from ssruntime.acceptance.base import DraftSample, RoundResult, branch_error
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
-from ssruntime.planning.odds import MOST_MARGIN, Evidence
+from ssruntime.planning.odds import Evidence
 from ssruntime.proposal import Proposal
-from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, FilterSettings, certain_from, filtered, relative_error, scale_of, scores_of
+from ssruntime.sampling.filters import (
+    ALTERNATIVE_KEY_FACTOR,
+    MOST_MARGIN,
+    FilterSettings,
+    certain_from,
+    filtered,
+    relative_error,
+    scale_of,
+    scores_of,
+)
 from ssruntime.sampling.noise import CoupledNoise
 from ssruntime.sampling.shortlist import Ranking, Shortlist, margin_of
 

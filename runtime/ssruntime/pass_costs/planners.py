@@ -26,6 +26,7 @@ class Planners:
         """Takes the artifact, its engines and its open draft."""
         self._artifact, self._backend, self._draft = artifact, backend, draft
         self._shared: Planner | None = None
+        self._idle = unlearned()
         self._lock = threading.Lock()
 
     def planner_for(self, settings: DecodeSettings, slot: Slot) -> Planner:
@@ -37,9 +38,9 @@ class Planners:
             settings: completed settings of the request.
             slot: its slot, before its first pass.
         """
-        if settings.deterministic or settings.mode == "plain" or not settings.stopping.uses_costs:
-            return self._unlearned()
-        return self.shared(slot)
+        if settings.mode == "plain" or not settings.stopping.uses_costs:
+            return self._idle
+        return self._deterministic() if settings.deterministic else self.shared(slot)
 
     def shared(self, slot: Slot) -> Planner:
         """Returns the planner that learns, for which costs are measured if they are not known on this host.
@@ -53,8 +54,8 @@ class Planners:
                 self._shared = Planner(LiveCosts(costs, learns=True), self._calibration(), learns=True)
             return self._shared
 
-    def _unlearned(self) -> Planner:
-        """Returns a planner that depends on the artifact alone."""
+    def _deterministic(self) -> Planner:
+        """Returns a new planner that depends on the artifact alone: what it saves up is of one request."""
         skip, layers = self._draft.skip if self._draft else None, self._artifact.manifest.model.num_layers
         share = 0.0
         if skip is not None:

@@ -49,16 +49,16 @@ class LookupOdds:
         self._learns = learns
         self._tokens, self._accepted = _zeros(), _zeros()
 
-    def usual(self, kind: int, depth: int) -> float:
+    def usual(self, length: int, depth: int) -> float:
         """Returns the odds for a class of lengths and a class of depths."""
-        accepted = self._accepted[kind][depth] + _WEIGHT_OF_USUAL * _USUAL[kind][depth]
-        return accepted / (self._tokens[kind][depth] + _WEIGHT_OF_USUAL)
+        accepted = self._accepted[length][depth] + _WEIGHT_OF_USUAL * _USUAL[length][depth]
+        return accepted / (self._tokens[length][depth] + _WEIGHT_OF_USUAL)
 
-    def record(self, kind: int, depth: int, *, accepted: bool) -> None:
+    def record(self, length: int, depth: int, *, accepted: bool) -> None:
         """Counts a token."""
         if self._learns:
-            self._tokens[kind][depth] = _MEMORY * self._tokens[kind][depth] + 1.0
-            self._accepted[kind][depth] = _MEMORY * self._accepted[kind][depth] + accepted
+            self._tokens[length][depth] = _MEMORY * self._tokens[length][depth] + 1.0
+            self._accepted[length][depth] = _MEMORY * self._accepted[length][depth] + accepted
 
 
 class RequestLookups:
@@ -70,21 +70,21 @@ class RequestLookups:
 
     def odds(self, length: int, count: int) -> list[float]:
         """Returns the odds of `count` tokens after a match, each given that those before it are accepted."""
-        kind = length_class(length)
-        classes = [self._odds(kind, depth) for depth in range(len(_DEPTHS) + 1)]
+        row = length_class(length)
+        classes = [self._odds(row, depth) for depth in range(len(_DEPTHS) + 1)]
         return [classes[_CLASS_OF_DEPTH[depth]] for depth in range(count)]
 
-    def _odds(self, kind: int, depth: int) -> float:
-        accepted = self._accepted[kind][depth] + _WEIGHT_OF_SHARED * self._shared.usual(kind, depth)
-        return accepted / (self._tokens[kind][depth] + _WEIGHT_OF_SHARED)
+    def _odds(self, length: int, depth: int) -> float:
+        accepted = self._accepted[length][depth] + _WEIGHT_OF_SHARED * self._shared.usual(length, depth)
+        return accepted / (self._tokens[length][depth] + _WEIGHT_OF_SHARED)
 
     def observe(self, length: int, found: Sequence[int], emitted: Sequence[int]) -> None:
         """Learns which tokens of a lookup, proposed or not, are those that the round emitted."""
-        kind = length_class(length)
+        row = length_class(length)
         for depth, (token, right) in enumerate(zip(found, emitted, strict=False)):
             accepted, place = token == right, _CLASS_OF_DEPTH[depth]
-            self._tokens[kind][place] += 1.0
-            self._accepted[kind][place] += accepted
-            self._shared.record(kind, place, accepted=accepted)
+            self._tokens[row][place] += 1.0
+            self._accepted[row][place] += accepted
+            self._shared.record(row, place, accepted=accepted)
             if not accepted:
                 return

@@ -18,8 +18,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_MARGIN: Final = 10.0
-"""Margin, in nats, of a token that nothing competes with; larger margins count as this."""
 _LEAST_MARGIN: Final = 0.01
 _LEAST: Final = 1e-4
 """Probabilities closer than this to 0 or 1 count as this."""
@@ -53,7 +51,8 @@ class Evidence(NamedTuple):
     Attributes:
         confidence: the draft's probability of its best token, at temperature 1.
         probability: the draft's probability of the token, at temperature 1.
-        margin: distance in nats of the token's score from the next-best token's, at most `MOST_MARGIN`.
+        margin: distance in nats of the token's score from the next-best token's, at most
+            `sampling.filters.MOST_MARGIN`.
     """
 
     confidence: float

@@ -49,6 +49,11 @@ class Planner:
         self._plans: dict[tuple[object, ...], DraftPlan] = {}
         self._credit = 0.0
 
+    @property
+    def recorder(self) -> LiveCosts | None:
+        """The costs that rounds are recorded in; None if this planner does not learn."""
+        return self.costs if self._learns else None
+
     def model(self, kind: str) -> AcceptanceModel:
         """Returns the odds of acceptance with a kind of sampling; each kind learns for itself."""
         found = self._models.get(kind)

@@ -9,6 +9,7 @@ from ssruntime.acceptance import Acceptance
 from ssruntime.config import DecodeSettings
 from ssruntime.planning.planner import Planner, RequestPlanner
 from ssruntime.proposers.base import Proposer, SequenceView
+from ssruntime.proposers.lookup import TextLookup
 from ssruntime.proposers.mixed import MixedProposer
 from ssruntime.proposers.ngram import NgramProposer
 from ssruntime.proposers.skip import SkipProposer
@@ -61,13 +62,13 @@ def _drafting(parts: Parts, stopping: StoppingPolicy) -> SkipProposer:
 
 
 def _ngram(parts: Parts) -> NgramProposer:
-    return NgramProposer(parts.planner, parts.settings.kind)
+    return NgramProposer(TextLookup(parts.planner, parts.settings.kind), parts.planner.costs)
 
 
 def _auto(parts: Parts) -> MixedProposer:
     settings = parts.settings
     planner = RequestPlanner(parts.planner, settings.kind, settings.stopping.max_draft)
-    return MixedProposer(_ngram(parts), _drafting(parts, OptimalStopping(planner)), planner)
+    return MixedProposer(TextLookup(parts.planner, settings.kind), _drafting(parts, OptimalStopping(planner)), planner)
 
 
 PROPOSERS.register("plain", lambda _parts: None)

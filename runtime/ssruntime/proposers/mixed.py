@@ -9,7 +9,7 @@ from ssruntime.backends.base import Pass, StepOutput
 from ssruntime.planning.planner import RequestPlanner, Speed
 from ssruntime.proposal import Proposal
 from ssruntime.proposers.base import SequenceView
-from ssruntime.proposers.ngram import NgramProposer, looked_up
+from ssruntime.proposers.lookup import TextLookup
 from ssruntime.proposers.skip import SkipProposer
 
 _REFRESHED: Final = 8
@@ -19,8 +19,8 @@ _REFRESHED: Final = 8
 class MixedProposer:
     """Chooses in each round between a lookup, a draft and neither, by what each is expected to gain."""
 
-    def __init__(self, lookup: NgramProposer, draft: SkipProposer, planner: RequestPlanner) -> None:
-        """Takes the two proposers, and the planner that the draft follows."""
+    def __init__(self, lookup: TextLookup, draft: SkipProposer, planner: RequestPlanner) -> None:
+        """Takes the lookups and the draft of the request, and the planner that the draft follows."""
         self._lookup = lookup
         self._draft = draft
         self._planner = planner
@@ -39,11 +39,11 @@ class MixedProposer:
         self._rounds += 1
         # Time is never worth less than without drafting.
         planner.rate = rate = max(self._speed.rate(self._usual_rate), 1.0 / planner.costs.at(context).verify[0])
-        tokens, gain = self._lookup.look_up(ids, limit, rate)
-        self._is_draft = not tokens or planner.plan(context).gain > gain
+        found = self._lookup.look_up(ids, limit, rate)
+        self._is_draft = not found.tokens or planner.plan(context).gain > found.gain
         if self._is_draft:
             return (yield from self._draft.propose(sequence, limit))
-        return looked_up(tokens)
+        return found.proposal()
 
     def observe(self, proposed: int, accepted: int, emitted: Sequence[int]) -> None:
         """Learns from a round."""

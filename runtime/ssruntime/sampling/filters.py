@@ -45,6 +45,8 @@ ALTERNATIVE_GAP: Final = 2.0
 
 The score is the logit, or with coupled sampling the log weight plus noise. The chance of being right falls
 with the distance; 2 nats is the measured optimum."""
+MOST_MARGIN: Final = 10.0
+"""Distance in nats of a score from the next-best one where nothing competes; larger ones count as this."""
 ALTERNATIVE_KEY_FACTOR: Final = math.exp(ALTERNATIVE_GAP)
 """`ALTERNATIVE_GAP` as a factor between keys: a key k is below 0 and has the score -log(-k)."""
 

@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ssruntime.planning.odds import MOST_MARGIN
-from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, FilterSettings, relative_error, scale_of
+from ssruntime.sampling.filters import ALTERNATIVE_KEY_FACTOR, MOST_MARGIN, FilterSettings, relative_error, scale_of
 from ssruntime.sampling.noise import CoupledNoise
 
 _LEAD: Final = 1e-4

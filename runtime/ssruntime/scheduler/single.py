@@ -40,14 +40,15 @@ def decode(sequence: Sequence, slot: Slot, *, costs: LiveCosts | None = None, de
                 yield ()
                 return
             new = commit(run(wanted))
-            kind, trunk, start, _ = wanted
-            if kind == "draft":
-                steps += 1
-            elif costs is not None:
-                rounds += 1
-                if kind == "verify" and not rounds % _RECORDED:
-                    costs.record(len(trunk), steps, start, slot.engine_seconds - recorded)
-                steps, recorded = 0, slot.engine_seconds
+            if costs is not None:
+                kind, trunk, start, _ = wanted
+                if kind == "draft":
+                    steps += 1
+                else:
+                    rounds += 1
+                    if kind == "verify" and not rounds % _RECORDED:
+                        costs.record(len(trunk), steps, start, slot.engine_seconds - recorded)
+                    steps, recorded = 0, slot.engine_seconds
             if not new:
                 continue
             seconds = clock() - begun

@@ -116,8 +116,8 @@ class _Checker:
 
     def _plain(self, task: Task, ids: Sequence[int]) -> TracedRun:
         seed = prompt_seed(SEED, task.prompt.index)
-        case = Case(name="plain", sampling=task.sampling)
-        config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed, mode="plain")
+        case = Case(name="plain", sampling=task.sampling, mode="plain")
+        config = case_config(case, num_tokens=self._plan.num_tokens, seed=seed)
         return traced(self._engine, ids, config, logits=True)[1]
 
     def _compare(self, task: Task, case: Case, ids: Sequence[int], plain: TracedRun) -> CaseOutcome:

@@ -35,7 +35,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One setting of speculative decoding; None takes the value that the artifact was tuned for."""
+    """One setting of decoding; None takes the value that the artifact was tuned for."""
 
     name: str
     sampling: Sampling
@@ -119,11 +119,11 @@ def plan_check(files: Sequence[PromptFile], *, full: bool) -> Plan:
     return Plan(tasks=tuple(_tasks(short, QUICK_CASES)), num_tokens=QUICK_TOKENS)
 
 
-def case_config(case: Case, *, num_tokens: int, seed: int, mode: str | None = None) -> GenerationConfig:
-    """Returns the decoding settings of a case, in its own mode or another."""
+def case_config(case: Case, *, num_tokens: int, seed: int) -> GenerationConfig:
+    """Returns the decoding settings of a case; in mode `plain` only the sampling has an effect."""
     return GenerationConfig(
         max_new_tokens=num_tokens,
-        mode=mode or case.mode,
+        mode=case.mode,
         exit=case.exit,
         exit_threshold=case.exit_threshold,
         max_draft=case.max_draft,

@@ -53,16 +53,18 @@ def command(folder: Path, prompts: Path, modes: str | None, repeat: int, decodin
         click.get_current_context().exit(EXIT_FAILED)
 
 
-_ROWS: Final[tuple[tuple[str, Callable[[ModeReport, bool], str]], ...]] = (
-    ("tokens/s", lambda run, brief: _spread(run.tokens_per_second, 1, brief=brief)),
-    ("x plain", lambda run, brief: _spread(run.ratio_to_plain, 2, brief=brief)),
-    ("x plain, 95 %", lambda run, _: "-" if run.ratio_interval_95 is None else "{:.2f} to {:.2f}".format(*run.ratio_interval_95)),
-    ("acceptance rate", lambda run, _: _number(run.acceptance_rate)),
-    ("tokens per round", lambda run, _: _number(run.tokens_per_round)),
-    ("host overhead", lambda run, _: "-" if run.host_overhead is None else f"{run.host_overhead:.1%}"),
-    ("identical", lambda run, _: _identical(run.identical)),
-    ("runs", lambda run, _: str(run.prompts) + (f" ({run.refused} refused)" if run.refused else "")),
-)
+def _rows(*, brief: bool) -> dict[str, Callable[[ModeReport], str]]:
+    """Returns the rows of the table; brief ones hold medians only."""
+    return {
+        "tokens/s": lambda run: _spread(run.tokens_per_second, 1, brief=brief),
+        "x plain": lambda run: _spread(run.ratio_to_plain, 2, brief=brief),
+        "x plain, 95 %": lambda run: "-" if run.ratio_interval_95 is None else "{:.2f} to {:.2f}".format(*run.ratio_interval_95),
+        "acceptance rate": lambda run: _number(run.acceptance_rate),
+        "tokens per round": lambda run: _number(run.tokens_per_round),
+        "host overhead": lambda run: "-" if run.host_overhead is None else f"{run.host_overhead:.1%}",
+        "identical": lambda run: _identical(run.identical),
+        "runs": lambda run: str(run.prompts) + (f" ({run.refused} refused)" if run.refused else ""),
+    }
 
 
 _MOST_WIDE: Final = 2
@@ -73,15 +75,16 @@ def _print_report(report: BenchReport) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_table(report))
+    brief = len(report.runs) > _MOST_WIDE
+    console.print(_table(report, brief=brief))
     how = report.settings
     sampled = "greedy" if how["temperature"] == 0 else f"temperature {how['temperature']:g}, top-p {how['top_p']:g}, {how['sampling']}"
-    spread = "median" if len(report.runs) > _MOST_WIDE else "median (minimum to maximum)"
+    spread = "median" if brief else "median (minimum to maximum)"
     setting = f"{sampled}; {how['max_new_tokens']} tokens, {how['repeat']} repeats, seed {how['seed']}; {spread}"
     console.print(setting, style="dim", soft_wrap=True, highlight=False)
 
 
-def _table(report: BenchReport) -> Table:
+def _table(report: BenchReport, *, brief: bool) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -89,8 +92,8 @@ def _table(report: BenchReport) -> Table:
     table.add_column("")
     for run in report.runs:
         table.add_column(run.mode, justify="right", no_wrap=True)
-    for name, cell in _ROWS:
-        cells = [cell(run, len(report.runs) > _MOST_WIDE) for run in report.runs]
+    for name, cell in _rows(brief=brief).items():
+        cells = [cell(run) for run in report.runs]
         if any(c != "-" for c in cells):
             table.add_row(name, *cells)
     return table

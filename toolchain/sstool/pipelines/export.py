@@ -114,6 +114,9 @@ def export_artifact(request: ExportRequest) -> Artifact:
         _assemble(folder, request, target, say)
         if request.search is not None:
             _search_draft(folder, request, request.search, until_published)
+        else:
+            say("measuring the draft")
+            calibrate(folder)
         say("publishing")
     return read_artifact(Path(request.out))
 
@@ -165,8 +168,6 @@ def _assemble_numbers(
         say("comparing with the checkpoint")
         gate = _gate(folder, checkpoint)
         write_manifest(folder, dataclasses.replace(manifest, gate=gate))
-    say("measuring the draft")
-    calibrate(folder)
 
 
 def _gate(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
