@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ssruntime import ConfigError, Engine, GenerationConfig, PromptError
+from ssruntime import ConfigError, Engine, GenerationConfig, PromptError, load
 from ssruntime.results import DecodeStats
 from ssruntime.sampling.noise import prompt_seed
 from sstool.bench import BenchOptions, BenchReport, run_bench
@@ -17,6 +18,7 @@ from sstool.prompts import PromptRecord
 from tests.measure.conftest import CONTEXT, Script, successor_table
 
 OpenScript = Callable[[Script], Engine]
+MakeArtifact = Callable[[Script], Path]
 
 SAMPLED = GenerationConfig(max_new_tokens=12, temperature=0.8, top_p=0.95, seed=5)
 
@@ -104,6 +106,17 @@ def test_an_artifact_without_a_draft_is_measured_only_in_mode_plain(open_script:
     assert [run.mode for run in bench(engine, records("t1"), repeat=1).runs] == ["plain"]
     with pytest.raises(ConfigError):
         bench(engine, records("t1"), modes=("speculative",))
+
+
+@pytest.mark.parametrize(("how", "mode"), [({}, "auto"), ({"exit": "fixed"}, "speculative"), ({"exit": "optimal"}, "auto")])
+def test_a_draft_that_did_not_pay_is_measured_all_the_same(make_artifact: MakeArtifact, how: dict[str, str], mode: str) -> None:
+    folder = make_artifact(good_script())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["drafts"][0]["mode"] = "plain"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with load(folder, threads=1) as engine:
+        config = GenerationConfig(max_new_tokens=8, temperature=0.0, seed=1, **how)
+        assert [run.mode for run in bench(engine, records("t1"), config, repeat=1).runs] == ["plain", mode]
 
 
 def test_refused_prompts_are_counted_and_the_others_are_measured(open_script: OpenScript) -> None:

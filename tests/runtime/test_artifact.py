@@ -128,6 +128,22 @@ def test_a_damaged_stopping_rule_is_refused(artifact: Path, stopping: object, me
     refused(artifact, message)
 
 
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {"weights": [0.0] * 4, "log_odds": []},
+        {"weights": [0.0] * 3, "log_odds": [1.0]},
+        {"weights": [0.0] * 5, "log_odds": [1.0]},
+        {"weights": [0.0] * 3 + [float("inf")], "log_odds": [1.0]},
+        {"weights": [0.0] * 4, "log_odds": [float("nan")]},
+    ],
+)
+def test_a_calibration_that_fits_no_model_is_refused(artifact: Path, calibration: object) -> None:
+    drafts = json.loads((artifact / "manifest.json").read_text())["drafts"]
+    edit_manifest(artifact, drafts=[{**drafts[0], "calibration": calibration}])
+    refused(artifact, "calibration: expected 4 weights and at least one value of log_odds, all of them finite")
+
+
 @pytest.mark.parametrize("version", [0, 1, 99, "2", [2]])
 def test_another_schema_version_is_refused(artifact: Path, version: Any) -> None:
     edit_manifest(artifact, schema_version=version)

@@ -18,6 +18,8 @@ _LONG_LENGTHS: Final = (1, 4, 16)
 _DRAFT_STEPS: Final = 2
 """Draft steps before each verify pass: the first one finds the draft's weights displaced from the caches."""
 _LEAST_TURNS: Final = 1
+LEAST_SECONDS: Final = 1e-9
+"""Least time that a pass may seem to take: what is divided by it stays finite."""
 _MOST_TURNS: Final = 7
 _SECONDS: Final = 0.8
 """Seconds at one context after which no turn begins, once the least number of turns is done."""
@@ -77,8 +79,8 @@ def _measure(slot: Slot, context: int, lengths: list[int], *, has_draft: bool) -
 
 def _timed(slot: Slot, kind: PassKind, length: int, context: int) -> float:
     before = slot.engine_seconds
-    slot.run(Pass(kind, (0,) * length, context))
-    return slot.engine_seconds - before
+    slot.run(Pass(kind, (0,) * length, min(context, slot.max_context - length)))
+    return max(slot.engine_seconds - before, LEAST_SECONDS)
 
 
 def _shaped(near: tuple[float, ...], far: tuple[float, ...]) -> tuple[float, ...]:

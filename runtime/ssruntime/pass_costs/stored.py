@@ -14,7 +14,7 @@ from ssruntime.backends.base import Backend, Slot, processor_of
 from ssruntime.cache_folder import cache_folder
 from ssruntime.errors import ArtifactError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.pass_costs.measure import measure_costs
+from ssruntime.pass_costs.measure import LEAST_SECONDS, measure_costs
 from ssruntime.planning.costs import PassCosts
 from ssruntime.scratch import write_whole
 from ssruntime.strict_reader import parse_json, read_record
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT: Final = 1
 _FOLDER: Final = "costs"
+_MOST_SECONDS: Final = 1e4
 _LEAST_CONTEXT: Final = 1024
 """Least context that costs must have been measured in to be kept."""
 
@@ -75,7 +76,8 @@ def _read(path: Path) -> PassCosts | None:
         return None
     count = len(found.contexts)
     whole = count > 0 and len(found.verify) == len(found.drafted) == len(found.draft) == count
-    positive = (
-        all(len(row) == MAX_QUERY_LENGTH and min(row) > 0 for row in (*found.verify, *found.drafted)) and min(found.draft, default=-1) >= 0
-    )
-    return found if whole and positive and sorted(set(found.contexts)) == list(found.contexts) else None
+    rows = (*found.verify, *found.drafted)
+    possible = all(LEAST_SECONDS <= seconds <= _MOST_SECONDS for row in rows for seconds in row)
+    possible = possible and all(0 <= seconds <= _MOST_SECONDS for seconds in found.draft)
+    of_length = all(len(row) == MAX_QUERY_LENGTH for row in rows)
+    return found if whole and possible and of_length and sorted(set(found.contexts)) == list(found.contexts) else None

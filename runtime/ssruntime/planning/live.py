@@ -44,9 +44,10 @@ class LiveCosts:
     def at(self, context: int) -> RoundCosts:
         """Returns the costs of the passes of a round at a context."""
         bucket = context // BUCKET
-        found = self._known.get(bucket)
+        known = self._known  # another thread may begin a new one, which must not get the costs of before
+        found = known.get(bucket)
         if found is None:
-            found = self._known[bucket] = self._corrected(self._uncorrected(bucket))
+            found = known[bucket] = self._corrected(self._uncorrected(bucket))
         return found
 
     def record(self, rows: int, steps: int, context: int, seconds: float) -> None:
@@ -84,7 +85,8 @@ class LiveCosts:
     def _notice(self) -> None:
         now = self._corrections()
         if max(abs(a - b) for a, b in zip(now, self._planned, strict=True)) > _NOTABLE:
-            self._planned, self._known = now, {}
+            self._planned = now
+            self._known = {}
             self.version += 1
 
     def _corrections(self) -> list[float]:

@@ -13,12 +13,18 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssruntime.errors import SelfSpecError
+from ssruntime.strict_reader import read_record
+
+T = TypeVar("T")
+
 _LEAST_MARGIN: Final = 0.01
+NUM_FEATURES: Final = 4
 _LEAST: Final = 1e-4
 """Probabilities closer than this to 0 or 1 count as this."""
 _BATCH: Final = 32
@@ -71,6 +77,21 @@ class Calibration:
 
     weights: tuple[float, ...]
     log_odds: tuple[float, ...]
+
+    @classmethod
+    def read(cls, data: object, *, where: str, error: type[SelfSpecError]) -> Calibration:
+        """Returns the calibration that a mapping holds.
+
+        Raises:
+            SelfSpecError: of class `error`, if a value has another type, or the numbers fit no model.
+        """
+        found = read_record(cls, data, where=where, error=error)
+        is_finite = all(map(math.isfinite, (*found.weights, *found.log_odds)))
+        if len(found.weights) != NUM_FEATURES or not found.log_odds or not is_finite:
+            raise error(
+                f"{where}: expected {NUM_FEATURES} weights and at least one value of log_odds, all of them finite", "export the model again"
+            )
+        return found
 
 
 UNKNOWN: Final = Calibration(weights=(-0.2, 0.5, 0.2, 0.3), log_odds=(-1.5, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0))
@@ -132,6 +153,18 @@ def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the probabilities of log-odds."""
     odds: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(log_odds, -30.0, 30.0)))
     return odds
+
+
+def outcomes(drafted: Sequence[T], accepted: int) -> list[tuple[T, bool]]:
+    """Returns the draft tokens that verify reached, and whether each was accepted.
+
+    A token after a rejected one says nothing.
+
+    Args:
+        drafted: the tokens of a round's draft sequence.
+        accepted: how many of these were accepted.
+    """
+    return [(token, place < accepted) for place, token in enumerate(drafted[: accepted + 1])]
 
 
 class AcceptanceModel:
@@ -207,6 +240,8 @@ class RequestOdds:
         found = features(evidence)
         one, first, second, third = self._model.weights
         log_odds = self.shift + one + first * found[1] + second * found[2] + third * found[3]
+        if not math.isfinite(log_odds):
+            return 0.0  # the draft's logits overflowed, as they may in 16 bits: nothing follows from that
         odds = 1.0 / (1.0 + math.exp(-log_odds)) if log_odds > -30.0 else 0.0
         self._round.append((odds, found))
         return odds
@@ -214,19 +249,20 @@ class RequestOdds:
     def observe(self, accepted: int, emitted: int) -> None:
         """Learns from a round.
 
-        The shift is that of an extended Kalman filter. A token after a rejected one says nothing.
+        The shift is that of an extended Kalman filter.
 
         Args:
             accepted: number of tokens of the draft sequence that were accepted.
             emitted: number of tokens that the round emitted.
         """
         self._variance = min(self._variance + _DRIFT * emitted, _SHIFT_VARIANCE)
-        reached = self._round[: accepted + 1]
-        for place, (odds, _) in enumerate(reached):
+        reached = outcomes(self._round, accepted)
+        self._round = []  # the next round may end before it begins
+        for (odds, _), was_accepted in reached:
             gain = self._variance / (1.0 + self._variance * odds * (1.0 - odds))
-            self.shift += gain * ((place < accepted) - odds)
+            self.shift += gain * (was_accepted - odds)
             self._variance = gain
         self.shift = max(-_MOST_SHIFT, min(_MOST_SHIFT, self.shift))
         if reached:
             self._model.add_round(emitted - accepted - 1)
-            self._model.learn([(found, place < accepted) for place, (_, found) in enumerate(reached)])
+            self._model.learn([(found, was_accepted) for (_, found), was_accepted in reached])

@@ -61,14 +61,18 @@ def _drafting(parts: Parts, stopping: StoppingPolicy) -> SkipProposer:
     )
 
 
+def _lookup(parts: Parts) -> TextLookup:
+    return TextLookup(parts.planner, parts.settings.kind, parts.settings.stopping.max_draft)
+
+
 def _ngram(parts: Parts) -> NgramProposer:
-    return NgramProposer(TextLookup(parts.planner, parts.settings.kind), parts.planner.costs)
+    return NgramProposer(_lookup(parts), parts.planner.costs)
 
 
 def _auto(parts: Parts) -> MixedProposer:
     settings = parts.settings
     planner = RequestPlanner(parts.planner, settings.kind, settings.stopping.max_draft)
-    return MixedProposer(TextLookup(parts.planner, settings.kind), _drafting(parts, OptimalStopping(planner)), planner)
+    return MixedProposer(_lookup(parts), _drafting(parts, OptimalStopping(planner)), planner)
 
 
 PROPOSERS.register("plain", lambda _parts: None)

@@ -34,8 +34,9 @@ class Lookup(NamedTuple):
 class TextLookup:
     """Looks up the text of one request, and learns how often that is right."""
 
-    def __init__(self, planner: Planner, kind: str) -> None:
-        """Takes what all requests share, and the kind of sampling."""
+    def __init__(self, planner: Planner, kind: str, max_draft: int) -> None:
+        """Takes what all requests share, the kind of sampling, and the most tokens to propose."""
+        self._max_draft = max_draft
         self._costs = planner.costs
         self._odds = planner.lookups(kind)
         self._index = NgramIndex()
@@ -50,6 +51,7 @@ class TextLookup:
             limit: largest number of tokens.
             rate: tokens per second that time is worth.
         """
+        limit = min(limit, self._max_draft)
         verify = self._costs.at(len(ids)).verify
         best, count = 1.0 - rate * verify[0], 0
         match = self._index.find(ids)

@@ -60,7 +60,7 @@ def test_deterministic_costs_stay() -> None:
     assert (costs.version, costs.at(10)) == (0, nominal_costs(0.3).at(10))
 
 
-@pytest.mark.parametrize("max_context", [20, 64, 2048])
+@pytest.mark.parametrize("max_context", [1, 2, 17, 20, 64, 2048])
 def test_they_are_measured_on_any_context(tmp_path: Path, max_context: int) -> None:
     with load(write_artifact(tmp_path / "artifact", SCRIPT, max_context=max_context), threads=1) as engine:
         slot = engine.backend.acquire(None)
@@ -93,7 +93,10 @@ def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert not measured
     (file,) = (tmp_path / "cache/costs").glob("*.json")
     whole = json.loads(file.read_text())
-    for damage in ("", "[]", "{}", json.dumps({**whole, "draft": []}), json.dumps({**whole, "verify": [[-1.0] * 16]}), '{"contexts": 1}'):
+    wrong = [-1.0, 0.0, 5e-324, float("inf"), float("nan")]
+    rows = [[[1e-3] * 15 + [seconds]] * len(whole["contexts"]) for seconds in wrong]
+    damaged = [json.dumps({**whole, name: row}) for row in rows for name in ("verify", "drafted")]
+    for damage in ("", "[]", "{}", json.dumps({**whole, "draft": []}), '{"contexts": 1}', *damaged):
         file.write_text(damage)
         measured.clear()
         run()

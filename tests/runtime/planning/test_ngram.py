@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +89,16 @@ def test_the_text_is_that_of_autoregressive_decoding(open_script: OpenScript, mo
             expected = plain_tokens(SCRIPT, [1, 2, 3, 1, 2, 3, 1, 2], engine.settings(config), 64)
             assert (completion.token_ids, completion.finish_reason) == expected
             check_counts(completion, plain=False)
+
+
+@pytest.mark.parametrize("mode", ["ngram", "auto"])
+def test_lookups_are_as_long_as_a_draft_may_be(open_script: OpenScript, mode: str) -> None:
+    trace = Trace()
+    config = GenerationConfig(mode=mode, temperature=0.0, max_draft=2, max_new_tokens=40, ignore_eos=True, deterministic=True)
+    looping = Script(verify=np.eye(8, dtype=np.float32)[None, (np.arange(8) + 1) % 8] * 9)
+    with open_script(looping if mode == "ngram" else dataclasses.replace(looping, draft=looping.verify)) as engine:
+        engine.generate(list(range(8)) * 2, config, trace=trace)
+    assert max(r.proposed for r in trace.rounds) == 2
 
 
 def test_ngram_needs_no_draft(open_script: OpenScript) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssruntime.planning.odds import UNKNOWN, AcceptanceModel, Calibration, Evidence, RequestOdds, features, fit, sigmoid
+from ssruntime.planning.odds import UNKNOWN, AcceptanceModel, Calibration, Evidence, RequestOdds, features, fit, outcomes, sigmoid
 
 TRUE = (0.4, 0.6, 0.3, 0.5)
 
@@ -39,6 +39,37 @@ def test_a_fit_to_one_outcome_stays_moderate(confidence: float, accepted: bool) 
     found = fit([(Evidence(confidence, confidence, 0.0), accepted)] * 200)
     assert max(map(abs, found.weights)) < 5
     assert (found.log_odds[0] > 0) == accepted
+
+
+def test_a_round_is_learned_once() -> None:
+    """A round that ends before it begins, as at the end of a text, must not repeat the one before."""
+    model = AcceptanceModel(UNKNOWN, learns=True)
+    odds = RequestOdds(model)
+    odds.begin()
+    odds.add(Evidence(0.9, 0.9, 2.0))
+    odds.observe(1, 2)
+    shift, learned = odds.shift, list(model._observed)
+    assert [was for _, was in learned] == [True]
+    odds.observe(0, 1)
+    assert (odds.shift, model._observed) == (shift, learned)
+
+
+def test_a_draft_whose_logits_overflowed_spoils_nothing() -> None:
+    model = AcceptanceModel(UNKNOWN, learns=True)
+    odds = RequestOdds(model)
+    for _ in range(100):
+        odds.begin()
+        assert odds.add(Evidence(0.9, 0.9, 1.0)) > 0.5
+        assert odds.add(Evidence(float("nan"), float("nan"), float("nan"))) == 0.0
+        odds.observe(1, 2)
+    assert np.isfinite([odds.shift, *model.weights]).all()
+
+
+def test_tokens_after_a_rejected_one_are_no_outcomes() -> None:
+    assert outcomes("abc", 0) == [("a", False)]
+    assert outcomes("abc", 2) == [("a", True), ("b", True), ("c", False)]
+    assert outcomes("abc", 3) == [("a", True), ("b", True), ("c", True)]
+    assert outcomes("", 0) == []
 
 
 def test_extreme_evidence_gives_finite_features() -> None:

@@ -100,8 +100,10 @@ def run_bench(
 
 def _modes_of(engine: Engine, config: GenerationConfig) -> tuple[str, ...]:
     own = engine.settings(dataclasses.replace(config, mode=None)).mode
-    # An artifact whose draft did not pay decodes autoregressively: what is compared is what it could do.
-    return "plain", "auto" if own == "plain" and engine.backend.has_draft else own
+    if own == "plain" and engine.backend.has_draft:
+        # An artifact whose draft did not pay decodes autoregressively: what is compared is what it could do.
+        own = "auto" if config.exit in (None, "optimal") and config.exit_threshold is None else "speculative"
+    return tuple(dict.fromkeys(("plain", own)))
 
 
 def _encode(engine: Engine, prompts: Sequence[PromptRecord]) -> tuple[list[tuple[PromptRecord, list[int]]], int]:

@@ -13,7 +13,7 @@ from ssruntime.artifact import read_artifact
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
 from ssruntime.errors import BackendUnavailableError, SelfSpecError
-from ssruntime.planning.odds import Evidence, fit
+from ssruntime.planning.odds import Evidence, fit, outcomes
 from ssruntime.planning.planner import Planner
 from ssruntime.sampling.noise import prompt_seed
 from ssruntime.stopping import FixedStopping, StoppingRule
@@ -99,5 +99,5 @@ class _RecordingPolicy(FixedStopping):
         return True
 
     def observe(self, proposed: int, accepted: int, emitted: int) -> None:
-        reached = self._round[: accepted + 1]
-        self._observed += [(evidence, place < accepted) for place, evidence in enumerate(reached)]
+        self._observed += outcomes(self._round, accepted)
+        self._round = []  # the next round may end before it begins
