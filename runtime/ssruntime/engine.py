@@ -192,7 +192,7 @@ class Engine:
             slot: slot that no other thread uses during the call.
             ids: token ids of the prompt.
             settings: completed decoding settings.
-            planner: costs and odds of acceptance of that draft; None for those of this engine's draft.
+            planner: costs and acceptance probabilities of that draft; None for those of this engine's draft.
             trace: record to fill with the verify passes.
         """
         planner = planner or self._planners.planner_for(settings, slot)
@@ -256,7 +256,7 @@ class Engine:
         return settings, ids
 
     def warm_up(self, timeout: float | None = None) -> None:
-        """Measures what passes cost, unless this host knows it, in place of the first request that needs it.
+        """Measures the costs of passes now, if this host has not measured them, so that no request has to.
 
         Args:
             timeout: longest wait for a free sequence, in seconds; None waits without a limit.

@@ -15,7 +15,7 @@ from ssruntime.acceptance import RejectionAcceptance
 from ssruntime.backends.base import Pass, StepOutput
 from ssruntime.config import CheckpointDefaults, DecodeSettings, complete
 from ssruntime.errors import ConfigError
-from ssruntime.planning.odds import Evidence
+from ssruntime.planning.acceptance import Evidence
 from ssruntime.planning.planner import Planner
 from ssruntime.proposal import Alternative, Proposal
 from ssruntime.proposers import SequenceView

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ssruntime import GenerationConfig, Trace
 from ssruntime.errors import ConfigError, RecipeError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.planning.odds import Evidence
+from ssruntime.planning.acceptance import Evidence
 from ssruntime.planning.planner import unlearned
 from ssruntime.stopping import (
     AdaptiveRule,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from ssruntime.backends.base import StepOutput
-from ssruntime.planning.odds import Evidence
+from ssruntime.planning.acceptance import Evidence
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.distribution import Distribution
 

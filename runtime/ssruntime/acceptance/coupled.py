@@ -16,7 +16,7 @@ from ssruntime.acceptance.base import DraftSample, RoundResult, branch_error
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
-from ssruntime.planning.odds import Evidence
+from ssruntime.planning.acceptance import Evidence
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.filters import (
     ALTERNATIVE_KEY_FACTOR,

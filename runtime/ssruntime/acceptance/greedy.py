@@ -5,7 +5,7 @@ from __future__ import annotations
 from ssruntime.acceptance.base import DraftSample, RoundResult, branch_error
 from ssruntime.acceptance.equality import accept_equal
 from ssruntime.backends.base import StepOutput
-from ssruntime.planning.odds import Evidence
+from ssruntime.planning.acceptance import Evidence
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.filters import ALTERNATIVE_GAP, MOST_MARGIN
 

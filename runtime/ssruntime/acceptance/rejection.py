@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ssruntime.acceptance.base import DraftSample, RoundResult
 from ssruntime.backends.base import StepOutput
 from ssruntime.config import DecodeSettings
-from ssruntime.planning.odds import Evidence
+from ssruntime.planning.acceptance import Evidence
 from ssruntime.proposal import Proposal
 from ssruntime.sampling.distribution import Distribution, accept_probability, draw, point_mass, residual
 from ssruntime.sampling.filters import filtered, probabilities

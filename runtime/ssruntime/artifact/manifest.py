@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ssruntime.planning.odds import Calibration
+from ssruntime.planning.acceptance import Calibration
 from ssruntime.stopping import StoppingRule
 
 SCHEMA_VERSION: Final = 6
@@ -49,7 +49,7 @@ class DraftEntry:
             beside each drafted token; None leaves the runtime's default.
         mode: default mode of decoding: `auto`, or `plain` (autoregressive decoding) if a search found that
             nothing makes decoding faster.
-        calibration: odds of acceptance of the draft's tokens, as measured at export; None if not measured.
+        calibration: acceptance model of the draft, fitted at export; None if it was not.
     """
 
     name: str

@@ -59,7 +59,7 @@ class DecodeSettings:
 
     @property
     def kind(self) -> str:
-        """The kind of sampling, whose odds of acceptance are learned apart: `greedy`, or `sampling`."""
+        """The kind of sampling, `greedy` or the value of `sampling`: each has its own acceptance model."""
         return "greedy" if self.is_greedy else self.sampling
 
 
@@ -131,7 +131,7 @@ def _stopping(config: GenerationConfig, mode: str, tuned: StoppingRule | None) -
     if mode in DECIDE_BY_COSTS:
         if config.exit not in (None, DEFAULT_EXIT):
             raise ConfigError(
-                f"exit {config.exit!r} has no meaning in mode {mode!r}, which decides by costs",
+                f"exit {config.exit!r} cannot be used in mode {mode!r}, which plans draft lengths from measured costs",
                 f"leave exit out, or set it to {DEFAULT_EXIT!r}, or use mode 'speculative'",
             )
         base = base if base.exit == DEFAULT_EXIT else rule_class(DEFAULT_EXIT)()

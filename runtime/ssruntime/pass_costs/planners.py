@@ -9,8 +9,8 @@ from ssruntime.artifact import Artifact, DraftEntry
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.config import DecodeSettings
 from ssruntime.pass_costs.stored import known_costs
+from ssruntime.planning.acceptance import UNKNOWN, Calibration
 from ssruntime.planning.live import LiveCosts
-from ssruntime.planning.odds import UNKNOWN, Calibration
 from ssruntime.planning.planner import Planner, unlearned
 
 _FIXED_SHARE: Final = 0.15
@@ -32,7 +32,7 @@ class Planners:
     def planner_for(self, settings: DecodeSettings, slot: Slot) -> Planner:
         """Returns the planner of a request.
 
-        The first request that decides by costs may have to measure them.
+        The first request that needs costs may have to measure them.
 
         Args:
             settings: completed settings of the request.

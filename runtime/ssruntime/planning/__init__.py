@@ -1,1 +1,1 @@
-"""What drafting is worth: costs of passes, odds of acceptance, and the draft length that pays best."""
+"""What drafting is worth: costs of passes, acceptance probabilities, and the draft length that pays best."""

@@ -9,11 +9,11 @@ from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.planning.costs import PassCosts, RoundCosts
 
 BUCKET: Final = 256
-"""Number of contexts whose passes count as equally dear."""
+"""Size of the ranges that context lengths are grouped in; passes within a range count as equally slow."""
 _RATE: Final = 1 / 64
-"""Weight of one round in the running mean of its kind's correction."""
+"""Weight of one round in the running mean of a correction."""
 _OUTLIER: Final = 3.0
-"""Most that a round may seem to cost, as a multiple of what it should: interruptions come by chance."""
+"""A round's time counts as at most this multiple of what is expected: interruptions come by chance."""
 _OWN: Final = 8
 """Number of passes of one query length from which on their own correction outweighs that of all."""
 _NOTABLE: Final = 0.05
@@ -25,8 +25,8 @@ _CHECK: Final = 32
 class LiveCosts:
     """The costs that all requests of an engine share.
 
-    Rounds with and without draft steps are corrected apart. Within a round with draft steps all passes are
-    corrected alike: what matters is what such rounds cost beside others.
+    There is one correction for rounds with draft steps, and one for each query length of rounds without. All
+    passes of a round with draft steps get the same one: only the time of the whole round is compared.
     """
 
     def __init__(self, table: PassCosts, *, learns: bool) -> None:

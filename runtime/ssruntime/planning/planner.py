@@ -1,4 +1,4 @@
-"""Decides, from costs and odds, how long a request drafts, and whether it drafts at all.
+"""Decides, from costs and acceptance probabilities, how long a request drafts, and whether it drafts at all.
 
 A round that is expected to lose against autoregressive decoding is not run, with one exception: without
 drafting nothing is learned of the draft. So a small part of the time, `EXPLORING`, goes to rounds of one
@@ -10,30 +10,30 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from ssruntime.planning.acceptance import UNKNOWN, AcceptanceModel, Calibration, Evidence, RequestAcceptance
 from ssruntime.planning.costs import nominal_costs
 from ssruntime.planning.live import BUCKET, LiveCosts
-from ssruntime.planning.lookup_odds import LookupOdds, RequestLookups
-from ssruntime.planning.odds import UNKNOWN, AcceptanceModel, Calibration, Evidence, RequestOdds
+from ssruntime.planning.lookup_acceptance import LookupAcceptance, RequestLookups
 from ssruntime.planning.survival import NEVER, DraftPlan, best_plan
 
 EXPLORING: Final = 0.005
 """Most of the time that goes to rounds that are expected to lose, as a fraction."""
 _MOST_CREDIT: Final = 3.0
-"""Most autoregressive steps' time that may be saved up for exploring."""
+"""Largest time that may be saved up for exploring, in autoregressive steps."""
 _SHIFT_STEP: Final = 0.5
-"""Distance of the shifts that plans are made for, in nats."""
+"""Shifts are rounded to multiples of this for planning, in nats."""
 _RATE_STEP: Final = 0.05
-"""Distance of the rates that plans are made for, in nats."""
+"""Logarithms of rates are rounded to multiples of this for planning."""
 _EXTRA_STEP: Final = 0.05
 _MOST_PLANS: Final = 512
 _SPEED_MEMORY: Final = 0.97
-"""What stays of a request's speed with each round."""
+"""Factor by which earlier rounds of a request decay in its speed with each round."""
 _FIRST_TOKENS: Final = 8.0
-"""Tokens that a request's expected speed counts for, before its own is known."""
+"""Number of tokens that the expected speed counts for in a request's own speed."""
 
 
 class Planner:
-    """What all requests of an engine share: costs, odds of acceptance, and the plans made from them.
+    """What all requests of an engine share: costs, acceptance probabilities, and the plans made from them.
 
     Attributes:
         costs: costs of the passes.
@@ -45,7 +45,7 @@ class Planner:
         self._calibration = calibration
         self._learns = learns
         self._models: dict[str, AcceptanceModel] = {}
-        self._lookups: dict[str, LookupOdds] = {}
+        self._lookups: dict[str, LookupAcceptance] = {}
         self._plans: dict[tuple[object, ...], DraftPlan] = {}
         self._credit = 0.0
 
@@ -55,7 +55,7 @@ class Planner:
         return self.costs if self._learns else None
 
     def model(self, kind: str) -> AcceptanceModel:
-        """Returns the odds of acceptance with a kind of sampling; each kind learns for itself."""
+        """Returns the acceptance model for a kind of sampling; each kind learns for itself."""
         found = self._models.get(kind)
         if found is None:
             # Of two threads, one wins.
@@ -63,19 +63,19 @@ class Planner:
         return found
 
     def lookups(self, kind: str) -> RequestLookups:
-        """Returns the odds of lookups for a new request with a kind of sampling."""
+        """Returns the acceptance probabilities of lookups for a new request with a kind of sampling."""
         found = self._lookups.get(kind)
         if found is None:
-            found = self._lookups.setdefault(kind, LookupOdds(learns=self._learns))
+            found = self._lookups.setdefault(kind, LookupAcceptance(learns=self._learns))
         return RequestLookups(found)
 
     def plan(self, model: AcceptanceModel, context: int, shift: float, most: int, rate: float | None = None) -> DraftPlan:
         """Returns the best policy for a round.
 
         Args:
-            model: odds of acceptance.
+            model: acceptance model.
             context: number of tokens before the round.
-            shift: shift of the request's log-odds.
+            shift: offset of the request's log-odds of acceptance, in nats.
             most: largest number of draft tokens.
             rate: tokens per second that time is worth; None for those of the best policy.
         """
@@ -85,7 +85,7 @@ class Planner:
         found = self._plans.get(key)
         if found is None:
             rate = None if worth is None else math.exp(worth * _RATE_STEP)
-            found = best_plan(self.costs.at(context), model.usual_odds(step * _SHIFT_STEP), most, rate=rate, extra=model.extra)
+            found = best_plan(self.costs.at(context), model.typical_probabilities(step * _SHIFT_STEP), most, rate=rate, extra=model.extra)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans = {}
             self._plans[key] = found
@@ -110,7 +110,7 @@ def unlearned(draft_share: float = 0.0, calibration: Calibration = UNKNOWN) -> P
 
     Args:
         draft_share: cost of a draft step, as a fraction of an autoregressive step.
-        calibration: odds of acceptance of the draft's tokens.
+        calibration: regression of the draft.
     """
     return Planner(LiveCosts(nominal_costs(draft_share), learns=False), calibration, learns=False)
 
@@ -145,23 +145,23 @@ class RequestPlanner:
         self.rate: float | None = None
         self._planner = planner
         self._model = planner.model(kind)
-        self._odds = RequestOdds(self._model)
+        self._acceptance = RequestAcceptance(self._model)
         self._max_draft = max_draft
         self._thresholds: tuple[float, ...] = ()
         self._survival = 1.0
 
     def plan(self, context: int) -> DraftPlan:
         """Returns the best policy for a round."""
-        return self._planner.plan(self._model, context, self._odds.shift, self._max_draft, self.rate)
+        return self._planner.plan(self._model, context, self._acceptance.shift, self._max_draft, self.rate)
 
     def usual_rate(self, context: int) -> float:
         """Returns the tokens per second expected of drafting, or of not drafting if that is faster."""
-        return self._planner.plan(self._model, context, self._odds.shift, self._max_draft).rate
+        return self._planner.plan(self._model, context, self._acceptance.shift, self._max_draft).rate
 
     def begin(self, context: int, limit: int) -> bool:
         """Begins a round; returns whether to draft at all."""
         self._survival = 1.0
-        self._odds.begin()
+        self._acceptance.begin()
         self._thresholds = self.plan(context).thresholds
         if self._thresholds[0] <= 1.0:
             return True
@@ -172,10 +172,10 @@ class RequestPlanner:
 
     def goes_on(self, depth: int, evidence: Evidence) -> bool:
         """Returns whether to draft another token after `depth` tokens, of which this is the last one."""
-        self._survival *= self._odds.add(evidence)
+        self._survival *= self._acceptance.add(evidence)
         return depth < len(self._thresholds) and self._survival >= self._thresholds[depth]
 
     def observe(self, accepted: int, emitted: int) -> None:
         """Learns from a round."""
-        self._odds.observe(accepted, emitted)
+        self._acceptance.observe(accepted, emitted)
         self._planner.earn(emitted)

@@ -1,12 +1,12 @@
 """The best draft length by dynamic programming: from costs, and from how likely draft tokens are accepted.
 
 A round of k draft tokens costs k draft steps and a verify pass of k + 1 rows. It emits one token and, in
-expectation, the sum of the *survivals* of its draft tokens; a token's survival is the product of the odds
-of acceptance up to it. The best policy for tokens per second is the one with the largest expected
+expectation, the sum of the *survivals* of its draft tokens; a token's survival is the probability that it and
+all tokens before it are accepted. The best policy for tokens per second is the one with the largest expected
 `tokens - rate * seconds`, where `rate` is its own speed (Dinkelbach's method finds it).
 
-The odds of a token are known once it is drafted. Those of later tokens are not, and are taken to be drawn
-from the usual ones. So the best choice depends on the depth and the survival alone: draft on while the
+A token's acceptance probability is known once it is drafted. Those of later tokens are not, and are taken to
+be drawn from typical ones. So the best choice depends on the depth and the survival alone: draft on while the
 survival reaches a threshold. The threshold looks ahead over the whole horizon, because costs need not grow
 evenly with the number of rows.
 """
@@ -24,7 +24,7 @@ from ssruntime.planning.costs import RoundCosts
 NEVER: Final = 2.0
 """Threshold that no survival reaches."""
 _STEP: Final = 0.1
-"""Distance of neighbouring survivals, in nats."""
+"""Distance of neighbouring points of the survival grid, in nats."""
 _POINTS: Final = 48
 _SURVIVALS: Final = np.exp(-_STEP * np.arange(_POINTS))
 _HALF_STEP: Final = math.exp(-_STEP / 2)
@@ -32,7 +32,9 @@ _MOST_ROUNDS: Final = 8
 """Most iterations of Dinkelbach's method, which needs two to four."""
 _CLOSE: Final = 1e-3
 _LEAST_GAIN: Final = 0.05
-"""Least gain of a draft, in tokens and as a fraction of the speed: a smaller one may be an error."""
+"""Smallest gain that a draft must promise, in tokens a round and as a fraction of the speed.
+
+Costs and probabilities are not known well enough to tell a smaller one from a loss."""
 
 
 class DraftPlan(NamedTuple):
@@ -49,19 +51,21 @@ class DraftPlan(NamedTuple):
     gain: float
 
 
-def best_plan(costs: RoundCosts, odds: NDArray[np.float64], limit: int, *, rate: float | None = None, extra: float = 0.0) -> DraftPlan:
+def best_plan(
+    costs: RoundCosts, probabilities: NDArray[np.float64], limit: int, *, rate: float | None = None, extra: float = 0.0
+) -> DraftPlan:
     """Returns the best policy for draft sequences of at most `limit` tokens.
 
     Args:
         costs: seconds of the passes.
-        odds: usual odds of acceptance of a draft token, each as likely as the others.
+        probabilities: acceptance probabilities of typical draft tokens, all equally likely, float64[n].
         limit: largest number of draft tokens, 0 to 15.
         rate: tokens per second that time is worth; None for the policy's own.
         extra: tokens that alternatives add to a round with a draft, on average.
     """
     plain = 1.0 / costs.verify[0]
     known, rate = rate is not None, plain if rate is None else rate
-    moves, mean = _moves(odds), float(odds.mean())
+    moves, mean = _moves(probabilities), float(probabilities.mean())
     for _ in range(_MOST_ROUNDS):
         thresholds, tokens, seconds = _solve(costs, moves, mean, limit, rate, extra)
         reached = tokens / seconds
@@ -92,16 +96,17 @@ def _solve(
     return tuple(thresholds), 1.0 + float(tokens[0]), float(seconds[0])
 
 
-def _moves(odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns where survivals go to with one more token, float64[points, points], each row a distribution.
+def _moves(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns how the survival changes with one more draft token, float64[points, points]; rows sum to 1.
 
-    A survival goes to a place between two points, and counts for both.
+    Entry [i, j] is the weight of grid point j after grid point i. A survival between two points counts for
+    both, as in linear interpolation.
     """
-    places = np.arange(_POINTS)[:, None] + (-np.log(np.clip(odds, 1e-6, 1.0)) / _STEP)[None, :]
+    places = np.arange(_POINTS)[:, None] + (-np.log(np.clip(probabilities, 1e-6, 1.0)) / _STEP)[None, :]
     places = np.minimum(places, _POINTS - 1.001)
     below = places.astype(np.int64)
-    rows, part = np.broadcast_to(np.arange(_POINTS)[:, None], places.shape), (places - below) / len(odds)
+    rows, part = np.broadcast_to(np.arange(_POINTS)[:, None], places.shape), (places - below) / len(probabilities)
     moves = np.zeros((_POINTS, _POINTS))
-    np.add.at(moves, (rows, below), 1.0 / len(odds) - part)
+    np.add.at(moves, (rows, below), 1.0 / len(probabilities) - part)
     np.add.at(moves, (rows, below + 1), part)
     return moves

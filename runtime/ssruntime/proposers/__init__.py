@@ -26,7 +26,7 @@ class Parts:
     Attributes:
         settings: completed settings of the request.
         acceptance: its acceptance rule.
-        planner: costs and odds of acceptance, which all requests share.
+        planner: costs and acceptance probabilities, which all requests share.
         alternatives_end: first position at which no alternative is allowed.
     """
 

@@ -38,7 +38,7 @@ class TextLookup:
         """Takes what all requests share, the kind of sampling, and the most tokens to propose."""
         self._max_draft = max_draft
         self._costs = planner.costs
-        self._odds = planner.lookups(kind)
+        self._acceptance = planner.lookups(kind)
         self._index = NgramIndex()
         self._found: list[int] = []
         self._length = 0
@@ -60,8 +60,8 @@ class TextLookup:
             return Lookup([], best)
         self._length, self._found = match.length, continuation(ids, match.source, limit)
         survival, expected = 1.0, 1.0
-        for depth, odds in enumerate(self._odds.odds(match.length, limit), 1):
-            survival *= odds
+        for depth, probability in enumerate(self._acceptance.probabilities(match.length, limit), 1):
+            survival *= probability
             if survival < _NEGLIGIBLE:
                 break
             expected += survival
@@ -73,4 +73,4 @@ class TextLookup:
     def learn(self, emitted: Sequence[int]) -> None:
         """Learns from the tokens of a round which ones of the last lookup were right, proposed or not."""
         if self._found:
-            self._odds.observe(self._length, self._found, emitted)
+            self._acceptance.observe(self._length, self._found, emitted)

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Protocol, cast
 from ssruntime.checks import check_choice, check_float, check_int
 from ssruntime.errors import ConfigError, SelfSpecError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.planning.odds import Evidence
+from ssruntime.planning.acceptance import Evidence
 from ssruntime.planning.planner import Planner
 from ssruntime.registry import STOPPING_RULES
 from ssruntime.strict_reader import read_record
@@ -67,7 +67,7 @@ class StoppingRule(ABC):
 
     Attributes:
         exit: name of the policy.
-        uses_costs: whether the policy decides by costs, which are then measured on each host.
+        uses_costs: whether the policy needs the costs of passes, which are then measured on each host.
         max_draft: largest number of tokens in a draft sequence, 1 to 15.
     """
 
@@ -88,8 +88,8 @@ class StoppingRule(ABC):
         """Returns a new policy for one request.
 
         Args:
-            planner: costs and odds of acceptance, which all requests share.
-            kind: kind of sampling, whose odds of acceptance count.
+            planner: costs and acceptance probabilities, which all requests share.
+            kind: kind of sampling; each has acceptance probabilities of its own.
         """
 
     @classmethod

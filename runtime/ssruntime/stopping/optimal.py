@@ -10,7 +10,9 @@ from ssruntime.stopping.base import StoppingRule
 
 @dataclass(frozen=True, kw_only=True)
 class OptimalRule(StoppingRule):
-    """Drafts as long as it pays, by the costs of passes on this machine and the odds of acceptance.
+    """Drafts as long as another token is expected to give more tokens per second.
+
+    It weighs the costs of passes on this machine against each token's acceptance probability.
 
     It does not draft where no draft is expected to pay.
     """

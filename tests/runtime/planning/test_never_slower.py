@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ssruntime import GenerationConfig
+from ssruntime.planning.acceptance import Calibration, Evidence
 from ssruntime.planning.costs import PassCosts
 from ssruntime.planning.live import LiveCosts
-from ssruntime.planning.odds import Calibration, Evidence
 from ssruntime.planning.planner import EXPLORING, Planner, RequestPlanner
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import random_script
@@ -22,7 +22,7 @@ EVIDENCE = Evidence(0.9, 0.9, 1.0)
 
 
 def decode(planner: Planner, accepts: float, rounds: int, seed: int = 0) -> tuple[float, float]:
-    """Returns the tokens and the seconds of one request whose draft tokens are accepted with these odds."""
+    """Returns the tokens and seconds of one request whose draft tokens are accepted with this probability."""
     random, request = np.random.default_rng(seed), RequestPlanner(planner, "greedy", 12)
     tokens = seconds = 0.0
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""n-gram lookup: the index against a plain search, the odds of lookups, and the text in every mode."""
+"""n-gram lookup: the index against a plain search, acceptance of lookups, and the text in every mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssruntime import GenerationConfig, Trace
-from ssruntime.planning.lookup_odds import LookupOdds, RequestLookups
+from ssruntime.planning.lookup_acceptance import LookupAcceptance, RequestLookups
 from ssruntime.proposers.ngram_index import LONGEST, Match, NgramIndex, continuation
 from tests.runtime.conftest import OpenScript
 from tests.runtime.counts import check_counts
@@ -54,25 +54,25 @@ def test_a_continuation_runs_on_through_its_own_loop() -> None:
 
 
 def test_the_odds_follow_what_was_right() -> None:
-    shared = LookupOdds(learns=True)
+    shared = LookupAcceptance(learns=True)
     one = RequestLookups(shared)
-    before = one.odds(4, 3)
+    before = one.probabilities(4, 3)
     for _ in range(50):
         one.observe(4, [7, 8, 9], [7, 8, 1])
-    after = one.odds(4, 3)
+    after = one.probabilities(4, 3)
     assert after[0] > before[0]
     assert after[2] < before[2]
     # Another request begins with what was learned, and other lengths are not touched.
-    other = RequestLookups(shared).odds(4, 3)
+    other = RequestLookups(shared).probabilities(4, 3)
     assert before[0] < other[0] <= after[0]
-    assert one.odds(2, 3) == RequestLookups(LookupOdds(learns=True)).odds(2, 3)
+    assert one.probabilities(2, 3) == RequestLookups(LookupAcceptance(learns=True)).probabilities(2, 3)
 
 
 def test_odds_that_do_not_learn_stay_for_the_next_request() -> None:
-    shared = LookupOdds(learns=False)
-    before = RequestLookups(shared).odds(4, 3)
+    shared = LookupAcceptance(learns=False)
+    before = RequestLookups(shared).probabilities(4, 3)
     RequestLookups(shared).observe(4, [7], [8])
-    assert RequestLookups(shared).odds(4, 3) == before
+    assert RequestLookups(shared).probabilities(4, 3) == before
 
 
 HOW: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_p": 0.8, "seed": 9}]

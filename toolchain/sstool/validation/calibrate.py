@@ -13,7 +13,7 @@ from ssruntime.artifact import read_artifact
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
 from ssruntime.errors import BackendUnavailableError, SelfSpecError
-from ssruntime.planning.odds import Evidence, fit, outcomes
+from ssruntime.planning.acceptance import Evidence, fit, outcomes
 from ssruntime.planning.planner import Planner
 from ssruntime.sampling.noise import prompt_seed
 from ssruntime.stopping import FixedStopping, StoppingRule
@@ -46,7 +46,7 @@ def calibrate(folder: Path) -> None:
     try:
         engine = load(folder, max_context=min(manifest.max_context, _CONTEXT), max_sequences=1)
     except BackendUnavailableError as err:
-        logger.warning("the odds of acceptance are not measured: %s", err.message)
+        logger.warning("the acceptance of draft tokens is not measured: %s", err.message)
         return
     with engine:
         engine.warm_up()  # the first request on this host finds the costs known

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.base import Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.planning.odds import Evidence
+from ssruntime.planning.acceptance import Evidence
 from ssruntime.planning.planner import unlearned
 from ssruntime.proposal import room_beside
 from ssruntime.stopping import StoppingPolicy, StoppingRule

@@ -1,7 +1,7 @@
-"""The odds of acceptance of tokens that were looked up in the text, by the length of the match and the depth.
+"""The probability that a token from a lookup is accepted, by length of the match and depth in the proposal.
 
-They are learned from every lookup, whether its tokens were proposed or not: the tokens that the round emits
-tell what would have been accepted. So exploring costs nothing.
+It is counted for every lookup, whether its tokens were proposed or not: the tokens that the round emits show
+which of them would have been accepted. So learning costs no rounds.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ _LENGTHS: Final = (3, 4, 6, 10)
 """Lengths at which a new class of matches begins; shorter ones are the first class."""
 _DEPTHS: Final = (1, 2, 4)
 """Depths at which a new class of tokens begins."""
-_USUAL: Final = (
+_PRIOR: Final = (
     (0.40, 0.60, 0.65, 0.75),
     (0.50, 0.65, 0.70, 0.80),
     (0.60, 0.70, 0.75, 0.80),
     (0.70, 0.75, 0.80, 0.85),
     (0.80, 0.85, 0.90, 0.90),
 )
-"""What was seen in prose, mathematics and code, by class of length and of depth."""
-_WEIGHT_OF_USUAL: Final = 12.0
+"""Prior acceptance probabilities, rounded from recorded texts of mathematics and code: a row for each class
+of lengths, with a column for each class of depths."""
+_WEIGHT_OF_PRIOR: Final = 12.0
+"""Number of tokens that the prior counts for in the shared counts."""
 _WEIGHT_OF_SHARED: Final = 6.0
+"""Number of tokens that the shared counts count for in those of a request."""
 _MEMORY: Final = 0.995
-"""What stays of the shared counts with each of them that is added."""
+"""Factor by which a shared count decays with each token that is added to it."""
 
 Counts = list[list[float]]
 """Number of tokens, or of accepted tokens, by class of length and of depth."""
@@ -42,17 +45,17 @@ def _zeros() -> Counts:
 _CLASS_OF_DEPTH: Final = tuple(sum(depth >= bound for bound in _DEPTHS) for depth in range(16))
 
 
-class LookupOdds:
-    """The odds that all requests of an engine share. It holds counts, and no text."""
+class LookupAcceptance:
+    """The counts that all requests of an engine share. They hold no text."""
 
     def __init__(self, *, learns: bool) -> None:
         self._learns = learns
         self._tokens, self._accepted = _zeros(), _zeros()
 
-    def usual(self, length: int, depth: int) -> float:
-        """Returns the odds for a class of lengths and a class of depths."""
-        accepted = self._accepted[length][depth] + _WEIGHT_OF_USUAL * _USUAL[length][depth]
-        return accepted / (self._tokens[length][depth] + _WEIGHT_OF_USUAL)
+    def probability(self, length: int, depth: int) -> float:
+        """Returns the acceptance probability for a class of lengths and a class of depths."""
+        accepted = self._accepted[length][depth] + _WEIGHT_OF_PRIOR * _PRIOR[length][depth]
+        return accepted / (self._tokens[length][depth] + _WEIGHT_OF_PRIOR)
 
     def record(self, length: int, depth: int, *, accepted: bool) -> None:
         """Counts a token."""
@@ -62,20 +65,25 @@ class LookupOdds:
 
 
 class RequestLookups:
-    """The odds in one request: its own counts, on top of the shared odds."""
+    """The acceptance probabilities in one request: from its own counts, with the shared ones as a prior."""
 
-    def __init__(self, shared: LookupOdds) -> None:
+    def __init__(self, shared: LookupAcceptance) -> None:
         self._shared = shared
         self._tokens, self._accepted = _zeros(), _zeros()
 
-    def odds(self, length: int, count: int) -> list[float]:
-        """Returns the odds of `count` tokens after a match, each given that those before it are accepted."""
+    def probabilities(self, length: int, count: int) -> list[float]:
+        """Returns the probability of each token to be accepted, given that those before it are.
+
+        Args:
+            length: number of tokens that match.
+            count: number of tokens looked up.
+        """
         row = length_class(length)
-        classes = [self._odds(row, depth) for depth in range(len(_DEPTHS) + 1)]
+        classes = [self._probability(row, depth) for depth in range(len(_DEPTHS) + 1)]
         return [classes[_CLASS_OF_DEPTH[depth]] for depth in range(count)]
 
-    def _odds(self, length: int, depth: int) -> float:
-        accepted = self._accepted[length][depth] + _WEIGHT_OF_SHARED * self._shared.usual(length, depth)
+    def _probability(self, length: int, depth: int) -> float:
+        accepted = self._accepted[length][depth] + _WEIGHT_OF_SHARED * self._shared.probability(length, depth)
         return accepted / (self._tokens[length][depth] + _WEIGHT_OF_SHARED)
 
     def observe(self, length: int, found: Sequence[int], emitted: Sequence[int]) -> None:

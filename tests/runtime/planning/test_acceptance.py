@@ -1,11 +1,21 @@
-"""The odds of acceptance: fitted, learned online, and shifted for a text."""
+"""The acceptance of acceptance: fitted, learned online, and shifted for a text."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ssruntime.planning.odds import UNKNOWN, AcceptanceModel, Calibration, Evidence, RequestOdds, features, fit, outcomes, sigmoid
+from ssruntime.planning.acceptance import (
+    UNKNOWN,
+    AcceptanceModel,
+    Calibration,
+    Evidence,
+    RequestAcceptance,
+    features,
+    fit,
+    outcomes,
+    sigmoid,
+)
 
 TRUE = (0.4, 0.6, 0.3, 0.5)
 
@@ -16,8 +26,8 @@ def observed(count: int, weights: tuple[float, ...], seed: int = 0) -> list[tupl
     for _ in range(count):
         confidence = float(random.uniform(0.05, 0.999))
         evidence = Evidence(confidence, confidence * float(random.uniform(0.2, 1.0)), float(random.exponential(1.0)))
-        odds = float(sigmoid(np.array(np.dot(features(evidence), weights))))
-        found.append((evidence, bool(random.random() < odds)))
+        acceptance = float(sigmoid(np.array(np.dot(features(evidence), weights))))
+        found.append((evidence, bool(random.random() < acceptance)))
     return found
 
 
@@ -44,25 +54,25 @@ def test_a_fit_to_one_outcome_stays_moderate(confidence: float, accepted: bool) 
 def test_a_round_is_learned_once() -> None:
     """A round that ends before it begins, as at the end of a text, must not repeat the one before."""
     model = AcceptanceModel(UNKNOWN, learns=True)
-    odds = RequestOdds(model)
-    odds.begin()
-    odds.add(Evidence(0.9, 0.9, 2.0))
-    odds.observe(1, 2)
-    shift, learned = odds.shift, list(model._observed)
+    acceptance = RequestAcceptance(model)
+    acceptance.begin()
+    acceptance.add(Evidence(0.9, 0.9, 2.0))
+    acceptance.observe(1, 2)
+    shift, learned = acceptance.shift, list(model._observed)
     assert [was for _, was in learned] == [True]
-    odds.observe(0, 1)
-    assert (odds.shift, model._observed) == (shift, learned)
+    acceptance.observe(0, 1)
+    assert (acceptance.shift, model._observed) == (shift, learned)
 
 
 def test_a_draft_whose_logits_overflowed_spoils_nothing() -> None:
     model = AcceptanceModel(UNKNOWN, learns=True)
-    odds = RequestOdds(model)
+    acceptance = RequestAcceptance(model)
     for _ in range(100):
-        odds.begin()
-        assert odds.add(Evidence(0.9, 0.9, 1.0)) > 0.5
-        assert odds.add(Evidence(float("nan"), float("nan"), float("nan"))) == 0.0
-        odds.observe(1, 2)
-    assert np.isfinite([odds.shift, *model.weights]).all()
+        acceptance.begin()
+        assert acceptance.add(Evidence(0.9, 0.9, 1.0)) > 0.5
+        assert acceptance.add(Evidence(float("nan"), float("nan"), float("nan"))) == 0.0
+        acceptance.observe(1, 2)
+    assert np.isfinite([acceptance.shift, *model.weights]).all()
 
 
 def test_tokens_after_a_rejected_one_are_no_outcomes() -> None:
@@ -94,25 +104,25 @@ def test_a_model_that_does_not_learn_stays() -> None:
 
 @pytest.mark.parametrize(("accepted", "sign"), [(True, 1), (False, -1)])
 def test_the_shift_follows_the_text(accepted: bool, sign: int) -> None:
-    odds = RequestOdds(AcceptanceModel(Calibration(weights=(0.0, 1.0, 0.0, 0.0), log_odds=(0.0,)), learns=False))
+    acceptance = RequestAcceptance(AcceptanceModel(Calibration(weights=(0.0, 1.0, 0.0, 0.0), log_odds=(0.0,)), learns=False))
     evidence = Evidence(0.5, 0.5, 1.0)
-    before = odds.add(evidence)
+    before = acceptance.add(evidence)
     for _ in range(40):
-        odds.begin()
-        odds.add(evidence)
-        odds.observe(int(accepted), 1 + accepted)
-    odds.begin()
+        acceptance.begin()
+        acceptance.add(evidence)
+        acceptance.observe(int(accepted), 1 + accepted)
+    acceptance.begin()
     assert before == pytest.approx(0.5)
-    assert sign * (odds.add(evidence) - before) > 0.2
-    assert sign * odds.shift > 0.5
+    assert sign * (acceptance.add(evidence) - before) > 0.2
+    assert sign * acceptance.shift > 0.5
 
 
 def test_tokens_after_a_rejected_one_say_nothing() -> None:
-    one, more = (RequestOdds(AcceptanceModel(UNKNOWN, learns=False)) for _ in range(2))
+    one, more = (RequestAcceptance(AcceptanceModel(UNKNOWN, learns=False)) for _ in range(2))
     evidence = Evidence(0.6, 0.6, 1.0)
-    for odds, drafted in ((one, 1), (more, 5)):
-        odds.begin()
+    for acceptance, drafted in ((one, 1), (more, 5)):
+        acceptance.begin()
         for _ in range(drafted):
-            odds.add(evidence)
-        odds.observe(0, 1)
+            acceptance.add(evidence)
+        acceptance.observe(0, 1)
     assert one.shift == more.shift < 0

@@ -1,10 +1,13 @@
-"""The odds of acceptance of a draft token: a logistic model of what is known when it is drafted.
+"""The probability that a draft token is accepted: a logistic regression on what is known when it is drafted.
 
-Three things are known of a draft token: the draft's confidence (the probability of its best token), the
-probability of the token itself, and its *margin*, the distance of its score from the next-best token's. With
-coupled sampling the score includes the noise, which the target shares, so a clear winner in the draft is
-likely to win in the target as well. The model is fitted when an artifact is exported, and learns online: its
-weights slowly, from all requests of an engine, and a shift of each request fast, as texts differ.
+Three features are known then: the draft's confidence (the probability of its best token), the probability of
+the drafted token itself, and its *margin*, by which its score leads that of the next-best token. In coupled
+sampling the score includes the noise that draft and target share. So a token that leads by far in the draft
+is likely to lead in the target too.
+
+The regression is fitted when an artifact is exported. While requests run, it learns at two speeds: the
+weights slowly, from all requests of an engine, and an offset of the log-odds quickly, for each request, since
+some texts are easier to draft than others.
 """
 
 from __future__ import annotations
@@ -28,27 +31,27 @@ NUM_FEATURES: Final = 4
 _LEAST: Final = 1e-4
 """Probabilities closer than this to 0 or 1 count as this."""
 _BATCH: Final = 32
-"""Number of tokens after which the weights are updated."""
+"""Number of draft tokens in each update of the weights."""
 _FIRST_PRECISION: Final = 20.0
-"""Certainty about the weights of a calibration: that of a few hundred tokens."""
+"""Precision (inverse variance) of each weight of a calibration, as after a few hundred draft tokens."""
 _MEMORY: Final = 0.99
-"""What stays, with each batch, of the certainty about the weights."""
+"""Factor by which the precision of the weights decays with each batch, so that old texts count less."""
 _RECENT: Final = 256
-"""Number of tokens whose odds are remembered as the usual ones."""
+"""Number of latest draft tokens whose log-odds make up the typical ones."""
 _QUANTILES: Final = 12
 _EXTRA_RATE: Final = 1 / 64
-"""Weight of one round in the mean of what alternatives add."""
+"""Weight of one round in the running mean of the tokens that alternatives add."""
 _SHIFT_VARIANCE: Final = 0.3
-"""Variance, in squared nats, of the shift between requests."""
+"""Variance of the shift between requests, in squared nats."""
 _DRIFT: Final = 0.003
-"""Growth of the variance with each token of a request."""
+"""Growth of that variance with each token that a request emits, in squared nats."""
 _MOST_SHIFT: Final = 4.0
 _MOST_STEP: Final = 0.5
 """Most that a weight changes in one step of a fit."""
 _STEPS: Final = 50
 _STEPS_ONLINE: Final = 3
 _NOTABLE: Final = 0.2
-"""Mean change of the usual log-odds from which on plans are made again."""
+"""Mean change of the typical log-odds, in nats, from which on draft plans are computed again."""
 
 
 class Evidence(NamedTuple):
@@ -68,11 +71,12 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A fitted model of acceptance.
+    """The logistic regression of one draft, as fitted at export.
 
     Attributes:
-        weights: of 1 and the log-odds of confidence and probability, and of the log of the margin.
-        log_odds: usual log-odds of acceptance: evenly spaced quantiles, ascending.
+        weights: coefficients of the intercept, the log-odds of the confidence, the log-odds of the token's
+            probability, and the logarithm of the margin.
+        log_odds: log-odds of acceptance of typical draft tokens: evenly spaced quantiles, ascending.
     """
 
     weights: tuple[float, ...]
@@ -95,11 +99,11 @@ class Calibration:
 
 
 UNKNOWN: Final = Calibration(weights=(-0.2, 0.5, 0.2, 0.3), log_odds=(-1.5, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0))
-"""The model of a draft that nothing is known of."""
+"""The regression for a draft that was never measured."""
 
 
 def features(evidence: Evidence) -> tuple[float, float, float, float]:
-    """Returns what the weights of a `Calibration` are multiplied with."""
+    """Returns the features of the regression, in the order of `Calibration.weights`."""
     confidence, probability, margin = evidence
     return 1.0, _log_odds(confidence), _log_odds(probability), math.log(margin + _LEAST_MARGIN)
 
@@ -137,9 +141,9 @@ def _newton(
     accepted: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the weights after a step of Newton's method, and the precision of the result."""
-    odds = sigmoid(known @ weights)
-    precision = prior + (known * (odds * (1 - odds))[:, None]).T @ known
-    step = np.linalg.solve(precision, known.T @ (accepted - odds) - prior @ (weights - mean))
+    expected = sigmoid(known @ weights)
+    precision = prior + (known * (expected * (1 - expected))[:, None]).T @ known
+    step = np.linalg.solve(precision, known.T @ (accepted - expected) - prior @ (weights - mean))
     # Far from the best weights, a whole step can lead further away.
     return weights + step * min(1.0, _MOST_STEP / max(float(np.abs(step).max()), 1e-9)), precision
 
@@ -151,8 +155,8 @@ def _quantiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the probabilities of log-odds."""
-    odds: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(log_odds, -30.0, 30.0)))
-    return odds
+    probabilities: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(log_odds, -30.0, 30.0)))
+    return probabilities
 
 
 def outcomes(drafted: Sequence[T], accepted: int) -> list[tuple[T, bool]]:
@@ -168,12 +172,12 @@ def outcomes(drafted: Sequence[T], accepted: int) -> list[tuple[T, bool]]:
 
 
 class AcceptanceModel:
-    """A model of acceptance that all requests of an engine share, and learn from together."""
+    """The regression that all requests of an engine share and update."""
 
     def __init__(self, calibration: Calibration, *, learns: bool) -> None:
         self.weights = calibration.weights
         self.version = 0
-        """Changes when the usual odds have changed notably."""
+        """Rises when the typical log-odds have changed notably."""
         self.extra = 0.0
         """Tokens that alternatives add to a round with a draft, on average."""
         self._learns = learns
@@ -185,8 +189,12 @@ class AcceptanceModel:
         self._observed: list[tuple[tuple[float, ...], bool]] = []
         self._lock = threading.Lock()
 
-    def usual_odds(self, shift: float) -> NDArray[np.float64]:
-        """Returns quantiles of the odds of acceptance of draft tokens, with a shift of their log-odds."""
+    def typical_probabilities(self, shift: float) -> NDArray[np.float64]:
+        """Returns quantiles of the acceptance probability of typical draft tokens, float64[n].
+
+        Args:
+            shift: offset of their log-odds, in nats.
+        """
         return sigmoid(self._usual + shift)
 
     def add_round(self, extra: int) -> None:
@@ -221,8 +229,8 @@ class AcceptanceModel:
             self.version += 1
 
 
-class RequestOdds:
-    """The odds of acceptance in one request: those of the shared model, with a shift for the text."""
+class RequestAcceptance:
+    """The acceptance probabilities in one request: the shared regression, with an offset for its text."""
 
     def __init__(self, model: AcceptanceModel) -> None:
         self.shift = 0.0
@@ -236,15 +244,15 @@ class RequestOdds:
             self._round = []
 
     def add(self, evidence: Evidence) -> float:
-        """Returns the odds of acceptance of the next draft token of the round."""
+        """Returns the acceptance probability of the next draft token of the round."""
         found = features(evidence)
         one, first, second, third = self._model.weights
         log_odds = self.shift + one + first * found[1] + second * found[2] + third * found[3]
         if not math.isfinite(log_odds):
             return 0.0  # the draft's logits overflowed, as they may in 16 bits: nothing follows from that
-        odds = 1.0 / (1.0 + math.exp(-log_odds)) if log_odds > -30.0 else 0.0
-        self._round.append((odds, found))
-        return odds
+        probability = 1.0 / (1.0 + math.exp(-log_odds)) if log_odds > -30.0 else 0.0
+        self._round.append((probability, found))
+        return probability
 
     def observe(self, accepted: int, emitted: int) -> None:
         """Learns from a round.
@@ -258,9 +266,9 @@ class RequestOdds:
         self._variance = min(self._variance + _DRIFT * emitted, _SHIFT_VARIANCE)
         reached = outcomes(self._round, accepted)
         self._round = []  # the next round may end before it begins
-        for (odds, _), was_accepted in reached:
-            gain = self._variance / (1.0 + self._variance * odds * (1.0 - odds))
-            self.shift += gain * (was_accepted - odds)
+        for (probability, _), was_accepted in reached:
+            gain = self._variance / (1.0 + self._variance * probability * (1.0 - probability))
+            self.shift += gain * (was_accepted - probability)
             self._variance = gain
         self.shift = max(-_MOST_SHIFT, min(_MOST_SHIFT, self.shift))
         if reached:
