@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from ssruntime.backends.base import Pass, PassKind, Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
@@ -25,7 +25,18 @@ _SECONDS: Final = 0.8
 """Seconds at one context after which no turn begins, once the least number of turns is done."""
 
 
-def measure_costs(slot: Slot, *, has_draft: bool) -> PassCosts:
+_STEADY: Final = 1.25
+"""Largest mean ratio of the median time of a pass to its least time on a machine that does nothing else."""
+
+
+class MeasuredCosts(NamedTuple):
+    """The costs of passes, and whether the machine was quiet enough to keep them."""
+
+    costs: PassCosts
+    is_steady: bool
+
+
+def measure_costs(slot: Slot, *, has_draft: bool) -> MeasuredCosts:
     """Returns the costs of passes; what the slot's KV cache held is lost.
 
     Args:
@@ -36,24 +47,26 @@ def measure_costs(slot: Slot, *, has_draft: bool) -> PassCosts:
     contexts = sorted({max(0, min(context, room)) for context in _CONTEXTS})
     most = min(MAX_QUERY_LENGTH, slot.max_context - contexts[0])
     slot.touch(contexts[-1])
-    found = []
+    found: list[RoundCosts] = []
+    spreads: list[float] = []
     try:
         for context in contexts:
             lengths = _LENGTHS if context == contexts[0] else _LONG_LENGTHS
-            found.append(_measure(slot, context, [n for n in lengths if n <= most], has_draft=has_draft))
+            found.append(_measure(slot, context, [n for n in lengths if n <= most], spreads, has_draft=has_draft))
     finally:
         slot.trim(everything=True)
     near = found[0]
-    return PassCosts(
+    costs = PassCosts(
         contexts=tuple(contexts),
-        verify=tuple(_shaped(near.verify, costs.verify) for costs in found),
-        drafted=tuple(_shaped(near.drafted, costs.drafted) for costs in found),
-        draft=tuple(costs.draft for costs in found),
+        verify=tuple(_shaped(near.verify, far.verify) for far in found),
+        drafted=tuple(_shaped(near.drafted, far.drafted) for far in found),
+        draft=tuple(far.draft for far in found),
     )
+    return MeasuredCosts(costs, statistics.fmean(spreads) <= _STEADY)
 
 
-def _measure(slot: Slot, context: int, lengths: list[int], *, has_draft: bool) -> RoundCosts:
-    """Returns the median seconds of passes at one context."""
+def _measure(slot: Slot, context: int, lengths: list[int], spreads: list[float], *, has_draft: bool) -> RoundCosts:
+    """Returns the median seconds of passes at one context; `spreads` gets their ratios to the least ones."""
     alone: dict[int, list[float]] = {length: [] for length in lengths}
     drafted: dict[int, list[float]] = {length: [] for length in lengths}
     steps: list[float] = []
@@ -71,6 +84,7 @@ def _measure(slot: Slot, context: int, lengths: list[int], *, has_draft: bool) -
             steps += [seconds] if turn else []
             seconds = _timed(slot, "verify", length, context)
             drafted[length] += [seconds] if turn else []
+    spreads += [statistics.median(times) / min(times) for times in alone.values()]
     verify = between(lengths, [statistics.median(times) for times in alone.values()])
     if not has_draft:
         return RoundCosts(verify, verify, 0.0)

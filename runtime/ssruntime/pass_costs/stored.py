@@ -40,10 +40,12 @@ def known_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, 
     try:
         path = cache_folder() / _FOLDER / f"{_key(artifact, backend, draft)}.json"
     except OSError:
-        return measure_costs(slot, has_draft=draft is not None)
+        return measure_costs(slot, has_draft=draft is not None).costs
     found = _read(path)
     if found is None:
-        found = measure_costs(slot, has_draft=draft is not None)
+        found, is_steady = measure_costs(slot, has_draft=draft is not None)
+        if not is_steady:
+            return found  # other work took the processor's time: the next process measures again
         if backend.max_context < min(artifact.manifest.max_context, _LEAST_CONTEXT):
             return found  # a load with more context must measure further
         try:

@@ -6,6 +6,7 @@ which of them would have been accepted. So learning costs no rounds.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Final
 
@@ -51,6 +52,7 @@ class LookupAcceptance:
     def __init__(self, *, learns: bool) -> None:
         self._learns = learns
         self._tokens, self._accepted = _zeros(), _zeros()
+        self._lock = threading.Lock()
 
     def probability(self, length: int, depth: int) -> float:
         """Returns the acceptance probability for a class of lengths and a class of depths."""
@@ -59,7 +61,9 @@ class LookupAcceptance:
 
     def record(self, length: int, depth: int, *, accepted: bool) -> None:
         """Counts a token."""
-        if self._learns:
+        if not self._learns:
+            return
+        with self._lock:
             self._tokens[length][depth] = _MEMORY * self._tokens[length][depth] + 1.0
             self._accepted[length][depth] = _MEMORY * self._accepted[length][depth] + accepted
 

@@ -2,7 +2,8 @@
 
 A round that is expected to lose against autoregressive decoding is not run, with one exception: without
 drafting nothing is learned of the draft. So a small part of the time, `EXPLORING`, goes to rounds of one
-draft token that are expected to lose.
+draft token that are expected to lose, and to autoregressive steps where drafting has paid for long: one kind
+of round alone does not show what the other costs by now.
 """
 
 from __future__ import annotations
@@ -94,8 +95,20 @@ class Planner:
     def may_explore(self, context: int) -> bool:
         """Returns whether there is time for a draft token that is expected to lose, and spends it."""
         costs = self.costs.at(context)
-        price = costs.seconds(2, 1) / costs.seconds(1, 0) - 1.0
-        if self._credit < price:
+        return self._spend(costs.seconds(2, 1) / costs.seconds(1, 0) - 1.0)
+
+    def may_step(self, context: int, rate: float) -> bool:
+        """Returns whether an autoregressive step is due although drafting pays, and spends its price.
+
+        Args:
+            context: number of tokens before the round.
+            rate: tokens per second expected of drafting.
+        """
+        return self.costs.is_stale and self._spend(rate * self.costs.at(context).seconds(1, 0) - 1.0)
+
+    def _spend(self, price: float) -> bool:
+        """Spends a price in autoregressive steps if enough is saved; what costs most may leave a debt."""
+        if self._credit < min(price, _MOST_CREDIT):
             return False
         self._credit -= price
         return True
@@ -162,9 +175,10 @@ class RequestPlanner:
         """Begins a round; returns whether to draft at all."""
         self._survival = 1.0
         self._acceptance.begin()
-        self._thresholds = self.plan(context).thresholds
+        plan = self.plan(context)
+        self._thresholds = plan.thresholds
         if self._thresholds[0] <= 1.0:
-            return True
+            return not self._planner.may_step(context, plan.rate)
         if limit and self._planner.may_explore(context):
             self._thresholds = (0.0, NEVER)
             return True

@@ -12,7 +12,10 @@ from ssruntime.planning.live import LiveCosts
 from ssruntime.sequence import Sequence
 
 _RECORDED: Final = 3
-"""One of this many rounds is recorded, enough to follow the costs."""
+"""One of this many rounds is recorded, enough to follow the costs.
+
+So is each round that has draft steps where the one before it had none, or the other way round: these are
+rare, and only they show what drafting costs."""
 TIMEOUT: Final = "timeout"
 """Finish reason of a sequence whose deadline passed."""
 
@@ -30,7 +33,7 @@ def decode(sequence: Sequence, slot: Slot, *, costs: LiveCosts | None = None, de
             then stay. None sets no limit.
     """
     stats, is_first = sequence.stats, True
-    rounds, steps, recorded = 0, 0, 0.0
+    rounds, steps, recorded, was_drafted = 0, 0, 0.0, False
     run, commit, clock = slot.run, sequence.commit, time.perf_counter
     begun = clock()
     try:
@@ -46,8 +49,10 @@ def decode(sequence: Sequence, slot: Slot, *, costs: LiveCosts | None = None, de
                     steps += 1
                 else:
                     rounds += 1
-                    if kind == "verify" and not rounds % _RECORDED:
+                    drafted = steps > 0
+                    if kind == "verify" and (drafted is not was_drafted or not rounds % _RECORDED):
                         costs.record(len(trunk), steps, start, slot.engine_seconds - recorded)
+                    was_drafted = drafted
                     steps, recorded = 0, slot.engine_seconds
             if not new:
                 continue

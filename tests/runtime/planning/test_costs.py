@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 
 from ssruntime import GenerationConfig, load
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.pass_costs import stored
-from ssruntime.pass_costs.measure import measure_costs
+from ssruntime.pass_costs import measure, stored
+from ssruntime.pass_costs.measure import MeasuredCosts, measure_costs
 from ssruntime.planning.costs import PassCosts, between, nominal_costs
 from ssruntime.planning.live import LiveCosts
 from tests.runtime.scripted import random_script, write_artifact
@@ -45,6 +46,27 @@ def test_rounds_correct_the_costs() -> None:
     assert list(after.verify) == sorted(after.verify)
 
 
+def test_load_that_one_kind_of_round_shows_is_that_of_both() -> None:
+    costs = LiveCosts(TABLE, learns=True)
+    before = costs.at(128)
+    for factor in (1.6, 1.0):  # a burst of load, and its end
+        for _ in range(96):
+            costs.record(4, 3, 128, factor * before.seconds(4, 3))
+        after = costs.at(128)
+        assert after.verify[0] == pytest.approx(factor * before.verify[0], rel=0.05)
+        assert after.seconds(4, 3) == pytest.approx(factor * before.seconds(4, 3), rel=0.05)
+
+
+def test_what_only_drafting_costs_more_shows_when_the_kind_of_round_changes() -> None:
+    costs = LiveCosts(TABLE, learns=True)
+    before = costs.at(128)
+    for turn in range(2000):
+        drafts = turn % 100 != 0
+        costs.record(*((4, 3) if drafts else (1, 0)), 128, before.seconds(4, 3) * 1.3 if drafts else before.seconds(1, 0))
+    after = costs.at(128)
+    assert after.seconds(4, 3) / after.seconds(1, 0) == pytest.approx(1.3 * before.seconds(4, 3) / before.seconds(1, 0), rel=0.06)
+
+
 def test_an_interruption_counts_little() -> None:
     costs = LiveCosts(TABLE, learns=True)
     before = costs.at(128)
@@ -64,8 +86,8 @@ def test_deterministic_costs_stay() -> None:
 def test_they_are_measured_on_any_context(tmp_path: Path, max_context: int) -> None:
     with load(write_artifact(tmp_path / "artifact", SCRIPT, max_context=max_context), threads=1) as engine:
         slot = engine.backend.acquire(None)
-        found = measure_costs(slot, has_draft=True)
-        without = measure_costs(slot, has_draft=False)
+        found = measure_costs(slot, has_draft=True).costs
+        without = measure_costs(slot, has_draft=False).costs
         engine.backend.release(slot)
     assert found.contexts[-1] <= max_context
     assert all(min(row) > 0 and list(row) == sorted(row) for row in (*found.verify, *found.drafted))
@@ -73,11 +95,36 @@ def test_they_are_measured_on_any_context(tmp_path: Path, max_context: int) -> N
     assert set(without.draft) == {0.0}
 
 
+def quiet(found: MeasuredCosts) -> MeasuredCosts:
+    """Returns what was measured as if the machine had done nothing else, which the tests' may."""
+    return found._replace(is_steady=True)
+
+
+def test_costs_of_a_busy_machine_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
+    real = stored.measure_costs
+    monkeypatch.setattr(stored, "measure_costs", lambda slot, *, has_draft: real(slot, has_draft=has_draft)._replace(is_steady=False))
+    with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1) as engine:
+        engine.warm_up()
+    assert not list((tmp_path / "cache").glob("costs/*"))
+
+
+def test_whether_the_machine_was_busy_shows_in_the_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.cycle([1.0])
+    monkeypatch.setattr(measure, "_timed", lambda *_: next(seconds))
+    with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1) as engine:
+        slot = engine.backend.acquire(None)
+        assert measure_costs(slot, has_draft=True).is_steady
+        seconds = itertools.cycle([1.0, 1.0, 2.5, 2.5, 2.5])
+        assert not measure_costs(slot, has_draft=True).is_steady
+        engine.backend.release(slot)
+
+
 def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     folder, measured = write_artifact(tmp_path / "artifact", SCRIPT), []
     real = stored.measure_costs
-    monkeypatch.setattr(stored, "measure_costs", lambda slot, *, has_draft: measured.append(1) or real(slot, has_draft=has_draft))
+    monkeypatch.setattr(stored, "measure_costs", lambda slot, *, has_draft: measured.append(1) or quiet(real(slot, has_draft=has_draft)))
 
     def run(mode: str = "auto") -> None:
         with load(folder, threads=1) as engine:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -67,6 +70,47 @@ def test_a_good_draft_is_used_from_the_first_round() -> None:
     assert tokens / seconds > 1.0
     assert RequestPlanner(Planner(LiveCosts(COSTS, learns=False), GOOD, learns=True), "greedy", 12).begin(100, 12)
     assert not RequestPlanner(Planner(LiveCosts(COSTS, learns=False), BAD, learns=True), "greedy", 12).begin(100, 12)
+
+
+@pytest.mark.parametrize("accepts", [0.75, 0.55, 0.3])
+@pytest.mark.parametrize("during", [(1.8, 1.8), (1.8, 1.0), (0.5, 1.0)])
+def test_what_a_burst_of_load_taught_is_unlearned(during: tuple[float, float], accepts: float) -> None:
+    """During the burst, rounds with and without draft steps cost so many times as much."""
+    costs = LiveCosts(COSTS, learns=True)
+    planner = Planner(costs, Calibration(weights=(math.log(accepts / (1 - accepts)), 0.0, 0.0, 0.0), log_odds=(0.0,)), learns=True)
+    speeds = [timed(planner, accepts, load, 400, seed) for seed, load in enumerate([QUIET] * 4 + [during] * 4 + [QUIET] * 16)]
+    assert min(speeds[-4:]) >= 0.97 * max(1.0, min(speeds[2:4]))
+
+
+QUIET = (1.0, 1.0)
+
+
+def timed(planner: Planner, accepts: float, load: tuple[float, float], rounds: int, seed: int) -> float:
+    """Returns the speed-up of a request; rounds with and without draft steps cost `load` times the table."""
+    random, request = np.random.default_rng(seed), RequestPlanner(planner, "greedy", 12)
+    table, tokens, seconds = COSTS.at(100), 0, 0.0
+    for _ in range(rounds):
+        drafted = 0
+        if request.begin(100, 12):
+            drafted = 1
+            while request.goes_on(drafted, EVIDENCE):
+                drafted += 1
+        accepted = next((n for n in range(drafted) if random.random() >= accepts), drafted)
+        took = table.seconds(drafted + 1, drafted) * load[not drafted]
+        planner.costs.record(drafted + 1, drafted, 100, took * random.lognormal(0.0, 0.05))
+        request.observe(accepted, accepted + 1)
+        tokens, seconds = tokens + accepted + 1, seconds + took
+    return tokens * table.verify[0] / seconds
+
+
+def test_threads_share_a_planner(open_script: OpenScript) -> None:
+    """Texts are those of each request alone, and the engine's planner survives many requests at once."""
+    how = [GenerationConfig(mode="auto", temperature=0.8, seed=seed, max_new_tokens=50, ignore_eos=True) for seed in range(24)]
+    with open_script(SCRIPT, max_sequences=4) as engine:
+        alone = [engine.generate([1, 2, 3], one).token_ids for one in how]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda one: engine.generate([1, 2, 3], one).token_ids, how))
+    assert together == alone
 
 
 def test_deterministic_requests_do_not_depend_on_others(open_script: OpenScript) -> None:
