@@ -98,7 +98,7 @@ def test_a_query_length_that_computes_other_logits_fails(make_artifact: MakeArti
 @pytest.fixture
 def short_bit_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bit test does not compare batches, and so reaches no row after token 9."""
-    monkeypatch.setattr(bits, "compare_ragged", lambda *_: None)
+    monkeypatch.setattr(bits, "compare_ragged", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("short_bit_test")

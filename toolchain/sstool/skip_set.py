@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, SkipSet
+from ssruntime.artifact import DRAFT_GRAPH, DraftEntry, LowBitSet, SkipSet
 from ssruntime.config import GenerationConfig
 from ssruntime.errors import ConfigError, RecipeError, SelfSpecError, did_you_mean
 from ssruntime.registry import STOPPING_RULES
@@ -25,6 +25,7 @@ class _OwnKeys:
 
     attention: tuple[int, ...] = ()
     mlp: tuple[int, ...] = ()
+    int4: LowBitSet | None = None
     max_alternatives: int | None = None
     mode: str | None = None
 
@@ -38,6 +39,7 @@ class SkipSpec(_OwnKeys):
     Attributes:
         attention: layers whose attention the draft skips, counted from 0.
         mlp: layers whose MLP the draft skips, counted from 0.
+        int4: parts for which the draft has weights of its own, of 4 bits; None for none.
         stopping: stopping rule of the draft; None leaves the runtime's default.
         max_alternatives: largest number of alternatives verified beside each drafted token, 0 to 3. An
             alternative is a side branch of the token tree, one token long.
@@ -51,11 +53,16 @@ class SkipSpec(_OwnKeys):
     def keys() -> tuple[str, ...]:
         """Returns the keys of a skip-set file."""
         of_rules = sorted({key for name in STOPPING_RULES.names() for key in rule_class(name).settings()})
-        return ("attention", "mlp", TAG, *of_rules, "max_alternatives", "mode")
+        return ("attention", "mlp", "int4", TAG, *of_rules, "max_alternatives", "mode")
 
     def skip(self) -> SkipSet:
         """Returns the skipped sublayers, layers ascending."""
         return SkipSet(attention=tuple(sorted(self.attention)), mlp=tuple(sorted(self.mlp)))
+
+    def low_bit(self) -> LowBitSet:
+        """Returns the parts with weights of 4 bits, layers ascending."""
+        parts = self.int4 or LowBitSet()
+        return LowBitSet(attention=tuple(sorted(parts.attention)), mlp=tuple(sorted(parts.mlp)), head=parts.head)
 
     @classmethod
     def read(cls, data: object, *, where: str, error: type[SelfSpecError]) -> SkipSpec:
@@ -78,7 +85,8 @@ class SkipSpec(_OwnKeys):
     def to_json(self) -> dict[str, object]:
         """Returns what `read` reads."""
         rule = {} if self.stopping is None else asdict(self.stopping)
-        return {"attention": self.attention, "mlp": self.mlp, **rule, "max_alternatives": self.max_alternatives, "mode": self.mode}
+        own = {} if self.int4 is None else {"int4": asdict(self.int4)}
+        return {"attention": self.attention, "mlp": self.mlp, **own, **rule, "max_alternatives": self.max_alternatives, "mode": self.mode}
 
     def draft_entry(self, dtype: str) -> DraftEntry:
         """Returns the manifest entry of a draft with this skip set."""
@@ -87,6 +95,7 @@ class SkipSpec(_OwnKeys):
             graph=DRAFT_GRAPH,
             dtype=dtype,
             skip=self.skip(),
+            int4=self.low_bit(),
             stopping=self.stopping,
             max_alternatives=self.max_alternatives,
             mode=self.mode or DraftEntry.mode,
@@ -129,17 +138,24 @@ def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set")
     """Checks a skip set against a model of `num_layers` layers, and its settings.
 
     Raises:
-        RecipeError: if a layer is negative, beyond the model or named twice, if no sublayer or every sublayer
-            is skipped, or if `mode` or `max_alternatives` is out of its range.
+        RecipeError: if a layer is negative, beyond the model or named twice, if every sublayer is skipped, or
+            none while all weights are shared, or if `mode` or `max_alternatives` is out of its range.
     """
-    for name, layers in (("attention", spec.attention), ("mlp", spec.mlp)):
+    low_bit = spec.low_bit()
+    lists = (("attention", spec.attention), ("mlp", spec.mlp), ("int4 attention", low_bit.attention), ("int4 mlp", low_bit.mlp))
+    for name, layers in lists:
         for layer in layers:
             if not 0 <= layer < num_layers:
                 raise RecipeError(f"{where}: {name} layer {layer} does not exist", f"the model's layers are 0 to {num_layers - 1}")
             if layers.count(layer) > 1:
                 raise RecipeError(f"{where}: {name} layer {layer} is named twice", "list each layer once")
+    for name, left_out, copied in (("attention", spec.attention, low_bit.attention), ("mlp", spec.mlp, low_bit.mlp)):
+        if both := sorted({*left_out} & {*copied}):
+            raise RecipeError(
+                f"{where}: {name} layer {both[0]} is skipped, so it has no weights in int4", "name it in one of the two lists"
+            )
     skipped = len(spec.attention) + len(spec.mlp)
-    if skipped == 0:
+    if skipped == 0 and not low_bit:
         raise RecipeError(
             f"{where}: no sublayer is skipped, so the draft would be the whole model", "list layers to skip, or omit the skip set"
         )

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ssruntime.planning.acceptance import Calibration
 from ssruntime.stopping import StoppingRule
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 
 ANY_PROCESSOR: Final = "any"
 VNNI: Final = "vnni"
@@ -35,6 +35,24 @@ class SkipSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LowBitSet:
+    """Parts of a draft that have weights of their own: copies of the shared ones in 4 bits.
+
+    Attributes:
+        attention: layers whose attention has such weights, counted from 0, ascending.
+        mlp: the same of the MLP.
+        head: whether the LM head has them.
+    """
+
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
+    head: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.attention or self.mlp or self.head)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DraftEntry:
     """One draft engine of an artifact.
 
@@ -44,6 +62,7 @@ class DraftEntry:
         weights: names of the files with weights that only this draft has.
         dtype: data type of the draft's computation.
         skip: sublayers that the draft skips.
+        int4: parts of the draft with weights of 4 bits, which lie in the files `weights`.
         stopping: stopping rule that was tuned for this draft; None leaves the runtime's default.
         max_alternatives: tuned number of alternatives (side branches of the token tree, one token long)
             beside each drafted token; None leaves the runtime's default.
@@ -56,6 +75,7 @@ class DraftEntry:
     graph: str
     dtype: str
     skip: SkipSet
+    int4: LowBitSet = field(default_factory=LowBitSet)
     weights: tuple[str, ...] = ()
     stopping: StoppingRule | None = None
     max_alternatives: int | None = None
@@ -68,8 +88,8 @@ class Tuning:
     """How the draft and its stopping rule were found; on another machine, others may be better.
 
     Attributes:
-        speedup: measured speed-up over autoregressive decoding, weighted by kind of text; None if nothing was
-            measured.
+        speedup: measured speed-up over autoregressive decoding; None if there was none. For `ort-cpu`
+            it is that of sampled text in mode `auto`, for other targets that of the search's finalists.
         cpu: model name of the processor.
         threads: number of threads of each engine.
         onnxruntime: version of ONNX Runtime.
@@ -172,6 +192,15 @@ class Manifest:
         There, a different rounding of one sum can make an activation round to another integer.
         """
         return math.inf if self.dtype in QUANTIZED else BRANCH_MARGIN
+
+    @property
+    def has_exact_drafts(self) -> bool:
+        """Whether draft steps have the same bits in any batch, which weights of 4 bits do not give.
+
+        Texts do not depend on it, except with rejection sampling: there the draft's probabilities decide what
+        is accepted.
+        """
+        return not any(draft.int4 for draft in self.drafts)
 
     @property
     def weights_digest(self) -> str:

@@ -17,6 +17,8 @@ _FIXED_SHARE: Final = 0.15
 """Cost of a draft step without any sublayer, as a fraction of an autoregressive step; not measured."""
 _MLP_SHARE: Final = 2 / 3
 """Part of a layer's weights that is its MLP's, in usual models."""
+_INT4_SAVES: Final = 0.85
+"""Part of a sublayer's cost that weights of 4 bits save."""
 
 
 class Planners:
@@ -56,10 +58,11 @@ class Planners:
 
     def _deterministic(self) -> Planner:
         """Returns a new planner that depends on the artifact alone: what it saves up is of one request."""
-        skip, layers = self._draft.skip if self._draft else None, self._artifact.manifest.model.num_layers
+        draft, layers = self._draft, self._artifact.manifest.model.num_layers
         share = 0.0
-        if skip is not None:
-            attention, mlp = 1 - len(skip.attention) / layers, 1 - len(skip.mlp) / layers
+        if draft is not None:
+            attention = 1 - (len(draft.skip.attention) + _INT4_SAVES * len(draft.int4.attention)) / layers
+            mlp = 1 - (len(draft.skip.mlp) + _INT4_SAVES * len(draft.int4.mlp)) / layers
             share = _FIXED_SHARE + (1 - _FIXED_SHARE) * ((1 - _MLP_SHARE) * attention + _MLP_SHARE * mlp)
         return unlearned(share, self._calibration())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.metadata
 from dataclasses import dataclass
@@ -13,16 +14,17 @@ import onnx_ir as ir
 from ssruntime.artifact import (
     BASE_GRAPH,
     DRAFT_GRAPH,
+    DRAFT_WEIGHTS,
     MANIFEST,
     SCHEMA_VERSION,
     STEP_GRAPH,
     VERIFY_GRAPH,
     WEIGHTS,
+    DraftEntry,
     FileEntry,
     KvLayout,
     Manifest,
     ModelInfo,
-    SkipSet,
     file_digest,
 )
 from sstool.artifact_files.graph_files import save_graphs
@@ -36,6 +38,7 @@ from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_step, lower_verify, plan_lowering
 from sstool.hub import ResolvedModel
 from sstool.precision import PRECISIONS
+from sstool.quantize.low_bit_draft import with_low_bits
 from sstool.skip_set import SkipSpec
 from sstool.targets.base import GraphTarget
 from sstool.targets.registry import cast
@@ -77,7 +80,7 @@ def assemble(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: S
         UnsupportedModelError: if no correct graph can be built.
         OSError: if the disk is full or a file cannot be written.
     """
-    _write_graphs(folder, checkpoint, spec.skip(), lowering)
+    _write_graphs(folder, checkpoint, spec, lowering)
     write_text_files(checkpoint, folder)
     manifest = _manifest(folder, model, checkpoint, spec, lowering)
     write_manifest(folder, manifest)
@@ -89,9 +92,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _write_graphs(folder: Path, checkpoint: Checkpoint, skip: SkipSet, lowering: Lowering) -> None:
+def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: SkipSpec, lowering: Lowering) -> None:
     base = lowered(checkpoint.folder, checkpoint)
-    save_graphs(folder, graphs_of(cast(base, PRECISIONS[lowering.dtype]), skip, lowering))
+    save_graphs(folder, graphs_of(cast(base, PRECISIONS[lowering.dtype]), spec, lowering))
     # Graphs are reference cycles that hold the weights: free these before the gate loads them again.
     del base
     gc.collect()
@@ -108,16 +111,31 @@ def lowered(folder: Path, checkpoint: Checkpoint) -> ir.Model:
     return lower_verify(decoder, plan_lowering(checkpoint))
 
 
-def graphs_of(base: ir.Model, skip: SkipSet, lowering: Lowering) -> dict[str, ir.Model]:
-    """Returns the graphs of an artifact by file name; the first one has every weight."""
+def graphs_of(base: ir.Model, spec: SkipSpec, lowering: Lowering) -> dict[str, ir.Model]:
+    """Returns the graphs of an artifact by file name; the first one has every shared weight."""
     target = lowering.target
-    draft = target.finish(lower_draft(base, skip), lowering.max_context)
+    draft = draft_graph(base, spec, lowering)
     graphs = {VERIFY_GRAPH: base}
     if target.keeps_base:
         graphs = {BASE_GRAPH: base, VERIFY_GRAPH: target.finish(base.clone(), lowering.max_context)}
     if target.has_step:
         graphs[STEP_GRAPH] = lower_step(base)
     return {**graphs, DRAFT_GRAPH: draft}
+
+
+def draft_graph(base: ir.Model, spec: SkipSpec, lowering: Lowering) -> ir.Model:
+    """Returns the graph of a draft, as a copy over the same tensors; weights of its own stay lazy.
+
+    Raises:
+        UnsupportedModelError: if a sublayer cannot be left out.
+    """
+    return lowering.target.finish(with_low_bits(lower_draft(base, spec.skip()), spec.low_bit()), lowering.max_context)
+
+
+def draft_entry(folder: Path, spec: SkipSpec, dtype: str) -> DraftEntry:
+    """Returns the manifest's entry of the draft whose files lie in an artifact's folder."""
+    own = (DRAFT_WEIGHTS,) if (folder / DRAFT_WEIGHTS).exists() else ()
+    return dataclasses.replace(spec.draft_entry(dtype), weights=own)
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:
@@ -152,7 +170,7 @@ def _manifest(folder: Path, model: ResolvedModel, checkpoint: Checkpoint, spec: 
         ),
         rope=ropes(checkpoint.config),
         weights=(WEIGHTS,),
-        drafts=(spec.draft_entry(lowering.dtype),),
+        drafts=(draft_entry(folder, spec, lowering.dtype),),
         files=describe_files(folder),
         tools={"sstool": version(), **{name: _version(name) for name in _TOOLS}},
     )

@@ -1,17 +1,17 @@
-"""Saves an artifact's graphs as small checked files over one weights file that holds every weight once."""
+"""Saves an artifact's graphs as small checked files over weights files that hold every weight once."""
 
 from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import onnx
 import onnx_ir as ir
 
-from ssruntime.artifact import WEIGHTS
+from ssruntime.artifact import DRAFT_GRAPH, DRAFT_WEIGHTS, WEIGHTS
 from ssruntime.errors import UnsupportedModelError
 
 EXTERNAL_FROM_BYTES: Final = 1024
@@ -29,21 +29,37 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
 
     Args:
         folder: where to write.
-        graphs: graphs by file name. The first one holds every weight; the others hold some of the same
-            weights under the same names, and small constants of their own.
+        graphs: graphs by file name. The first one holds every shared weight; the others hold some of the same
+            weights under the same names, and small constants of their own. The draft may have large ones too.
 
     Raises:
         UnsupportedModelError: if a graph is not valid ONNX.
         OSError: if the disk is full or refuses.
     """
     first, *others = graphs.values()
-    _externalize(first, folder)
+    _externalize(first.graph.initializers.values(), folder, WEIGHTS)
     for other in others:
         for name, value in other.graph.initializers.items():
             if name in first.graph.initializers:
                 value.const_value = first.graph.initializers[name].const_value
     for name, model in graphs.items():
-        write_graph(model, folder / name)
+        if name == DRAFT_GRAPH:
+            write_draft(model, folder)
+        else:
+            write_graph(model, folder / name)
+
+
+def write_draft(model: ir.Model, folder: Path) -> None:
+    """Writes a draft's graph, and its own weights if it has any; its other weights lie in a file already.
+
+    Raises:
+        UnsupportedModelError: if the graph is not valid ONNX.
+        OSError: if the disk is full or refuses.
+    """
+    own = [v for v in model.graph.initializers.values() if _is_large(v) and not isinstance(v.const_value, ir.ExternalTensor)]
+    if own:
+        _externalize(own, folder, DRAFT_WEIGHTS)
+    write_graph(model, folder / DRAFT_GRAPH)
 
 
 def write_graph(model: ir.Model, path: Path) -> None:
@@ -95,17 +111,22 @@ def check_graph(graph: bytes, name: str) -> None:
         ) from err
 
 
-def _externalize(model: ir.Model, folder: Path) -> None:
+def _is_large(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.nbytes >= EXTERNAL_FROM_BYTES
+
+
+def _externalize(values: Iterable[ir.Value], folder: Path, name: str) -> None:
+    """Writes the large ones of some initializers to a file, and lets them refer to it."""
     # Not ir.external_data's writer: numpy, which it writes through, loses the reason when a disk is full.
-    with (folder / WEIGHTS).open("wb") as file:
-        for value in model.graph.initializers.values():
+    with (folder / name).open("wb") as file:
+        for value in values:
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < EXTERNAL_FROM_BYTES:
+            if tensor is None or not _is_large(value):
                 continue
             if tensor.nbytes >= _PAGE:
                 file.seek(-file.tell() % _PAGE, os.SEEK_CUR)
             offset = file.tell()
             file.write(tensor.tobytes())
             value.const_value = ir.ExternalTensor(
-                WEIGHTS, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "", base_dir=folder
+                name, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "", base_dir=folder
             )

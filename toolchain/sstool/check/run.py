@@ -129,7 +129,7 @@ def _check_decoding(
     """Returns the sections `bits` and `losslessness`."""
     with open_to_check(artifact, threads=options.threads, max_context=options.max_context, max_sequences=GATE_SEQUENCES) as engine:
         tell("bits", 0, 1, "against passes of one token")
-        bits = measure_bits(engine.backend)
+        bits = measure_bits(engine.backend, exact_drafts=engine.artifact.manifest.has_exact_drafts)
         if engine.backend.max_context >= min(GATE_CONTEXT, artifact.manifest.max_context):
             store_bits(artifact, bits)
         environment = describe_environment(engine)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 @click.option("--dtype", metavar="TYPE", help="Data type of the weights.  [default: the checkpoint's, where the target has it]")
 @click.option("--max-kl", type=float, metavar="X", help="int8, int4: largest mean KL divergence from fp32, in nats.  [default: 0.02]")
 @click.option("--cpu", metavar="any|vnni", help="int8, int4: processors it is for.  [default: vnni where this machine has it]")
+@click.option(
+    "--draft-memory", metavar="0|5%|SIZE", help="Most memory of the draft's own weights, in int4.  [default: 5% with a search, else 0]"
+)
 @click.option("--block-size", type=int, metavar="32|64|128", help="int4: weights that share a scale.  [default: 32]")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of prompt and output together.  [default: the checkpoint's]")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub id.")
@@ -47,6 +50,7 @@ def command(
     max_kl: float | None,
     cpu: str | None,
     block_size: int | None,
+    draft_memory: str | None,
     max_context: int | None,
     revision: str | None,
     skip_attention: str | None,
@@ -99,6 +103,7 @@ def command(
                 quantization=quantization,
                 max_context=max_context if max_context is not None else base.max_context,
                 skip=skip,
+                draft_memory=draft_memory if draft_memory is not None else base.draft_memory,
                 search=options.settings(base) if is_searched else None,
                 starts=tuple(starts),
                 threads=options.threads,
@@ -138,6 +143,8 @@ def _summary(artifact: Artifact, out: Path) -> str:
     model = manifest.model
     skipped = [f"{len(d.skip.attention) + len(d.skip.mlp)} of {2 * model.num_layers}" for d in manifest.drafts]
     draft = f", draft skips {' / '.join(skipped)} sublayers" if skipped else ""
+    if own := sum(manifest.files[name].size for d in manifest.drafts for name in d.weights):
+        draft += f" and has {own / 2**20:.1f} MiB of weights in int4 ({own / manifest.weights_size:.1%} of the shared ones)"
     mode = "; the default mode is plain" if any(d.mode == "plain" for d in manifest.drafts) else ""
     text = f"{out}: {model.family}, {model.num_parameters / 1e6:.1f} M parameters, {manifest.dtype}{draft}; the gate passed{mode}"
     if (quality := manifest.gate.get("quality")) is not None:

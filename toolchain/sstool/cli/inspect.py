@@ -77,8 +77,9 @@ def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
         [
             ("skips", f"{skipped} of {2 * num_layers} sublayers ({len(draft.skip.attention)} attention, {len(draft.skip.mlp)} mlp)"),
             ("layer", _ruler(num_layers)),
-            ("attention", skip_strip(draft.skip.attention, num_layers)),
-            ("mlp", skip_strip(draft.skip.mlp, num_layers)),
+            ("attention", skip_strip(draft.skip.attention, num_layers, draft.int4.attention)),
+            ("mlp", skip_strip(draft.skip.mlp, num_layers, draft.int4.mlp)),
+            ("LM head", "int4" if draft.int4.head else "shared"),
             ("stopping rule", "the runtime's default" if draft.stopping is None else str(draft.stopping)),
             ("alternatives", alternatives),
             ("default mode", draft.mode),
@@ -92,9 +93,9 @@ def _tuning(tuning: Tuning) -> Iterator[str]:
     yield from _pairs([("measured", speed or "no draft was faster than autoregressive decoding"), ("search", found), ("", tuning.remark)])
 
 
-def skip_strip(skipped: Sequence[int], num_layers: int) -> str:
-    """Returns one character per layer: `#` if the draft keeps the sublayer, `.` if it skips it."""
-    return "".join("." if layer in skipped else "#" for layer in range(num_layers))
+def skip_strip(skipped: Sequence[int], num_layers: int, int4: Sequence[int] = ()) -> str:
+    """Returns one character per layer: `.` for a skipped sublayer, `4` for one in int4, else `#`."""
+    return "".join("." if layer in skipped else "4" if layer in int4 else "#" for layer in range(num_layers))
 
 
 def _ruler(num_layers: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -56,9 +56,17 @@ class Product:
 
     def matrix(self) -> NDArray[np.float32]:
         """Returns the matrix, float32[rows, columns], read from its file."""
-        assert self.weight.const_value is not None
-        numbers = self.weight.const_value.numpy().astype(np.float32, copy=False)
+        numbers = _numbers(self.weight.const_value).astype(np.float32, copy=False)
         return np.ascontiguousarray(numbers.T) if self.is_transposed else numbers
+
+
+def _numbers(tensor: ir.TensorProtocol | None) -> NDArray[Any]:
+    """Returns the numbers of a weight."""
+    assert tensor is not None
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    # onnx-ir refuses files with several hard links, which an artifact shares with a copy of itself.
+    return np.memmap(tensor.path, dtype=tensor.dtype.numpy(), mode="r", offset=tensor.offset or 0, shape=tuple(tensor.shape.numpy()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from sstool.checkpoint.rope import check_scaling
 from sstool.hub import ResolvedModel, resolve
 from sstool.pipelines.quantized import PackedWeights, assemble_quantized
 from sstool.precision import PRECISIONS
+from sstool.quantize.draft_memory import DEFAULT_WITH_SEARCH, NO_MEMORY, DraftMemory
 from sstool.quantize.options import INT4, QuantizationOptions
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 _MIN_CONTEXT: Final = 2
 """One token of a prompt and one new token."""
+
+_LOW_BIT_DRAFTS: Final = ("ort-cpu", "fp32")
+"""Target and data type whose drafts may have weights of 4 bits."""
 
 Progress = Callable[[str], None]
 
@@ -56,6 +60,8 @@ class ExportRequest:
             checkpoint's.
         skip: skip set of the draft and the stopping rule it was tuned for; None takes `default_skip_set`.
         search: settings of a search for a better draft before publication; None for no search.
+        draft_memory: most memory of a draft's own weights, such as `5%` (see `DraftMemory`); None for 5 %
+            with a search and for none without one.
         starts: skip sets that the search tries first.
         threads: number of threads per engine during the search; None for the default.
         resume: whether to resume an interrupted search for this `out`.
@@ -74,6 +80,7 @@ class ExportRequest:
     max_context: int | None = None
     skip: SkipSpec | None = None
     search: SearchSettings | None = None
+    draft_memory: str | None = None
     starts: tuple[SkipSet, ...] = ()
     threads: int | None = None
     resume: bool = False
@@ -108,12 +115,15 @@ def export_artifact(request: ExportRequest) -> Artifact:
         check_choice("dtype", request.dtype, tuple(PRECISIONS))
         target.chosen_dtype(request.dtype, request.dtype)
     request.quantization.check(request.dtype)
+    _memory(request)
     if request.search is not None:
         _check_search(request, request.search)
     with contextlib.ExitStack() as until_published, staged_folder(Path(request.out), force=request.force) as folder:
         _assemble(folder, request, target, say)
         if request.search is not None:
             _search_draft(folder, request, request.search, until_published)
+        elif memory := _memory(request):
+            _add_low_bits(folder, request, memory, say)
         else:
             say("measuring the draft")
             calibrate(folder)
@@ -158,9 +168,11 @@ def _assemble_numbers(
     if request.check is not None:
         request.check(checkpoint.num_layers)
     spec = _skip_spec(request.skip, checkpoint)
+    dtype = target.chosen_dtype(request.dtype, checkpoint.dtype)
+    _check_low_bits(request, spec, target, dtype)
     check_weights(checkpoint)
     say("building the graphs")
-    lowering = Lowering(target=target, dtype=target.chosen_dtype(request.dtype, checkpoint.dtype), max_context=max_context)
+    lowering = Lowering(target=target, dtype=dtype, max_context=max_context)
     if PRECISIONS[lowering.dtype].is_quantized:
         assemble_quantized(folder, model, checkpoint, spec, lowering, request.quantization, packed, say)
     else:
@@ -168,6 +180,32 @@ def _assemble_numbers(
         say("comparing with the checkpoint")
         gate = _gate(folder, checkpoint)
         write_manifest(folder, dataclasses.replace(manifest, gate=gate))
+
+
+def _memory(request: ExportRequest, usual: str = NO_MEMORY) -> DraftMemory:
+    return DraftMemory.parse(usual if request.draft_memory is None else request.draft_memory)
+
+
+def _check_low_bits(request: ExportRequest, spec: SkipSpec, target: GraphTarget, dtype: str) -> None:
+    memory = bool(_memory(request))
+    if (spec.low_bit() or memory) and (target.name, dtype) != _LOW_BIT_DRAFTS:
+        raise ConfigError(
+            f"a draft cannot have weights of 4 bits for {target.name} in {dtype}, only for {' in '.join(_LOW_BIT_DRAFTS)}",
+            "leave out the draft's memory and int4 parts, or pass --target ort-cpu --dtype fp32",
+        )
+    if spec.low_bit() and request.draft_memory is not None:
+        raise ConfigError("the skip set names its parts in int4, so there is nothing to choose", "leave out the draft's memory")
+
+
+def _add_low_bits(folder: Path, request: ExportRequest, memory: DraftMemory, say: Progress) -> None:
+    """Gives the draft of an unpublished artifact parts in int4 where that makes decoding faster."""
+    from sstool.pipelines.choose_draft import choose_low_bits
+    from sstool.pipelines.replace_draft import replace_draft
+
+    skip = read_artifact(folder).manifest.drafts[0].skip
+    choice = choose_low_bits(folder, request.skip or SkipSpec(attention=skip.attention, mlp=skip.mlp), memory, say)
+    say("checking the new draft")
+    replace_draft(folder, choice.spec)
 
 
 def _gate(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -193,6 +231,7 @@ def _check_search(request: ExportRequest, settings: SearchSettings) -> None:
 def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings, until_published: contextlib.ExitStack) -> None:
     """Searches for a better draft before publication; the search's folder stays locked until then."""
     # Imported here because an export without a search needs neither Ax nor plotly.
+    from sstool.pipelines.choose_draft import choose_low_bits, concluded
     from sstool.pipelines.replace_draft import draft_of, replace_draft
     from sstool.search.log.records import LATENCY, SEARCH_FOLDER
     from sstool.search.log.work_folder import work_folder
@@ -214,6 +253,11 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
         )
     )
     spec, tuning = draft_of(outcome)
+    manifest = read_artifact(folder).manifest
+    if manifest.target == _LOW_BIT_DRAFTS[0]:
+        usual = DEFAULT_WITH_SEARCH if manifest.dtype == _LOW_BIT_DRAFTS[1] else NO_MEMORY
+        choice = choose_low_bits(folder, spec, _memory(request, usual), say)
+        spec, tuning = concluded(choice, tuning)
     say("checking the new draft")
     replace_draft(folder, spec, search=work, tuning=tuning)
 

@@ -27,6 +27,7 @@ class Recipe:
         max_kl: largest mean KL divergence of a quantized model from fp32, in nats.
         cpu: processors that a quantized artifact is for: `any` or `vnni`.
         block_size: rows of a block of weights in int4: 32, 64 or 128.
+        draft_memory: most memory of a draft's own weights, such as `5%` or `200MB`.
         max_context: length of the longest sequence in tokens.
         num_layers: number of decoder layers of the model that the recipe is for; a model of another depth is
             refused.
@@ -45,6 +46,7 @@ class Recipe:
     max_kl: float | None = None
     cpu: str | None = None
     block_size: int | None = None
+    draft_memory: str | None = None
     max_context: int | None = None
     num_layers: int | None = None
     skip_set: SkipSpec | None = None
@@ -67,7 +69,7 @@ def read_recipe(path: Path) -> Recipe:
     except (yaml.YAMLError, ValueError, RecursionError) as err:  # an impossible date, or text that is not UTF-8, is a ValueError
         raise RecipeError(f"recipe {path} is not YAML: {err}", "see recipes/demo.yaml for an example") from err
     try:
-        recipe = read_record(Recipe, {} if data is None else _with_text_budget(data), where=str(path), error=RecipeError)
+        recipe = read_record(Recipe, {} if data is None else _with_texts(data), where=str(path), error=RecipeError)
     except ConfigError as err:  # only the search section checks its values during construction
         raise RecipeError(f"{path}: search: {err.message}", err.hint) from err
     if recipe.num_layers is not None:
@@ -112,8 +114,10 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _with_text_budget(data: object) -> object:
-    """Returns the recipe with a budget in bare seconds, which YAML reads as a number, turned into text."""
+def _with_texts(data: object) -> object:
+    """Returns the recipe with a budget or a memory, which YAML reads as a number, turned into text."""
+    if isinstance(data, dict) and isinstance(memory := data.get("draft_memory"), int | float) and not isinstance(memory, bool):
+        data = {**data, "draft_memory": str(memory)}
     search = data.get("search") if isinstance(data, dict) else None
     budget = search.get("budget") if isinstance(search, dict) else None
     if not isinstance(data, dict) or not isinstance(search, dict) or isinstance(budget, bool) or not isinstance(budget, int | float):

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ssruntime.artifact import (
     DRAFT_GRAPH,
+    DRAFT_WEIGHTS,
     MANIFEST,
     Artifact,
     FileEntry,
@@ -19,11 +20,10 @@ from ssruntime.artifact import (
     read_artifact,
 )
 from ssruntime.errors import RecipeError
-from sstool.artifact_files.assemble import write_manifest
+from sstool.artifact_files.assemble import Lowering, draft_entry, draft_graph, write_manifest
 from sstool.artifact_files.bits_record import Kernels, known_bits, store_bits, tie_tolerance
-from sstool.artifact_files.graph_files import write_graph
+from sstool.artifact_files.graph_files import write_draft
 from sstool.checkpoint.linked_folder import link_or_copy
-from sstool.graph.lower import lower_draft
 from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
 from sstool.search.run import SearchOutcome
 from sstool.skip_set import SkipSpec
@@ -34,14 +34,14 @@ from sstool.validation.gate import require_sound
 from sstool.validation.opening import open_to_check
 
 
-def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning) -> Manifest:
+def replace_draft(folder: Path, spec: SkipSpec, *, search: Path | None = None, tuning: Tuning | None = None) -> Manifest:
     """Replaces the draft of an unpublished artifact, and checks the new one.
 
     Args:
         folder: folder of a complete artifact that is not published and that no process reads.
         spec: skip set and stopping rule of the new draft.
-        search: folder with the records of the search, which are copied.
-        tuning: the manifest's record of the search.
+        search: folder with the records of a search, which are copied; None without a search.
+        tuning: the manifest's record of the search; None without one.
 
     Returns:
         The new manifest.
@@ -52,25 +52,40 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path, tuning: Tuning)
         OSError: if the disk is full or a file cannot be written.
     """
     artifact = read_artifact(folder)
-    path = folder / DRAFT_GRAPH
-    path.unlink(missing_ok=True)  # it may be a hard link to the file of a published artifact
-    target = GRAPH_TARGETS[artifact.manifest.target]
-    write_graph(target.finish(lower_draft(ir.load(artifact.base_graph()), spec.skip()), artifact.manifest.max_context), path)
-    _copy_records(search, folder / SEARCH_FOLDER)
-    manifest = dataclasses.replace(
-        artifact.manifest,
-        drafts=(spec.draft_entry(artifact.manifest.dtype),),
-        files={**artifact.manifest.files, DRAFT_GRAPH: FileEntry(size=path.stat().st_size, sha256=file_digest(path))},
-        tuning=tuning,
-    )
-    _replace_manifest(folder, manifest)
+    if search is not None:
+        _copy_records(search, folder / SEARCH_FOLDER)
+    manifest = write_other_draft(folder, spec, tuning)
     with open_to_check(read_artifact(folder), max_sequences=GATE_SEQUENCES) as engine:
         if known_bits(artifact, Kernels.here(engine.backend.threads, engine.backend.device)) is None:
-            store_bits(artifact, measure_bits(engine.backend))
+            store_bits(artifact, measure_bits(engine.backend, exact_drafts=engine.artifact.manifest.has_exact_drafts))
         lossless = require_sound(engine, manifest.model.source, tie_tolerance=tie_tolerance(engine))
     _replace_manifest(folder, dataclasses.replace(manifest, gate={**manifest.gate, "lossless": lossless}))
     calibrate(folder)
     return read_artifact(folder).manifest
+
+
+def write_other_draft(folder: Path, spec: SkipSpec, tuning: Tuning | None) -> Manifest:
+    """Writes the files of another draft of an unpublished artifact, and its manifest; checks nothing.
+
+    Raises:
+        UnsupportedModelError: if a sublayer cannot be skipped, or the graph is not valid ONNX.
+        OSError: if the disk is full or a file cannot be written.
+    """
+    artifact = read_artifact(folder)
+    old = artifact.manifest
+    names = (DRAFT_GRAPH, DRAFT_WEIGHTS)
+    graph = draft_graph(
+        ir.load(artifact.base_graph()), spec, Lowering(target=GRAPH_TARGETS[old.target], dtype=old.dtype, max_context=old.max_context)
+    )
+    for name in names:
+        (folder / name).unlink(missing_ok=True)  # it may be a hard link to the file of a published artifact
+    write_draft(graph, folder)
+    ours = {name: folder / name for name in names if (folder / name).exists()}
+    files = {name: entry for name, entry in old.files.items() if name not in names}
+    files |= {name: FileEntry(size=path.stat().st_size, sha256=file_digest(path)) for name, path in ours.items()}
+    manifest = dataclasses.replace(old, drafts=(draft_entry(folder, spec, old.dtype),), files=files, tuning=tuning)
+    _replace_manifest(folder, manifest)
+    return manifest
 
 
 def draft_of(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ssruntime.artifact import ANY_PROCESSOR, MANIFEST, VNNI, WEIGHTS, Artifact, Manifest
-from sstool.artifact_files.assemble import Lowering, describe_files, graphs_of, write_manifest
+from sstool.artifact_files.assemble import Lowering, describe_files, draft_entry, graphs_of, write_manifest
 from sstool.artifact_files.graph_files import save_graphs
 from sstool.checkpoint.linked_folder import link_or_copy
 from sstool.quantize.plan import QuantizationPlan
@@ -30,7 +30,7 @@ def write_quantized(source: Artifact, folder: Path, plan: QuantizationPlan, spec
         UnsupportedModelError: if a graph is not valid.
         OSError: if the disk is full or a file cannot be written.
     """
-    graphs = graphs_of(plan.apply(ir.load(source.base_graph())), spec.skip(), lowering)
+    graphs = graphs_of(plan.apply(ir.load(source.base_graph())), spec, lowering)
     save_graphs(folder, graphs)
     for name in _text_files(source, graphs):
         link_or_copy(source.path(name), folder / name)
@@ -39,7 +39,7 @@ def write_quantized(source: Artifact, folder: Path, plan: QuantizationPlan, spec
         source.manifest,
         model=dataclasses.replace(source.manifest.model, weight_bytes=files[WEIGHTS].size),
         dtype=lowering.dtype,
-        drafts=(spec.draft_entry(lowering.dtype),),
+        drafts=(draft_entry(folder, spec, lowering.dtype),),
         instructions=VNNI if plan.needs_vnni else ANY_PROCESSOR,
         files=files,
     )

@@ -31,7 +31,7 @@ GATE_SEQUENCES: Final = MAX_ROWS
 """Sequences that the whole test needs."""
 
 
-def measure_bits(backend: Backend) -> BitsReport:
+def measure_bits(backend: Backend, *, exact_drafts: bool = True) -> BitsReport:
     """Returns how passes of every kind compare with autoregressive decoding, on the machine at hand.
 
     The passes: every query length that decoding uses, passes after a rejected draft, token trees and the
@@ -40,6 +40,7 @@ def measure_bits(backend: Backend) -> BitsReport:
 
     Args:
         backend: open engines of an artifact, loaded with `bit_exact`; a draft engine is used if there is one.
+        exact_drafts: whether draft steps in a batch are compared too (see `Manifest.has_exact_drafts`).
     """
     found = BitRows(backend.vocab_size)
     longest = min(backend.max_context, GATE_CONTEXT)
@@ -51,7 +52,7 @@ def measure_bits(backend: Backend) -> BitsReport:
         _compare_prompts(slot, found, ids)
     finally:
         backend.release(slot)
-    compare_ragged(backend, found, ids)
+    compare_ragged(backend, found, ids, exact_drafts=exact_drafts)
     return BitsReport(
         rows=found.compared,
         differing=found.differing,

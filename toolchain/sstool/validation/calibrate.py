@@ -22,7 +22,8 @@ from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 
 logger = logging.getLogger(__name__)
 
-_PROMPTS: Final = 12
+PROMPTS: Final = 12
+"""Number of the first built-in prompts that are decoded."""
 _PROMPT_TOKENS: Final = 64
 _NEW_TOKENS: Final = 32
 _MAX_DRAFT: Final = 5
@@ -59,7 +60,7 @@ def calibrate(folder: Path) -> None:
 def _observed(engine: Engine) -> Iterator[tuple[Evidence, bool]]:
     """Yields the draft tokens that decoding reached, and whether each was accepted."""
     room = engine.backend.max_context - 1
-    for number, prompt in enumerate(read_prompts(BUILT_IN_CALIBRATION)[:_PROMPTS]):
+    for number, prompt in enumerate(read_prompts(BUILT_IN_CALIBRATION)[:PROMPTS]):
         try:
             ids = engine.encode(prompt.prompt)[: min(_PROMPT_TOKENS, room)]
         except SelfSpecError:  # some tokenizers of tests know no words

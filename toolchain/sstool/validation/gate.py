@@ -189,7 +189,7 @@ def _require_parity(engine: Engine, plan: ParityPlan, reference: ReferenceLogits
 
 def _require_decoding(engine: Engine, what: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the manifest's records of the bit test and of the losslessness run."""
-    bits = measure_bits(engine.backend)
+    bits = measure_bits(engine.backend, exact_drafts=engine.artifact.manifest.has_exact_drafts)
     if not bits.equal:
         logger.warning(
             "on this machine the logits of autoregressive decoding and of wider passes may differ in their last bits (%s):"

@@ -1,0 +1,169 @@
+"""Chooses the parts of a draft that get weights of 4 bits, by decoding with each choice on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from ssruntime.artifact import MANIFEST, Artifact, LowBitSet, Tuning, read_artifact
+from ssruntime.config import GenerationConfig
+from ssruntime.engine import Engine, load
+from ssruntime.errors import SelfSpecError
+from ssruntime.sampling.noise import prompt_seed
+from sstool.checkpoint.linked_folder import link_or_copy
+from sstool.graph.sublayers import Sublayer
+from sstool.pipelines.replace_draft import write_other_draft
+from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
+from sstool.quantize.draft_memory import DraftMemory
+from sstool.quantize.low_bit_draft import bytes_of_parts
+from sstool.skip_set import SkipSpec
+from sstool.validation.calibrate import PROMPTS, calibrate
+
+_TIMED: Final = 10
+_PROMPT_TOKENS: Final = 64
+_NEW_TOKENS: Final = 48
+_CONTEXT: Final = _PROMPT_TOKENS + _NEW_TOKENS + 64
+_WORTH: Final = 1.03
+"""Gain over the draft without memory of its own, from which on the memory is spent."""
+
+Part = Sublayer | None
+"""A sublayer, or None for the LM head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The fastest draft.
+
+    Attributes:
+        spec: its skip set and its parts in int4.
+        speedup: its measured speed in mode `auto`, over that of autoregressive decoding.
+        tried: number of drafts that were tried.
+    """
+
+    spec: SkipSpec
+    speedup: float
+    tried: int
+
+
+def choose_low_bits(folder: Path, spec: SkipSpec, memory: DraftMemory, say: Callable[[str], None]) -> Choice:
+    """Returns the fastest draft within a memory: with shared weights only, or with parts in int4.
+
+    Each one is a whole artifact meanwhile, and decodes sampled text in mode `auto`, in turns with the others.
+
+    Args:
+        folder: folder of a complete artifact that is not published. It stays as it is.
+        spec: the draft with shared weights only.
+        memory: most memory of a draft's own weights.
+        say: called with the name of each step when it begins.
+
+    Raises:
+        OSError: if the disk is full or a file cannot be written.
+    """
+    artifact = read_artifact(folder)
+    sizes = bytes_of_parts(ir.load(artifact.base_graph()))
+    specs = candidates(sizes, spec, memory.bytes_beside(artifact.manifest.weights_size))
+    with tempfile.TemporaryDirectory(dir=folder, prefix="drafts-") as scratch, contextlib.ExitStack() as stack:
+        engines = []
+        for number, one in enumerate(specs):
+            say(f"making drafts, {number} of {len(specs)}")
+            made = _made(artifact, Path(scratch) / str(number), one)
+            engines.append(stack.enter_context(load(made, max_context=min(_CONTEXT, artifact.manifest.max_context), max_sequences=1)))
+        say("comparing drafts")
+        speeds = _speedups(engines)
+    best = max(range(len(specs)), key=lambda n: speeds[n])
+    chosen = best if speeds[best] >= _WORTH * speeds[0] else 0
+    return Choice(spec=specs[chosen], speedup=speeds[chosen], tried=len(specs))
+
+
+def concluded(choice: Choice, tuning: Tuning) -> tuple[SkipSpec, Tuning]:
+    """Returns the draft after a search, and the manifest's record of the search with the draft's own speed.
+
+    A search compares candidates by a stopping rule that is tuned for each, without lookups. Mode `auto`
+    may be faster than autoregressive decoding where no candidate was.
+    """
+    spec = choice.spec
+    if choice.speedup > 1:
+        spec = dataclasses.replace(spec, mode=None)
+    own = "parts in int4" if spec.low_bit() else "shared weights only"
+    remark = f"{tuning.remark} The fastest of {choice.tried} drafts on sampled text in mode auto has {own}."
+    return spec, dataclasses.replace(tuning, speedup=choice.speedup if choice.speedup > 1 else None, remark=remark)
+
+
+def candidates(sizes: Mapping[Part, int], spec: SkipSpec, room: float) -> list[SkipSpec]:
+    """Returns the drafts to try: the given one, with what it keeps in int4, and with everything in int4.
+
+    Args:
+        sizes: bytes that each part takes in int4.
+        spec: the draft with shared weights only.
+        room: most bytes that parts in int4 may take.
+    """
+    kept = _filled(sizes, [part for part in sizes if part is None or part.layer not in _skipped(spec, part.kind)], room)
+    found = [spec]
+    if kept:
+        found.append(dataclasses.replace(spec, int4=_low_bits(kept), stopping=None))
+    if sum(sizes.values()) <= room:
+        found.append(SkipSpec(int4=_low_bits(list(sizes))))
+    return found
+
+
+def _skipped(spec: SkipSpec, kind: str) -> tuple[int, ...]:
+    return spec.attention if kind == "attention" else spec.mlp
+
+
+def _filled(sizes: Mapping[Part, int], parts: Sequence[Part], room: float) -> list[Part]:
+    """Returns the parts, largest first, for which there is room."""
+    chosen, left = [], room
+    for part in sorted(parts, key=lambda part: (-sizes[part], part is not None and part.layer)):
+        if sizes[part] <= left:
+            chosen.append(part)
+            left -= sizes[part]
+    return chosen
+
+
+def _low_bits(parts: Sequence[Part]) -> LowBitSet:
+    def layers(kind: str) -> tuple[int, ...]:
+        return tuple(sorted(part.layer for part in parts if part is not None and part.kind == kind))
+
+    return LowBitSet(attention=layers("attention"), mlp=layers("mlp"), head=None in parts)
+
+
+def _made(artifact: Artifact, folder: Path, spec: SkipSpec) -> Path:
+    """Returns the folder of the artifact with another draft, its files as links where possible."""
+    folder.mkdir()
+    for name in (*artifact.manifest.files, MANIFEST):
+        link_or_copy(artifact.path(name), folder / name)
+    write_other_draft(folder, spec, None)
+    calibrate(folder)
+    return folder
+
+
+def _speedups(engines: Sequence[Engine]) -> list[float]:
+    """Returns the speed of each engine in mode `auto` over that of autoregressive decoding."""
+    runs = [(engines[0], "plain"), *((engine, "auto") for engine in engines)]
+    seconds, tokens = [0.0] * len(runs), 0
+    for number, ids in enumerate([None, *_texts(engines[0])]):  # the first run opens and binds everything
+        how = GenerationConfig(temperature=0.8, top_p=0.95, max_new_tokens=_NEW_TOKENS, ignore_eos=True, seed=prompt_seed(1, number))
+        order = list(range(len(runs)))[:: 1 if number % 2 else -1]
+        first = number % len(runs)
+        for which in order[first:] + order[:first]:
+            engine, mode = runs[which]
+            found = engine.generate(ids if ids is not None else [0], dataclasses.replace(how, mode=mode))
+            seconds[which] += found.stats.decode_s if ids is not None else 0.0
+        tokens += ids is not None
+    return [seconds[0] / max(one, 1e-9) for one in seconds[1:]] if tokens else [1.0] * len(engines)
+
+
+def _texts(engine: Engine) -> list[list[int]]:
+    """Returns prompts that the calibration of acceptance did not see."""
+    found = []
+    for prompt in read_prompts(BUILT_IN_CALIBRATION)[PROMPTS : PROMPTS + _TIMED]:
+        with contextlib.suppress(SelfSpecError):  # some tokenizers of tests know no words
+            found.append(engine.encode(prompt.prompt)[: min(_PROMPT_TOKENS, engine.backend.max_context - 1)])
+    return found
