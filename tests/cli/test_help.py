@@ -33,6 +33,7 @@ FLAGS = {
         "--max-kl",
         "--block-size",
         "--cpu",
+        "--draft-memory",
         "--max-context",
         "--revision",
         "--skip-attention",
