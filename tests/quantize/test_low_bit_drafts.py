@@ -13,6 +13,7 @@ import pytest
 
 from ssruntime import GenerationConfig, load
 from ssruntime.artifact import DRAFT_WEIGHTS, Artifact, LowBitSet, read_artifact
+from ssruntime.backends.ort import packing
 from ssruntime.errors import ConfigError
 from sstool.cli.main import run
 from sstool.graph.lower import lower_draft
@@ -87,6 +88,28 @@ def test_the_packed_cache_is_not_needed(low_bit: Artifact, monkeypatch: pytest.M
     with load(low_bit.folder) as engine:
         assert engine.backend.packing.startswith("private")
         assert engine.generate("import os", how).token_ids == shared.token_ids
+
+
+def test_its_weights_are_packed_once_and_mapped(low_bit: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path))
+    how = GenerationConfig(temperature=0.8, seed=1, max_new_tokens=30, mode="speculative", exit="fixed", ignore_eos=True)
+
+    def text() -> list[int]:
+        with load(low_bit.folder) as engine:
+            assert engine.backend.packing == "shared"
+            return list(engine.generate("import os", how).token_ids)
+
+    first = text()
+    packed = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/packed.bin")}
+    assert len(packed) == 2  # that of the shared weights, and that of the draft's own
+    assert text() == first
+    assert {path: path.stat().st_mtime_ns for path in packed} == packed
+    own = min(packed, key=lambda path: path.stat().st_size)
+    own.write_bytes(b"damaged")  # the next load makes it again
+    assert text() == first
+    assert own.stat().st_size > 1000
+    packing.discard(low_bit)
+    assert not list(tmp_path.glob("*/packed.bin"))
 
 
 def test_a_draft_can_be_replaced_by_one_without_weights_of_its_own(low_bit: Artifact, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ssruntime.backends.base import Pass, PassKind, Slot
@@ -29,6 +30,32 @@ _STEADY: Final = 1.25
 """Largest mean ratio of the median time of a pass to its least time on a machine that does nothing else."""
 
 
+_LEAST_WORK: Final = 0.8
+"""Least processor time that a pass gets on such a machine, as a fraction of that of all its threads.
+
+They wait for each other without sleeping, so less means that other work had a processor."""
+
+
+@dataclass(slots=True)
+class _Load:
+    """What shows whether other work slowed the passes.
+
+    Attributes:
+        spreads: for passes of each kind, the median time over the least time.
+        worked: processor seconds of this process during passes.
+        passed: seconds of these passes.
+    """
+
+    spreads: list[float] = field(default_factory=list)
+    worked: float = 0.0
+    passed: float = 0.0
+
+    def is_little(self, threads: int | None) -> bool:
+        """Returns whether passes that keep this many threads busy were slowed little."""
+        works = threads is None or self.worked >= _LEAST_WORK * threads * self.passed
+        return works and statistics.fmean(self.spreads) <= _STEADY
+
+
 class MeasuredCosts(NamedTuple):
     """The costs of passes, and whether the machine was quiet enough to keep them."""
 
@@ -36,23 +63,24 @@ class MeasuredCosts(NamedTuple):
     is_steady: bool
 
 
-def measure_costs(slot: Slot, *, has_draft: bool) -> MeasuredCosts:
+def measure_costs(slot: Slot, *, has_draft: bool, threads: int | None = None) -> MeasuredCosts:
     """Returns the costs of passes; what the slot's KV cache held is lost.
 
     Args:
         slot: slot that no sequence uses.
         has_draft: whether the slot has a draft engine.
+        threads: threads of this process that a pass keeps busy; None if it runs on another device.
     """
     room = slot.max_context - MAX_QUERY_LENGTH - 1
     contexts = sorted({max(0, min(context, room)) for context in _CONTEXTS})
     most = min(MAX_QUERY_LENGTH, slot.max_context - contexts[0])
     slot.touch(contexts[-1])
     found: list[RoundCosts] = []
-    spreads: list[float] = []
+    load = _Load()
     try:
         for context in contexts:
             lengths = _LENGTHS if context == contexts[0] else _LONG_LENGTHS
-            found.append(_measure(slot, context, [n for n in lengths if n <= most], spreads, has_draft=has_draft))
+            found.append(_measure(slot, context, [n for n in lengths if n <= most], load, has_draft=has_draft))
     finally:
         slot.trim(everything=True)
     near = found[0]
@@ -62,11 +90,11 @@ def measure_costs(slot: Slot, *, has_draft: bool) -> MeasuredCosts:
         drafted=tuple(_shaped(near.drafted, far.drafted) for far in found),
         draft=tuple(far.draft for far in found),
     )
-    return MeasuredCosts(costs, statistics.fmean(spreads) <= _STEADY)
+    return MeasuredCosts(costs, load.is_little(threads))
 
 
-def _measure(slot: Slot, context: int, lengths: list[int], spreads: list[float], *, has_draft: bool) -> RoundCosts:
-    """Returns the median seconds of passes at one context; `spreads` gets their ratios to the least ones."""
+def _measure(slot: Slot, context: int, lengths: list[int], load: _Load, *, has_draft: bool) -> RoundCosts:
+    """Returns the median seconds of passes at one context; `load` gets what else it shows."""
     alone: dict[int, list[float]] = {length: [] for length in lengths}
     drafted: dict[int, list[float]] = {length: [] for length in lengths}
     steps: list[float] = []
@@ -77,23 +105,25 @@ def _measure(slot: Slot, context: int, lengths: list[int], spreads: list[float],
         if turn > _LEAST_TURNS and time.perf_counter() - begun > _SECONDS:
             break
         for length in lengths:
-            seconds = _timed(slot, "verify", length, context)
+            seconds = _timed(slot, "verify", length, context, load)
             alone[length] += [seconds] if turn else []
         for length in lengths if has_draft else ():
-            seconds = sum(_timed(slot, "draft", 1, context + step) for step in range(_DRAFT_STEPS)) / _DRAFT_STEPS
+            seconds = sum(_timed(slot, "draft", 1, context + step, load) for step in range(_DRAFT_STEPS)) / _DRAFT_STEPS
             steps += [seconds] if turn else []
-            seconds = _timed(slot, "verify", length, context)
+            seconds = _timed(slot, "verify", length, context, load)
             drafted[length] += [seconds] if turn else []
-    spreads += [statistics.median(times) / min(times) for times in alone.values()]
+    load.spreads += [statistics.median(times) / min(times) for times in alone.values()]
     verify = between(lengths, [statistics.median(times) for times in alone.values()])
     if not has_draft:
         return RoundCosts(verify, verify, 0.0)
     return RoundCosts(verify, between(lengths, [statistics.median(times) for times in drafted.values()]), statistics.median(steps))
 
 
-def _timed(slot: Slot, kind: PassKind, length: int, context: int) -> float:
-    before = slot.engine_seconds
+def _timed(slot: Slot, kind: PassKind, length: int, context: int, load: _Load) -> float:
+    before, worked, begun = slot.engine_seconds, time.process_time(), time.perf_counter()
     slot.run(Pass(kind, (0,) * length, min(context, slot.max_context - length)))
+    load.worked += time.process_time() - worked
+    load.passed += time.perf_counter() - begun
     return max(slot.engine_seconds - before, LEAST_SECONDS)
 
 

@@ -43,7 +43,8 @@ def known_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, 
         return measure_costs(slot, has_draft=draft is not None).costs
     found = _read(path)
     if found is None:
-        found, is_steady = measure_costs(slot, has_draft=draft is not None)
+        threads = backend.threads if backend.device == "cpu" else None
+        found, is_steady = measure_costs(slot, has_draft=draft is not None, threads=threads)
         if not is_steady:
             return found  # other work took the processor's time: the next process measures again
         if backend.max_context < min(artifact.manifest.max_context, _LEAST_CONTEXT):

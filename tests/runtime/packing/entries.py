@@ -80,7 +80,7 @@ def artifacts(tmp_path: Path, number: int) -> list[Path]:
 
 def entry_of(cache: Path, folder: Path) -> Path:
     """Returns the place of an artifact's entry, which may not exist."""
-    return cache / packing._key(read_artifact(folder))
+    return cache / packing._key(packing._source(read_artifact(folder)))
 
 
 DAMAGE: Final[dict[str, Callable[[Path], object]]] = {

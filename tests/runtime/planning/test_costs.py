@@ -103,7 +103,7 @@ def quiet(found: MeasuredCosts) -> MeasuredCosts:
 def test_costs_of_a_busy_machine_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     real = stored.measure_costs
-    monkeypatch.setattr(stored, "measure_costs", lambda slot, *, has_draft: real(slot, has_draft=has_draft)._replace(is_steady=False))
+    monkeypatch.setattr(stored, "measure_costs", lambda slot, **how: real(slot, **how)._replace(is_steady=False))
     with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1) as engine:
         engine.warm_up()
     assert not list((tmp_path / "cache").glob("costs/*"))
@@ -111,10 +111,12 @@ def test_costs_of_a_busy_machine_are_not_kept(tmp_path: Path, monkeypatch: pytes
 
 def test_whether_the_machine_was_busy_shows_in_the_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.cycle([1.0])
-    monkeypatch.setattr(measure, "_timed", lambda *_: next(seconds))
+    real = measure._timed
+    monkeypatch.setattr(measure, "_timed", lambda *how: real(*how) and next(seconds))
     with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1) as engine:
         slot = engine.backend.acquire(None)
         assert measure_costs(slot, has_draft=True).is_steady
+        assert not measure_costs(slot, has_draft=True, threads=10**9).is_steady  # so many were never busy
         seconds = itertools.cycle([1.0, 1.0, 2.5, 2.5, 2.5])
         assert not measure_costs(slot, has_draft=True).is_steady
         engine.backend.release(slot)
@@ -124,7 +126,7 @@ def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     folder, measured = write_artifact(tmp_path / "artifact", SCRIPT), []
     real = stored.measure_costs
-    monkeypatch.setattr(stored, "measure_costs", lambda slot, *, has_draft: measured.append(1) or quiet(real(slot, has_draft=has_draft)))
+    monkeypatch.setattr(stored, "measure_costs", lambda slot, **how: measured.append(1) or quiet(real(slot, **how)))
 
     def run(mode: str = "auto") -> None:
         with load(folder, threads=1) as engine:

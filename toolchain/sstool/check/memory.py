@@ -42,7 +42,7 @@ class MemoryReport:
     Attributes:
         weights_bytes: size of the weights file.
         draft_bytes: memory that the draft adds; None if the artifact has no draft.
-        draft_bar_bytes: limit of `draft_bytes`: 2 % of the weights + 4 MB.
+        draft_bar_bytes: limit of `draft_bytes`: 2 % of the weights + 4 MB + the draft's own weights.
         second_process_bytes: memory that a second process adds.
         second_process_bar_bytes: limit of `second_process_bytes`: 10 % of the weights + 16 MB.
         packing: `shared` (all processes of the host share the packed weights) or `private (reason)`.
@@ -122,7 +122,7 @@ def measure_memory(folder: Path, *, threads: int | None = None, max_context: int
     return MemoryReport(
         weights_bytes=weights,
         draft_bytes=readings["engine_alone"] - readings["engine_without_draft"] if manifest.drafts else None,
-        draft_bar_bytes=_bar(weights, _DRAFT_BAR),
+        draft_bar_bytes=_bar(weights, _DRAFT_BAR) + sum(manifest.files[name].size for draft in manifest.drafts for name in draft.weights),
         second_process_bytes=with_second - with_none,
         second_process_bar_bytes=_bar(weights, _SECOND_BAR),
         packing=ready.packing,

@@ -3,9 +3,10 @@
 By default, ONNX Runtime packs the weights for each session, in private memory. It can also save a session's
 model with the packed weights in the external data file, and sessions that open that file map it. An entry of
 the cache is such a file, made from the verify graph. When a graph of the artifact is opened (verify, step or
-a draft), its initializers are replaced by those of the entry, which refer to the packed file. The layout
-depends on the ONNX Runtime version and the CPU's instruction set, so both are part of the entry's key,
-together with the digests of the verify graph and the weights.
+a draft), its initializers are replaced by those of the entry, which refer to the packed file. A draft with
+weights of its own has an entry for these, made from its graph. The layout depends on the ONNX Runtime version
+and the CPU's instruction set, so both are part of the entry's key, together with the digests of the graph and
+the weights.
 
 An entry appears by one rename and is removed by unlinking, never by truncation, because another process may
 have it mapped. If the weights cannot be cached, for example on a full or read-only disk, each session packs
@@ -21,14 +22,14 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import onnxruntime as ort
 
-from ssruntime.artifact import VERIFY_GRAPH, Artifact, check_digests, file_digest
+from ssruntime.artifact import VERIFY_GRAPH, Artifact, DraftEntry, check_digests, file_digest
 from ssruntime.backends.onnx_wire import external_data, external_initializers, moved, replace_initializers
 from ssruntime.backends.ort.weight_files import with_real_weights
 from ssruntime.cache_folder import cache_folder
@@ -47,7 +48,7 @@ The exporter's passes leave nothing to optimize."""
 EXTERNAL_FROM_BYTES: Final = 1024
 """Least size of a packed initializer; smaller ones stay in the graph, where shape inference needs them."""
 DEFAULT_MAX_GB: Final = 64.0
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _GRAPH: Final = "packed.onnx"
 _DATA: Final = "packed.bin"
 _ENTRY: Final = "entry.json"
@@ -61,22 +62,38 @@ class PackedWeights:
 
     Attributes:
         folder: the entry's folder, which contains the packed data file.
+        digest: SHA-256 of the packed data file, hexadecimal.
         tensors: serialized TensorProtos by initializer name; they refer to the packed data file.
-        originals: the verify graph's own TensorProtos of these initializers; they refer to the weights file.
+        originals: the graph's own TensorProtos of these initializers; they refer to the weights files.
     """
 
     folder: Path
+    digest: str
     tensors: dict[str, bytes]
     originals: dict[str, bytes]
 
-    def splice(self, graph: bytes, name: str, extra: Mapping[str, str]) -> bytes:
+    @property
+    def data(self) -> Path:
+        """The packed data file."""
+        return self.folder / _DATA
+
+    def own(self, files: Collection[str], location: str) -> dict[str, bytes]:
+        """Returns TensorProtos of what lies in some files of the artifact, in a packed file of another name.
+
+        Args:
+            files: names of weights files of the artifact.
+            location: name of the packed data file in the folder that the graph's weights are read from.
+        """
+        names = [key for key, tensor in self.originals.items() if external_data(tensor).get("location") in files]
+        return {key: moved(self.tensors[key], {_DATA: location}) for key in names}
+
+    def splice(self, graph: bytes, name: str, own: Mapping[str, bytes]) -> bytes:
         """Returns a graph of the artifact whose external initializers refer to the packed data file.
 
         Args:
             graph: a serialized ONNX model.
             name: name of the graph in error messages.
-            extra: names, in the artifact and in the entry's folder, of the weights files of a draft; what
-                lies in them is not packed.
+            own: TensorProtos of weights that the verify graph does not have.
 
         Raises:
             ArtifactError: if the graph is not an ONNX model, or one of its weights does not have the same
@@ -86,18 +103,20 @@ class PackedWeights:
             weights = external_initializers(graph)
         except ValueError as err:
             raise ArtifactError(f"{name} is not an ONNX graph: {err}", "export the model again") from err
-        own = {key: moved(tensor, extra) for key, tensor in weights.items() if external_data(tensor).get("location") in extra}
         for key, tensor in weights.items():
             if key not in own and self.originals.get(key) != tensor:
                 raise ArtifactError(f"{name}: weight {key!r} does not match a weight of the verify graph", "export the model again")
         return replace_initializers(graph, {**self.tensors, **own})
 
 
-def open_packed(artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> tuple[PackedWeights | None, str]:
+def open_packed(
+    artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions], draft: DraftEntry | None = None
+) -> tuple[PackedWeights | None, str]:
     """Returns the artifact's entry, which is made first if it is missing or damaged.
 
     Args:
         artifact: the artifact whose weights are packed.
+        draft: the draft whose own weights are packed; None for the shared weights.
         verify: whether to hash an existing packed file, instead of trusting its size and modification time.
         options: returns new session options, the same as for the engines' sessions.
 
@@ -107,11 +126,12 @@ def open_packed(artifact: Artifact, *, verify: bool, options: Callable[[], ort.S
     try:
         root = cache_folder()
         _prepare_root(root)
-        folder = root / _key(artifact)
-        entry = _read(folder, artifact, verify=verify)
+        source = _source(artifact, draft)
+        folder = root / _key(source)
+        entry = _read(folder, source, verify=verify)
         if entry is None:
-            _build(root, folder, artifact, verify=verify, options=options)
-            entry = _read(folder, artifact, verify=False)
+            _build(root, folder, source, verify=verify, options=options)
+            entry = _read(folder, source, verify=False)
             _keep_within_limit(root, keep=folder)
             if entry is None:
                 raise _PackingError("the new cache entry cannot be read")
@@ -128,41 +148,78 @@ def packing_state(artifact: Artifact) -> str:
     try:
         root = cache_folder()
         _prepare_root(root)
-        if _read(root / _key(artifact), artifact, verify=False) is not None:
+        source = _source(artifact)
+        if _read(root / _key(source), source, verify=False) is not None:
             return "shared"
-        _require_room(root, artifact)
+        _require_room(root, source)
     except (OSError, _PackingError) as err:
         return f"private ({_reason(err)})"
     return "shared (packed by the first load)"
 
 
 def damaged_entry(artifact: Artifact) -> Path | None:
-    """Returns the folder of the artifact's entry if its content is not what was packed; else None."""
+    """Returns the folder of an entry of the artifact whose content is not what was packed; else None."""
     try:
-        folder = cache_folder() / _key(artifact)
+        root = cache_folder()
     except OSError:
         return None
-    if _read(folder, artifact, verify=False) is None:  # there is none, or the next load replaces it
-        return None
-    return folder if _read(folder, artifact, verify=True) is None else None
+    for source in _sources(artifact):
+        folder = root / _key(source)
+        # Where there is none, or one that the next load replaces, nothing is damaged.
+        if _read(folder, source, verify=False) is not None and _read(folder, source, verify=True) is None:
+            return folder
+    return None
 
 
 def discard(artifact: Artifact) -> None:
-    """Removes the artifact's entry, if there is one."""
-    with contextlib.suppress(OSError):
-        _evict(cache_folder() / _key(artifact))
+    """Removes the artifact's entries, if there are any."""
+    for source in _sources(artifact):
+        with contextlib.suppress(OSError):
+            _evict(cache_folder() / _key(source))
 
 
 class _PackingError(Exception):
     """The artifact cannot have an entry in the cache."""
 
 
-def _key(artifact: Artifact) -> str:
-    files = artifact.manifest.files
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What an entry is made from.
+
+    Attributes:
+        artifact: the artifact.
+        graph: name of the graph.
+        own: names of the weights files that only this graph has.
+    """
+
+    artifact: Artifact
+    graph: str
+    own: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the graph and of the weights files that it reads."""
+        return (self.graph, *self.artifact.manifest.weights, *self.own)
+
+
+def _source(artifact: Artifact, draft: DraftEntry | None = None) -> _Source:
+    return (
+        _Source(artifact=artifact, graph=VERIFY_GRAPH)
+        if draft is None
+        else _Source(artifact=artifact, graph=draft.graph, own=draft.weights)
+    )
+
+
+def _sources(artifact: Artifact) -> list[_Source]:
+    return [_source(artifact), *(_source(artifact, draft) for draft in artifact.manifest.drafts if draft.weights)]
+
+
+def _key(source: _Source) -> str:
+    manifest = source.artifact.manifest
     parts = {
         "format": _FORMAT,
-        "verify": files[VERIFY_GRAPH].sha256,
-        "weights": artifact.manifest.weights_digest,
+        "graph": manifest.files[source.graph].sha256,
+        "weights": [manifest.weights_digest, *(manifest.files[name].sha256 for name in source.own)],
         "onnxruntime": ort.__version__,
         "cpu": cpu_features(),
         "level": str(OPTIMIZATION_LEVEL),
@@ -181,7 +238,7 @@ def _prepare_root(root: Path) -> None:
         raise _PackingError(f"{root} belongs to or can be written by other users")
 
 
-def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | None:
+def _read(folder: Path, source: _Source, *, verify: bool) -> PackedWeights | None:
     """Returns the entry, or None if it is missing or damaged in any way; the caller then makes it again."""
     try:
         entry = parse_json((folder / _ENTRY).read_bytes())
@@ -195,8 +252,8 @@ def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | 
         )
         if not whole:
             return None
-        tensors = external_initializers(graph)
-        originals = external_initializers(artifact.path(VERIFY_GRAPH).read_bytes())
+        tensors, digest = external_initializers(graph), str(entry["data_sha256"])
+        originals = external_initializers(source.artifact.path(source.graph).read_bytes())
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not tensors.keys() >= originals.keys():
@@ -205,7 +262,7 @@ def _read(folder: Path, artifact: Artifact, *, verify: bool) -> PackedWeights | 
         os.utime(folder / _ENTRY)  # the modification time is the time of last use, for eviction
     except OSError:
         logger.debug("cannot mark %s as used", folder)
-    return PackedWeights(folder=folder, tensors=tensors, originals=originals)
+    return PackedWeights(folder=folder, digest=digest, tensors=tensors, originals=originals)
 
 
 def _is_time_of(found: int, recorded: int) -> bool:
@@ -213,12 +270,13 @@ def _is_time_of(found: int, recorded: int) -> bool:
     return found in (recorded, recorded - recorded % _SECOND)
 
 
-def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> None:
+def _build(root: Path, folder: Path, source: _Source, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> None:
     # What is packed once is used by every later load, so a damaged file must not get into the cache.
-    check_digests(artifact, names=(VERIFY_GRAPH, *artifact.manifest.weights))
-    _require_room(root, artifact)
+    artifact = source.artifact
+    check_digests(artifact, names=source.files)
+    _require_room(root, source)
     with scratch_folder(root, _SCRATCH) as scratch:
-        _pack(artifact, scratch, options())
+        _pack(source, scratch, options())
         data = scratch / _DATA
         entry = {
             "model": artifact.manifest.model.source,
@@ -232,19 +290,20 @@ def _build(root: Path, folder: Path, artifact: Artifact, *, verify: bool, option
         # Without the lock, this process could evict an entry that another process has just published in place
         # of the damaged one.
         with locked(root):
-            if _read(folder, artifact, verify=verify) is None:  # otherwise another process was first
+            if _read(folder, source, verify=verify) is None:  # otherwise another process was first
                 _evict(folder)
                 scratch.rename(folder)
 
 
-def _require_room(root: Path, artifact: Artifact) -> None:
-    needed = int(2.1 * artifact.manifest.weights_size) + 2**20
+def _require_room(root: Path, source: _Source) -> None:
+    files = source.artifact.manifest.files
+    needed = int(2.1 * sum(files[name].size for name in source.files)) + 2**20
     if shutil.disk_usage(root).free < needed:
         raise _PackingError(f"less than {needed / 2**20:.0f} MiB free at {root}")
 
 
-def _pack(artifact: Artifact, scratch: Path, options: ort.SessionOptions) -> None:
-    graph, folder = with_real_weights(artifact, artifact.path(VERIFY_GRAPH).read_bytes())
+def _pack(source: _Source, scratch: Path, options: ort.SessionOptions) -> None:
+    graph, folder = with_real_weights(source.artifact, source.artifact.path(source.graph).read_bytes())
     try:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.optimized_model_filepath = str(scratch / _GRAPH)

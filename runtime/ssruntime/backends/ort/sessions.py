@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,7 +15,7 @@ from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact
 from ssruntime.backends.base import BackendOptions
 from ssruntime.backends.ort.packing import PackedWeights, open_packed
 from ssruntime.backends.ort.thread_pool import PROVIDERS, SessionSettings
-from ssruntime.backends.ort.weight_files import place_beside, with_real_weights
+from ssruntime.backends.ort.weight_files import name_by_content, place, with_real_weights
 from ssruntime.errors import ArtifactError, BackendUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,11 @@ class Sessions:
         draft = options.draft
         names = (VERIFY_GRAPH, *([STEP_GRAPH] if options.bit_exact else []), *([draft.graph] if draft else []))
         graphs = {name: artifact.path(name).read_bytes() for name in names}
-        own = draft.weights if draft else ()
-        opened = None if self._packed is None else self._open_packed(self._packed, graphs, own)
+        own = None
+        if draft is not None and draft.weights and self._packed is not None:
+            own, self.packing = open_packed(artifact, verify=options.verify_digests, options=settings.make, draft=draft)
+            self._packed = self._packed if own is not None else None
+        opened = None if self._packed is None else self._open_packed(self._packed, graphs, own, draft.weights if draft else ())
         if opened is None:
             self._packed = None
             opened = {name: self._open_real(graph, name) for name, graph in graphs.items()}
@@ -83,15 +86,24 @@ class Sessions:
         return self._open(self._packed.splice(graph, name, {}), name, self._packed.folder)
 
     def _open_packed(
-        self, packed: PackedWeights, graphs: Mapping[str, bytes], own_weights: tuple[str, ...]
+        self, packed: PackedWeights, graphs: Mapping[str, bytes], draft: PackedWeights | None, own_files: Sequence[str]
     ) -> dict[str, ort.InferenceSession] | None:
-        """Returns the sessions of the artifact's graphs; None if the entry of the cache cannot be used."""
-        extra = {name: name for name in own_weights}
-        spliced = {name: packed.splice(graph, name, extra) for name, graph in graphs.items()}
+        """Returns the sessions of the artifact's graphs; None if the entries of the cache cannot be used.
+
+        Args:
+            packed: entry of the shared weights.
+            graphs: serialized graphs by name.
+            draft: entry of the draft's own weights; None if it has none.
+            own_files: names of the files that these lie in.
+        """
+        own, beside = {}, ""
+        if draft is not None:
+            beside = name_by_content(draft.digest)
+            own = draft.own(own_files, beside)
+        spliced = {name: packed.splice(graph, name, {} if name in (VERIFY_GRAPH, STEP_GRAPH) else own) for name, graph in graphs.items()}
         try:
-            if own_weights:
-                extra = place_beside(self._artifact, own_weights, packed.folder)
-                spliced = {name: packed.splice(graph, name, extra) for name, graph in graphs.items()}
+            if draft is not None:  # ONNX Runtime reads a session's weights from one folder
+                place(draft.data, packed.folder / beside)
             return {name: self._open(graph, name, packed.folder) for name, graph in spliced.items()}
         except (ArtifactError, OSError) as err:  # another process may have evicted the entry since it was read
             logger.warning("the packed weights cannot be opened; packing privately: %s", err)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,19 +36,26 @@ def with_real_weights(artifact: Artifact, graph: bytes) -> tuple[bytes, Path]:
     return with_locations(graph, {name: path.name for name, path in real.items()}), folders.pop()
 
 
-def place_beside(artifact: Artifact, names: Sequence[str], folder: Path) -> dict[str, str]:
-    """Puts weights files of the artifact into a folder, as links where possible; returns their names there.
+def name_by_content(digest: str) -> str:
+    """Returns the name of a weights file that is put beside others, from its SHA-256 (hexadecimal)."""
+    return f"{digest[:_DIGITS]}.bin"
+
+
+def place(file: Path, target: Path) -> None:
+    """Puts a file in a place that is named by its content, as a link where possible, unless it is there.
+
+    What is there may be damaged, so it must be the same file, or look like a copy.
 
     Raises:
-        OSError: if a file can be neither linked nor copied.
+        OSError: if the file can be neither linked nor copied.
     """
-    placed = {}
-    for name in names:
-        target = folder / f"{artifact.manifest.files[name].sha256[:_DIGITS]}.bin"
-        if not target.exists():
-            _link_or_copy(artifact.path(name).resolve(), target)
-        placed[name] = target.name
-    return placed
+    if not target.exists() or not (target.samefile(file) or _looks_like(target, file)):
+        _link_or_copy(file, target)
+
+
+def _looks_like(copy: Path, file: Path) -> bool:
+    one, other = copy.stat(), file.stat()
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -57,5 +63,5 @@ def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, scratch)
     except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, scratch)
+        shutil.copy2(source, scratch)
     scratch.replace(target)  # another process may have been first, with the same content
