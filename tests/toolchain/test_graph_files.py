@@ -156,7 +156,7 @@ def test_an_invalid_draft_does_not_replace_the_old_one(tiny_artifact: Path, tmp_
 
     old = copy_of(tiny_artifact, tmp_path / "artifact")
     before = {path.name: path.read_bytes() for path in old.iterdir()}
-    monkeypatch.setattr(replace_draft, "lower_draft", broken)
+    monkeypatch.setattr(assemble, "lower_draft", broken)
     with pytest.raises(UnsupportedModelError, match=r"draft.onnx is not valid ONNX: .* output names multiple times"):
         replace_the_draft(old)
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before

@@ -52,9 +52,9 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path | None = None, t
         OSError: if the disk is full or a file cannot be written.
     """
     artifact = read_artifact(folder)
+    manifest = write_other_draft(folder, spec, tuning)
     if search is not None:
         _copy_records(search, folder / SEARCH_FOLDER)
-    manifest = write_other_draft(folder, spec, tuning)
     with open_to_check(read_artifact(folder), max_sequences=GATE_SEQUENCES) as engine:
         if known_bits(artifact, Kernels.here(engine.backend.threads, engine.backend.device)) is None:
             store_bits(artifact, measure_bits(engine.backend, exact_drafts=engine.artifact.manifest.has_exact_drafts))

@@ -256,7 +256,8 @@ def _read(folder: Path, source: _Source, *, verify: bool) -> PackedWeights | Non
         originals = external_initializers(source.artifact.path(source.graph).read_bytes())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not tensors.keys() >= originals.keys():
+    needed = {key for key, tensor in originals.items() if not source.own or external_data(tensor).get("location") in source.own}
+    if not tensors.keys() >= needed:
         return None
     try:
         os.utime(folder / _ENTRY)  # the modification time is the time of last use, for eviction
