@@ -167,8 +167,8 @@ def test_other_texts_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("more", "skip_set", "message"),
     [
-        (["--dtype", "int8", "--draft-memory", "5%"], {}, "cannot have weights of 4 bits for ort-cpu in int8"),
-        (["--target", "ort-cuda"], {"int4": {"head": True}}, "cannot have weights of 4 bits for ort-cuda"),
+        (["--dtype", "int8", "--draft-memory", "5%"], {}, "int4 draft weights are not available for ort-cpu in int8"),
+        (["--target", "ort-cuda"], {"int4": {"head": True}}, "int4 draft weights are not available for ort-cuda"),
         (["--draft-memory", "5%"], {"int4": {"mlp": [3]}}, "names its parts in int4"),
         (["--draft-memory", "5"], {}, "neither a percentage nor a size"),
         ([], {"mlp": [3], "int4": {"mlp": [3]}}, "mlp layer 3 is skipped, so it has no weights in int4"),

@@ -152,7 +152,7 @@ def check_skip_spec(spec: SkipSpec, num_layers: int, *, where: str = "skip set")
     for name, left_out, copied in (("attention", spec.attention, low_bit.attention), ("mlp", spec.mlp, low_bit.mlp)):
         if both := sorted({*left_out} & {*copied}):
             raise RecipeError(
-                f"{where}: {name} layer {both[0]} is skipped, so it has no weights in int4", "name it in one of the two lists"
+                f"{where}: {name} layer {both[0]} is skipped, so it has no weights in int4", "remove it from one of the two lists"
             )
     skipped = len(spec.attention) + len(spec.mlp)
     if skipped == 0 and not low_bit:

@@ -12,7 +12,7 @@ BASE_GRAPH: Final = "base.onnx"
 """The graph that drafts are made from, where the target's engines run graphs of another form."""
 DRAFT_GRAPH: Final = "draft.onnx"
 DRAFT_WEIGHTS: Final = "draft.bin"
-"""The weights that only the draft has: copies of 4 bits."""
+"""The weights that only the draft reads, in int4."""
 WEIGHTS: Final = "weights.bin"
 
 CHECKPOINT_CONFIG: Final = "config.json"

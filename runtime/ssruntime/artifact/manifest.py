@@ -36,12 +36,12 @@ class SkipSet:
 
 @dataclass(frozen=True, kw_only=True)
 class LowBitSet:
-    """Parts of a draft that have weights of their own: copies of the shared ones in 4 bits.
+    """Parts of a draft that read int4 copies of the shared weights.
 
     Attributes:
-        attention: layers whose attention has such weights, counted from 0, ascending.
-        mlp: the same of the MLP.
-        head: whether the LM head has them.
+        attention: layers whose attention does, counted from 0, ascending.
+        mlp: layers whose MLP does, counted from 0, ascending.
+        head: whether the LM head does.
     """
 
     attention: tuple[int, ...] = ()
@@ -62,7 +62,7 @@ class DraftEntry:
         weights: names of the files with weights that only this draft has.
         dtype: data type of the draft's computation.
         skip: sublayers that the draft skips.
-        int4: parts of the draft with weights of 4 bits, which lie in the files `weights`.
+        int4: parts of the draft that read int4 weights, which lie in the files `weights`.
         stopping: stopping rule that was tuned for this draft; None leaves the runtime's default.
         max_alternatives: tuned number of alternatives (side branches of the token tree, one token long)
             beside each drafted token; None leaves the runtime's default.
@@ -195,10 +195,10 @@ class Manifest:
 
     @property
     def has_exact_drafts(self) -> bool:
-        """Whether draft steps have the same bits in any batch, which weights of 4 bits do not give.
+        """Whether a draft step's logits have equal bits in every batch; the int4 kernel does not ensure that.
 
-        Texts do not depend on it, except with rejection sampling: there the draft's probabilities decide what
-        is accepted.
+        Texts depend on it with rejection sampling only, where the draft's probabilities decide what is
+        accepted.
         """
         return not any(draft.int4 for draft in self.drafts)
 

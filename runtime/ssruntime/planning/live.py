@@ -13,7 +13,7 @@ BUCKET: Final = 256
 _LOAD_RATE: Final = 1 / 4
 """Weight of a round in the running mean of the load, whose noise changes no decision: all passes share it."""
 _LOAD_RATE_OF_CHANGE: Final = 1 / 16
-"""The same of a round of another kind than the one before it."""
+"""The same for a round with draft steps after one without, or the other way round."""
 _DIFFERENCE_RATE: Final = 1 / 8
 """Least weight of a change of kind in the running mean of the difference."""
 _MOST_DIFFERENT: Final = 0.3

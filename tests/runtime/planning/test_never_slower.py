@@ -24,9 +24,18 @@ BAD = Calibration(weights=(-3.0, 0.0, 0.0, 0.0), log_odds=(-3.0,))
 EVIDENCE = Evidence(0.9, 0.9, 1.0)
 
 
-def decode(planner: Planner, accepts: float, rounds: int, seed: int = 0) -> tuple[float, float]:
-    """Returns the tokens and seconds of one request whose draft tokens are accepted with this probability."""
+QUIET = (1.0, 1.0)
+
+
+def decode(
+    planner: Planner, accepts: float, rounds: int, seed: int = 0, load: tuple[float, float] = QUIET, noise: float = 0.0
+) -> tuple[float, float]:
+    """Returns the tokens and seconds of one request whose draft tokens are accepted with this probability.
+
+    Rounds with and without draft steps cost `load` times the table; recorded times vary by `noise`, in nats.
+    """
     random, request = np.random.default_rng(seed), RequestPlanner(planner, "greedy", 12)
+    errors = np.random.default_rng(seed + 1)
     tokens = seconds = 0.0
     for _ in range(rounds):
         drafted = 0
@@ -37,9 +46,11 @@ def decode(planner: Planner, accepts: float, rounds: int, seed: int = 0) -> tupl
         accepted = 0
         while accepted < drafted and random.random() < accepts:
             accepted += 1
+        took = COSTS.at(100).seconds(drafted + 1, drafted) * load[not drafted]
+        planner.costs.record(drafted + 1, drafted, 100, took * errors.lognormal(0.0, noise))
         request.observe(accepted, accepted + 1)
         tokens += accepted + 1
-        seconds += COSTS.at(100).seconds(drafted + 1, drafted)
+        seconds += took
     return tokens, seconds
 
 
@@ -78,29 +89,11 @@ def test_what_a_burst_of_load_taught_is_unlearned(during: tuple[float, float], a
     """During the burst, rounds with and without draft steps cost so many times as much."""
     costs = LiveCosts(COSTS, learns=True)
     planner = Planner(costs, Calibration(weights=(math.log(accepts / (1 - accepts)), 0.0, 0.0, 0.0), log_odds=(0.0,)), learns=True)
-    speeds = [timed(planner, accepts, load, 400, seed) for seed, load in enumerate([QUIET] * 4 + [during] * 4 + [QUIET] * 16)]
+    requests = [
+        decode(planner, accepts, 400, seed, load, noise=0.05) for seed, load in enumerate([QUIET] * 4 + [during] * 4 + [QUIET] * 16)
+    ]
+    speeds = [tokens * ROWS[0] / seconds for tokens, seconds in requests]
     assert min(speeds[-4:]) >= 0.97 * max(1.0, min(speeds[2:4]))
-
-
-QUIET = (1.0, 1.0)
-
-
-def timed(planner: Planner, accepts: float, load: tuple[float, float], rounds: int, seed: int) -> float:
-    """Returns the speed-up of a request; rounds with and without draft steps cost `load` times the table."""
-    random, request = np.random.default_rng(seed), RequestPlanner(planner, "greedy", 12)
-    table, tokens, seconds = COSTS.at(100), 0, 0.0
-    for _ in range(rounds):
-        drafted = 0
-        if request.begin(100, 12):
-            drafted = 1
-            while request.goes_on(drafted, EVIDENCE):
-                drafted += 1
-        accepted = next((n for n in range(drafted) if random.random() >= accepts), drafted)
-        took = table.seconds(drafted + 1, drafted) * load[not drafted]
-        planner.costs.record(drafted + 1, drafted, 100, took * random.lognormal(0.0, 0.05))
-        request.observe(accepted, accepted + 1)
-        tokens, seconds = tokens + accepted + 1, seconds + took
-    return tokens * table.verify[0] / seconds
 
 
 def test_threads_share_a_planner(open_script: OpenScript) -> None:

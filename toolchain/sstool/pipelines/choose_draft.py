@@ -15,26 +15,19 @@ import onnx_ir as ir
 from ssruntime.artifact import MANIFEST, Artifact, LowBitSet, Tuning, read_artifact
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
-from ssruntime.errors import SelfSpecError
 from ssruntime.sampling.noise import prompt_seed
 from sstool.checkpoint.linked_folder import link_or_copy
-from sstool.graph.sublayers import Sublayer
 from sstool.pipelines.replace_draft import write_other_draft
-from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 from sstool.quantize.draft_memory import DraftMemory
 from sstool.quantize.low_bit_draft import bytes_of_parts
+from sstool.quantize.plan import Part
 from sstool.skip_set import SkipSpec
-from sstool.validation.calibrate import PROMPTS, calibrate
+from sstool.validation.calibrate import HELD_OUT, PROMPT_TOKENS, built_in_texts, calibrate
 
-_TIMED: Final = 10
-_PROMPT_TOKENS: Final = 64
 _NEW_TOKENS: Final = 48
-_CONTEXT: Final = _PROMPT_TOKENS + _NEW_TOKENS + 64
+_CONTEXT: Final = PROMPT_TOKENS + _NEW_TOKENS + 64
 _WORTH: Final = 1.03
-"""Gain over the draft without memory of its own, from which on the memory is spent."""
-
-Part = Sublayer | None
-"""A sublayer, or None for the LM head."""
+"""Least speed, relative to the draft with shared weights only, at which more memory is worth it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +141,9 @@ def _speedups(engines: Sequence[Engine]) -> list[float]:
     """Returns the speed of each engine in mode `auto` over that of autoregressive decoding."""
     runs = [(engines[0], "plain"), *((engine, "auto") for engine in engines)]
     seconds, tokens = [0.0] * len(runs), 0
-    for number, ids in enumerate([None, *_texts(engines[0])]):  # the first run opens and binds everything
+    for number, ids in enumerate(
+        [None, *(ids for _, ids in built_in_texts(engines[0], HELD_OUT))]
+    ):  # the first run opens and binds everything
         how = GenerationConfig(temperature=0.8, top_p=0.95, max_new_tokens=_NEW_TOKENS, ignore_eos=True, seed=prompt_seed(1, number))
         order = list(range(len(runs)))[:: 1 if number % 2 else -1]
         first = number % len(runs)
@@ -158,12 +153,3 @@ def _speedups(engines: Sequence[Engine]) -> list[float]:
             seconds[which] += found.stats.decode_s if ids is not None else 0.0
         tokens += ids is not None
     return [seconds[0] / max(one, 1e-9) for one in seconds[1:]] if tokens else [1.0] * len(engines)
-
-
-def _texts(engine: Engine) -> list[list[int]]:
-    """Returns prompts that the calibration of acceptance did not see."""
-    found = []
-    for prompt in read_prompts(BUILT_IN_CALIBRATION)[PROMPTS : PROMPTS + _TIMED]:
-        with contextlib.suppress(SelfSpecError):  # some tokenizers of tests know no words
-            found.append(engine.encode(prompt.prompt)[: min(_PROMPT_TOKENS, engine.backend.max_context - 1)])
-    return found

@@ -39,7 +39,7 @@ _MIN_CONTEXT: Final = 2
 """One token of a prompt and one new token."""
 
 _LOW_BIT_DRAFTS: Final = ("ort-cpu", "fp32")
-"""Target and data type whose drafts may have weights of 4 bits."""
+"""Target and data type whose drafts may have int4 weights."""
 
 Progress = Callable[[str], None]
 
@@ -190,11 +190,11 @@ def _check_low_bits(request: ExportRequest, spec: SkipSpec, target: GraphTarget,
     memory = bool(_memory(request))
     if (spec.low_bit() or memory) and (target.name, dtype) != _LOW_BIT_DRAFTS:
         raise ConfigError(
-            f"a draft cannot have weights of 4 bits for {target.name} in {dtype}, only for {' in '.join(_LOW_BIT_DRAFTS)}",
-            "leave out the draft's memory and int4 parts, or pass --target ort-cpu --dtype fp32",
+            f"int4 draft weights are not available for {target.name} in {dtype}, only for {' in '.join(_LOW_BIT_DRAFTS)}",
+            "leave out --draft-memory and the skip set's int4 parts, or pass --target ort-cpu --dtype fp32",
         )
     if spec.low_bit() and request.draft_memory is not None:
-        raise ConfigError("the skip set names its parts in int4, so there is nothing to choose", "leave out the draft's memory")
+        raise ConfigError("the skip set names its parts in int4, so --draft-memory has nothing to choose", "leave out one of the two")
 
 
 def _add_low_bits(folder: Path, request: ExportRequest, memory: DraftMemory, say: Progress) -> None:

@@ -42,5 +42,5 @@ class DraftMemory:
         return self.fraction > 0 or self.size > 0
 
     def bytes_beside(self, weights: int) -> float:
-        """Returns the memory in bytes beside shared weights of a size in bytes."""
+        """Returns the limit in bytes, for shared weights of `weights` bytes."""
         return self.fraction * weights + self.size

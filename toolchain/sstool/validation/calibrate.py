@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -22,9 +23,12 @@ from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 
 logger = logging.getLogger(__name__)
 
-PROMPTS: Final = 12
-"""Number of the first built-in prompts that are decoded."""
-_PROMPT_TOKENS: Final = 64
+_FITTED: Final = slice(12)
+"""Built-in prompts that the acceptance of draft tokens is fitted on."""
+HELD_OUT: Final = slice(12, 22)
+"""Built-in prompts that drafts are compared on."""
+PROMPT_TOKENS: Final = 64
+"""Tokens of each of these prompts that are used."""
 _NEW_TOKENS: Final = 32
 _MAX_DRAFT: Final = 5
 _CONTEXT: Final = 2048
@@ -57,14 +61,17 @@ def calibrate(folder: Path) -> None:
     write_manifest(folder, dataclasses.replace(manifest, drafts=(*drafts, *manifest.drafts[1:])))
 
 
+def built_in_texts(engine: Engine, which: slice) -> Iterator[tuple[int, list[int]]]:
+    """Yields the indices and the token ids of some prompts that sstool ships, each cut to `PROMPT_TOKENS`."""
+    room = engine.backend.max_context - 1
+    for prompt in read_prompts(BUILT_IN_CALIBRATION)[which]:
+        with contextlib.suppress(SelfSpecError):  # some tokenizers of tests know no words
+            yield prompt.index, engine.encode(prompt.prompt)[: min(PROMPT_TOKENS, room)]
+
+
 def _observed(engine: Engine) -> Iterator[tuple[Evidence, bool]]:
     """Yields the draft tokens that decoding reached, and whether each was accepted."""
-    room = engine.backend.max_context - 1
-    for number, prompt in enumerate(read_prompts(BUILT_IN_CALIBRATION)[:PROMPTS]):
-        try:
-            ids = engine.encode(prompt.prompt)[: min(_PROMPT_TOKENS, room)]
-        except SelfSpecError:  # some tokenizers of tests know no words
-            continue
+    for number, ids in built_in_texts(engine, _FITTED):
         rule = _Recording(max_draft=_MAX_DRAFT)
         settings = dataclasses.replace(engine.settings(_HOW), stopping=rule, seed=prompt_seed(0, number))
         slot = engine.backend.acquire(None)

@@ -22,7 +22,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ import onnxruntime as ort
 
 from ssruntime.artifact import VERIFY_GRAPH, Artifact, DraftEntry, check_digests, file_digest
 from ssruntime.backends.onnx_wire import external_data, external_initializers, moved, replace_initializers
-from ssruntime.backends.ort.weight_files import with_real_weights
+from ssruntime.backends.ort.weight_files import is_time_of, with_real_weights
 from ssruntime.cache_folder import cache_folder
 from ssruntime.errors import ArtifactError
 from ssruntime.folder_lock import locked
@@ -53,7 +53,6 @@ _GRAPH: Final = "packed.onnx"
 _DATA: Final = "packed.bin"
 _ENTRY: Final = "entry.json"
 _SCRATCH: Final = "pack"
-_SECOND: Final = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,8 @@ class PackedWeights:
         folder: the entry's folder, which contains the packed data file.
         digest: SHA-256 of the packed data file, hexadecimal.
         tensors: serialized TensorProtos by initializer name; they refer to the packed data file.
-        originals: the graph's own TensorProtos of these initializers; they refer to the weights files.
+        originals: the artifact's TensorProtos of the initializers that the entry is for: all of the verify
+            graph, or those that only a draft has. They refer to the weights files.
     """
 
     folder: Path
@@ -77,15 +77,9 @@ class PackedWeights:
         """The packed data file."""
         return self.folder / _DATA
 
-    def own(self, files: Collection[str], location: str) -> dict[str, bytes]:
-        """Returns TensorProtos of what lies in some files of the artifact, in a packed file of another name.
-
-        Args:
-            files: names of weights files of the artifact.
-            location: name of the packed data file in the folder that the graph's weights are read from.
-        """
-        names = [key for key, tensor in self.originals.items() if external_data(tensor).get("location") in files]
-        return {key: moved(self.tensors[key], {_DATA: location}) for key in names}
+    def at(self, location: str) -> dict[str, bytes]:
+        """Returns the packed TensorProtos of `originals`, for a packed data file that has another name."""
+        return {key: moved(self.tensors[key], {_DATA: location}) for key in self.originals}
 
     def splice(self, graph: bytes, name: str, own: Mapping[str, bytes]) -> bytes:
         """Returns a graph of the artifact whose external initializers refer to the packed data file.
@@ -201,6 +195,11 @@ class _Source:
         """Names of the graph and of the weights files that it reads."""
         return (self.graph, *self.artifact.manifest.weights, *self.own)
 
+    def originals(self) -> dict[str, bytes]:
+        """Returns the TensorProtos that the entry is for (see `PackedWeights`)."""
+        found = external_initializers(self.artifact.path(self.graph).read_bytes())
+        return {key: tensor for key, tensor in found.items() if not self.own or external_data(tensor).get("location") in self.own}
+
 
 def _source(artifact: Artifact, draft: DraftEntry | None = None) -> _Source:
     return (
@@ -247,28 +246,22 @@ def _read(folder: Path, source: _Source, *, verify: bool) -> PackedWeights | Non
         whole = (
             hashlib.sha256(graph).hexdigest() == entry["graph_sha256"]
             and data.st_size == entry["data_size"]
-            and _is_time_of(data.st_mtime_ns, entry["data_mtime_ns"])
+            and is_time_of(data.st_mtime_ns, entry["data_mtime_ns"])
             and (not verify or file_digest(folder / _DATA) == entry["data_sha256"])
         )
         if not whole:
             return None
         tensors, digest = external_initializers(graph), str(entry["data_sha256"])
-        originals = external_initializers(source.artifact.path(source.graph).read_bytes())
+        originals = source.originals()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    needed = {key for key, tensor in originals.items() if not source.own or external_data(tensor).get("location") in source.own}
-    if not tensors.keys() >= needed:
+    if not tensors.keys() >= originals.keys():
         return None
     try:
         os.utime(folder / _ENTRY)  # the modification time is the time of last use, for eviction
     except OSError:
         logger.debug("cannot mark %s as used", folder)
     return PackedWeights(folder=folder, digest=digest, tensors=tensors, originals=originals)
-
-
-def _is_time_of(found: int, recorded: int) -> bool:
-    """Returns whether a time is the recorded modification time, of which copies may keep whole seconds."""
-    return found in (recorded, recorded - recorded % _SECOND)
 
 
 def _build(root: Path, folder: Path, source: _Source, *, verify: bool, options: Callable[[], ort.SessionOptions]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -62,8 +62,9 @@ class Sessions:
         own = None
         if draft is not None and draft.weights and self._packed is not None:
             own, self.packing = open_packed(artifact, verify=options.verify_digests, options=settings.make, draft=draft)
-            self._packed = self._packed if own is not None else None
-        opened = None if self._packed is None else self._open_packed(self._packed, graphs, own, draft.weights if draft else ())
+            if own is None:
+                self._packed = None
+        opened = None if self._packed is None else self._open_packed(self._packed, graphs, own)
         if opened is None:
             self._packed = None
             opened = {name: self._open_real(graph, name) for name, graph in graphs.items()}
@@ -86,7 +87,7 @@ class Sessions:
         return self._open(self._packed.splice(graph, name, {}), name, self._packed.folder)
 
     def _open_packed(
-        self, packed: PackedWeights, graphs: Mapping[str, bytes], draft: PackedWeights | None, own_files: Sequence[str]
+        self, packed: PackedWeights, graphs: Mapping[str, bytes], draft: PackedWeights | None
     ) -> dict[str, ort.InferenceSession] | None:
         """Returns the sessions of the artifact's graphs; None if the entries of the cache cannot be used.
 
@@ -94,12 +95,11 @@ class Sessions:
             packed: entry of the shared weights.
             graphs: serialized graphs by name.
             draft: entry of the draft's own weights; None if it has none.
-            own_files: names of the files that these lie in.
         """
         own, beside = {}, ""
         if draft is not None:
             beside = name_by_content(draft.digest)
-            own = draft.own(own_files, beside)
+            own = draft.at(beside)
         spliced = {name: packed.splice(graph, name, {} if name in (VERIFY_GRAPH, STEP_GRAPH) else own) for name, graph in graphs.items()}
         try:
             if draft is not None:  # ONNX Runtime reads a session's weights from one folder

@@ -13,6 +13,7 @@ from ssruntime.errors import ArtifactError
 
 _DIGITS: Final = 32
 """Digits of a file's digest that name it in a cache entry."""
+_SECOND: Final = 10**9
 
 
 def with_real_weights(artifact: Artifact, graph: bytes) -> tuple[bytes, Path]:
@@ -55,7 +56,12 @@ def place(file: Path, target: Path) -> None:
 
 def _looks_like(copy: Path, file: Path) -> bool:
     one, other = copy.stat(), file.stat()
-    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+    return one.st_size == other.st_size and is_time_of(one.st_mtime_ns, other.st_mtime_ns)
+
+
+def is_time_of(found: int, recorded: int) -> bool:
+    """Returns whether a time is the recorded modification time, of which copies may keep whole seconds."""
+    return found in (recorded, recorded - recorded % _SECOND)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
