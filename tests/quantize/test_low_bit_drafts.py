@@ -141,6 +141,7 @@ def test_candidates_fit_the_memory(low_bit: Artifact) -> None:
     sizes, spec = bytes_of_parts(base), SkipSpec(attention=(1,), mlp=(0, 2))
     kept = sum(size for part, size in sizes.items() if part not in {Sublayer(1, "attention"), Sublayer(0, "mlp"), Sublayer(2, "mlp")})
     assert candidates(sizes, spec, 0) == [spec]
+    assert candidates({}, spec, 0) == [spec]  # a quantized model has no weights in fp32 to copy
     few = candidates(sizes, spec, max(sizes.values()))
     assert [len((*s.low_bit().attention, *s.low_bit().mlp)) + s.low_bit().head for s in few] == [0, 1]
     assert [len(candidates(sizes, spec, room)) for room in (kept, sum(sizes.values()))] == [2, 3]

@@ -101,7 +101,7 @@ def candidates(sizes: Mapping[Part, int], spec: SkipSpec, room: float) -> list[S
     found = [spec]
     if kept:
         found.append(dataclasses.replace(spec, int4=_low_bits(kept), stopping=None))
-    if sum(sizes.values()) <= room:
+    if sizes and sum(sizes.values()) <= room:
         found.append(SkipSpec(int4=_low_bits(list(sizes))))
     return found
 
