@@ -85,7 +85,10 @@ def concluded(choice: Choice, tuning: Tuning) -> tuple[SkipSpec, Tuning]:
     if choice.speedup > 1:
         spec = dataclasses.replace(spec, mode=None)
     own = "parts in int4" if spec.low_bit() else "shared weights only"
-    remark = f"{tuning.remark} The fastest of {choice.tried} drafts on sampled text in mode auto has {own}."
+    remark = (
+        f"In mode auto, on sampled text, the fastest of {choice.tried} drafts has {own}."
+        f" In the search, with a tuned threshold: {tuning.remark}"
+    )
     return spec, dataclasses.replace(tuning, speedup=choice.speedup if choice.speedup > 1 else None, remark=remark)
 
 
