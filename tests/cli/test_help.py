@@ -44,7 +44,7 @@ FLAGS = {
     | SEARCHING,
     "search": {"--model", "--artifact", "--recipe", "--out", "--force"} | SEARCHING,
     "generate": {"--prompt", "--prompts", "--chat", "--system", "--tools", "--template-variable", "--json"} | DECODING,
-    "bench": {"--prompts", "--modes", "--repeat", "--json"} | DECODING,
+    "bench": {"--prompts", "--modes", "--repeat", "--against", "--model", "--json"} | DECODING,
     "check": {"--model", "--prompts", "--full", "--json"},
     "inspect": {"--json"},
     "report": set(),

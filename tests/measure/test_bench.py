@@ -74,7 +74,7 @@ def test_a_report_can_be_recomputed_from_its_rows(open_script: OpenScript) -> No
 def test_json_has_the_documented_keys_and_no_paths_of_the_machine(open_script: OpenScript) -> None:
     engine = open_script(good_script())
     data = json.loads(json.dumps(bench(engine, records("t1", "t2"), repeat=1).to_json()))
-    assert list(data) == ["environment", "settings", "runs", "per_prompt"]
+    assert list(data) == ["environment", "settings", "runs", "per_prompt", "peers"]
     assert set(data["runs"][0]) == {
         "mode", "tokens_per_second", "ratio_to_plain", "ratio_interval_95", "acceptance_rate", "tokens_per_round", "host_overhead",
         "prefill_s", "identical", "prompts", "refused",

@@ -30,13 +30,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssruntime import Engine, GenerationConfig, load
 from ssruntime.sampling.noise import prompt_seed
+from ssruntime.text.prompt import Prompt
 from sstool.bench.environment import describe_environment
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.prompts import read_prompts
@@ -50,7 +51,7 @@ _RESAMPLES: Final = 4000
 
 
 def drawn_sets(seed: int, num_layers: int) -> dict[str, SkipSpec]:
-    """Returns the skip sets of a seed: random ones of a quarter to three quarters of the sublayers, and blocks of layers."""
+    """Returns the skip sets of a seed: random ones of 1/4 to 3/4 of all sublayers, and blocks of layers."""
     draw, found = random.Random(seed), {}
     for number in range(_RANDOM_SETS):
         count = draw.randint(num_layers // 2, 3 * num_layers // 2)
@@ -84,7 +85,7 @@ def _never_wait() -> None:
         pass
 
 
-def measure(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int, seed: int, repeat: int) -> dict[str, object]:
+def measure(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int, seed: int, repeat: int) -> dict[str, Any]:
     """Returns the figures of a row; see the module's documentation."""
     config = GenerationConfig(temperature=0.8, top_p=0.95, max_new_tokens=tokens, mode="plain")
     for mode in ("plain", "auto"):
@@ -100,7 +101,7 @@ def measure(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int, seed:
                 seconds[mode][:, turn] += done.stats.decode_s, time.perf_counter() - begun
                 texts.append(done.token_ids)
             same += texts[0] == texts[1]
-    found: dict[str, object] = {"identical": same, "runs": repeat * len(prompts), "tokens": tokens}
+    found: dict[str, Any] = {"identical": same, "runs": repeat * len(prompts), "tokens": tokens}
     for where, name in enumerate(("decoding", "whole")):
         plain, auto = seconds["plain"][where], seconds["auto"][where]
         if auto.sum() > 0:
@@ -115,17 +116,16 @@ def _interval(plain: NDArray[np.float64], auto: NDArray[np.float64]) -> tuple[fl
     return float(low), float(high)
 
 
-def tell(name: str, row: dict[str, object]) -> None:
+def tell(name: str, row: dict[str, Any]) -> None:
     """Prints a row."""
     sys.stdout.write(json.dumps({"row": name, **row}) + "\n")
     sys.stdout.flush()
-    parts = [
-        f"{key} {row[key]:.3f} ({row[f'{key}_95'][0]:.3f} to {row[f'{key}_95'][1]:.3f})" for key in ("decoding", "whole") if key in row
-    ]  # type: ignore[index]
-    sys.stderr.write(f"{name:16} {'; '.join(parts)}; identical {row['identical']} of {row['runs']}\n")
+    found = [(key, row[key], *row[f"{key}_95"]) for key in ("decoding", "whole") if key in row]
+    parts = [f"{key} {ratio:.3f} ({low:.3f} to {high:.3f})" for key, ratio, low, high in found]
+    sys.stderr.write(f"{name:16} {'; '.join([*parts, 'identical {identical} of {runs}'.format(**row)])}\n")
 
 
-def measure_sets(given: argparse.Namespace, texts: Sequence[str]) -> None:
+def measure_sets(given: argparse.Namespace, texts: Sequence[Prompt]) -> None:
     """Measures each drawn skip set in an artifact of its own."""
     with load(given.artifact, draft=False, max_sequences=1) as engine:
         num_layers = engine.artifact.manifest.model.num_layers
@@ -137,7 +137,7 @@ def measure_sets(given: argparse.Namespace, texts: Sequence[str]) -> None:
                 tell(name, measure(engine, [engine.encode(t) for t in texts], given.tokens, given.seed, given.repeat))
 
 
-def measure_others(given: argparse.Namespace, texts: Sequence[str]) -> None:
+def measure_others(given: argparse.Namespace, texts: Sequence[Prompt]) -> None:
     """Measures the rows that take the artifact's own draft."""
     with load(given.artifact, max_sequences=1) as engine:
         tell("machine", {**describe_environment(engine).to_json(), "identical": 0, "runs": 0})

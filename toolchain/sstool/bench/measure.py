@@ -15,6 +15,7 @@ from ssruntime.engine import Engine
 from ssruntime.errors import ConfigError, PromptError
 from ssruntime.sampling.noise import prompt_seed
 from sstool.artifact_files.bits_record import tie_tolerance
+from sstool.bench.against import Peers, peer_task
 from sstool.bench.environment import describe_environment
 from sstool.bench.report import BenchReport, PromptRow
 from sstool.bench.summary import Sample, summarize
@@ -57,28 +58,34 @@ def run_bench(
     config: GenerationConfig,
     options: BenchOptions | None = None,
     *,
+    peers: Peers | None = None,
     on_progress: Progress | None = None,
 ) -> BenchReport:
     """Returns speeds and token comparisons of the modes, measured on the same prompts with the same seeds.
+
+    With peers, end-of-sequence tokens are ignored: all engines then decode the same number of tokens.
 
     Args:
         engine: the engine to measure; nothing else should use it at the same time.
         prompts: the prompts. The seed of each derives from its index in its file.
         config: decoding settings; `mode` is ignored. If it has no seed, one is drawn.
         options: the modes and the number of repeats.
+        peers: other engines, which take turns with the modes; None for none.
         on_progress: called before each prompt run, and once at the end.
 
     Raises:
         PromptError: if none of the prompts can be run.
-        ConfigError: if the artifact cannot be decoded in one of the modes.
+        ConfigError: if the artifact cannot be decoded in one of the modes, or peers cannot decode like this.
     """
-    options = options or BenchOptions()
+    options, peers = options or BenchOptions(), peers or Peers()
+    if peers.running:
+        config = dataclasses.replace(config, ignore_eos=True)
     modes = tuple(m for m in MODES if m in (options.modes or _modes_of(engine, config)))
     base = engine.settings(dataclasses.replace(config, mode=modes[-1]))
     config = dataclasses.replace(config, seed=base.seed)
     runnable, refused = _encode(engine, prompts)
     tolerance = tie_tolerance(engine)
-    _warm_up(engine, modes, config, runnable[0][1])
+    _warm_up(engine, modes, config, peers, *runnable[0])
 
     samples: list[Sample] = []
     total = options.repeat * len(runnable)
@@ -87,7 +94,7 @@ def run_bench(
             on_progress(done, total, prompt.id)
         seeded = dataclasses.replace(config, seed=prompt_seed(base.seed, prompt.index))
         order = modes if (repeat + turn) % 2 == 0 else modes[::-1]
-        samples += _run_prompt(engine, order, seeded, prompt, ids, repeat, tie_tolerance=tolerance)
+        samples += _run_prompt(engine, order, seeded, prompt, ids, repeat, peers=peers, tie_tolerance=tolerance)
     if on_progress is not None:
         on_progress(total, total, "")
     return BenchReport(
@@ -95,6 +102,7 @@ def run_bench(
         settings=_settings_json(base, options.repeat),
         runs=tuple(summarize(mode, samples, refused=refused) for mode in modes),
         per_prompt=tuple(_row(s) for s in samples),
+        peers=peers.reports([s for s in samples if s.mode == modes[-1]], is_greedy=base.is_greedy),
     )
 
 
@@ -123,9 +131,13 @@ def _encode(engine: Engine, prompts: Sequence[PromptRecord]) -> tuple[list[tuple
     return runnable, refused
 
 
-def _warm_up(engine: Engine, modes: Sequence[str], config: GenerationConfig, ids: Sequence[int]) -> None:
+def _warm_up(
+    engine: Engine, modes: Sequence[str], config: GenerationConfig, peers: Peers, prompt: PromptRecord, ids: Sequence[int]
+) -> None:
     for mode in modes:
         engine.generate(ids, dataclasses.replace(config, mode=mode, max_new_tokens=_WARM_UP_TOKENS, stop=(), ignore_eos=True))
+    if peers.running:
+        peers.run(peer_task(engine, ids, dataclasses.replace(config, max_new_tokens=_WARM_UP_TOKENS)), prompt, None)
 
 
 def _run_prompt(
@@ -136,14 +148,22 @@ def _run_prompt(
     ids: Sequence[int],
     repeat: int,
     *,
+    peers: Peers,
     tie_tolerance: float,
 ) -> list[Sample]:
-    """Returns one sample per mode, with the verdict of the comparison between the modes."""
+    """Returns one sample per mode, with the verdict of the comparison; peers run before or after."""
     runs: dict[str, TracedRun] = {}
     samples = []
+    peers_first = order[0] != MODES[0]
+    if peers.running and peers_first:
+        peers.run(peer_task(engine, ids, config), prompt, repeat)
     for mode in order:
         completion, runs[mode] = traced(engine, ids, dataclasses.replace(config, mode=mode))
         samples.append(Sample(prompt_id=prompt.id, index=prompt.index, repeat=repeat, mode=mode, stats=completion.stats, identical=None))
+    if peers.running and not peers_first:
+        peers.run(peer_task(engine, ids, config), prompt, repeat)
+    if "plain" in runs:
+        peers.expect(prompt, runs["plain"].token_ids)
     verdicts = {mode: _verdict(engine, config, runs, mode, tie_tolerance=tie_tolerance) for mode in runs}
     return [dataclasses.replace(sample, identical=verdicts[sample.mode]) for sample in samples]
 

@@ -96,6 +96,32 @@ class ModeReport:
     refused: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerReport:
+    """The results of another engine over the same prompts and repeats, or why there are none.
+
+    Attributes:
+        name: name of the peer.
+        version: version of its package; None if it does not run.
+        missing: why there are no results, in one line; None if there are.
+        tokens_per_second: speed of each repeat, as for our modes.
+        ours_over_this: speed of our last mode over this one's, of each repeat.
+        ours_over_this_95: 95 % interval of that by a paired bootstrap over prompts.
+        prefill_s: seconds to the first token, median over all runs.
+        same_text: number of prompts for which it gave the tokens of our plain decoding; None if the text is
+            sampled.
+    """
+
+    name: str
+    version: str | None = None
+    missing: str | None = None
+    tokens_per_second: Spread | None = None
+    ours_over_this: Spread | None = None
+    ours_over_this_95: tuple[float, float] | None = None
+    prefill_s: float | None = None
+    same_text: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
     """The whole result of `sstool bench`.
@@ -105,12 +131,14 @@ class BenchReport:
         settings: the completed decoding settings as JSON values, with `repeat`.
         runs: one report per mode, plain first.
         per_prompt: one row per prompt, repeat and mode, in the order of the runs.
+        peers: one report per peer asked for.
     """
 
     environment: Environment
     settings: Mapping[str, object]
     runs: tuple[ModeReport, ...]
     per_prompt: tuple[PromptRow, ...]
+    peers: tuple[PeerReport, ...] = ()
 
     @property
     def num_differing(self) -> int:
@@ -124,4 +152,5 @@ class BenchReport:
             "settings": dict(self.settings),
             "runs": [asdict(run) for run in self.runs],
             "per_prompt": [asdict(row) for row in self.per_prompt],
+            "peers": [asdict(peer) for peer in self.peers],
         }

@@ -56,7 +56,7 @@ def summarize(mode: str, samples: Sequence[Sample], *, refused: int) -> ModeRepo
     return ModeReport(
         mode=mode,
         tokens_per_second=Spread.of(list(_speeds(own).values())),
-        ratio_to_plain=Spread.of(_ratios(plain, own)),
+        ratio_to_plain=Spread.of(ratios(plain, own)),
         ratio_interval_95=ratio_interval(plain, own),
         acceptance_rate=_quotient(sum(s.accepted for s in stats), sum(s.proposed for s in stats)),
         tokens_per_round=_quotient(sum(s.emitted for s in stats), sum(s.rounds for s in stats)),
@@ -80,7 +80,7 @@ def ratio_interval(plain: Sequence[Sample], other: Sequence[Sample]) -> tuple[fl
     Returns:
         The 2.5th and the 97.5th percentile; None with fewer than two prompts, or if nothing was decoded.
     """
-    if not _ratios(plain, other):
+    if not ratios(plain, other):
         return None
     return weighted_interval({"": plain}, {"": other}, {"": 1.0})
 
@@ -106,9 +106,9 @@ def weighted_interval(
         return None
     drawn = np.random.default_rng(_BOOTSTRAP_SEED).integers(len(indices), size=(_RESAMPLES, len(indices)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = _paces(base, indices, drawn, shares) / _paces(other, indices, drawn, shares)
+        quotients = _paces(base, indices, drawn, shares) / _paces(other, indices, drawn, shares)
     # A draw without decoded tokens of some kind has no finite ratio.
-    low, high = np.percentile(ratios[np.isfinite(ratios)], [2.5, 97.5])
+    low, high = np.percentile(quotients[np.isfinite(quotients)], [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -140,7 +140,8 @@ def _speeds(samples: Sequence[Sample]) -> dict[int, float]:
     return speeds
 
 
-def _ratios(plain: Sequence[Sample], other: Sequence[Sample]) -> list[float]:
+def ratios(plain: Sequence[Sample], other: Sequence[Sample]) -> list[float]:
+    """Returns the speed of one mode over that of another one, of each repeat."""
     base, speeds = _speeds(plain), _speeds(other)
     return [speeds[r] / base[r] for r in speeds if r in base]
 
