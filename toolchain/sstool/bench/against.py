@@ -74,6 +74,11 @@ class Peers:
         """
         return tuple(self._report(name, ours, is_greedy=is_greedy) for name in self._asked)
 
+    def _is_same(self, name: str, index: int) -> bool:
+        """Returns whether a peer gave our tokens; only our last one may be one that ends the text."""
+        found = self._texts.get((name, index))
+        return found is not None and found[:-1] == self._expected[index][:-1]
+
     def _report(self, name: str, ours: Sequence[Sample], *, is_greedy: bool) -> PeerReport:
         version = self._versions.get(name)
         if name in self._missing:
@@ -86,7 +91,7 @@ class Peers:
             ours_over_this=Spread.of(ratios(samples, ours)),
             ours_over_this_95=ratio_interval(samples, ours),
             prefill_s=statistics.median(s.stats.prefill_s for s in samples),
-            same_text=sum(self._texts.get((name, i)) == tokens for i, tokens in self._expected.items()) if is_greedy else None,
+            same_text=sum(self._is_same(name, i) for i in self._expected) if is_greedy else None,
         )
 
 
@@ -134,7 +139,7 @@ def _check_same_model(model: Path, expected: Mapping[str, int]) -> None:
 
 
 def peer_task(engine: Engine, ids: Sequence[int], config: GenerationConfig) -> PeerTask:
-    """Returns what a peer is to complete: as many tokens as we decode, end-of-sequence tokens ignored.
+    """Returns what a peer is to complete: as many tokens as we decode, none of which ends the text.
 
     Raises:
         ConfigError: if the settings are not ones that all engines have.

@@ -63,7 +63,8 @@ def run_bench(
 ) -> BenchReport:
     """Returns speeds and token comparisons of the modes, measured on the same prompts with the same seeds.
 
-    With peers, end-of-sequence tokens are ignored: all engines then decode the same number of tokens.
+    With peers, end-of-sequence tokens are left out of the choice: all engines then decode the same number of
+    tokens, and the same greedy text.
 
     Args:
         engine: the engine to measure; nothing else should use it at the same time.
@@ -79,7 +80,8 @@ def run_bench(
     """
     options, peers = options or BenchOptions(), peers or Peers()
     if peers.running:
-        config = dataclasses.replace(config, ignore_eos=True)
+        most = engine.settings(config).max_new_tokens
+        config = dataclasses.replace(config, max_new_tokens=most, min_new_tokens=most, ignore_eos=False)
     modes = tuple(m for m in MODES if m in (options.modes or _modes_of(engine, config)))
     base = engine.settings(dataclasses.replace(config, mode=modes[-1]))
     config = dataclasses.replace(config, seed=base.seed)
@@ -135,9 +137,11 @@ def _warm_up(
     engine: Engine, modes: Sequence[str], config: GenerationConfig, peers: Peers, prompt: PromptRecord, ids: Sequence[int]
 ) -> None:
     for mode in modes:
-        engine.generate(ids, dataclasses.replace(config, mode=mode, max_new_tokens=_WARM_UP_TOKENS, stop=(), ignore_eos=True))
+        engine.generate(
+            ids, dataclasses.replace(config, mode=mode, max_new_tokens=_WARM_UP_TOKENS, min_new_tokens=0, stop=(), ignore_eos=True)
+        )
     if peers.running:
-        peers.run(peer_task(engine, ids, dataclasses.replace(config, max_new_tokens=_WARM_UP_TOKENS)), prompt, None)
+        peers.run(peer_task(engine, ids, dataclasses.replace(config, max_new_tokens=_WARM_UP_TOKENS, min_new_tokens=0)), prompt, None)
 
 
 def _run_prompt(

@@ -108,8 +108,8 @@ class PeerReport:
         ours_over_this: speed of our last mode over this one's, of each repeat.
         ours_over_this_95: 95 % interval of that by a paired bootstrap over prompts.
         prefill_s: seconds to the first token, median over all runs.
-        same_text: number of prompts for which it gave the tokens of our plain decoding; None if the text is
-            sampled.
+        same_text: number of prompts for which it gave the tokens of our plain decoding, without
+            the last one; None if the text is sampled.
     """
 
     name: str

@@ -100,8 +100,8 @@ def _print_report(report: BenchReport) -> None:
     if report.peers:
         console.print(_peer_table(report))
         for peer in report.peers:
-            if peer.missing is not None:
-                console.print(f"{peer.name}: {peer.missing}", soft_wrap=True, highlight=False, markup=False)
+            what = f"version {peer.version}" if peer.missing is None else peer.missing
+            console.print(f"{peer.name}: {what}", style="dim", soft_wrap=True, highlight=False, markup=False)
     how = report.settings
     sampled = "greedy" if how["temperature"] == 0 else f"temperature {how['temperature']:g}, top-p {how['top_p']:g}, {how['sampling']}"
     spread = "median" if brief else "median (minimum to maximum)"
@@ -133,7 +133,7 @@ def _peer_table(report: BenchReport) -> Table:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for peer in report.peers:
         if peer.missing is None:
-            table.add_row(f"{peer.name} {peer.version}", *_peer_cells(peer))
+            table.add_row(peer.name, *_peer_cells(peer))
     return table
 
 

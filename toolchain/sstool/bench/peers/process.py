@@ -50,7 +50,7 @@ class PeerSetup:
 
 @dataclass(frozen=True, kw_only=True)
 class PeerTask:
-    """One completion: exactly `tokens` tokens after a prompt, end-of-sequence tokens ignored."""
+    """One completion: exactly `tokens` tokens after a prompt, none of which ends the text."""
 
     ids: Sequence[int]
     tokens: int

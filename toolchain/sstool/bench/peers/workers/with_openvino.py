@@ -45,7 +45,6 @@ def open_model(request: dict[str, Any]) -> Decode:
     def decode(task: dict[str, Any]) -> dict[str, Any]:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = config.min_new_tokens = task["tokens"]
-        config.ignore_eos = True
         if task["temperature"] > 0:
             config.do_sample, config.temperature, config.top_p = True, task["temperature"], task["top_p"]
             config.rng_seed = task["seed"] % 2**31
