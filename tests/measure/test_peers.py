@@ -6,11 +6,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from ssruntime import ConfigError, GenerationConfig, load
 from sstool.bench import BenchOptions, open_peers, run_bench
 from sstool.bench.peers import PEERS, Peer, PeerError, PeerProcess, PeerSetup, PeerTask, parse_peers
+from sstool.cli.bench import command
 from sstool.prompts import PromptRecord
 
 GREEDY = GenerationConfig(max_new_tokens=12, temperature=0.0)
@@ -20,7 +22,7 @@ READY = 'print(json.dumps({"version": "1"}), flush=True)'
 
 @pytest.fixture
 def setup(tmp_path: Path) -> PeerSetup:
-    return PeerSetup(model=tmp_path, key="key", dtype="fp32", threads=1, max_context=64)
+    return PeerSetup(model=tmp_path, key="key", dtype="fp32", threads=1)
 
 
 def program(folder: Path, body: str) -> Peer:
@@ -57,12 +59,12 @@ def test_sampled_text_is_not_compared(demo_artifact: Path, demo_model: Path) -> 
 def test_what_is_not_installed_says_how_to_install_it(setup: PeerSetup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     with pytest.raises(PeerError, match=r"not installed; python3 -m venv .*cache/peers/openvino-genai/environment && .*pip install"):
-        PeerProcess("openvino", PEERS["openvino"], setup)
+        PeerProcess(PEERS["openvino"], setup)
 
 
 def test_precisions_that_a_peer_lacks_are_missing(setup: PeerSetup) -> None:
     with pytest.raises(PeerError, match="has no int8 weights"):
-        PeerProcess("hf", PEERS["hf"], dataclasses.replace(setup, dtype="int8"))
+        PeerProcess(PEERS["hf"], dataclasses.replace(setup, dtype="int8"))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_precisions_that_a_peer_lacks_are_missing(setup: PeerSetup) -> None:
 )
 def test_a_peer_that_does_not_start_says_why(setup: PeerSetup, tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(PeerError, match=message):
-        PeerProcess("scripted", program(tmp_path, body), setup)
+        PeerProcess(program(tmp_path, body), setup)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_a_peer_that_does_not_start_says_why(setup: PeerSetup, tmp_path: Path, b
     ],
 )
 def test_a_peer_that_fails_later_says_why(setup: PeerSetup, tmp_path: Path, body: str, message: str) -> None:
-    with PeerProcess("scripted", program(tmp_path, body), setup) as peer, pytest.raises(PeerError, match=message):
+    with PeerProcess(program(tmp_path, body), setup) as peer, pytest.raises(PeerError, match=message):
         peer.decode(TASK)
 
 
@@ -107,6 +109,7 @@ def test_bad_lists_of_peers_are_refused(text: str) -> None:
         parse_peers(text)
 
 
-def test_every_program_exists() -> None:
+def test_every_peer_has_a_program_and_is_named_in_the_help() -> None:
+    assert ", ".join(PEERS) in next(p.help or "" for p in command.params if isinstance(p, click.Option) and p.name == "against")
     assert all(peer.program.is_file() for peer in PEERS.values())
     assert PEERS["hf"].python == Path(sys.executable)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ssruntime.artifact import CHECKPOINT_CONFIG
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine
 from ssruntime.errors import ConfigError
+from ssruntime.strict_reader import read_json_object
 from sstool.bench.peers import PEERS, PeerError, PeerProcess, PeerSetup, PeerTask
 from sstool.bench.report import PeerReport, Spread
 from sstool.bench.summary import Sample, ratio_interval, ratios, summarize
@@ -22,24 +22,25 @@ class Peers:
 
     def __init__(self) -> None:
         """Begins without any peer."""
-        self.running: dict[str, PeerProcess] = {}
         self._asked: list[str] = []
+        self._started: dict[str, PeerProcess] = {}
         self._missing: dict[str, str] = {}
-        self._versions: dict[str, str] = {}
-        self._samples: dict[str, list[Sample]] = {}
+        self._samples: list[Sample] = []
         self._texts: dict[tuple[str, int], tuple[int, ...]] = {}
         self._expected: dict[int, tuple[int, ...]] = {}
+
+    @property
+    def running(self) -> dict[str, PeerProcess]:
+        """The peers that have not failed, by name."""
+        return {name: peer for name, peer in self._started.items() if name not in self._missing}
 
     def start(self, name: str, setup: PeerSetup, stack: ExitStack) -> None:
         """Starts a peer, and keeps the reason if it does not run."""
         self._asked.append(name)
         try:
-            peer = stack.enter_context(PeerProcess(name, PEERS[name], setup))
+            self._started[name] = stack.enter_context(PeerProcess(PEERS[name], setup))
         except PeerError as err:
             self._missing[name] = str(err)
-            return
-        self.running[name], self._versions[name] = peer, peer.version
-        self._samples[name] = []
 
     def run(self, task: PeerTask, prompt: PromptRecord, repeat: int | None) -> None:
         """Runs a prompt once in each peer; one that fails takes no further part.
@@ -49,16 +50,15 @@ class Peers:
             prompt: the prompt's record.
             repeat: number of the repeat; None for the warm-up, which does not count.
         """
-        for name, peer in list(self.running.items()):
+        for name, peer in self.running.items():
             try:
                 done = peer.decode(task)
             except PeerError as err:
-                del self.running[name]
                 self._missing[name] = str(err)
                 continue
             if repeat is not None:
                 sample = Sample(prompt_id=prompt.id, index=prompt.index, repeat=repeat, mode=name, stats=done.stats, identical=None)
-                self._samples[name].append(sample)
+                self._samples.append(sample)
                 self._texts[name, prompt.index] = done.token_ids
 
     def expect(self, prompt: PromptRecord, tokens: Sequence[int]) -> None:
@@ -80,27 +80,28 @@ class Peers:
         return found is not None and found[:-1] == self._expected[index][:-1]
 
     def _report(self, name: str, ours: Sequence[Sample], *, is_greedy: bool) -> PeerReport:
-        version = self._versions.get(name)
+        version = self._started[name].version if name in self._started else None
         if name in self._missing:
             return PeerReport(name=name, version=version, missing=self._missing[name])
-        samples = self._samples[name]
+        samples = [s for s in self._samples if s.mode == name]
+        summary = summarize(name, samples, refused=0)
         return PeerReport(
             name=name,
             version=version,
-            tokens_per_second=summarize(name, samples, refused=0).tokens_per_second,
+            tokens_per_second=summary.tokens_per_second,
             ours_over_this=Spread.of(ratios(samples, ours)),
             ours_over_this_95=ratio_interval(samples, ours),
-            prefill_s=statistics.median(s.stats.prefill_s for s in samples),
+            prefill_s=summary.prefill_s,
             same_text=sum(self._is_same(name, i) for i in self._expected) if is_greedy else None,
         )
 
 
 @contextmanager
 def open_peers(engine: Engine, names: Sequence[str], model: Path) -> Iterator[Peers]:
-    """Gives the peers of a bench, with the checkpoint loaded; they end with the context.
+    """Yields the peers of a bench with their models loaded, and ends their processes on exit.
 
     Args:
-        engine: our engine, whose threads, data type and context are theirs too.
+        engine: our engine, whose number of threads and data type they use too.
         names: names of peers.
         model: folder of the artifact's checkpoint.
 
@@ -114,10 +115,9 @@ def open_peers(engine: Engine, names: Sequence[str], model: Path) -> Iterator[Pe
     _check_same_model(model, {"num_hidden_layers": manifest.model.num_layers, "vocab_size": engine.backend.vocab_size})
     setup = PeerSetup(
         model=model,
-        key=manifest.weights_digest.rpartition(":")[2][:16],
+        key=manifest.weights_digest[:16],
         dtype=manifest.dtype,
         threads=engine.backend.threads,
-        max_context=engine.backend.max_context,
     )
     peers = Peers()
     with ExitStack() as stack:
@@ -127,13 +127,12 @@ def open_peers(engine: Engine, names: Sequence[str], model: Path) -> Iterator[Pe
 
 
 def _check_same_model(model: Path, expected: Mapping[str, int]) -> None:
-    try:
-        config = json.loads((model / "config.json").read_bytes())
-    except (OSError, ValueError):
-        raise ConfigError(f"{model} is not the folder of a checkpoint", "pass the folder that holds its config.json") from None
+    if not (model / CHECKPOINT_CONFIG).is_file():
+        raise ConfigError(f"{model} is not the folder of a checkpoint", f"pass the folder that holds its {CHECKPOINT_CONFIG}")
+    config = read_json_object(model / CHECKPOINT_CONFIG, error=ConfigError, hint="copy or download the checkpoint again")
     aliases = {"num_hidden_layers": "n_layer"}
     for name, value in expected.items():
-        found = config.get(name, config.get(aliases.get(name, name), value)) if isinstance(config, dict) else None
+        found = config.get(name, config.get(aliases.get(name, name), value))
         if found != value:
             raise ConfigError(f"{model} has {name} {found}, the artifact {value}", "pass the checkpoint that the artifact was made from")
 

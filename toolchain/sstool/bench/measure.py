@@ -63,8 +63,8 @@ def run_bench(
 ) -> BenchReport:
     """Returns speeds and token comparisons of the modes, measured on the same prompts with the same seeds.
 
-    With peers, end-of-sequence tokens are left out of the choice: all engines then decode the same number of
-    tokens, and the same greedy text.
+    With peers, end-of-sequence tokens are suppressed: all engines then decode the same number of tokens, and
+    the same greedy text.
 
     Args:
         engine: the engine to measure; nothing else should use it at the same time.
@@ -158,14 +158,15 @@ def _run_prompt(
     """Returns one sample per mode, with the verdict of the comparison; peers run before or after."""
     runs: dict[str, TracedRun] = {}
     samples = []
-    peers_first = order[0] != MODES[0]
-    if peers.running and peers_first:
-        peers.run(peer_task(engine, ids, config), prompt, repeat)
+    peers_first = order[0] != "plain"
+    task = peer_task(engine, ids, config) if peers.running else None
+    if task is not None and peers_first:
+        peers.run(task, prompt, repeat)
     for mode in order:
         completion, runs[mode] = traced(engine, ids, dataclasses.replace(config, mode=mode))
         samples.append(Sample(prompt_id=prompt.id, index=prompt.index, repeat=repeat, mode=mode, stats=completion.stats, identical=None))
-    if peers.running and not peers_first:
-        peers.run(peer_task(engine, ids, config), prompt, repeat)
+    if task is not None and not peers_first:
+        peers.run(task, prompt, repeat)
     if "plain" in runs:
         peers.expect(prompt, runs["plain"].token_ids)
     verdicts = {mode: _verdict(engine, config, runs, mode, tie_tolerance=tie_tolerance) for mode in runs}

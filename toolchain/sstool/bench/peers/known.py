@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ _WORKERS: Final = Path(__file__).with_name("workers")
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """An engine in one setting.
+    """An engine to compare with, with or without its own lookup.
 
     Attributes:
         engine: name of the engine; peers of one engine share an environment and a converted model.
@@ -27,7 +27,7 @@ class Peer:
         requirements: what its environment needs, for pip.
         unwanted: what pip installs with them and the engine cannot be imported beside.
         dtypes: data types of weights that it can be compared in.
-        options: settings for the worker.
+        looks_up: whether it proposes tokens from the text (prompt lookup, n-grams).
     """
 
     engine: str
@@ -36,7 +36,7 @@ class Peer:
     requirements: tuple[str, ...]
     unwanted: tuple[str, ...] = ()
     dtypes: frozenset[str]
-    options: Mapping[str, object] = field(default_factory=dict)
+    looks_up: bool = False
 
     @property
     def program(self) -> Path:
@@ -81,17 +81,13 @@ _OPENVINO: Final = Peer(
 )
 
 
-def _looking_up(peer: Peer) -> Peer:
-    return dataclasses.replace(peer, options={"lookup": True})
-
-
 PEERS: Final[Mapping[str, Peer]] = {
     "hf": _TRANSFORMERS,
-    "hf-lookup": _looking_up(_TRANSFORMERS),
+    "hf-lookup": dataclasses.replace(_TRANSFORMERS, looks_up=True),
     "genai": _GENAI,
-    "genai-ngram": _looking_up(_GENAI),
+    "genai-ngram": dataclasses.replace(_GENAI, looks_up=True),
     "openvino": _OPENVINO,
-    "openvino-lookup": _looking_up(_OPENVINO),
+    "openvino-lookup": dataclasses.replace(_OPENVINO, looks_up=True),
 }
 """The peers by name."""
 

@@ -38,14 +38,12 @@ class PeerSetup:
         key: name for the converted model, the same for the same checkpoint.
         dtype: data type of the weights.
         threads: number of threads.
-        max_context: most tokens of prompt and output together.
     """
 
     model: Path
     key: str
     dtype: str
     threads: int
-    max_context: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +66,18 @@ class PeerRun:
 
 
 class PeerProcess:
-    """A running peer.
+    """A peer whose model is loaded and that waits for prompts.
 
     Attributes:
-        name: name of the peer.
         version: version of its package.
     """
 
-    def __init__(self, name: str, peer: Peer, setup: PeerSetup) -> None:
+    def __init__(self, peer: Peer, setup: PeerSetup) -> None:
         """Starts the peer and waits until its model is loaded.
 
         Raises:
             PeerError: if the peer is not installed, lacks the data type, or cannot run the model.
         """
-        self.name = name
         if setup.dtype not in peer.dtypes:
             raise PeerError(f"has no {setup.dtype} weights that could be compared")
         if not peer.python.exists():
@@ -99,7 +95,7 @@ class PeerProcess:
             models = peer.folder / "models" / f"{setup.key}-{setup.dtype}"
             models.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             wanted = {**asdict(setup), "model": str(setup.model.absolute()), "converted": str(models)}
-            ready = self._ask({**wanted, "package": peer.package, "options": dict(peer.options)}, _PREPARE_SECONDS)
+            ready = self._ask({**wanted, "package": peer.package, "looks_up": peer.looks_up}, _PREPARE_SECONDS)
             self.version = str(ready["version"])
         except BaseException:
             self.close()
@@ -147,7 +143,7 @@ class PeerProcess:
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
         except OSError:
-            raise PeerError(self._last_words()) from None
+            raise PeerError(self._exit_reason()) from None
         try:
             answer: dict[str, Any] = json.loads(self._line(seconds))
         except ValueError:
@@ -166,12 +162,12 @@ class PeerProcess:
                 raise PeerError(f"no answer in {seconds:.0f} s")
             chunk = os.read(pipe, _CHUNK)
             if not chunk:
-                raise PeerError(self._last_words())
+                raise PeerError(self._exit_reason())
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _last_words(self) -> str:
+    def _exit_reason(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return f"its process ended: {lines[-1][:300]}" if lines else "its process ended"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, Final
 
 import onnxruntime_genai as og
 from line_server import Decode, converted, serve
+
+_LOOKUP_LENGTH: Final = 3
+"""Length of the n-grams that its lookup matches."""
 
 
 def open_model(request: dict[str, Any]) -> Decode:
@@ -21,7 +24,7 @@ def open_model(request: dict[str, Any]) -> Decode:
     config = og.Config(converted(request, command))
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": request["threads"]}}}}))
     model = og.Model(config)
-    lookup = bool(request["options"].get("lookup"))
+    lookup = bool(request["looks_up"])
 
     def decode(task: dict[str, Any]) -> dict[str, Any]:
         before = len(task["ids"])
@@ -34,7 +37,7 @@ def open_model(request: dict[str, Any]) -> Decode:
             options["do_sample"] = False
         params.set_search_options(**options)
         if lookup:
-            _look_up(params)
+            params.set_speculative_options(ngram_size=_LOOKUP_LENGTH)
         begun = time.perf_counter()
         generator = og.Generator(model, params)
         generator.append_tokens(task["ids"])
@@ -47,10 +50,6 @@ def open_model(request: dict[str, Any]) -> Decode:
         return {"ids": new, "first": first, "prefill_s": marked - begun, "decode_s": end - marked}
 
     return decode
-
-
-def _look_up(params: og.GeneratorParams) -> None:
-    params.set_speculative_options(ngram_size=3)
 
 
 if __name__ == "__main__":

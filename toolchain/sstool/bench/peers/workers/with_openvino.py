@@ -37,7 +37,7 @@ def open_model(request: dict[str, Any]) -> Decode:
     tool = [sys.executable, "-c", "from optimum.commands.optimum_cli import main; main()", "export", "openvino"]
     task = ["--task", "text-generation-with-past", "--weight-format", request["dtype"]]
     folder = converted(request, lambda out: [*tool, "--model", request["model"], *task, out])
-    lookup = bool(request["options"].get("lookup"))
+    lookup = bool(request["looks_up"])
     # Its default rounds products to 16 bits where the processor can, which is not what the weights say.
     how: dict[str, Any] = {"INFERENCE_NUM_THREADS": request["threads"], "INFERENCE_PRECISION_HINT": "f32"}
     pipe = openvino_genai.LLMPipeline(folder, "CPU", **how, **({"prompt_lookup": True} if lookup else {}))

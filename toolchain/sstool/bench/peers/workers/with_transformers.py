@@ -29,7 +29,7 @@ def open_model(request: dict[str, Any]) -> Decode:
     """Returns the function that completes a prompt."""
     torch.set_num_threads(request["threads"])
     model = transformers.AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32).eval()
-    lookup = {"prompt_lookup_num_tokens": _LOOKUP_TOKENS} if request["options"].get("lookup") else {}
+    lookup = {"prompt_lookup_num_tokens": _LOOKUP_TOKENS} if request["looks_up"] else {}
 
     def decode(task: dict[str, Any]) -> dict[str, Any]:
         ids = torch.tensor([task["ids"]])
