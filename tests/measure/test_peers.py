@@ -50,7 +50,7 @@ def test_sampled_text_is_not_compared(demo_artifact: Path, demo_model: Path) -> 
     config = dataclasses.replace(GREEDY, temperature=0.8, top_p=0.95, seed=1)
     with load(demo_artifact, threads=1) as engine, open_peers(engine, ("hf",), demo_model) as peers:
         report = run_bench(engine, prompts, config, BenchOptions(repeat=1), peers=peers)
-        with pytest.raises(ConfigError, match="--top-k cannot be compared"):
+        with pytest.raises(ConfigError, match="--top-k cannot be used with --against: not every engine has it"):
             run_bench(engine, prompts, dataclasses.replace(config, top_k=5), BenchOptions(repeat=1), peers=peers)
     assert report.peers[0].same_text is None
     assert report.to_json()["peers"]

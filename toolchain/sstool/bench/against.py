@@ -152,7 +152,9 @@ def peer_task(engine: Engine, ids: Sequence[int], config: GenerationConfig) -> P
     }
     named = [flag for flag, is_set in others.items() if is_set]
     if named:
-        raise ConfigError(f"{named[0]} cannot be compared with other engines", "leave it out; --temperature and --top-p are understood")
+        raise ConfigError(
+            f"{named[0]} cannot be used with --against: not every engine has it", "leave it out; all have --temperature and --top-p"
+        )
     room = engine.backend.max_context - len(ids)
     temperature = 0.0 if settings.is_greedy else settings.temperature
     tokens = min(settings.max_new_tokens, room)

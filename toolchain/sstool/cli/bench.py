@@ -47,7 +47,8 @@ def command(
     prompt differ from autoregressive decoding (mode plain); near ties do not count.
 
     Engines named with --against take turns too, each in its own process with the same checkpoint, threads and
-    precision. One that is not installed is a row that says how to install it.
+    precision, and end-of-sequence tokens are suppressed in all, so that they decode as many tokens. One that
+    is not installed is a row that says how to install it.
     """
     if (against is None) != (model is None):
         raise click.UsageError("--against and --model belong together: other engines load the checkpoint itself")

@@ -93,7 +93,6 @@ class PeerProcess:
         self._buffer = b""
         try:
             models = peer.folder / "models" / f"{setup.key}-{setup.dtype}"
-            models.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             wanted = {**asdict(setup), "model": str(setup.model.absolute()), "converted": str(models)}
             ready = self._ask({**wanted, "package": peer.package, "looks_up": peer.looks_up}, _PREPARE_SECONDS)
             self.version = str(ready["version"])

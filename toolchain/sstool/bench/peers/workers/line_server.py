@@ -47,6 +47,7 @@ def converted(request: dict[str, Any], command: Callable[[str], list[str]]) -> s
     """
     folder = Path(request["converted"])
     if not folder.is_dir():
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
         done = subprocess.run(command(str(scratch)), capture_output=True, text=True, check=False)
         if done.returncode:
