@@ -23,7 +23,7 @@ def test_bench_json_has_the_documented_fields(sstool: Command, demo_artifact: Pa
     outcome = sstool("bench", demo_artifact, "--prompts", prompts_file, "--json", *QUICK)
     assert outcome.code == 0
     [report] = outcome.lines()
-    assert set(report) == {"environment", "settings", "runs", "per_prompt"}
+    assert set(report) == {"environment", "settings", "runs", "per_prompt", "peers"}
     assert [run["mode"] for run in report["runs"]] == ["plain", "auto"]
     for run in report["runs"]:
         assert set(run) == RUN

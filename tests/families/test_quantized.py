@@ -12,6 +12,7 @@ import pytest
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.quantize.options import QuantizationOptions
 from tests.families.checkpoints import FAMILIES
+from tests.processor import require_equal_int4_bits
 from tests.toolchain.tiny_llama import VOCAB
 
 MakeModel = Callable[[str, int], Path]
@@ -33,17 +34,15 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def require_sound(model: Path, dtype: str, calibration: Path, out: Path) -> None:
     options = QuantizationOptions(max_kl=RANDOM_WEIGHTS_KL, calibration=str(calibration))
-    manifest = export_artifact(ExportRequest(model=model, out=out, dtype=dtype, quantization=options)).manifest
-    gate = manifest.gate
+    gate = export_artifact(ExportRequest(model=model, out=out, dtype=dtype, quantization=options)).manifest.gate
     assert gate["parity"]["passed"]
     assert gate["products"]["passed"]
     assert gate["bits"]["rows"] > 400
-    if dtype == "int4" and manifest.instructions != "vnni":
-        # There, the kernels for one row and for several rows round differently: near ties are possible.
-        assert gate["lossless"]["identical"] in ("yes", "near_tie")
+    if dtype == "int4":
+        require_equal_int4_bits(gate)
     else:
         assert gate["bits"]["differing"] == 0
-        assert gate["lossless"]["identical"] == "yes"
+    assert gate["lossless"]["identical"] == "yes"
 
 
 @pytest.mark.parametrize(("family", "dtype"), [*((family, "int8") for family in USUAL), ("gpt2", "int4"), ("mixtral", "int4")])

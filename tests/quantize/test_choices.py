@@ -24,6 +24,7 @@ from sstool.quantize.statistics import measure_inputs
 from sstool.quantize.texts import read_texts
 from sstool.selftest.exactness import write_artifact
 from sstool.targets.registry import GRAPH_TARGETS
+from tests.processor import needs_exact_products
 from tests.quantize.conftest import SKIP
 
 INT8 = Int8Columns(FULL_LEVELS)
@@ -43,6 +44,7 @@ def demo_base(demo_artifact: Path) -> ir.Model:
     return ir.load(demo_artifact / "verify.onnx")
 
 
+@needs_exact_products
 def test_smoothing_matters_where_channels_stick_out(outliers: Engine) -> None:
     base = ir.load(outliers.artifact.base_graph())
     texts = read_texts(outliers.artifact, read_prompts(BUILT_IN_CALIBRATION)[:24])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sstool.graph.passes.integer_products import LEVELS, IntegerMatrix, IntegerProductsPass
 from sstool.graph.products import product_groups, products_of
+from tests.processor import needs_exact_products
 from tests.toolchain.passes.small_graphs import constant, drawn, floats, kinds, model_of, named, run, within
 
 DEPTH, WIDTH = 48, 32
@@ -50,6 +51,7 @@ def expected(x: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
     return (integers @ weights(seed)) * (scales(seed) / LEVELS) * bound
 
 
+@needs_exact_products
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_result_is_the_exact_sum_of_integers(tied: bool) -> None:
     x = drawn(2, 5, DEPTH)
