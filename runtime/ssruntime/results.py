@@ -81,12 +81,14 @@ class Round:
         tree: tokens of the pass.
         proposed: length of the draft sequence, which is the end of the trunk.
         alternative: index of the branch that was accepted; None if none was.
+        sources: source of each token of the draft sequence, such as `skip` for the draft engine.
     """
 
     start: int
     tree: TokenTree
     proposed: int = 0
     alternative: int | None = None
+    sources: tuple[str, ...] = ()
 
     @property
     def first_decided(self) -> int:

@@ -181,7 +181,7 @@ class Sequence:
             stats.withheld += is_withheld
             stats.emitted += len(emitted)
             if self._trace is not None:
-                self._trace.rounds.append(Round(start, tree, proposed, alternative))
+                self._trace.rounds.append(Round(start, tree, proposed, alternative, tuple(proposal.sources)))
                 self._trace.add_logits(start + 1, rows.logits[: position + accepted_draft - start])
             self._emit(emitted)
         yield None

@@ -134,6 +134,7 @@ def test_a_search_works_on_the_quantized_engines(demo_int8: Artifact, tmp_path: 
             recipe=Recipe(),
             recipe_name="none",
             settings=SearchSettings(trials=2, sampled_tokens=8, greedy_tokens=8, finalists=1),
+            draft_memory=None,
             threads=None,
             resume=False,
             progress=lambda _text: None,

@@ -16,7 +16,7 @@ def tune(folder: Path, *, mode: str, cpu: str) -> None:
     """Writes the result of a search on `cpu` into an artifact's manifest; `mode` becomes the default mode."""
     manifest = read_artifact(folder).manifest
     drafts = tuple(dataclasses.replace(draft, mode=mode) for draft in manifest.drafts)
-    tuning = Tuning(speedup=None, cpu=cpu, threads=2, onnxruntime="1.32.0", trials=3, remark="")
+    tuning = Tuning(speedups={}, cpu=cpu, threads=2, onnxruntime="1.32.0", trials=3, remark="")
     (folder / MANIFEST).write_text(dataclasses.replace(manifest, tuning=tuning, drafts=drafts).to_json(), encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ def trial(index: int, source: str, speed: float | None) -> Trial:
 
 def finalist(index: int, speedup: float) -> Finalist:
     rest: dict[str, Any] = {"interval_95": None, "acceptance_rate": None, "tokens_per_round": None, "prompts": 1}
-    return Finalist(trial=index, modelled=1.0, measured=speedup, plain=1.0, speedup=speedup, **rest)
+    return Finalist(trial=index, modelled=1.0, measured=speedup, plain=1.0, speedup=speedup, by_kind={}, **rest)
 
 
 def test_the_finalist_with_the_fastest_measured_speed_wins() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from sstool.search.clock import Clock
-from sstool.search.drafts.space import Bits, is_draft, skip_of
+from sstool.search.drafts.space import Bits, Candidate, DraftSpace, is_draft, sharing, skip_of
 from sstool.search.explore import _MOST_IDLE, Explorer, Limits
 from sstool.search.log.records import AX, COMPLETED, FAILED, Trial
 from sstool.search.settings import SearchSettings
@@ -38,6 +38,11 @@ def trial(index: int, source: str, bits: Bits, *, status: str = COMPLETED, secon
     )
 
 
+def drafts(sets: Sequence[Bits]) -> list[Candidate]:
+    """Returns the candidates without own weights that skip these sets."""
+    return [sharing(bits) for bits in sets]
+
+
 class FakeEvaluator:
     """An evaluator that returns made-up trials.
 
@@ -48,8 +53,9 @@ class FakeEvaluator:
         self.ran: list[tuple[int, str, Bits, bool]] = []
         self._time, self._seconds, self._failing = time, list(seconds), failing
 
-    def run(self, index: int, source: str, bits: Bits, *, suggest_seconds: float = 0.0, whole: bool = False) -> Trial:
+    def run(self, index: int, source: str, candidate: Candidate, *, suggest_seconds: float = 0.0, whole: bool = False) -> Trial:
         """Returns a trial."""
+        bits = candidate.skipped
         self.ran.append((index, source, bits, whole))
         seconds = self._seconds.pop(0) if len(self._seconds) > 1 else self._seconds[0]
         self._time.passes(seconds)
@@ -66,8 +72,9 @@ class FakeAx:
         self.made_with: tuple[int, int] | None = None
         self._suggest = suggest
 
-    def made(self, num_sublayers: int, *, seed: int) -> FakeAx:
+    def made(self, num_sublayers: int, *, has_own_weights: bool, seed: int) -> FakeAx:
         """Takes the place of the class `AxDriver`."""
+        assert not has_own_weights
         self.made_with = (num_sublayers, seed)
         return self
 
@@ -98,7 +105,7 @@ class Search:
             writer,  # type: ignore[arg-type] # likewise
             self.clock,
             limits,
-            options.get("num_layers", LAYERS),
+            DraftSpace(num_layers=options.get("num_layers", LAYERS)),
             lambda *progress: self.progress.append(progress),
         )
 
@@ -138,7 +145,7 @@ def in_batches(sets: Sequence[Bits]) -> Callable[[int], list[Bits]]:
 
 def test_each_trial_is_written_and_reported_when_it_ends(time: FakeTime) -> None:
     search = Search(time, trials=8)
-    found = search.explorer.consider("block", [DRAFTS[0], DRAFTS[3]])
+    found = search.explorer.consider("block", drafts([DRAFTS[0], DRAFTS[3]]))
     assert found == search.written == search.explorer.trials
     assert [(t.index, t.source, t.skip) for t in found] == [(0, "block", skip_of(DRAFTS[0])), (1, "block", skip_of(DRAFTS[3]))]
     best = [trial(0, "", DRAFTS[0]).speedup, max(trial(0, "", bits).speedup or 0 for bits in (DRAFTS[0], DRAFTS[3]))]
@@ -147,21 +154,21 @@ def test_each_trial_is_written_and_reported_when_it_ends(time: FakeTime) -> None
 
 def test_a_skip_set_is_tried_once(time: FakeTime) -> None:
     search = Search(time)
-    first = search.explorer.consider("recipe", DRAFTS[:2])
-    again = search.explorer.consider("block", [DRAFTS[1], DRAFTS[2], DRAFTS[1]])
+    first = search.explorer.consider("recipe", drafts(DRAFTS[:2]))
+    again = search.explorer.consider("block", drafts([DRAFTS[1], DRAFTS[2], DRAFTS[1]]))
     assert again == [first[1], search.explorer.trials[2], first[1]]
     assert search.tried == DRAFTS[:3]
 
 
 def test_sets_that_skip_nothing_or_everything_are_not_tried(time: FakeTime) -> None:
     search = Search(time)
-    assert search.explorer.consider("block", [(0,) * 4, (1,) * 4]) == []
+    assert search.explorer.consider("block", drafts([(0,) * 4, (1,) * 4])) == []
     assert search.tried == []
 
 
 def test_the_limit_of_trials_ends_the_search(time: FakeTime) -> None:
     search = Search(time, trials=3)
-    assert len(search.explorer.consider("block", DRAFTS)) == 3
+    assert len(search.explorer.consider("block", drafts(DRAFTS))) == 3
     assert search.tried == DRAFTS[:3]
     assert search.explorer.is_over()
 
@@ -171,7 +178,7 @@ def test_the_limit_of_trials_ends_the_search(time: FakeTime) -> None:
 
 def test_the_reserve_is_not_used_for_trials(time: FakeTime) -> None:
     search = Search(time, FakeEvaluator(time, [20]), budget=100, reserve=30)
-    search.explorer.consider("block", DRAFTS)
+    search.explorer.consider("block", drafts(DRAFTS))
     # After the third trial 10 s are left before the reserve, and a trial takes 20.
     assert len(search.tried) == 3
     assert search.clock.left() == 40
@@ -179,12 +186,12 @@ def test_the_reserve_is_not_used_for_trials(time: FakeTime) -> None:
 
 def test_the_next_trial_is_expected_to_take_the_longest_of_the_last_three(time: FakeTime) -> None:
     search = Search(time, FakeEvaluator(time, [50, 1, 1, 1]), budget=101.5)
-    search.explorer.consider("block", DRAFTS[:3])
+    search.explorer.consider("block", drafts(DRAFTS[:3]))
     # 49.5 s are left, and one of the last three trials took 50.
     assert len(search.tried) == 3
     assert search.explorer.is_over()
     search = Search(time, FakeEvaluator(time, [50, 1, 1, 1]), budget=103)
-    search.explorer.consider("block", DRAFTS[:4])
+    search.explorer.consider("block", drafts(DRAFTS[:4]))
     assert len(search.tried) == 4
     assert not search.explorer.is_over()  # the long trial is no longer among the last three
 
@@ -192,19 +199,19 @@ def test_the_next_trial_is_expected_to_take_the_longest_of_the_last_three(time: 
 def test_nothing_is_tried_if_only_the_reserve_is_left(time: FakeTime) -> None:
     search = Search(time, budget=30, reserve=30)
     time.passes(0.001)
-    assert search.explorer.consider("block", DRAFTS) == []
+    assert search.explorer.consider("block", drafts(DRAFTS)) == []
 
 
 def test_the_reserve_is_not_used_inside_a_batch_either(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time, FakeEvaluator(time, [10]), budget=100, reserve=60)
-    search.explorer.consider("block", DRAFTS[:1])
+    search.explorer.consider("block", drafts(DRAFTS[:1]))
     follow_ax(search, lambda _: DRAFTS[1:11])
     assert search.clock.left() == 60
 
 
 def test_ax_is_asked_for_no_more_sets_than_are_untried(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
-    search.explorer.consider("block", DRAFTS[:-1])
+    search.explorer.consider("block", drafts(DRAFTS[:-1]))
     ax = follow_ax(search, in_batches(DRAFTS[-1:]))
     assert ax.asked == [1]
     assert set(search.tried) == set(DRAFTS)
@@ -215,16 +222,16 @@ def test_ax_is_asked_for_no_more_sets_than_are_untried(time: FakeTime, follow_ax
 
 def test_the_search_ends_when_every_skip_set_was_tried(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
-    search.explorer.consider("block", DRAFTS[:-1])
+    search.explorer.consider("block", drafts(DRAFTS[:-1]))
     assert not search.explorer.is_over()
-    search.explorer.consider("block", DRAFTS)
+    search.explorer.consider("block", drafts(DRAFTS))
     assert search.explorer.is_over()
     assert follow_ax(search, in_batches(DRAFTS)).made_with is None
 
 
 def test_ax_is_asked_until_every_skip_set_was_tried(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
-    search.explorer.consider("block", DRAFTS[:1])
+    search.explorer.consider("block", drafts(DRAFTS[:1]))
     suggestions = itertools.cycle(DRAFTS)
     ax = follow_ax(search, lambda count: list(itertools.islice(suggestions, count)))
     assert sorted(search.tried) == sorted(DRAFTS)
@@ -236,7 +243,7 @@ def test_ax_is_asked_until_every_skip_set_was_tried(time: FakeTime, follow_ax: F
 
 def test_ax_gets_the_result_of_every_trial(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time, FakeEvaluator(time, failing=[DRAFTS[1], DRAFTS[3]]))
-    search.explorer.consider("block", DRAFTS[:2])
+    search.explorer.consider("block", drafts(DRAFTS[:2]))
     ax = follow_ax(search, in_batches(DRAFTS[2:5]))
     assert ax.made_with == (2 * LAYERS, 7)
     speeds = [None if n in (1, 3) else trial(0, "", bits).speedup for n, bits in enumerate(DRAFTS[:5])]
@@ -246,7 +253,7 @@ def test_ax_gets_the_result_of_every_trial(time: FakeTime, follow_ax: FollowAx) 
 
 def test_ax_is_asked_for_no_more_sets_than_trials_are_left(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time, trials=6)
-    search.explorer.consider("block", DRAFTS[:1])
+    search.explorer.consider("block", drafts(DRAFTS[:1]))
     ax = follow_ax(search, in_batches(DRAFTS[1:]))
     assert ax.asked == [3, 2]
     assert len(search.explorer.trials) == 6
@@ -254,7 +261,7 @@ def test_ax_is_asked_for_no_more_sets_than_trials_are_left(time: FakeTime, follo
 
 def test_the_time_to_suggest_a_batch_is_divided_among_its_trials(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
-    search.explorer.consider("block", DRAFTS[:1])
+    search.explorer.consider("block", drafts(DRAFTS[:1]))
     batches = in_batches(DRAFTS[1:4])
 
     def slow(count: int) -> list[Bits]:
@@ -268,7 +275,7 @@ def test_the_time_to_suggest_a_batch_is_divided_among_its_trials(time: FakeTime,
 
 def test_batches_without_a_new_set_end_the_search(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
-    search.explorer.consider("block", DRAFTS[:2])
+    search.explorer.consider("block", drafts(DRAFTS[:2]))
     answers = iter([*[DRAFTS[:2]] * (_MOST_IDLE - 1), [DRAFTS[0], DRAFTS[2]], *[DRAFTS[:3]] * (2 * _MOST_IDLE)])
     ax = follow_ax(search, lambda _: list(next(answers)))
     # A batch with a new set starts the count again.
@@ -278,7 +285,7 @@ def test_batches_without_a_new_set_end_the_search(time: FakeTime, follow_ax: Fol
 
 def test_a_set_suggested_twice_in_a_batch_is_tried_once(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
-    search.explorer.consider("block", DRAFTS[:1])
+    search.explorer.consider("block", drafts(DRAFTS[:1]))
     follow_ax(search, in_batches([DRAFTS[5], DRAFTS[5], DRAFTS[6]]))
     assert search.tried == [DRAFTS[0], DRAFTS[5], DRAFTS[6]]
 
@@ -286,14 +293,14 @@ def test_a_set_suggested_twice_in_a_batch_is_tried_once(time: FakeTime, follow_a
 @pytest.mark.parametrize("completed", [0, 1])
 def test_ax_is_not_asked_if_no_trial_completed(completed: int, time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time, FakeEvaluator(time, failing=DRAFTS[completed:]))
-    search.explorer.consider("block", DRAFTS[:3])
+    search.explorer.consider("block", drafts(DRAFTS[:3]))
     ax = follow_ax(search, in_batches(DRAFTS[3:4]))
     assert bool(ax.asked) == bool(completed)
 
 
 def test_a_failure_of_ax_ends_only_ax(time: FakeTime, follow_ax: FollowAx, caplog: pytest.LogCaptureFixture) -> None:
     search = Search(time)
-    search.explorer.consider("block", DRAFTS[:1])
+    search.explorer.consider("block", drafts(DRAFTS[:1]))
     batches = in_batches(DRAFTS[1:4])
 
     def breaks(count: int) -> list[Bits]:
@@ -306,12 +313,12 @@ def test_a_failure_of_ax_ends_only_ax(time: FakeTime, follow_ax: FollowAx, caplo
     assert search.tried == DRAFTS[:4]
     assert search.explorer.ax_error == ("LinAlgError: " + "singular " * 100)[:200]
     assert [m for m in caplog.messages if "after trial 3" in m and "LinAlgError" in m]
-    assert search.explorer.consider("block", DRAFTS[4:5])
+    assert search.explorer.consider("block", drafts(DRAFTS[4:5]))
 
 
 def test_a_failure_outside_ax_is_not_hidden(time: FakeTime, follow_ax: FollowAx) -> None:
     search = Search(time)
-    search.explorer.consider("block", DRAFTS[:1])
+    search.explorer.consider("block", drafts(DRAFTS[:1]))
 
     def full(_: int) -> list[Bits]:
         raise OSError("No space left on device")
@@ -331,7 +338,7 @@ def test_a_resumed_search_counts_its_earlier_trials(time: FakeTime, follow_ax: F
     # The best one is run again, so that the evaluator can compare with it. That run is not a new trial.
     assert search.evaluator.ran == [(best, "block", DRAFTS[best], True)]
     assert search.written == []
-    assert search.explorer.consider("recipe", DRAFTS[:5]) == [*earlier, trial(4, "recipe", DRAFTS[4])]
+    assert search.explorer.consider("recipe", drafts(DRAFTS[:5])) == [*earlier, trial(4, "recipe", DRAFTS[4])]
     assert [t.index for t in search.written] == [4]
     ax = follow_ax(search, in_batches(DRAFTS[5:]))
     assert [bits for bits, _ in ax.attached] == DRAFTS[:6]
@@ -355,4 +362,4 @@ def test_the_best_warm_start_is_not_a_suggested_trial(time: FakeTime) -> None:
 
 def test_a_generator_of_sets_is_accepted(time: FakeTime) -> None:
     search = Search(time)
-    assert search.explorer.consider("block", iter(DRAFTS[:3])) == search.written != []
+    assert search.explorer.consider("block", drafts(iter(DRAFTS[:3]))) == search.written != []

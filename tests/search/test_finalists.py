@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ssruntime.artifact import SkipSet
+from ssruntime.artifact import LowBitSet, SkipSet
 from ssruntime.stopping import ConfidenceRule
 from sstool.prompts import PromptRecord
 from sstool.search.drafts.builder import DraftBuilder
@@ -102,10 +102,10 @@ def test_a_finalist_that_fails_is_left_out(
     bad, good = trial(3, SkipSet(mlp=(1, 2))), trial(7, SkipSet(attention=(2, 5), mlp=(3, 4, 9)))
     real_open, real_run = DraftBuilder.open, head_to_head.run_job
 
-    def fail_to_open(self: DraftBuilder, skip: SkipSet) -> Any:
+    def fail_to_open(self: DraftBuilder, skip: SkipSet, int4: LowBitSet) -> Any:
         if where == "open" and skip == bad.skip:
             raise RuntimeError("no\nroom")
-        return real_open(self, skip)
+        return real_open(self, skip, int4)
 
     def fail_to_run(*args: Any) -> Any:
         if where == "run" and args[3] == bad:

@@ -19,7 +19,7 @@ def timed_draft(seconds: dict[str, list[float]]) -> TimedDraft:
         seconds: by kind of text, seconds of each prompt's run; 0 for a prompt without a run of that kind.
     """
     samples = {kind: [sample(place, each) for place, each in enumerate(times) if each] for kind, times in seconds.items()}
-    return TimedDraft(None, cast("Any", None), samples)
+    return TimedDraft(None, cast("Any", None), samples=samples)
 
 
 def sample(place: int, seconds: float) -> Sample:

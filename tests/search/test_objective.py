@@ -8,8 +8,8 @@ import pytest
 
 from ssruntime.artifact import SkipSet
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import bits_of
-from sstool.search.log.records import COMPLETED, FAILED, STOPPED, LatencyRow
+from sstool.search.drafts.space import candidate_of, sharing
+from sstool.search.log.records import COMPLETED, FAILED, STOPPED, DraftCosts, LatencyRow
 from sstool.search.scoring.evaluate import Evaluator
 from sstool.search.scoring.objective import Objective, each_with
 from sstool.search.scoring.rules import START, neighbours
@@ -31,13 +31,13 @@ def cheap(num_layers: int, part: float) -> CostModel:
     share = part / (2 * num_layers)
     verify = tuple(1 + 0.02 * n for n in range(16))
     shares = (share,) * num_layers
-    row = LatencyRow(context=1, verify=verify, draft_base=0.01, attention=shares, mlp=shares, sizes=(1.0,), first=(1.0,), later=(0.5,))
-    return CostModel(table(row))
+    draft = DraftCosts(base=0.01, attention=shares, mlp=shares, sizes=(1.0,), first=(1.0,), later=(0.5,))
+    return CostModel(table(LatencyRow(context=1, verify=verify, draft=draft)))
 
 
 def test_a_score_is_the_cost_of_the_counts(builder: DraftBuilder, texts: list[CachedText]) -> None:
     num_layers = builder.num_layers
-    bits, costs = bits_of(SKIP, num_layers), cheap(num_layers, 1.0)
+    bits, costs = candidate_of(SKIP, num_layers), cheap(num_layers, 1.0)
     sampled = [c for c in texts if c.text.kind == SAMPLED]
     score = Objective(costs, WEIGHTS).score(bits, [drafted(builder, c, SKIP) for c in sampled], START)
     counts = score.counts[SAMPLED]
@@ -58,7 +58,7 @@ def test_a_score_is_the_cost_of_the_counts(builder: DraftBuilder, texts: list[Ca
 
 
 def test_no_neighbour_beats_a_tuned_stopping_rule(builder: DraftBuilder, texts: list[CachedText]) -> None:
-    bits = bits_of(SKIP, builder.num_layers)
+    bits = candidate_of(SKIP, builder.num_layers)
     objective = Objective(cheap(builder.num_layers, 1.0), WEIGHTS)
     counting = [drafted(builder, cached, SKIP) for cached in texts]
     rule, score = objective.tune(bits, counting, START)
@@ -67,7 +67,7 @@ def test_no_neighbour_beats_a_tuned_stopping_rule(builder: DraftBuilder, texts: 
 
 
 def test_scores_are_weighted_over_the_kinds_of_text(builder: DraftBuilder, texts: list[CachedText]) -> None:
-    bits, costs = bits_of(SKIP, builder.num_layers), cheap(builder.num_layers, 1.0)
+    bits, costs = candidate_of(SKIP, builder.num_layers), cheap(builder.num_layers, 1.0)
     counting = [drafted(builder, cached, SKIP) for cached in texts]
     only = {kind: Objective(costs, {kind: 1.0}).score(bits, counting, START).seconds_per_token for kind in WEIGHTS}
     mixed = Objective(costs, {SAMPLED: 3.0, GREEDY: 1.0}).score(bits, counting, START).seconds_per_token
@@ -88,9 +88,9 @@ def test_an_evaluator_stops_hopeless_candidates_and_continues_after_failures(bui
         )
 
     first = evaluator()
-    good = first.run(0, "recipe", bits_of(SKIP, num_layers))
+    good = first.run(0, "recipe", candidate_of(SKIP, num_layers))
     bad_set = SkipSet(attention=(0,), mlp=(0,))  # a slow draft without the sublayers that matter most
-    bad = first.run(1, "block", bits_of(bad_set, num_layers))
+    bad = first.run(1, "block", candidate_of(bad_set, num_layers))
     assert (good.status, bad.status) == (COMPLETED, STOPPED)
     assert good.speedup is not None
     assert bad.speedup is not None
@@ -101,11 +101,11 @@ def test_an_evaluator_stops_hopeless_candidates_and_continues_after_failures(bui
     assert good.timed.measured > 0
     # An autoregressive step takes 1 s in this test's table. A round takes at least as long, and a token less.
     assert 1 < good.timed.modelled <= good.timed.tokens
-    whole = evaluator().run(1, "block", bits_of(bad_set, num_layers), whole=True)
+    whole = evaluator().run(1, "block", candidate_of(bad_set, num_layers), whole=True)
     assert whole.status == COMPLETED
-    everything = first.run(2, "ax", (1,) * (2 * num_layers))
+    everything = first.run(2, "ax", sharing((1,) * (2 * num_layers)))
     assert everything.status == FAILED or everything.counts
-    again = evaluator().run(0, "recipe", bits_of(SKIP, num_layers))
+    again = evaluator().run(0, "recipe", candidate_of(SKIP, num_layers))
     assert (again.counts, again.speedup, again.stopping) == (good.counts, good.speedup, good.stopping)
 
 
@@ -119,14 +119,14 @@ def test_a_candidate_whose_timed_run_fails_keeps_its_score(
     costs = cheap(builder.num_layers, 1.0)
     settings = {text.text: builder.engine.settings(SETTINGS.decoding(text.text.kind, text.text.seed)) for text in texts}
     evaluator = Evaluator(builder, texts, Objective(costs, WEIGHTS), costs, settings.__getitem__)
-    trial = evaluator.run(0, "recipe", bits_of(SKIP, builder.num_layers))
+    trial = evaluator.run(0, "recipe", candidate_of(SKIP, builder.num_layers))
     assert trial.status == COMPLETED
     assert trial.speedup is not None
     assert trial.timed is None
 
 
 def test_texts_in_parallel_give_the_same_score(builder: DraftBuilder, texts: list[CachedText]) -> None:
-    bits, costs = bits_of(SKIP, builder.num_layers), cheap(builder.num_layers, 1.0)
+    bits, costs = candidate_of(SKIP, builder.num_layers), cheap(builder.num_layers, 1.0)
     one_by_one = Objective(costs, WEIGHTS).tune(bits, [drafted(builder, cached, SKIP) for cached in texts], START)
     with ThreadPoolExecutor(3) as pool:
         together = Objective(costs, WEIGHTS, each_with(pool)).tune(bits, [drafted(builder, cached, SKIP) for cached in texts], START)

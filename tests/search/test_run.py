@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from ssruntime.artifact import SkipSet
+from ssruntime.artifact import LowBitSet, SkipSet
 from ssruntime.errors import ConfigError, PromptError, RecipeError
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.search.log.read import read_search
 from sstool.search.log.records import COMPLETED, FAILED, LATENCY, TRIALS, Trial
 from sstool.search.progress import Progress
-from sstool.search.run import SearchOutcome, SearchRequest, run_search
+from sstool.search.run import SearchOutcome, SearchRequest, Start, run_search
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec
 from tests.toolchain.tiny_llama import VOCAB, make_llama
@@ -37,7 +37,7 @@ def search(artifact: Path, work: Path, calibration: Path, *, latency: Path | Non
             folder=artifact,
             work=work,
             settings=settings(calibration, **changes),
-            starts=(("recipe", SkipSet(attention=(1,), mlp=(0, 2))), ("earlier", SkipSet(mlp=(1,)))),
+            starts=(Start(source="recipe", skip=SkipSet(attention=(1,), mlp=(0, 2))), Start(source="earlier", skip=SkipSet(mlp=(1,)))),
             known_latency=() if latency is None else (latency,),
             threads=1,
         )
@@ -161,10 +161,10 @@ def test_a_candidate_that_fails_is_recorded_and_does_not_end_the_search(
 
     opened = DraftBuilder.open
 
-    def failing(self: DraftBuilder, skip: SkipSet) -> Any:
+    def failing(self: DraftBuilder, skip: SkipSet, int4: LowBitSet) -> Any:
         if len(skip.mlp) == 2:
             raise ConfigError("this one\nfails", "")
-        return opened(self, skip)
+        return opened(self, skip, int4)
 
     monkeypatch.setattr(DraftBuilder, "open", failing)
     search(tiny_artifact, tmp_path / "work", calibration, latency=finished[0] / LATENCY)
@@ -278,7 +278,7 @@ def test_a_damaged_latency_table_of_an_earlier_search_is_measured_again(
     finished: tuple[Path, SearchOutcome], tiny_artifact: Path, calibration: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = json.loads((finished[0] / LATENCY).read_text())
-    table["rows"][0]["attention"].pop()
+    table["rows"][0]["draft"]["attention"].pop()
     (tmp_path / "latency.json").write_text(json.dumps(table), encoding="utf-8")
     search(tiny_artifact, tmp_path / "work", calibration, latency=tmp_path / "latency.json", trials=2)
     assert "cannot be used and is measured again" in caplog.text

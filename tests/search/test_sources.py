@@ -131,7 +131,7 @@ def test_only_the_score_of_a_stopped_trial_has_an_error(status: str, error: floa
 
 
 def test_ax_takes_exact_and_uncertain_scores_together() -> None:
-    driver = AxDriver(6, seed=3)
+    driver = AxDriver(6, has_own_weights=False, seed=3)
     for number, bits in enumerate(((1, 0, 0, 0, 0, 0), (1, 1, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 0, 0, 0, 1, 1))):
         driver.attach(bits, 1.0 + number / 10, 0.1 * (number % 2))
     suggested = driver.suggest(2)

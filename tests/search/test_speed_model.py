@@ -9,10 +9,10 @@ import pytest
 
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import bits_of, skip_of
-from sstool.search.log.records import LatencyRow
+from sstool.search.drafts.space import sharing
+from sstool.search.log.records import DraftCosts, LatencyRow
 from sstool.search.speed_model.costs import CostModel, DraftCost
-from sstool.search.speed_model.fit import CostSample, fit
+from sstool.search.speed_model.fit import CostSample, StepSample, fit
 from sstool.search.speed_model.measure import measure_latency, sublayer_bytes
 from sstool.search.speed_model.probes import ladder_sets, probe_sets
 from sstool.search.texts.make import CachedText
@@ -25,12 +25,14 @@ def row(context: int, scale: float) -> LatencyRow:
     return LatencyRow(
         context=context,
         verify=verify,
-        draft_base=0.1 * scale,
-        attention=(0.2 * scale, 0.1),
-        mlp=(0.3, 0.4),
-        sizes=(0.5 * scale, 1.1 * scale),
-        first=(1.0, 1.0),
-        later=(0.6, 0.9),
+        draft=DraftCosts(
+            base=0.1 * scale,
+            attention=(0.2 * scale, 0.1),
+            mlp=(0.3, 0.4),
+            sizes=(0.5 * scale, 1.1 * scale),
+            first=(1.0, 1.0),
+            later=(0.6, 0.9),
+        ),
     )
 
 
@@ -40,21 +42,21 @@ def test_costs_are_interpolated_between_contexts() -> None:
     assert costs.verify(200)[4] == pytest.approx(1.5 * 1.4)
     assert costs.verify(10) == costs.verify(100)
     assert costs.verify(9999) == costs.verify(300)
-    everything_kept = costs.draft((0, 0, 0, 0), 100).first
+    everything_kept = costs.draft(sharing((0, 0, 0, 0)), 100).first
     assert everything_kept == pytest.approx(0.1 + 0.2 + 0.1 + 0.3 + 0.4)
-    assert costs.draft((1, 0, 0, 1), 100).first == pytest.approx(everything_kept - 0.2 - 0.4)
-    assert costs.draft((0, 0, 0, 0), 200).first == pytest.approx(0.15 + 0.3 + 0.1 + 0.7)
+    assert costs.draft(sharing((1, 0, 0, 1)), 100).first == pytest.approx(everything_kept - 0.2 - 0.4)
+    assert costs.draft(sharing((0, 0, 0, 0)), 200).first == pytest.approx(0.15 + 0.3 + 0.1 + 0.7)
 
 
 def test_a_step_takes_a_fraction_of_the_draft_s_size() -> None:
     costs = CostModel(table(row(100, 1.0), row(300, 2.0)))
     # The draft's size is 1.1 s in the first row and 1.4 s in the second. A later step takes 0.9 of the first
     # size, and 0.7 of the second, which lies a third of the way from 1.0 s to 2.2 s.
-    assert costs.draft((0, 0, 0, 0), 100).later == pytest.approx(0.9 * 1.1)
-    assert costs.draft((0, 0, 0, 0), 300).later == pytest.approx(0.7 * 1.4)
-    assert costs.draft((0, 0, 0, 0), 200).later == pytest.approx((0.9 * 1.1 + 0.7 * 1.4) / 2)
+    assert costs.draft(sharing((0, 0, 0, 0)), 100).later == pytest.approx(0.9 * 1.1)
+    assert costs.draft(sharing((0, 0, 0, 0)), 300).later == pytest.approx(0.7 * 1.4)
+    assert costs.draft(sharing((0, 0, 0, 0)), 200).later == pytest.approx((0.9 * 1.1 + 0.7 * 1.4) / 2)
     # Sizes outside the measured range have the factor of the nearest measured size.
-    assert costs.draft((1, 1, 1, 1), 100).later == pytest.approx(0.6 * 0.1)
+    assert costs.draft(sharing((1, 1, 1, 1)), 100).later == pytest.approx(0.6 * 0.1)
 
 
 def test_each_draft_sequence_has_one_first_step() -> None:
@@ -89,18 +91,23 @@ def test_the_bytes_of_a_sublayer_are_those_of_its_matrices(builder: DraftBuilder
 
 
 def test_a_measured_table_is_complete(builder: DraftBuilder, texts: list[CachedText]) -> None:
-    measured = measure_latency(builder, [cached.text for cached in texts], SETTINGS)
+    measured = measure_latency(builder, [cached.text for cached in texts], SETTINGS, has_own_weights=False)
     assert [r.context for r in measured.rows] == [96, 1024]
     for measured_row in measured.rows:
         assert len(measured_row.verify) == MAX_QUERY_LENGTH
         assert list(measured_row.verify) == sorted(measured_row.verify)
         assert measured_row.verify[0] > 0
-        assert len(measured_row.attention) == len(measured_row.mlp) == builder.num_layers
-        assert list(measured_row.sizes) == sorted(measured_row.sizes)
-        assert len(measured_row.sizes) == len(measured_row.first) == len(measured_row.later) == len(ladder_sets(builder.num_layers))
-        assert all(0 < part < 2 for part in (*measured_row.first, *measured_row.later))
-    costs, num_layers = CostModel(measured), builder.num_layers
-    little, much = (costs.draft(bits_of(skip_of(bits), num_layers), 96) for bits in (probe_sets(num_layers)[0], (1,) + (0,) * 31))
+        assert len(measured_row.draft.attention) == len(measured_row.draft.mlp) == builder.num_layers
+        assert list(measured_row.draft.sizes) == sorted(measured_row.draft.sizes)
+        assert (
+            len(measured_row.draft.sizes)
+            == len(measured_row.draft.first)
+            == len(measured_row.draft.later)
+            == len(ladder_sets(builder.num_layers))
+        )
+        assert all(0 < part < 2 for part in (*measured_row.draft.first, *measured_row.draft.later))
+    costs = CostModel(measured)
+    little, much = (costs.draft(sharing(bits), 96) for bits in (probe_sets(builder.num_layers)[0], (1,) + (0,) * 31))
     assert 0 < little.first < much.first
     assert 0 < little.later < much.later
 
@@ -114,15 +121,19 @@ def test_the_fit_recovers_the_costs_behind_the_times() -> None:
     first, later = sizes, 0.7 * sizes
     later[3] *= 1.5
     plain = 6.0
-    sample = CostSample([plain] * 9 + [plain + 2.0], {2: [6.5] * 10, 16: [10.0] * 10}, [[s] * 5 for s in first], [[s] * 5 for s in later])
-    row, error = fit(96, sample, probes, weights)
+    sample = CostSample(
+        [plain] * 9 + [plain + 2.0],
+        {2: [6.5] * 10, 16: [10.0] * 10},
+        StepSample(probes, [[s] * 5 for s in first], [[s] * 5 for s in later]),
+    )
+    row, error = fit(96, sample, weights)
     stalls = sample.stalls()
     total = 60.0 + 65 + 100 + 5 * (first.sum() + later.sum())
     assert stalls == pytest.approx((total + 2.0) / total)
     assert error == pytest.approx(1 / 3, rel=0.01)  # of the outlier
     costs = CostModel(table(row))
     for bits, size in zip(probes, sizes, strict=True):
-        cost = costs.draft(bits, 96)
+        cost = costs.draft(sharing(bits), 96)
         assert cost.first == pytest.approx(stalls * size, rel=1e-6)
         assert cost.later == pytest.approx(stalls * 0.7 * size, rel=1e-6)
     assert row.verify[0] == pytest.approx(stalls * plain)

@@ -22,6 +22,7 @@ from sstool.search.log.records import (
     STOPPED,
     TRIALS,
     Counts,
+    DraftCosts,
     Finalist,
     Header,
     LatencyRow,
@@ -78,6 +79,7 @@ def header(*, num_layers: int = 24, trials: int = 80, model: str = "models/some-
         trials=trials,
         batch=2,
         weights={"sampled": 0.75, "greedy": 0.25},
+        draft_memory=0,
         cpu="A processor with 2 cores",
         threads=2,
         onnxruntime="1.32.0",
@@ -95,12 +97,14 @@ def latency(*, num_layers: int = 24) -> LatencyTable:
         return LatencyRow(
             context=context,
             verify=tuple(plain * r for r in ratios),
-            draft_base=0.19 * plain,
-            attention=attention,
-            mlp=tuple(part * 0.6 for _ in range(num_layers)),
-            sizes=(0.2 * plain, 0.5 * plain, plain),
-            first=(1.0, 0.95, 1.02),
-            later=(0.8, 0.7, 0.95),
+            draft=DraftCosts(
+                base=0.19 * plain,
+                attention=attention,
+                mlp=tuple(part * 0.6 for _ in range(num_layers)),
+                sizes=(0.2 * plain, 0.5 * plain, plain),
+                first=(1.0, 0.95, 1.02),
+                later=(0.8, 0.7, 0.95),
+            ),
         )
 
     return LatencyTable(
@@ -213,6 +217,7 @@ def finalists(of: list[Trial], *, slow: bool = False) -> list[Finalist]:
             plain=86.1,
             speedup=speedup,
             interval_95=(speedup - 0.035, speedup + 0.031),
+            by_kind={"sampled": speedup - 0.02, "greedy": speedup + 0.06},
             acceptance_rate=0.71,
             tokens_per_round=2.3,
             prompts=24,
@@ -230,6 +235,7 @@ def result(of: list[Trial], timed: list[Finalist]) -> Result:
     return Result(
         trial=best.trial if best.speedup > 1 else None,
         speedup=best.speedup if best.speedup > 1 else None,
+        by_kind=best.by_kind if best.speedup > 1 else {},
         best_warm_start=warm.index,
         gain=top / (warm.speedup or 1.0) - 1,
         remark="The search found a set that is faster than every warm start.",

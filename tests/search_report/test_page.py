@@ -85,7 +85,8 @@ def test_a_finished_search_fills_every_section(tmp_path: Path) -> None:
     assert isinstance(records[-1], Result)
     for said in (records[0].model, records[0].cpu, records[-1].remark, "at most 80 trials", "8 min 53 s in all", "Ax 1 min 59 s"):
         assert said in page.text
-    assert f"{records[-1].speedup:.2f}\u00a0\u00d7 as fast as autoregressive decoding" in page.text
+    sampled, greedy = (f"{records[-1].by_kind[kind]:.2f}\u00a0\u00d7 as fast on {kind} text" for kind in ("sampled", "greedy"))
+    assert f"{sampled} and {greedy} as autoregressive decoding" in page.text
     assert f"{100 * (records[-1].gain or 0):+.1f}\u00a0%" in page.text
 
 
@@ -121,12 +122,12 @@ def test_figures_hold_the_numbers_of_the_log(tmp_path: Path) -> None:
     # The bars are the kept and the skipped parts of a draft; together they are a draft that skips nothing.
     parts = [t["x"][0] for t in figures["plot-draft-cost"]["data"] if t["type"] == "bar"]
     row = searches.latency().rows[0]
-    assert sum(parts) == pytest.approx(1000 * (row.draft_base + sum(row.attention) + sum(row.mlp)))
+    assert sum(parts) == pytest.approx(1000 * (row.draft.base + sum(row.draft.attention) + sum(row.draft.mlp)))
     first, later = figures["plot-steps"]["data"][:2]
-    assert first["x"] == later["x"] == pytest.approx([1000 * size for size in row.sizes])
+    assert first["x"] == later["x"] == pytest.approx([1000 * size for size in row.draft.sizes])
     assert (first["y"], later["y"]) == (
-        pytest.approx([100 * part for part in row.first]),
-        pytest.approx([100 * part for part in row.later]),
+        pytest.approx([100 * part for part in row.draft.first]),
+        pytest.approx([100 * part for part in row.draft.later]),
     )
 
 
@@ -177,7 +178,7 @@ def test_a_search_without_trials_has_a_page(tmp_path: Path) -> None:
 def test_a_winner_that_was_not_timed_is_said_to_be_modelled(tmp_path: Path) -> None:
     tried = searches.trials(count=10)
     best = max(tried, key=lambda t: t.speedup or 0.0)
-    last = Result(trial=best.index, speedup=None, best_warm_start=None, gain=None, remark="", seconds={})
+    last = Result(trial=best.index, speedup=None, by_kind={}, best_warm_start=None, gain=None, remark="", seconds={})
     page = report(tmp_path, searches.header(), *tried, last)
     assert "it was not timed." in page.text
     assert "No finalist was timed." in page.text

@@ -121,7 +121,7 @@ def changed(number: int, change: Change) -> Callable[[list[str]], list[str]]:
 
 
 BROKEN: list[tuple[Callable[[list[str]], list[str]], int, str]] = [
-    (changed(0, lambda d: d.update(format=1)), 1, "expected format 3, found 1"),
+    (changed(0, lambda d: d.update(format=1)), 1, "expected format 4, found 1"),
     (changed(0, lambda d: d.update(surprise=1)), 1, "unknown key 'surprise'"),
     (changed(0, lambda d: d.pop("model")), 1, "key 'model' is missing"),
     (changed(0, lambda d: d.update(num_layers=0)), 1, "num_layers"),
@@ -161,15 +161,17 @@ def test_a_search_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda d: d.update(format=9), "expected format 3, found 9"),
-        (lambda d: d["rows"][1]["sizes"].reverse(), "rows[1]: sizes: expected ascending values without duplicates"),
-        (lambda d: d["rows"][0]["later"].pop(), "rows[0]: sizes, first, later: expected equally many values"),
-        (lambda d: d["rows"][0]["first"].__setitem__(1, 0.0), "rows[0]: first, later: expected factors above 0"),
+        (lambda d: d.update(format=9), "expected format 4, found 9"),
+        (lambda d: d["rows"][1]["draft"]["sizes"].reverse(), "rows[1].draft: sizes: expected ascending values without duplicates"),
+        (lambda d: d["rows"][0]["draft"]["later"].pop(), "rows[0].draft: sizes, first, later: expected equally many values"),
+        (lambda d: d["rows"][0]["draft"]["first"].__setitem__(1, 0.0), "rows[0].draft: first, later: expected factors above 0"),
         (lambda d: d.update(weights_sha256="5" * 64), "another model"),
         (lambda d: d.update(rows=[]), "expected at least one"),
-        (lambda d: d["rows"][1]["attention"].pop(), "rows[1]: expected costs of 24 layers"),
+        (lambda d: d["rows"][1]["draft"]["attention"].pop(), "rows[1].draft: expected costs of 24 layers"),
         (lambda d: d["rows"][1]["verify"].pop(), "rows[1]: verify: expected 16 query lengths, found 15"),
-        (lambda d: d["rows"][0].update(verify=[0.0] * 16), "rows[0]: expected verify times above 0"),
+        (lambda d: d["rows"][0].update(verify=[0.0] * 16), "rows[0]: verify: expected times above 0"),
+        (lambda d: d["rows"][0].update(int4=d["rows"][0]["draft"]), "rows[1]: int4: expected costs in all rows or in none"),
+        (lambda d: [row.update(int4=dict(row["draft"], mlp=[])) for row in d["rows"]], "rows[0].int4: expected costs of 24 layers"),
         (lambda d: d.update(fit=0), "unknown key 'fit'"),
     ],
 )

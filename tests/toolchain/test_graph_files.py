@@ -24,7 +24,7 @@ from tests.toolchain.tiny_llama import copy_of
 
 Change = Callable[[ModelProto], object]
 
-TUNING = Tuning(speedup=None, cpu="any", threads=1, onnxruntime="any", trials=1, remark="")
+TUNING = Tuning(speedups={}, cpu="any", threads=1, onnxruntime="any", trials=1, remark="")
 
 
 def node(model: ModelProto, op_type: str) -> NodeProto:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ssruntime.planning.acceptance import Calibration
 from ssruntime.stopping import StoppingRule
 
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 8
 
 ANY_PROCESSOR: Final = "any"
 VNNI: Final = "vnni"
@@ -88,8 +88,8 @@ class Tuning:
     """How the draft and its stopping rule were found; on another machine, others may be better.
 
     Attributes:
-        speedup: measured speed-up over autoregressive decoding; None if there was none. For `ort-cpu`
-            it is that of sampled text in mode `auto`, for other targets that of the search's finalists.
+        speedups: measured speed-up of mode `auto` over autoregressive decoding, by kind of text (`sampled`,
+            `greedy`); empty if no draft was faster.
         cpu: model name of the processor.
         threads: number of threads of each engine.
         onnxruntime: version of ONNX Runtime.
@@ -97,7 +97,7 @@ class Tuning:
         remark: the search's summary of its result, in a sentence.
     """
 
-    speedup: float | None
+    speedups: dict[str, float]
     cpu: str
     threads: int
     onnxruntime: str

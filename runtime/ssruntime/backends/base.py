@@ -323,15 +323,18 @@ class Backend(Protocol):
             passes: acquired slots, each at most once, and the pass that its sequence wants.
         """
 
-    def open_draft(self, graph: bytes, name: str) -> DraftEngine:
+    def open_draft(self, graph: bytes, name: str, own: Mapping[str, NDArray[Any]] | None = None) -> DraftEngine:
         """Returns another draft over the same weights, for slots made by `new_slot`.
 
         Args:
-            graph: a serialized ONNX model; each of its weights must be a weight of the verify graph.
+            graph: a serialized ONNX model; each of its weights is one of the verify graph or of `own`.
             name: name of the draft in error messages.
+            own: weights that only this draft has, by initializer name; they must not change as long as it is
+                used. None if it has none.
 
         Raises:
             ArtifactError: if the graph cannot be opened or is not a draft of this artifact.
+            BackendUnavailableError: if drafts have no weights of their own on this backend.
         """
 
     def open_graph(self, graph: bytes, name: str) -> OpenGraph:

@@ -38,7 +38,7 @@ from sstool.graph.build import build_decoder
 from sstool.graph.lower import lower_draft, lower_step, lower_verify, plan_lowering
 from sstool.hub import ResolvedModel
 from sstool.precision import PRECISIONS
-from sstool.quantize.low_bit_draft import with_low_bits
+from sstool.quantize.low_bit_draft import LowBits, with_low_bits
 from sstool.skip_set import SkipSpec
 from sstool.targets.base import GraphTarget
 from sstool.targets.registry import cast
@@ -123,13 +123,13 @@ def graphs_of(base: ir.Model, spec: SkipSpec, lowering: Lowering) -> dict[str, i
     return {**graphs, DRAFT_GRAPH: draft}
 
 
-def draft_graph(base: ir.Model, spec: SkipSpec, lowering: Lowering) -> ir.Model:
-    """Returns the graph of a draft, as a copy over the same tensors; weights of its own stay lazy.
+def draft_graph(base: ir.Model, spec: SkipSpec, lowering: Lowering, low_bits: LowBits = with_low_bits) -> ir.Model:
+    """Returns the graph of a draft, as a copy over the same tensors; `low_bits` makes the weights of its own.
 
     Raises:
         UnsupportedModelError: if a sublayer cannot be left out.
     """
-    return lowering.target.finish(with_low_bits(lower_draft(base, spec.skip()), spec.low_bit()), lowering.max_context)
+    return lowering.target.finish(low_bits(lower_draft(base, spec.skip()), spec.low_bit()), lowering.max_context)
 
 
 def draft_entry(folder: Path, spec: SkipSpec, dtype: str) -> DraftEntry:

@@ -19,7 +19,8 @@ EXTERNAL_FROM_BYTES: Final = 1024
 
 Smaller ones (axes, shapes) stay in the graph, where shape inference can read them.
 """
-_PAGE: Final = 4096
+PAGE: Final = 4096
+"""Large weights begin at multiples of this in a weights file, so that they can be mapped."""
 _MAX_REASON: Final = 300
 """Characters of a checker's message, which may list every node of a graph."""
 
@@ -50,13 +51,13 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
 
 
 def write_draft(model: ir.Model, folder: Path) -> None:
-    """Writes a draft's graph, and its own weights if it has any; its other weights lie in a file already.
+    """Writes a draft's graph, and its own weights if it has any; the shared weights lie in their file.
 
     Raises:
         UnsupportedModelError: if the graph is not valid ONNX.
         OSError: if the disk is full or refuses.
     """
-    own = [v for v in model.graph.initializers.values() if _is_large(v) and not isinstance(v.const_value, ir.ExternalTensor)]
+    own = [value for value in model.graph.initializers.values() if is_large(value) and not _is_shared(value)]
     if own:
         _externalize(own, folder, DRAFT_WEIGHTS)
     write_graph(model, folder / DRAFT_GRAPH)
@@ -111,8 +112,13 @@ def check_graph(graph: bytes, name: str) -> None:
         ) from err
 
 
-def _is_large(value: ir.Value) -> bool:
+def is_large(value: ir.Value) -> bool:
+    """Returns whether an initializer belongs into a weights file."""
     return value.const_value is not None and value.const_value.nbytes >= EXTERNAL_FROM_BYTES
+
+
+def _is_shared(value: ir.Value) -> bool:
+    return isinstance(value.const_value, ir.ExternalTensor) and str(value.const_value.location) == WEIGHTS
 
 
 def _externalize(values: Iterable[ir.Value], folder: Path, name: str) -> None:
@@ -121,10 +127,10 @@ def _externalize(values: Iterable[ir.Value], folder: Path, name: str) -> None:
     with (folder / name).open("wb") as file:
         for value in values:
             tensor = value.const_value
-            if tensor is None or not _is_large(value):
+            if tensor is None or not is_large(value):
                 continue
-            if tensor.nbytes >= _PAGE:
-                file.seek(-file.tell() % _PAGE, os.SEEK_CUR)
+            if tensor.nbytes >= PAGE:
+                file.seek(-file.tell() % PAGE, os.SEEK_CUR)
             offset = file.tell()
             file.write(tensor.tobytes())
             value.const_value = ir.ExternalTensor(

@@ -90,7 +90,7 @@ def command(
     unused = [flag for flag in options.given() if flag != "--calibration" or chosen not in QUANTIZED]
     if not is_searched and unused:
         raise click.UsageError(f"{unused[0]} has no meaning without a search")
-    starts = [spec.skip() for spec in (base.skip_set, base.warm_start) if spec is not None]
+    starts = [spec for spec in (base.skip_set, base.warm_start) if spec is not None]
     with status_line() as say:
         artifact = export_artifact(
             ExportRequest(
@@ -153,5 +153,7 @@ def _summary(artifact: Artifact, out: Path) -> str:
 
 
 def _search_result(tuning: Tuning) -> str:
-    speed = "" if tuning.speedup is None else f"{tuning.speedup:.2f} x plain, measured. "
+    from sstool.search.log.records import speeds_in_words
+
+    speed = f"{speeds_in_words(tuning.speedups)}, measured. " if tuning.speedups else ""
     return f"{speed}{tuning.remark}"

@@ -88,7 +88,9 @@ def _draft(draft: DraftEntry, num_layers: int) -> Iterator[str]:
 
 
 def _tuning(tuning: Tuning) -> Iterator[str]:
-    speed = "" if tuning.speedup is None else f"{tuning.speedup:.2f} x plain"
+    from sstool.search.log.records import speeds_in_words
+
+    speed = speeds_in_words(tuning.speedups)
     found = f"{tuning.trials} trials on {tuning.cpu}, {tuning.threads} threads, onnxruntime {tuning.onnxruntime}"
     yield from _pairs([("measured", speed or "no draft was faster than autoregressive decoding"), ("search", found), ("", tuning.remark)])
 

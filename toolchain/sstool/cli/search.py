@@ -1,4 +1,4 @@
-"""`sstool search`: finds the sublayers that the draft skips, for an artifact or for a checkpoint."""
+"""`sstool search`: finds the draft of an artifact or of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,10 +20,19 @@ if TYPE_CHECKING:
 @click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML file with these settings; flags override it.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder for skip_set.json and the records of the search.")
 @click.option("--force", is_flag=True, help="Replace the records of an earlier search.")
+@click.option("--draft-memory", metavar="0|5%|SIZE", help="Most memory of the draft's own weights, in int4.  [default: 5%]")
 @search_options
 @debug_option
-def command(model: str | None, artifact: Path | None, recipe: Path | None, out: Path | None, force: bool, options: SearchOptions) -> None:
-    """Find the draft's skip set.
+def command(
+    model: str | None,
+    artifact: Path | None,
+    recipe: Path | None,
+    out: Path | None,
+    force: bool,
+    draft_memory: str | None,
+    options: SearchOptions,
+) -> None:
+    """Find the draft: the sublayers to skip, and those to copy in int4.
 
     Runs candidates in real engines on text that the model itself generated, and times the best ones head to
     head. An artifact gets the winner as its new draft. With --out, the skip set is written there instead, for
@@ -50,6 +59,7 @@ def command(model: str | None, artifact: Path | None, recipe: Path | None, out: 
                 recipe=base,
                 recipe_name="recipe" if recipe is None else str(recipe),
                 settings=options.settings(base),
+                draft_memory=draft_memory if draft_memory is not None else base.draft_memory,
                 threads=options.threads,
                 resume=options.resume,
                 progress=say,
@@ -60,6 +70,8 @@ def command(model: str | None, artifact: Path | None, recipe: Path | None, out: 
 
 
 def _summary(outcome: SearchOutcome, where: Path | None, hint: str) -> str:
+    from sstool.search.log.records import speeds_in_words
+
     seconds = outcome.result.seconds
     spent = f"{outcome.num_trials} trials in {seconds['total']:.0f} s ({seconds.get('candidates', 0):.0f} s candidates"
     spent += f", {seconds.get('ax', 0):.0f} s Ax)"
@@ -67,6 +79,5 @@ def _summary(outcome: SearchOutcome, where: Path | None, hint: str) -> str:
     if trial is None:
         return f"{where}: {outcome.result.remark} The default mode is plain. {spent}"
     skipped = f"{len(trial.skip.attention)} attention and {len(trial.skip.mlp)} MLP sublayers skipped"
-    return (
-        f"{where}: {outcome.result.speedup:.2f} x plain, {skipped}, stopping rule {trial.stopping}; {spent}. {outcome.result.remark}{hint}"
-    )
+    own = ", the others in int4 as far as they fit" if trial.int4 else ""
+    return f"{where}: {speeds_in_words(outcome.result.by_kind)}; {skipped}{own}; {spent}. {outcome.result.remark}{hint}"

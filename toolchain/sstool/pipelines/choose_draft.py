@@ -12,14 +12,14 @@ from typing import Final
 
 import onnx_ir as ir
 
-from ssruntime.artifact import MANIFEST, Artifact, LowBitSet, Tuning, read_artifact
+from ssruntime.artifact import MANIFEST, Artifact, read_artifact
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
 from ssruntime.sampling.noise import prompt_seed
 from sstool.checkpoint.linked_folder import link_or_copy
 from sstool.pipelines.replace_draft import write_other_draft
 from sstool.quantize.draft_memory import DraftMemory
-from sstool.quantize.low_bit_draft import bytes_of_parts
+from sstool.quantize.low_bit_draft import bytes_of_parts, fitting_parts
 from sstool.quantize.plan import Part
 from sstool.skip_set import SkipSpec
 from sstool.validation.calibrate import HELD_OUT, PROMPT_TOKENS, built_in_texts, calibrate
@@ -75,23 +75,6 @@ def choose_low_bits(folder: Path, spec: SkipSpec, memory: DraftMemory, say: Call
     return Choice(spec=specs[chosen], speedup=speeds[chosen], tried=len(specs))
 
 
-def concluded(choice: Choice, tuning: Tuning) -> tuple[SkipSpec, Tuning]:
-    """Returns the draft after a search, and the manifest's record of the search with the draft's own speed.
-
-    A search compares candidates by a stopping rule that is tuned for each, without lookups. Mode `auto`
-    may be faster than autoregressive decoding where no candidate was.
-    """
-    spec = choice.spec
-    if choice.speedup > 1:
-        spec = dataclasses.replace(spec, mode=None)
-    own = "parts in int4" if spec.low_bit() else "shared weights only"
-    remark = (
-        f"In mode auto, on sampled text, the fastest of {choice.tried} drafts has {own}."
-        f" In the search, with a tuned threshold: {tuning.remark}"
-    )
-    return spec, dataclasses.replace(tuning, speedup=choice.speedup if choice.speedup > 1 else None, remark=remark)
-
-
 def candidates(sizes: Mapping[Part, int], spec: SkipSpec, room: float) -> list[SkipSpec]:
     """Returns the drafts to try: the given one, with what it keeps in int4, and with everything in int4.
 
@@ -100,34 +83,17 @@ def candidates(sizes: Mapping[Part, int], spec: SkipSpec, room: float) -> list[S
         spec: the draft with shared weights only.
         room: most bytes that parts in int4 may take.
     """
-    kept = _filled(sizes, [part for part in sizes if part is None or part.layer not in _skipped(spec, part.kind)], room)
+    kept = fitting_parts(sizes, [part for part in sizes if part is None or part.layer not in _skipped(spec, part.kind)], room)
     found = [spec]
     if kept:
-        found.append(dataclasses.replace(spec, int4=_low_bits(kept), stopping=None))
+        found.append(dataclasses.replace(spec, int4=kept, stopping=None))
     if sizes and sum(sizes.values()) <= room:
-        found.append(SkipSpec(int4=_low_bits(list(sizes))))
+        found.append(SkipSpec(int4=fitting_parts(sizes, sizes, room)))
     return found
 
 
 def _skipped(spec: SkipSpec, kind: str) -> tuple[int, ...]:
     return spec.attention if kind == "attention" else spec.mlp
-
-
-def _filled(sizes: Mapping[Part, int], parts: Sequence[Part], room: float) -> list[Part]:
-    """Returns the parts, largest first, for which there is room."""
-    chosen, left = [], room
-    for part in sorted(parts, key=lambda part: (-sizes[part], part is not None and part.layer)):
-        if sizes[part] <= left:
-            chosen.append(part)
-            left -= sizes[part]
-    return chosen
-
-
-def _low_bits(parts: Sequence[Part]) -> LowBitSet:
-    def layers(kind: str) -> tuple[int, ...]:
-        return tuple(sorted(part.layer for part in parts if part is not None and part.kind == kind))
-
-    return LowBitSet(attention=layers("attention"), mlp=layers("mlp"), head=None in parts)
 
 
 def _made(artifact: Artifact, folder: Path, spec: SkipSpec) -> Path:

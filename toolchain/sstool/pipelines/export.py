@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ssruntime.artifact import Artifact, SkipSet, read_artifact
+from ssruntime.artifact import Artifact, read_artifact
 from ssruntime.checks import check_choice
 from ssruntime.errors import ArtifactError, ConfigError, SelfSpecError, UnsupportedModelError
 from ssruntime.folder_lock import require_locks
@@ -24,7 +24,8 @@ from sstool.checkpoint.rope import check_scaling
 from sstool.hub import ResolvedModel, resolve
 from sstool.pipelines.quantized import PackedWeights, assemble_quantized
 from sstool.precision import PRECISIONS
-from sstool.quantize.draft_memory import DEFAULT_WITH_SEARCH, NO_MEMORY, DraftMemory
+from sstool.quantize.draft_memory import NO_MEMORY, DraftMemory, check_own_weights, searched_memory
+from sstool.quantize.low_bit_draft import LowBitStore, with_low_bits
 from sstool.quantize.options import INT4, QuantizationOptions
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
@@ -37,9 +38,6 @@ logger = logging.getLogger(__name__)
 
 _MIN_CONTEXT: Final = 2
 """One token of a prompt and one new token."""
-
-_LOW_BIT_DRAFTS: Final = ("ort-cpu", "fp32")
-"""Target and data type whose drafts may have int4 weights."""
 
 Progress = Callable[[str], None]
 
@@ -62,7 +60,7 @@ class ExportRequest:
         search: settings of a search for a better draft before publication; None for no search.
         draft_memory: most memory of a draft's own weights, such as `5%` (see `DraftMemory`); None for 5 %
             with a search and for none without one.
-        starts: skip sets that the search tries first.
+        starts: drafts that the search tries first.
         threads: number of threads per engine during the search; None for the default.
         resume: whether to resume an interrupted search for this `out`.
         check: called with the checkpoint's number of layers before anything is built; an exception ends the
@@ -81,7 +79,7 @@ class ExportRequest:
     skip: SkipSpec | None = None
     search: SearchSettings | None = None
     draft_memory: str | None = None
-    starts: tuple[SkipSet, ...] = ()
+    starts: tuple[SkipSpec, ...] = ()
     threads: int | None = None
     resume: bool = False
     check: Callable[[int], None] | None = None
@@ -182,17 +180,13 @@ def _assemble_numbers(
         write_manifest(folder, dataclasses.replace(manifest, gate=gate))
 
 
-def _memory(request: ExportRequest, usual: str = NO_MEMORY) -> DraftMemory:
-    return DraftMemory.parse(usual if request.draft_memory is None else request.draft_memory)
+def _memory(request: ExportRequest) -> DraftMemory:
+    return DraftMemory.parse(NO_MEMORY if request.draft_memory is None else request.draft_memory)
 
 
 def _check_low_bits(request: ExportRequest, spec: SkipSpec, target: GraphTarget, dtype: str) -> None:
-    memory = bool(_memory(request))
-    if (spec.low_bit() or memory) and (target.name, dtype) != _LOW_BIT_DRAFTS:
-        raise ConfigError(
-            f"int4 draft weights are not available for {target.name} in {dtype}, only for {' in '.join(_LOW_BIT_DRAFTS)}",
-            "leave out --draft-memory and the skip set's int4 parts, or pass --target ort-cpu --dtype fp32",
-        )
+    if spec.low_bit() or _memory(request):
+        check_own_weights(target.name, dtype)
     if spec.low_bit() and request.draft_memory is not None:
         raise ConfigError("the skip set names its parts in int4, so --draft-memory has nothing to choose", "leave out one of the two")
 
@@ -231,21 +225,24 @@ def _check_search(request: ExportRequest, settings: SearchSettings) -> None:
 def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings, until_published: contextlib.ExitStack) -> None:
     """Searches for a better draft before publication; the search's folder stays locked until then."""
     # Imported here because an export without a search needs neither Ax nor plotly.
-    from sstool.pipelines.choose_draft import choose_low_bits, concluded
     from sstool.pipelines.replace_draft import draft_of, replace_draft
     from sstool.search.log.records import LATENCY, SEARCH_FOLDER
-    from sstool.search.log.work_folder import work_folder
+    from sstool.search.log.work_folder import LOW_BIT_WEIGHTS, work_folder
     from sstool.search.progress import describe_progress
-    from sstool.search.run import SearchRequest, run_search
+    from sstool.search.run import SearchRequest, Start, run_search
 
     say = request.progress or logger.info
     work = until_published.enter_context(work_folder(request.out, resume=request.resume, force=request.force))
+    memory = searched_memory(read_artifact(folder).manifest, request.draft_memory)
+    store = LowBitStore(work / LOW_BIT_WEIGHTS) if memory else None
     outcome = run_search(
         SearchRequest(
             folder=folder,
             work=work,
             settings=settings,
-            starts=tuple(("recipe", skip) for skip in request.starts),
+            starts=tuple(Start(source="recipe", skip=spec.skip(), int4=spec.low_bit()) for spec in request.starts),
+            store=store,
+            draft_memory=memory,
             known_latency=(Path(request.out) / SEARCH_FOLDER / LATENCY,),
             threads=request.threads,
             resume=request.resume,
@@ -253,13 +250,8 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
         )
     )
     spec, tuning = draft_of(outcome)
-    manifest = read_artifact(folder).manifest
-    if manifest.target == _LOW_BIT_DRAFTS[0]:
-        usual = DEFAULT_WITH_SEARCH if manifest.dtype == _LOW_BIT_DRAFTS[1] else NO_MEMORY
-        choice = choose_low_bits(folder, spec, _memory(request, usual), say)
-        spec, tuning = concluded(choice, tuning)
     say("checking the new draft")
-    replace_draft(folder, spec, search=work, tuning=tuning)
+    replace_draft(folder, spec, search=work, tuning=tuning, low_bits=store.apply if store is not None else with_low_bits)
 
 
 def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:

@@ -24,6 +24,7 @@ from sstool.artifact_files.assemble import Lowering, draft_entry, draft_graph, w
 from sstool.artifact_files.bits_record import Kernels, known_bits, store_bits, tie_tolerance
 from sstool.artifact_files.graph_files import write_draft
 from sstool.checkpoint.linked_folder import link_or_copy
+from sstool.quantize.low_bit_draft import LowBits, with_low_bits
 from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
 from sstool.search.run import SearchOutcome
 from sstool.skip_set import SkipSpec
@@ -34,7 +35,9 @@ from sstool.validation.gate import require_sound
 from sstool.validation.opening import open_to_check
 
 
-def replace_draft(folder: Path, spec: SkipSpec, *, search: Path | None = None, tuning: Tuning | None = None) -> Manifest:
+def replace_draft(
+    folder: Path, spec: SkipSpec, *, search: Path | None = None, tuning: Tuning | None = None, low_bits: LowBits = with_low_bits
+) -> Manifest:
     """Replaces the draft of an unpublished artifact, and checks the new one.
 
     Args:
@@ -42,6 +45,7 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path | None = None, t
         spec: skip set and stopping rule of the new draft.
         search: folder with the records of a search, which are copied; None without a search.
         tuning: the manifest's record of the search; None without one.
+        low_bits: makes the draft's own weights.
 
     Returns:
         The new manifest.
@@ -52,7 +56,7 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path | None = None, t
         OSError: if the disk is full or a file cannot be written.
     """
     artifact = read_artifact(folder)
-    manifest = write_other_draft(folder, spec, tuning)
+    manifest = write_other_draft(folder, spec, tuning, low_bits)
     if search is not None:
         _copy_records(search, folder / SEARCH_FOLDER)
     with open_to_check(read_artifact(folder), max_sequences=GATE_SEQUENCES) as engine:
@@ -64,8 +68,14 @@ def replace_draft(folder: Path, spec: SkipSpec, *, search: Path | None = None, t
     return read_artifact(folder).manifest
 
 
-def write_other_draft(folder: Path, spec: SkipSpec, tuning: Tuning | None) -> Manifest:
+def write_other_draft(folder: Path, spec: SkipSpec, tuning: Tuning | None, low_bits: LowBits = with_low_bits) -> Manifest:
     """Writes the files of another draft of an unpublished artifact, and its manifest; checks nothing.
+
+    Args:
+        folder: folder of the artifact.
+        spec: the new draft.
+        tuning: the manifest's record of the search for it; None without one.
+        low_bits: makes the draft's own weights.
 
     Raises:
         UnsupportedModelError: if a sublayer cannot be skipped, or the graph is not valid ONNX.
@@ -74,9 +84,8 @@ def write_other_draft(folder: Path, spec: SkipSpec, tuning: Tuning | None) -> Ma
     artifact = read_artifact(folder)
     old = artifact.manifest
     names = (DRAFT_GRAPH, DRAFT_WEIGHTS)
-    graph = draft_graph(
-        ir.load(artifact.base_graph()), spec, Lowering(target=GRAPH_TARGETS[old.target], dtype=old.dtype, max_context=old.max_context)
-    )
+    lowering = Lowering(target=GRAPH_TARGETS[old.target], dtype=old.dtype, max_context=old.max_context)
+    graph = draft_graph(ir.load(artifact.base_graph()), spec, lowering, low_bits)
     for name in names:
         (folder / name).unlink(missing_ok=True)  # it may be a hard link to the file of a published artifact
     write_draft(graph, folder)
@@ -105,7 +114,7 @@ def draft_of(outcome: SearchOutcome) -> tuple[SkipSpec, Tuning]:
     # The search tunes a threshold to compare candidates alike; the artifact's rule needs no tuning.
     spec = dataclasses.replace(trial.spec(), stopping=None, mode="plain" if outcome.winner is None else None)
     tuning = Tuning(
-        speedup=outcome.result.speedup,
+        speedups=outcome.result.by_kind,
         cpu=outcome.header.cpu,
         threads=outcome.header.threads,
         onnxruntime=outcome.header.onnxruntime,

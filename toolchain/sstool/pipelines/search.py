@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ssruntime.artifact import Artifact, SkipSet, read_artifact
+from ssruntime.artifact import Artifact, read_artifact
 from ssruntime.errors import ArtifactError, RecipeError
 from ssruntime.folder_lock import require_locks
 from ssruntime.scratch import write_whole
@@ -22,11 +22,13 @@ from sstool.hub import ResolvedModel, resolve
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.pipelines.recipe import Recipe, check_recipe_depth
 from sstool.pipelines.replace_draft import clone_files, draft_of, replace_draft
+from sstool.quantize.draft_memory import DraftMemory, searched_memory
+from sstool.quantize.low_bit_draft import LowBitStore, with_low_bits
 from sstool.quantize.options import QuantizationOptions
 from sstool.search.log.records import EARLIER, LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TRIALS
-from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, work_folder
+from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, LOW_BIT_WEIGHTS, work_folder
 from sstool.search.progress import describe_progress
-from sstool.search.run import SearchOutcome, SearchRequest, check_search, run_search
+from sstool.search.run import SearchOutcome, SearchRequest, Start, check_search, run_search
 from sstool.search.settings import SearchSettings
 from sstool.search_report.page import try_report
 from sstool.skip_set import SkipSpec
@@ -47,6 +49,8 @@ class SearchTarget:
         recipe: recipe whose skip sets are tried first; it must fit the depth of the model.
         recipe_name: name of the recipe in error messages.
         settings: settings of the search.
+        draft_memory: most memory of a draft's own weights, such as `5%` (see `DraftMemory`); None for the
+            default.
         threads: number of threads per engine; None for the default.
         resume: whether to resume an interrupted search.
         progress: called with the name of each step.
@@ -59,6 +63,7 @@ class SearchTarget:
     recipe: Recipe
     recipe_name: str
     settings: SearchSettings
+    draft_memory: str | None
     threads: int | None
     resume: bool
     progress: Callable[[str], None]
@@ -74,17 +79,25 @@ def search_for(target: SearchTarget) -> SearchOutcome:
     place = target.out if target.out is not None else target.artifact
     assert place is not None
     check_search(target.settings, target.threads)
+    if target.draft_memory is not None:
+        DraftMemory.parse(target.draft_memory)
     model = _check_model(target)  # before a folder is made, or an interrupted search is removed
     with work_folder(place, resume=target.resume, force=target.force) as work, contextlib.ExitStack() as stack:
+        results = None
         if target.out is not None:
             results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
-            outcome, _ = _search(target, model, work)
+        artifact = _artifact(target, model, work)
+        memory = searched_memory(artifact.manifest, target.draft_memory)
+        store = LowBitStore(work / LOW_BIT_WEIGHTS) if memory else None
+        outcome = _search(target, artifact, work, store, memory)
+        if results is not None:
             _write_results(results, work, outcome)
         else:
-            outcome, artifact = _search(target, model, work)
             folder = stack.enter_context(staged_folder(artifact.folder, force=True))
             target.progress("checking the new draft")
-            _copy_with_draft(folder, artifact, outcome, work)
+            clone_files(artifact, folder)
+            spec, tuning = draft_of(outcome)
+            replace_draft(folder, spec, search=work, tuning=tuning, low_bits=store.apply if store is not None else with_low_bits)
     return outcome
 
 
@@ -108,21 +121,21 @@ def _check_model(target: SearchTarget) -> ResolvedModel | None:
     return model
 
 
-def _search(target: SearchTarget, model: ResolvedModel | None, work: Path) -> tuple[SearchOutcome, Artifact]:
-    artifact = _artifact(target, model, work)
-    outcome = run_search(
+def _search(target: SearchTarget, artifact: Artifact, work: Path, store: LowBitStore | None, memory: int) -> SearchOutcome:
+    return run_search(
         SearchRequest(
             folder=artifact.folder,
             work=work,
             settings=target.settings,
             starts=tuple(_starts(target, artifact)),
+            store=store,
+            draft_memory=memory,
             known_latency=_known_latency(target, artifact),
             threads=target.threads,
             resume=target.resume,
             progress=lambda progress: target.progress(describe_progress(progress)),
         )
     )
-    return outcome, artifact
 
 
 def _artifact(target: SearchTarget, model: ResolvedModel | None, work: Path) -> Artifact:
@@ -173,13 +186,13 @@ def _known_latency(target: SearchTarget, artifact: Artifact) -> tuple[Path, ...]
     return tuple(places if target.out is None else [*places, target.out / LATENCY])
 
 
-def _starts(target: SearchTarget, artifact: Artifact) -> Iterator[tuple[str, SkipSet]]:
+def _starts(target: SearchTarget, artifact: Artifact) -> Iterator[Start]:
     for spec in (target.recipe.skip_set, target.recipe.warm_start):
         if spec is not None:
-            yield "recipe", spec.skip()
+            yield Start(source="recipe", skip=spec.skip(), int4=spec.low_bit())
     if target.artifact is not None:
         for draft in artifact.manifest.drafts:
-            yield EARLIER, draft.skip
+            yield Start(source=EARLIER, skip=draft.skip, int4=draft.int4)
 
 
 def _write_results(folder: Path, work: Path, outcome: SearchOutcome) -> None:
@@ -192,9 +205,3 @@ def _write_results(folder: Path, work: Path, outcome: SearchOutcome) -> None:
 
 def _skip_set_json(spec: SkipSpec) -> str:
     return json.dumps({key: value for key, value in spec.to_json().items() if value is not None}) + "\n"
-
-
-def _copy_with_draft(folder: Path, artifact: Artifact, outcome: SearchOutcome, work: Path) -> None:
-    clone_files(artifact, folder)
-    spec, tuning = draft_of(outcome)
-    replace_draft(folder, spec, search=work, tuning=tuning)

@@ -7,10 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from ssruntime.artifact import Manifest
 from ssruntime.errors import ConfigError
 
 DEFAULT_WITH_SEARCH: Final = "5%"
 NO_MEMORY: Final = "0"
+_CAN_HAVE: Final = ("ort-cpu", "fp32")
+"""Target and data type whose drafts may have int4 weights."""
 _UNITS: Final = {"%": 0.01, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 _FORM: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z%]*)")
 _HINT: Final = "write 0, a percentage of the weights such as 5%, or a size such as 200MB"
@@ -44,3 +47,40 @@ class DraftMemory:
     def bytes_beside(self, weights: int) -> float:
         """Returns the limit in bytes, for shared weights of `weights` bytes."""
         return self.fraction * weights + self.size
+
+
+def can_have_own_weights(target: str, dtype: str) -> bool:
+    """Returns whether the drafts of a target and a data type may have int4 weights of their own."""
+    return (target, dtype) == _CAN_HAVE
+
+
+def check_own_weights(target: str, dtype: str) -> None:
+    """Checks that drafts may have int4 weights of their own.
+
+    Raises:
+        ConfigError: if they may not.
+    """
+    if not can_have_own_weights(target, dtype):
+        raise ConfigError(
+            f"int4 draft weights are not available for {target} in {dtype}, only for {' in '.join(_CAN_HAVE)}",
+            "leave out --draft-memory and the skip set's int4 parts, or pass --target ort-cpu --dtype fp32",
+        )
+
+
+def searched_memory(manifest: Manifest, asked: str | None) -> int:
+    """Returns the most bytes of own weights of the drafts that a search tries for an artifact.
+
+    Args:
+        manifest: manifest of the artifact.
+        asked: what the user asks for; None for the default, which is nothing where drafts may have no own
+            weights.
+
+    Raises:
+        ConfigError: if the text names no memory, or drafts of this artifact may have no own weights.
+    """
+    memory = DraftMemory.parse(DEFAULT_WITH_SEARCH if asked is None else asked)
+    if not memory:
+        return 0
+    if asked is not None:
+        check_own_weights(manifest.target, manifest.dtype)
+    return int(memory.bytes_beside(manifest.weights_size)) if can_have_own_weights(manifest.target, manifest.dtype) else 0

@@ -5,12 +5,18 @@ A draft need not be exact. So the scales are chosen from the weights alone, with
 
 from __future__ import annotations
 
-from typing import Final
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from ssruntime.artifact import LowBitSet
-from sstool.graph.passes.block_products import BlockProductsPass
+from sstool.artifact_files.graph_files import PAGE, is_large
+from sstool.graph.passes.block_products import BlockMatrix, BlockProductsPass
 from sstool.graph.products import Product, product_groups, products_of
 from sstool.graph.sequential import run_passes
 from sstool.graph.sublayers import Sublayer
@@ -23,6 +29,10 @@ _SCALE_BYTES: Final = 4
 _PER_BYTE: Final = 2
 
 
+LowBits = Callable[[ir.Model, LowBitSet], ir.Model]
+"""Gives some parts of a draft graph weights of 4 bits, as `with_low_bits` does."""
+
+
 def with_low_bits(draft: ir.Model, parts: LowBitSet) -> ir.Model:
     """Returns a draft graph, changed in place, in which some parts have weights of 4 bits, which stay lazy.
 
@@ -32,17 +42,69 @@ def with_low_bits(draft: ir.Model, parts: LowBitSet) -> ir.Model:
     """
     if not parts:
         return draft
-    found = [product for product in products_of(product_groups(draft.graph)) if is_part(product, parts)]
-    matrices = {product.name: _FORMAT.choose(product.matrix(), None, _CLIPPING).matrix(product) for product in found}
-    return run_passes(draft, BlockProductsPass(matrices))
+    return run_passes(draft, BlockProductsPass({product.name: _matrix(product) for product in _products(draft, parts)}))
 
 
-def is_part(product: Product, parts: LowBitSet) -> bool:
-    """Returns whether a product belongs to some parts."""
-    sublayer = product.sublayer
-    if sublayer is None:
+class LowBitStore:
+    """Does what `with_low_bits` does for many drafts of a model: a weight is made once, and kept in a file.
+
+    The file holds a weight as long as the store is used. It is made anew for each store.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Takes the place of the file, whose folder exists."""
+        file.write_bytes(b"")
+        self._file = file
+        self._matrices: dict[str, BlockMatrix] = {}
+        self._tensors: dict[str, ir.ExternalTensor] = {}
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def apply(self, draft: ir.Model, parts: LowBitSet) -> ir.Model:
+        """Returns a draft graph, changed in place, whose weights of 4 bits lie in the store's file.
+
+        Args:
+            draft: draft graph whose weights are in fp32.
+            parts: the parts; none of them is skipped.
+
+        Raises:
+            OSError: if the disk is full or refuses.
+        """
+        if not parts:
+            return draft
+        for product in _products(draft, parts):
+            if product.name not in self._matrices:
+                self._matrices[product.name] = _matrix(product)
+        names = {product.name for product in _products(draft, parts)}
+        changed = run_passes(draft, BlockProductsPass({name: self._matrices[name] for name in names}))
+        for name, value in changed.graph.initializers.items():
+            if is_large(value) and not isinstance(value.const_value, ir.ExternalTensor):
+                if name not in self._tensors:
+                    assert value.const_value is not None
+                    self._tensors[name] = self._written(name, value.const_value)
+                value.const_value = self._tensors[name]
+        return changed
+
+    def arrays(self, draft: ir.Model) -> dict[str, NDArray[Any]]:
+        """Returns the weights of a draft that lie in the store's file, by initializer name."""
+        return {name: self._arrays[name] for name in draft.graph.initializers if name in self._arrays}
+
+    def _written(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        with self._file.open("r+b") as file:
+            offset = file.seek(0, os.SEEK_END)
+            offset = file.seek(offset + -offset % PAGE)
+            file.write(tensor.tobytes())
+        shape = tuple(tensor.shape.numpy())
+        self._arrays[name] = np.memmap(self._file, dtype=tensor.dtype.numpy(), mode="r", offset=offset, shape=shape)
+        return ir.ExternalTensor(
+            self._file.name, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(shape), name=name, base_dir=self._file.parent
+        )
+
+
+def is_in(part: Sublayer | None, parts: LowBitSet) -> bool:
+    """Returns whether a sublayer, or the LM head (None), is one of some parts."""
+    if part is None:
         return parts.head
-    return sublayer.layer in (parts.attention if sublayer.kind == "attention" else parts.mlp)
+    return part.layer in (parts.attention if part.kind == "attention" else parts.mlp)
 
 
 def bytes_of_parts(model: ir.Model) -> dict[Sublayer | None, int]:
@@ -54,3 +116,34 @@ def bytes_of_parts(model: ir.Model) -> dict[Sublayer | None, int]:
         one = blocks * _FORMAT.block // _PER_BYTE + _SCALE_BYTES * blocks + -(-blocks // _PER_BYTE)
         sizes[product.sublayer] = sizes.get(product.sublayer, 0) + columns * one
     return sizes
+
+
+def fitting_parts(sizes: Mapping[Sublayer | None, int], parts: Iterable[Sublayer | None], room: float) -> LowBitSet:
+    """Returns the parts, largest first, for which there is room.
+
+    Args:
+        sizes: bytes that each part takes in int4; None stands for the LM head.
+        parts: the parts to choose from.
+        room: most bytes that the chosen ones take.
+    """
+    chosen, left = [], room
+    for part in sorted(parts, key=lambda part: (-sizes[part], part is not None and part.layer)):
+        if sizes[part] <= left:
+            chosen.append(part)
+            left -= sizes[part]
+    return _low_bit_set(chosen)
+
+
+def _low_bit_set(parts: Sequence[Sublayer | None]) -> LowBitSet:
+    def layers(kind: str) -> tuple[int, ...]:
+        return tuple(sorted(part.layer for part in parts if part is not None and part.kind == kind))
+
+    return LowBitSet(attention=layers("attention"), mlp=layers("mlp"), head=None in parts)
+
+
+def _products(draft: ir.Model, parts: LowBitSet) -> list[Product]:
+    return [product for product in products_of(product_groups(draft.graph)) if is_in(product.sublayer, parts)]
+
+
+def _matrix(product: Product) -> BlockMatrix:
+    return _FORMAT.choose(product.matrix(), None, _CLIPPING).matrix(product)

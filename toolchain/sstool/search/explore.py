@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sstool.search.clock import Clock
-from sstool.search.drafts.space import Bits, bits_of, is_draft
+from sstool.search.drafts.space import Candidate, DraftSpace, Point, candidate_of
 from sstool.search.log.records import AX, SUGGESTED, Trial, best_of
 from sstool.search.log.write import SearchWriter
 from sstool.search.scoring.evaluate import Evaluator
@@ -41,7 +41,7 @@ class Explorer:
     """The trials of one search so far; each is written to the log when it ends."""
 
     def __init__(
-        self, evaluator: Evaluator, writer: SearchWriter, clock: Clock, limits: Limits, num_layers: int, on_trial: OnTrial
+        self, evaluator: Evaluator, writer: SearchWriter, clock: Clock, limits: Limits, space: DraftSpace, on_trial: OnTrial
     ) -> None:
         """Starts with the trials of the log, if the search is resumed.
 
@@ -51,14 +51,14 @@ class Explorer:
         self._writer = writer
         self._clock = clock
         self._limits = limits
-        self._num_layers = num_layers
+        self._space = space
         self._on_trial = on_trial
         self.ax_error: str | None = None
         self.trials: list[Trial] = [] if writer.earlier is None else list(writer.earlier.trials)
-        self._by_bits = {bits_of(t.skip, num_layers): t for t in self.trials}
+        self._tried = {self._candidate(trial): trial for trial in self.trials}
         best = self.best()
         if best is not None:
-            evaluator.run(best.index, best.source, bits_of(best.skip, num_layers), whole=True)
+            evaluator.run(best.index, best.source, self._candidate(best), whole=True)
 
     def best(self, *, warm: bool = False) -> Trial | None:
         """Returns the completed trial with the best modelled speed; with `warm`, only among warm starts."""
@@ -71,13 +71,13 @@ class Explorer:
         last = [t.seconds for t in self.trials[-3:]]
         return self._clock.left() - self._limits.reserve < (max(last) if last else 0.0)
 
-    def consider(self, source: str, sets: Iterable[Bits]) -> list[Trial]:
-        """Runs the untried sets, until the search is over; returns the trials of all sets ever tried."""
-        wanted = list(sets)
-        for bits in wanted:
-            if is_draft(bits) and bits not in self._by_bits and not self.is_over():
-                self._try(source, bits, 0.0)
-        return [self._by_bits[bits] for bits in wanted if bits in self._by_bits]
+    def consider(self, source: str, candidates: Iterable[Candidate]) -> list[Trial]:
+        """Runs the untried candidates until the search is over; returns the trials of all ever tried."""
+        wanted = list(candidates)
+        for candidate in wanted:
+            if candidate.is_draft and candidate not in self._tried and not self.is_over():
+                self._try(source, candidate, 0.0)
+        return [self._tried[candidate] for candidate in wanted if candidate in self._tried]
 
     def follow_ax(self, settings: SearchSettings) -> None:
         """Runs the candidates that Ax suggests, a batch at a time, until the search is over.
@@ -94,9 +94,9 @@ class Explorer:
 
     def _follow_ax(self, settings: SearchSettings) -> None:
         with self._clock.part("ax"):
-            driver = AxDriver(2 * self._num_layers, seed=settings.seed)
-            for trial in self.trials:
-                driver.attach(bits_of(trial.skip, self._num_layers), trial.speedup, trial.score_error())
+            driver = AxDriver(2 * self._space.num_layers, has_own_weights=self._space.has_own_weights, seed=settings.seed)
+            for point, trial in self._by_point().items():
+                driver.attach(point, trial.speedup, trial.score_error())
         idle = 0
         while not self.is_over() and idle < _MOST_IDLE:
             count = min(settings.batch, self._room())
@@ -107,29 +107,39 @@ class Explorer:
             if not suggested:
                 logger.info("Ax has no more suggestions")
                 return
-            idle = 0 if any(bits not in self._by_bits for bits in suggested) else idle + 1
+            drafts = {point: self._space.at(point) for point in suggested}
+            idle = 0 if any(candidate not in self._tried for candidate in drafts.values()) else idle + 1
             # Trials run in the order of the batch, so that the same results always lead to the same
             # suggestions.
-            for bits in suggested:
-                if bits not in self._by_bits:
+            for candidate in drafts.values():
+                if candidate not in self._tried:
                     if self.is_over():
                         return
-                    self._try(AX, bits, seconds)
+                    self._try(AX, candidate, seconds)
             with self._clock.part("ax"):
-                for bits in suggested:
-                    driver.attach(bits, self._by_bits[bits].speedup, self._by_bits[bits].score_error())
+                for point, candidate in drafts.items():
+                    driver.attach(point, self._tried[candidate].speedup, self._tried[candidate].score_error())
+
+    def _by_point(self) -> dict[Point, Trial]:
+        """Returns the trials by their points; of several at one point, the first."""
+        found: dict[Point, Trial] = {}
+        for candidate, trial in self._tried.items():
+            found.setdefault(self._space.point(candidate), trial)
+        return found
+
+    def _candidate(self, trial: Trial) -> Candidate:
+        return candidate_of(trial.skip, self._space.num_layers, trial.int4)
 
     def _room(self) -> int:
-        """Returns how many more trials the limit and the number of untried sets allow."""
-        untried: int = 2 ** (2 * self._num_layers) - 2 - len(self._by_bits)
-        return min(self._limits.trials - len(self.trials), untried)
+        """Returns how many more trials the limit and the number of untried candidates allow."""
+        return min(self._limits.trials - len(self.trials), self._space.num_points - len(self._by_point()))
 
-    def _try(self, source: str, bits: Bits, suggest_seconds: float) -> Trial:
+    def _try(self, source: str, candidate: Candidate, suggest_seconds: float) -> Trial:
         with self._clock.part("candidates"):
-            trial = self._evaluator.run(len(self.trials), source, bits, suggest_seconds=suggest_seconds)
+            trial = self._evaluator.run(len(self.trials), source, candidate, suggest_seconds=suggest_seconds)
         self._writer.write(trial)
         self.trials.append(trial)
-        self._by_bits[bits] = trial
+        self._tried[candidate] = trial
         best = self.best()
         self._on_trial(len(self.trials), self._limits.trials, None if best is None else best.speedup)
         return trial

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssruntime.artifact import SkipSet
+from ssruntime.artifact import LowBitSet, SkipSet
 from ssruntime.config import DecodeSettings
 from ssruntime.engine import checked_threads, load
 from ssruntime.errors import ConfigError
 from ssruntime.machine import available_memory, default_threads
 from sstool.prompts import BUILT_IN_CALIBRATION, PromptRecord, read_prompts
+from sstool.quantize.low_bit_draft import LowBitStore, bytes_of_parts, is_in
 from sstool.search.budget import CalibrationPlan, Resources, plan_calibration, repeat_plan
 from sstool.search.clock import Clock
 from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.drafts.space import NO_OWN_WEIGHTS, Candidate, DraftSpace, candidate_of
 from sstool.search.explore import Explorer, Limits
 from sstool.search.finals.conclude import conclude
 from sstool.search.finals.finalists import choose_finalists, time_finalists
@@ -39,6 +41,21 @@ from sstool.search.texts.stored import prepare_texts
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """A draft to try first.
+
+    Attributes:
+        source: where it comes from, `recipe` or `earlier`.
+        skip: sublayers that it skips.
+        int4: parts for which it has own weights.
+    """
+
+    source: str
+    skip: SkipSet
+    int4: LowBitSet = NO_OWN_WEIGHTS
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRequest:
     """What to search, and how.
 
@@ -46,7 +63,9 @@ class SearchRequest:
         folder: folder of the artifact; the candidates share its verify engine and weights.
         work: work folder of the search; created if it does not exist.
         settings: settings of the search.
-        starts: skip sets to try first, each with its source, `recipe` or `earlier`.
+        starts: drafts to try first, each with its source, `recipe` or `earlier`.
+        store: place for drafts' own weights; None if all weights are shared.
+        draft_memory: most bytes of a draft's own weights.
         known_latency: files in which earlier searches may have left a latency table. A table is used if it
             was measured with this model, on this machine and with as many threads.
         threads: number of threads of each engine; None for the default.
@@ -59,7 +78,9 @@ class SearchRequest:
     folder: Path
     work: Path
     settings: SearchSettings
-    starts: tuple[tuple[str, SkipSet], ...] = ()
+    starts: tuple[Start, ...] = ()
+    store: LowBitStore | None = None
+    draft_memory: int = 0
     known_latency: tuple[Path, ...] = ()
     threads: int | None = None
     resume: bool = False
@@ -101,7 +122,7 @@ def run_search(request: SearchRequest) -> SearchOutcome:
     request.work.mkdir(parents=True, exist_ok=True)
     prompts = read_calibration(request.settings)
     with load(request.folder, threads=request.threads, max_context=None, max_sequences=1, draft=False, on_cpu=request.on_cpu) as engine:
-        return _Search(request, clock, DraftBuilder(engine), prompts).run()
+        return _Search(request, clock, DraftBuilder(engine, request.store), prompts).run()
 
 
 def check_search(settings: SearchSettings, threads: int | None) -> None:
@@ -132,14 +153,15 @@ class _Search:
     def __init__(self, request: SearchRequest, clock: Clock, builder: DraftBuilder, prompts: Sequence[PromptRecord]) -> None:
         self._request, self._clock, self._builder = request, clock, builder
         self._settings = request.settings
-        self._num_layers = builder.num_layers
+        self._space = _space(request, builder)
         self._usable = usable_prompts(builder.engine, prompts)
         self._best: float | None = None
 
     def run(self) -> SearchOutcome:
         """Runs the parts of the search in their order."""
         header = check_resumable(self._request.work, self._identity()) if self._request.resume else None
-        known = find_latency(self._builder, [self._request.work / LATENCY, *self._request.known_latency])
+        places = [self._request.work / LATENCY, *self._request.known_latency]
+        known = find_latency(self._builder, places, has_own_weights=self._space.has_own_weights)
         self._prompts = self._plan(header, known)
         if self._settings.sampled_tokens is None:
             self._settings = dataclasses.replace(self._settings, sampled_tokens=self._prompts.sampled_tokens)
@@ -154,7 +176,9 @@ class _Search:
             )
         with self._clock.part("latency"):
             self._tell("measuring the engines", 0, 1)
-            table = prepare_latency(self._request.work, self._builder, texts, self._settings, known=known)
+            table = prepare_latency(
+                self._request.work, self._builder, texts, self._settings, known=known, has_own_weights=self._space.has_own_weights
+            )
         with ThreadPoolExecutor(self._workers()) as pool:
             return self._search(texts, table, pool)
 
@@ -189,11 +213,24 @@ class _Search:
         with SearchWriter(self._request.work, header, resume=self._request.resume) as writer:
             evaluator = Evaluator(self._builder, texts, objective, costs, self._decode_settings)
             limits = Limits(trials=self._settings.trials, reserve=reserve)
-            explorer = Explorer(evaluator, writer, self._clock, limits, self._num_layers, self._on_trial)
-            warm_starts = WarmStarts(builder=self._builder, texts=texts, costs=costs, clock=self._clock, writer=writer, tell=self._teller)
-            warm_starts.run(explorer, self._request.starts)
+            explorer = Explorer(evaluator, writer, self._clock, limits, self._space, self._on_trial)
+            warm_starts = WarmStarts(
+                builder=self._builder,
+                space=self._space,
+                texts=texts,
+                costs=costs,
+                clock=self._clock,
+                writer=writer,
+                tell=self._teller,
+            )
+            warm_starts.run(explorer, [(start.source, self._started(start)) for start in self._request.starts])
             explorer.follow_ax(self._settings)
             return self._finish(explorer, writer, header, costs)
+
+    def _started(self, start: Start) -> Candidate:
+        """Returns the draft to try first; own weights for which there is no room are left out."""
+        fits = sum(size for part, size in self._space.sizes.items() if is_in(part, start.int4)) <= self._space.room
+        return candidate_of(start.skip, self._space.num_layers, start.int4 if fits else NO_OWN_WEIGHTS)
 
     def _workers(self) -> int:
         """Returns how many texts are replayed in parallel: one, plus the threads that an engine leaves free.
@@ -231,7 +268,8 @@ class _Search:
         )
 
     def _identity(self) -> dict[str, Any]:
-        return search_identity(self._builder.engine.artifact.manifest, self._settings, self._builder.backend)
+        manifest = self._builder.engine.artifact.manifest
+        return search_identity(manifest, self._settings, self._builder.backend, self._request.draft_memory)
 
     def _header(self, texts: Sequence[CachedText], table: LatencyTable, plain: float) -> Header:
         return Header(
@@ -261,3 +299,9 @@ class _Search:
         if self._request.progress is not None:
             left = self._clock.left()
             self._request.progress(Progress(part=part, done=done, total=total, best=self._best, seconds_left=left))
+
+
+def _space(request: SearchRequest, builder: DraftBuilder) -> DraftSpace:
+    if request.store is None or not request.draft_memory:
+        return DraftSpace(num_layers=builder.num_layers)
+    return DraftSpace(num_layers=builder.num_layers, sizes=bytes_of_parts(builder.verify), room=request.draft_memory)

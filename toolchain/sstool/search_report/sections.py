@@ -122,7 +122,8 @@ def _strip(log: SearchLog) -> PageSection:
         id="plot-skip-set",
         alt_text=alt_text,
         figure=strip_figure(trial, num_layers),
-        caption="The draft skips the coloured sublayers and keeps the grey ones.",
+        caption="The draft skips the coloured sublayers and keeps the grey ones"
+        + (", and the pale ones with int4 weights of its own." if trial.int4 else "."),
     )
     return PageSection(id=section_id, heading=heading, text=(text,), missing=_not_chosen(log), plots=(plot,))
 
@@ -168,8 +169,8 @@ def _latency(log: SearchLog) -> PageSection:
     text = (
         f"The latency table was measured once on {table.cpu} with {_count(table.threads, 'thread')} and ONNX Runtime "
         f"{table.onnxruntime}; every modelled speed is computed from it. The speed model gives each draft a size in ms: a base plus the "
-        "cost of each sublayer that it keeps. A draft step takes this size times the factor in the last figure. The measured steps of the "
-        f"probe drafts differ from the modelled ones by at most {100 * table.fit_error:.1f}\u00a0%."
+        "cost of each sublayer that it keeps, which is less in int4. A draft step takes this size times the factor in the last figure. "
+        f"The measured steps of the probe drafts differ from the modelled ones by at most {100 * table.fit_error:.1f}\u00a0%."
     )
     verify = Plot(
         id="plot-verify",
@@ -182,7 +183,7 @@ def _latency(log: SearchLog) -> PageSection:
         id="plot-draft-cost",
         alt_text="The parts of a draft's size and the latency of an autoregressive step, for each context length.",
         figure=draft_cost_figure(table, shown),
-        caption="The parts of the size of a draft that skips nothing"
+        caption="The parts of the size of a draft that skips nothing, over shared weights"
         + (f"; trial {shown.index} saves the pale parts." if shown is not None else ".")
         + " The vertical mark is the latency of an autoregressive step of the full model.",
     )
@@ -255,8 +256,12 @@ def _final(log: SearchLog) -> PageSection:
 
 
 def skip_text(trial: Trial) -> str:
-    """Returns the skip set of a trial in words."""
-    return f"attention {layer_ranges(trial.skip.attention)}; MLP {layer_ranges(trial.skip.mlp)}"
+    """Returns what a trial's draft skips, and what it has int4 weights for, in words."""
+    text = f"attention {layer_ranges(trial.skip.attention)}; MLP {layer_ranges(trial.skip.mlp)}"
+    if not trial.int4:
+        return text
+    head = ", the LM head" if trial.int4.head else ""
+    return f"{text}. In int4: attention {layer_ranges(trial.int4.attention)}; MLP {layer_ranges(trial.int4.mlp)}{head}"
 
 
 def layer_ranges(layers: Sequence[int]) -> str:

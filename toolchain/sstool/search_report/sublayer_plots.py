@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from sstool.search.log.records import Sensitivity, Trial
 from sstool.search_report import facts
-from sstool.search_report.style import BLUE, GRID, INK, ORANGE, PALE, new_figure
+from sstool.search_report.style import BLUE, GRID, INK, ORANGE, PALE, PALE_BLUE, PALE_ORANGE, new_figure
 
 ATTENTION: Final = BLUE
 MLP: Final = ORANGE
@@ -26,13 +26,16 @@ _FAR: Final = 4.0
 
 
 def strip_figure(trial: Trial, num_layers: int) -> go.Figure:
-    """Returns a figure of a skip set: attention above MLP, one cell per layer, coloured if skipped."""
+    """Returns a figure of a draft: attention above MLP, one cell per layer, coloured unless shared."""
     figure = new_figure(height=150, x="layer", y="")
-    rows = (("MLP", trial.skip.mlp, 0, MLP), ("attention", trial.skip.attention, 1, ATTENTION))
-    for name, skipped, base, colour in reversed(rows):
+    skip, int4 = trial.skip, trial.int4
+    rows = (("MLP", skip.mlp, int4.mlp, 0, (MLP, PALE_ORANGE)), ("attention", skip.attention, int4.attention, 1, (ATTENTION, PALE_BLUE)))
+    for name, skipped, own, base, (colour, pale) in reversed(rows):
         figure.add_trace(_cells(f"{name} skipped", name, sorted(set(skipped)), base, colour, "skipped"))
-    for name, skipped, base, _ in rows:
-        kept = sorted(set(range(num_layers)) - set(skipped))
+        if own:
+            figure.add_trace(_cells(f"{name} in int4", name, sorted(set(own)), base, pale, "kept, in int4"))
+    for name, skipped, own, base, _ in rows:
+        kept = sorted(set(range(num_layers)) - {*skipped, *own})
         figure.add_trace(_cells("kept", name, kept, base, _KEPT, "kept", in_legend=base == 1))
     figure.update_layout(barmode="overlay", bargap=0)
     figure.update_xaxes(range=[-0.6, num_layers - 0.4], showgrid=False, ticks="", showline=False, **layer_ticks(num_layers))

@@ -73,8 +73,9 @@ def verdict(log: SearchLog) -> str:
     if log.result.speedup is None:
         modelled = f"{facts.speedup_of(winner):.2f}{TIMES}"
         return f"Trial {winner.index} was chosen by its modelled speed-up of {modelled}; it was not timed."
-    measured = f"{log.result.speedup:.2f}{TIMES}"
-    return f"Drafting with trial {winner.index}'s skip set is {measured} as fast as autoregressive decoding, measured on {log.header.cpu}."
+    speeds = " and ".join(f"{speedup:.2f}{TIMES} as fast on {kind} text" for kind, speedup in log.result.by_kind.items())
+    measured = speeds or f"{log.result.speedup:.2f}{TIMES} as fast"
+    return f"Decoding with trial {winner.index}'s draft is {measured} as autoregressive decoding, measured on {log.header.cpu}."
 
 
 def tiles(log: SearchLog) -> list[Tile]:
@@ -105,6 +106,7 @@ def details(log: SearchLog) -> list[tuple[str, str]]:
         ("Machine", f"{header.cpu}, {header.threads} {'thread' if header.threads == 1 else 'threads'}, ONNX Runtime {header.onnxruntime}"),
         ("Budget", f"at most {header.trials} trials, {header.batch} suggested at a time, seed {header.seed}"),
         ("Text weights", weights or "none"),
+        ("Own weights of a draft", f"at most {header.draft_memory / 2**20:.1f} MiB" if header.draft_memory else "none"),
         ("Baseline", plain_speed_text(log)),
     ]
     if trial is not None:
@@ -169,10 +171,11 @@ def _speed_tile(log: SearchLog, trial: Trial) -> Tile:
     if timed is None:
         return Tile(name="speed-up", value=f"{facts.speedup_of(trial):.2f}{TIMES}", note="modelled, not timed")
     value = f"{timed.speedup:.2f}{TIMES}"
+    kinds = "".join(f", {kind} {speedup:.2f}" for kind, speedup in timed.by_kind.items())
     if timed.interval_95 is None:
-        return Tile(name="speed-up", value=value, note=f"measured, {timed.prompts} runs")
+        return Tile(name="speed-up", value=value, note=f"measured, {timed.prompts} runs{kinds}")
     low, high = timed.interval_95
-    return Tile(name="speed-up", value=value, note=f"measured, 95\u00a0%: {low:.2f} to {high:.2f}")
+    return Tile(name="speed-up", value=value, note=f"measured, 95\u00a0%: {low:.2f} to {high:.2f}{kinds}")
 
 
 def _row(log: SearchLog, trial: Trial, *, chosen: bool) -> Row:

@@ -52,16 +52,20 @@ def verify_figure(table: LatencyTable) -> go.Figure:
 def step_figure(table: LatencyTable) -> go.Figure:
     """Returns a figure of the latency of first and later draft steps by the draft's size, in percent of it.
 
-    Each context length has two lines. A draft's size is its base plus the cost of the sublayers it keeps.
+    Each context length has two lines, and two more where drafts may have int4 weights. A draft's size is its
+    base plus the cost of the sublayers it keeps.
     """
     figure = new_figure(height=340, x="draft size (ms)", y="latency of a draft step (% of size)")
     for at, row in enumerate(table.rows):
-        for name, parts, dash in (("first step", row.first, "solid"), ("later steps", row.later, "dot")):
+        lines = [("first step", row.draft, row.draft.first, "solid"), ("later steps", row.draft, row.draft.later, "dot")]
+        if row.int4 is not None:
+            lines += [("first step, int4", row.int4, row.int4.first, "dash"), ("later steps, int4", row.int4, row.int4.later, "dashdot")]
+        for name, costs, parts, dash in lines:
             figure.add_trace(
                 go.Scatter(
-                    x=[1000 * size for size in row.sizes],
+                    x=[1000 * size for size in costs.sizes],
                     y=[100 * part for part in parts],
-                    customdata=[1000 * size * part for size, part in zip(row.sizes, parts, strict=True)],
+                    customdata=[1000 * size * part for size, part in zip(costs.sizes, parts, strict=True)],
                     mode="lines+markers",
                     name=f"{name}, {_context(row)}",
                     line={"color": _shade(at, table), "width": 2, "dash": dash},
@@ -92,12 +96,12 @@ def draft_cost_figure(table: LatencyTable, trial: Trial | None) -> go.Figure:
         {"attention": set(trial.skip.attention), "mlp": set(trial.skip.mlp)} if trial is not None else {"attention": set(), "mlp": set()}
     )
     contexts = [f"context of<br>{row.context} tokens" for row in table.rows]
-    parts: list[tuple[str, str, list[float]]] = [("embedding, norms, LM head, host", MUTED, [row.draft_base for row in table.rows])]
+    parts: list[tuple[str, str, list[float]]] = [("embedding, norms, LM head, host", MUTED, [row.draft.base for row in table.rows])]
     for skip, suffix, colours in ((False, "kept" if trial else "", (BLUE, ORANGE)), (True, "skipped", (PALE_BLUE, PALE_ORANGE))):
         for (kind, title), colour in zip((("attention", "attention"), ("mlp", "MLP")), colours, strict=True):
             values = [
                 math.fsum(s for layer, s in enumerate(costs) if (layer in skipped[kind]) == skip)
-                for costs in ((row.attention if kind == "attention" else row.mlp) for row in table.rows)
+                for costs in ((row.draft.attention if kind == "attention" else row.draft.mlp) for row in table.rows)
             ]
             if trial is not None or not skip:
                 parts.append((f"{title} {suffix}".strip(), colour, values))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssruntime import graph_io
 from ssruntime.artifact import VERIFY_GRAPH, Artifact
@@ -101,8 +102,10 @@ class DeviceBackend:
             outputs.append(output if len(passes) == 1 else _kept(output))
         return outputs
 
-    def open_draft(self, graph: bytes, name: str) -> Engine:
+    def open_draft(self, graph: bytes, name: str, own: Mapping[str, NDArray[Any]] | None = None) -> Engine:
         """Returns another draft over the same weights; see `backends.base.Backend`."""
+        if own:
+            raise BackendUnavailableError(f"{name}: drafts have no weights of their own on this target", "use target ort-cpu")
         if self._is_baked:
             raise BackendUnavailableError(f"{name}: an engine that holds its weights needs a file of its own", "load without bake_weights")
         return self._open(graph, name)

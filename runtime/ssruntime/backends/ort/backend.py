@@ -7,7 +7,7 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
@@ -135,20 +135,20 @@ class OrtBackend:
         shared = self._shared()
         return () if shared is None else shared.ports()
 
-    def open_draft(self, graph: bytes, name: str) -> ort.InferenceSession:
+    def open_draft(self, graph: bytes, name: str, own: Mapping[str, NDArray[Any]] | None = None) -> ort.InferenceSession:
         """Returns a session of another draft; see `backends.base.Backend`."""
-        session = self._open(graph, name)
+        session = self._open(graph, name, own or {})
         check_contract(session, name, takes_trees=False)
         return session
 
     def open_graph(self, graph: bytes, name: str) -> OrtGraph:
         """Returns any graph over the same weights; see `backends.base.Backend`."""
-        return OrtGraph(self._open(graph, name), self.rope)
+        return OrtGraph(self._open(graph, name, {}), self.rope)
 
-    def _open(self, graph: bytes, name: str) -> ort.InferenceSession:
+    def _open(self, graph: bytes, name: str, own: Mapping[str, NDArray[Any]]) -> ort.InferenceSession:
         if self._sessions is None:
             raise _closed()
-        return self._sessions.open(graph, name)
+        return self._sessions.open(graph, name, own)
 
     def new_slot(self, max_context: int, draft: DraftEngine | None = None) -> OrtSlot:
         """Returns a new slot that does not belong to the pool; see `backends.base.Backend`."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ssruntime import graph_io
 from ssruntime.artifact import STEP_GRAPH, VERIFY_GRAPH, Artifact
 from ssruntime.backends.base import BackendOptions
+from ssruntime.backends.onnx_wire import external_initializers
 from ssruntime.backends.ort.packing import PackedWeights, open_packed
 from ssruntime.backends.ort.thread_pool import PROVIDERS, SessionSettings
 from ssruntime.backends.ort.weight_files import name_by_content, place, with_real_weights
@@ -67,24 +69,27 @@ class Sessions:
         opened = None if self._packed is None else self._open_packed(self._packed, graphs, own)
         if opened is None:
             self._packed = None
-            opened = {name: self._open_real(graph, name) for name, graph in graphs.items()}
+            opened = {name: self._open_real(graph, name, {}) for name, graph in graphs.items()}
         for name, session in opened.items():
             check_contract(session, name, takes_trees=name == VERIFY_GRAPH)
         self.by_graph = opened
 
-    def open(self, graph: bytes, name: str) -> ort.InferenceSession:
-        """Returns a session of another graph; each of its weights must be a weight of the verify graph.
+    def open(self, graph: bytes, name: str, own: Mapping[str, NDArray[Any]]) -> ort.InferenceSession:
+        """Returns a session of another graph; each of its weights is one of the verify graph or of `own`.
 
         Args:
             graph: a serialized ONNX model.
             name: name of the graph in error messages.
+            own: weights that the verify graph lacks, by initializer name; they must not change as long as the
+                session is used.
 
         Raises:
             ArtifactError: if the graph cannot be opened.
         """
         if self._packed is None:
-            return self._open_real(graph, name)
-        return self._open(self._packed.splice(graph, name, {}), name, self._packed.folder)
+            return self._open_real(graph, name, own)
+        given = {key: tensor for key, tensor in external_initializers(graph).items() if key in own}
+        return self._open(self._packed.splice(graph, name, given), name, self._packed.folder, own)
 
     def _open_packed(
         self, packed: PackedWeights, graphs: Mapping[str, bytes], draft: PackedWeights | None
@@ -104,20 +109,22 @@ class Sessions:
         try:
             if draft is not None:  # ONNX Runtime reads a session's weights from one folder
                 place(draft.data, packed.folder / beside)
-            return {name: self._open(graph, name, packed.folder) for name, graph in spliced.items()}
+            return {name: self._open(graph, name, packed.folder, {}) for name, graph in spliced.items()}
         except (ArtifactError, OSError) as err:  # another process may have evicted the entry since it was read
             logger.warning("the packed weights cannot be opened; packing privately: %s", err)
             self.packing = "private (the packed weights could not be opened)"
             return None
 
-    def _open_real(self, graph: bytes, name: str) -> ort.InferenceSession:
+    def _open_real(self, graph: bytes, name: str, own: Mapping[str, NDArray[Any]]) -> ort.InferenceSession:
         real, folder = with_real_weights(self._artifact, graph)
-        return self._open(real, name, folder)
+        return self._open(real, name, folder, own)
 
-    def _open(self, graph: bytes, name: str, folder: Path) -> ort.InferenceSession:
+    def _open(self, graph: bytes, name: str, folder: Path, own: Mapping[str, NDArray[Any]]) -> ort.InferenceSession:
         options = self._settings.make()
         try:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            if own:
+                options.add_external_initializers(list(own), [ort.OrtValue.ortvalue_from_numpy(array) for array in own.values()])
             # No fallback: there is no other provider, and a second attempt would print to stdout.
             session = ort.InferenceSession(graph, options, providers=PROVIDERS, enable_fallback=False)
         except Exception as err:  # ONNX Runtime's exceptions share no closer base class

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from sstool.search.finals.finalists import WORTH
 from sstool.search.log.records import SUGGESTED, Finalist, Result, Trial, best_of
 
 WORTH_MENTIONING: Final = 0.01
@@ -21,7 +22,8 @@ def conclude(
 ) -> Result:
     """Returns the result of a search.
 
-    A finalist wins if it is the fastest and beats autoregressive decoding (mode `plain`).
+    A finalist wins if it is the fastest and beats autoregressive decoding (mode `plain`). One with own
+    weights must be worth their memory.
 
     Args:
         trials: all trials.
@@ -30,13 +32,15 @@ def conclude(
         seconds: seconds of each part of the search.
         ax_error: error that ended Ax's suggestions early; None if there was none.
     """
-    winner = max(finalists, key=lambda f: f.speedup, default=None)
+    own = {trial.index for trial in trials if trial.int4}
+    winner = max(finalists, key=lambda f: f.speedup / (WORTH if f.trial in own else 1.0), default=None)
     if winner is not None and winner.speedup <= 1:
         winner = None
     gain = _gain(trials, warm)
     return Result(
         trial=None if winner is None else winner.trial,
         speedup=None if winner is None else winner.speedup,
+        by_kind={} if winner is None else winner.by_kind,
         best_warm_start=None if warm is None else warm.index,
         gain=gain,
         remark=_remark(trials, finalists, winner, warm, gain) + ("" if ax_error is None else f" Ax failed during the search: {ax_error}"),

@@ -18,14 +18,17 @@ from sstool.search.scoring.timed_run import DecodeJob
 from sstool.search.settings import SAMPLED, SearchSettings
 from sstool.search.speed_model.costs import CostModel
 
+WORTH: Final = 1.03
+"""Least speed, relative to the best draft without own weights, at which these are worth their memory."""
 _NEAR: Final = 0.9
 """Share of the best modelled speed. A candidate below it is slower by the clock too."""
 
 
 def choose_finalists(trials: Sequence[Trial], warm: Trial | None, count: int) -> list[Trial]:
-    """Returns the candidates to time: the best ones, the best warm start and the artifact's earlier draft.
+    """Returns the candidates to time: the best ones, and some to compare them with.
 
-    The best warm start shows what the search gained. The artifact's earlier draft must lose by the clock
+    The best warm start shows what the search gained. The best draft without own weights shows what these are
+    worth. The artifact's earlier draft must lose by the clock
     before it is replaced, unless its modelled speed is lower by more than the speed model's error.
 
     Args:
@@ -35,6 +38,7 @@ def choose_finalists(trials: Sequence[Trial], warm: Trial | None, count: int) ->
     """
     chosen = best_of(trials, count)
     rivals = [] if warm is None else [warm]
+    rivals += best_of([trial for trial in trials if not trial.int4], 1)
     rivals += [t for t in trials if t.source == EARLIER and t.status == COMPLETED and _is_near(t, chosen[0])]
     for rival in rivals:
         if rival not in chosen:
@@ -105,6 +109,7 @@ def _finalist(draft: TimedDraft, plain: TimedDraft, settings: SearchSettings) ->
         plain=base,
         speedup=measured / base,
         interval_95=weighted_interval(plain.samples, draft.samples, shares),
+        by_kind={kind: plain.seconds_per_token({kind: 1.0}) / draft.seconds_per_token({kind: 1.0}) for kind in shares},
         acceptance_rate=sum(s.stats.accepted for s in runs) / proposed if proposed else None,
         tokens_per_round=sum(s.stats.emitted for s in runs) / rounds if rounds else None,
         prompts=len(runs),

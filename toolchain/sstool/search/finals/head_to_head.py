@@ -1,4 +1,4 @@
-"""Head-to-head timing: autoregressive decoding (mode `plain`) and all drafts take turns on each prompt."""
+"""Head-to-head timing: autoregressive decoding (mode `plain`) and mode `auto` with each draft take turns."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ssruntime.backends.base import Slot
+from ssruntime.planning.acceptance import UNKNOWN
+from ssruntime.planning.live import LiveCosts
+from ssruntime.planning.planner import Planner
 from ssruntime.results import DecodeStats
 from sstool.bench.summary import TimedRun
 from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.drafts.space import candidate_of
 from sstool.search.finals.runs import LEAST_RUNS
 from sstool.search.log.records import Trial
 from sstool.search.scoring.timed_run import DecodeJob, run_job, warm_up
@@ -30,14 +34,16 @@ class TimedDraft:
     """The timed runs of one draft, or of autoregressive decoding.
 
     Attributes:
-        trial: trial with the skip set and the stopping rule; None for autoregressive decoding.
+        trial: trial with the draft; None for autoregressive decoding.
         slot: slot that only this draft uses.
+        planner: what mode `auto` learns of this draft; None for autoregressive decoding.
         samples: timed runs, by kind of text.
         modelled: modelled seconds of the same runs, by kind of text.
     """
 
     trial: Trial | None
     slot: Slot
+    planner: Planner | None = None
     samples: dict[str, list[TimedRun]] = field(default_factory=dict)
     modelled: dict[str, float] = field(default_factory=dict)
 
@@ -92,7 +98,7 @@ def time_head_to_head(
 
     Args:
         builder: builder that opens the drafts.
-        trials: trials with the skip sets and stopping rules to time.
+        trials: trials with the drafts to time.
         jobs: prompts to decode, and how.
         costs: speed model, for the modelled seconds of the same runs.
         on_job: called before each job with the number of jobs done and their number in all.
@@ -103,9 +109,10 @@ def time_head_to_head(
     drafts: list[TimedDraft] = []
 
     def open_draft(trial: Trial | None) -> None:
-        slot = builder.backend.new_slot(context, None if trial is None else builder.open(trial.skip))
-        warm_up(builder, slot, jobs[0], trial, costs)
-        drafts.append(TimedDraft(trial, slot))
+        slot = builder.backend.new_slot(context, None if trial is None else builder.open(trial.skip, trial.int4))
+        planner = None if trial is None else _planner(trial, builder.num_layers, costs)
+        warm_up(builder, slot, jobs[0], trial, costs, planner)
+        drafts.append(TimedDraft(trial, slot, planner))
 
     for trial in (None, *trials):
         _succeeds(trial, functools.partial(open_draft, trial))
@@ -127,5 +134,11 @@ def time_head_to_head(
 
 
 def _time(builder: DraftBuilder, draft: TimedDraft, job: DecodeJob, costs: CostModel) -> None:
-    run = run_job(builder, draft.slot, job, draft.trial, costs)
+    run = run_job(builder, draft.slot, job, draft.trial, costs, draft.planner)
     draft.add(job, run.stats, run.modelled)
+
+
+def _planner(trial: Trial, num_layers: int, costs: CostModel) -> Planner:
+    """Returns the planner that a deployed draft would have, with the costs of the latency table."""
+    measured = costs.pass_costs(candidate_of(trial.skip, num_layers, trial.int4))
+    return Planner(LiveCosts(measured, learns=True), trial.calibration or UNKNOWN, learns=True)

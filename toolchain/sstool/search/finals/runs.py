@@ -13,8 +13,8 @@ _FINAL_SHARE: Final = 0.3
 """Share of the budget reserved for timing the finalists, which also get all other time that is left."""
 _LIKELY_SPEEDUP: Final = 1.2
 """Speed-up of a finalist that the estimate of its time assumes."""
-_MORE_DRAFTS: Final = 2
-"""Drafts that are timed besides the best candidates: the best warm start and the artifact's earlier draft."""
+_MORE_DRAFTS: Final = 3
+"""Drafts that are timed besides the best candidates (see `finalists.choose_finalists`)."""
 LEAST_RUNS: Final = 3
 """Fewest runs of each finalist, whatever the budget: fewer would prove nothing."""
 _ENOUGH_SAMPLED: Final = 24

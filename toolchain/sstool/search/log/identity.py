@@ -12,13 +12,14 @@ from sstool.search.log.records import FORMAT
 from sstool.search.settings import SearchSettings
 
 
-def search_identity(manifest: Manifest, settings: SearchSettings, backend: Backend) -> dict[str, Any]:
+def search_identity(manifest: Manifest, settings: SearchSettings, backend: Backend, draft_memory: int) -> dict[str, Any]:
     """Returns the fields of a log's header that are known before any work is done.
 
     Args:
         manifest: manifest of the artifact.
         settings: settings of the search.
         backend: the open engines.
+        draft_memory: most bytes of a draft's own weights.
     """
     return {
         "format": FORMAT,
@@ -28,6 +29,7 @@ def search_identity(manifest: Manifest, settings: SearchSettings, backend: Backe
         "seed": settings.seed,
         "batch": settings.batch,
         "weights": settings.weights,
+        "draft_memory": draft_memory,
         "cpu": processor_of(backend),
         "threads": backend.threads,
         "onnxruntime": ort.__version__,

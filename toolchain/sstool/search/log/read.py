@@ -22,6 +22,7 @@ from sstool.search.log.records import (
     SEARCH_FOLDER,
     STOPPED,
     TRIALS,
+    DraftCosts,
     Finalist,
     Header,
     LatencyTable,
@@ -145,20 +146,30 @@ def read_latency(path: Path, num_layers: int) -> LatencyTable | None:
     num_lengths = len(table.rows[0].verify)
     for at, row in enumerate(table.rows):
         where = f"{path}: rows[{at}]"
-        if {len(row.attention), len(row.mlp)} != {num_layers}:
-            _refuse(f"{where}: expected costs of {num_layers} layers, found {len(row.attention)} for attention and {len(row.mlp)} for MLP")
         if len(row.verify) != num_lengths or not row.verify:
             _refuse(f"{where}: verify: expected {max(num_lengths, 1)} query lengths, found {len(row.verify)}")
-        if min(row.verify) <= 0 or min(row.draft_base, *row.attention, *row.mlp) < 0:
-            _refuse(f"{where}: expected verify times above 0, and no other time below 0")
-        if not len(row.sizes) == len(row.first) == len(row.later) > 0:
-            found_lengths = f"{len(row.sizes)}, {len(row.first)} and {len(row.later)}"
-            _refuse(f"{where}: sizes, first, later: expected equally many values, at least 1, found {found_lengths}")
-        if any(b <= a for a, b in pairwise(row.sizes)):
-            _refuse(f"{where}: sizes: expected ascending values without duplicates")
-        if min(*row.first, *row.later) <= 0:
-            _refuse(f"{where}: first, later: expected factors above 0")
+        if min(row.verify) <= 0:
+            _refuse(f"{where}: verify: expected times above 0")
+        if (row.int4 is None) != (table.rows[0].int4 is None):
+            _refuse(f"{where}: int4: expected costs in all rows or in none")
+        _check_draft_costs(row.draft, num_layers, f"{where}.draft")
+        if row.int4 is not None:
+            _check_draft_costs(row.int4, num_layers, f"{where}.int4")
     return table
+
+
+def _check_draft_costs(costs: DraftCosts, num_layers: int, where: str) -> None:
+    if {len(costs.attention), len(costs.mlp)} != {num_layers}:
+        _refuse(f"{where}: expected costs of {num_layers} layers, found {len(costs.attention)} for attention and {len(costs.mlp)} for MLP")
+    if min(costs.base, *costs.attention, *costs.mlp) < 0:
+        _refuse(f"{where}: expected no time below 0")
+    if not len(costs.sizes) == len(costs.first) == len(costs.later) > 0:
+        found_lengths = f"{len(costs.sizes)}, {len(costs.first)} and {len(costs.later)}"
+        _refuse(f"{where}: sizes, first, later: expected equally many values, at least 1, found {found_lengths}")
+    if any(b <= a for a, b in pairwise(costs.sizes)):
+        _refuse(f"{where}: sizes: expected ascending values without duplicates")
+    if min(*costs.first, *costs.later) <= 0:
+        _refuse(f"{where}: first, later: expected factors above 0")
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ssruntime.artifact import SkipSet
+from ssruntime.artifact import LowBitSet, SkipSet
+from ssruntime.planning.acceptance import Calibration
 from ssruntime.stopping import StoppingRule
 from sstool.skip_set import SkipSpec
 
@@ -18,7 +19,7 @@ LATENCY: Final = "latency.json"
 SKIP_SET: Final = "skip_set.json"
 REPORT: Final = "report.html"
 TEXTS: Final = "texts.json"
-FORMAT: Final = 3
+FORMAT: Final = 4
 
 COMPLETED: Final = "completed"
 STOPPED: Final = "stopped"
@@ -84,6 +85,7 @@ class Header:
         trials: largest number of trials.
         batch: number of candidates that Ax suggests at a time.
         weights: weight of each kind of text, `sampled` and `greedy`.
+        draft_memory: most bytes of a draft's own weights.
         cpu: model name of the processor.
         threads: number of threads of each engine.
         onnxruntime: version of ONNX Runtime.
@@ -105,6 +107,7 @@ class Header:
     trials: int
     batch: int
     weights: dict[str, float]
+    draft_memory: int
     cpu: str
     threads: int
     onnxruntime: str
@@ -156,11 +159,12 @@ class Trial:
 
     Attributes:
         index: number of the trial, counted from 0 in the order in which candidates were tried.
-        source: source of the candidate: `recipe`, `earlier`, `leave-one-out`, `block`, `every-other`,
-            `dynamic-programme`, `random` or `ax`.
+        source: source of the candidate: `recipe`, `earlier`, `whole`, `leave-one-out`, `block`,
+            `every-other`, `dynamic-programme`, `random` or `ax`.
         status: `completed`; `stopped` after a part of the texts, because it was not promising; or `failed`.
         skip: sublayers that the draft skips.
-        stopping: stopping rule, tuned for this skip set; None if the trial failed.
+        int4: parts for which the draft has int4 weights of its own.
+        stopping: stopping rule, tuned for this draft; None if the trial failed.
         max_alternatives: largest number of alternatives to a drafted token.
         cost_ratio: modelled time of a draft step over that of an autoregressive step (mode `plain`); the mean
             over the draft steps in `counts`.
@@ -170,6 +174,8 @@ class Trial:
             texts, times the best candidate's speed over all texts.
         speedup: modelled speed over that of autoregressive decoding, extrapolated alike.
         timed: short run by the clock; None if the trial did not complete or could not be timed.
+        calibration: how the draft's confidence relates to acceptance on the calibration texts; None if the
+            trial did not complete.
         seconds: seconds that building and running the candidate took.
         suggest_seconds: seconds that proposing it took.
         error: reason of the failure; None if the trial did not fail.
@@ -179,6 +185,7 @@ class Trial:
     source: str
     status: str
     skip: SkipSet
+    int4: LowBitSet = field(default_factory=LowBitSet)
     stopping: StoppingRule | None = None
     max_alternatives: int | None = None
     cost_ratio: float | None = None
@@ -186,6 +193,7 @@ class Trial:
     tokens_per_second: float | None = None
     speedup: float | None = None
     timed: Timed | None = None
+    calibration: Calibration | None = None
     seconds: float = 0.0
     suggest_seconds: float = 0.0
     error: str | None = None
@@ -200,10 +208,11 @@ class Trial:
         return self.speedup / math.sqrt(rounds) if self.status == STOPPED and self.speedup is not None and rounds else 0.0
 
     def spec(self) -> SkipSpec:
-        """Returns the skip set and its stopping rule as they are written to a skip-set file."""
+        """Returns the draft and its stopping rule as they are written to a skip-set file."""
         return SkipSpec(
             attention=self.skip.attention,
             mlp=self.skip.mlp,
+            int4=self.int4 or None,
             stopping=self.stopping,
             max_alternatives=self.max_alternatives,
         )
@@ -211,7 +220,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
-    """A candidate timed head to head with autoregressive decoding, mode `plain` (`kind` is `finalist`).
+    """A candidate, decoding in mode `auto`, timed head to head with mode `plain` (`kind` is `finalist`).
 
     Attributes:
         trial: index of the candidate's trial.
@@ -220,6 +229,7 @@ class Finalist:
         plain: measured tokens per second of autoregressive decoding on the same prompts.
         speedup: measured / plain.
         interval_95: 95 % confidence interval of the speed-up, from a paired bootstrap over prompts.
+        by_kind: speed-up on each kind of text alone.
         acceptance_rate: accepted / proposed.
         tokens_per_round: emitted / rounds.
         prompts: number of prompts decoded; a prompt that is decoded several times counts each time.
@@ -231,6 +241,7 @@ class Finalist:
     plain: float
     speedup: float
     interval_95: tuple[float, ...] | None
+    by_kind: dict[str, float]
     acceptance_rate: float | None
     tokens_per_round: float | None
     prompts: int
@@ -242,7 +253,8 @@ class Result:
 
     Attributes:
         trial: index of the winner's trial; None if no draft beat autoregressive decoding (mode `plain`).
-        speedup: measured speed-up of the winner; None without a winner.
+        speedup: measured speed-up of the winner, over all kinds of text; None without a winner.
+        by_kind: its speed-up on each kind of text alone; empty without a winner.
         best_warm_start: index of the warm start with the best modelled speed; None if no warm start
             completed.
         gain: modelled speed of the best trial / that of the best warm start - 1; None without a warm start.
@@ -253,10 +265,33 @@ class Result:
 
     trial: int | None
     speedup: float | None
+    by_kind: dict[str, float]
     best_warm_start: int | None
     gain: float | None
     remark: str
     seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftCosts:
+    """The costs of draft steps over one kind of weights, in seconds.
+
+    Attributes:
+        base: what embedding, norms, LM head and host work add to a draft's size (see `speed_model.fit`).
+        attention: by layer, what its attention adds to a draft's size.
+        mlp: by layer, what its MLP adds to a draft's size.
+        sizes: sizes of some drafts, ascending from one that keeps little to one that keeps nearly all.
+        first: for each of these drafts, seconds of its first step after a verify pass, divided by its size.
+            The factors of other drafts are interpolated by size.
+        later: the same for any later step.
+    """
+
+    base: float
+    attention: tuple[float, ...]
+    mlp: tuple[float, ...]
+    sizes: tuple[float, ...]
+    first: tuple[float, ...]
+    later: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,24 +302,14 @@ class LatencyRow:
         context: context length, in positions before the step.
         verify: at index k, seconds of a pass over k + 1 tokens, acceptance included; index 0 is an
             autoregressive step (mode `plain`).
-        draft_base: what embedding, norms, LM head and host work add to a draft's size (see
-            `speed_model.fit`).
-        attention: by layer, what its attention adds to a draft's size.
-        mlp: by layer, what its MLP adds to a draft's size.
-        sizes: sizes of some drafts, ascending from one that keeps little to one that keeps nearly all.
-        first: for each of these drafts, seconds of its first step after a verify pass, divided by its size.
-            The factors of other drafts are interpolated by size.
-        later: the same for any later step.
+        draft: costs of draft steps over shared weights.
+        int4: costs of draft steps over int4 weights, the LM head's too; None if no draft may have any.
     """
 
     context: int
     verify: tuple[float, ...]
-    draft_base: float
-    attention: tuple[float, ...]
-    mlp: tuple[float, ...]
-    sizes: tuple[float, ...]
-    first: tuple[float, ...]
-    later: tuple[float, ...]
+    draft: DraftCosts
+    int4: DraftCosts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +335,11 @@ class LatencyTable:
     onnxruntime: str
     rows: tuple[LatencyRow, ...]
     fit_error: float
+
+
+def speeds_in_words(by_kind: Mapping[str, float]) -> str:
+    """Returns speed-ups by kind of text, such as `1.62 x plain sampled, 1.90 x plain greedy`."""
+    return ", ".join(f"{speedup:.2f} x plain {kind}" for kind, speedup in by_kind.items())
 
 
 def best_of(trials: Sequence[Trial], count: int) -> list[Trial]:

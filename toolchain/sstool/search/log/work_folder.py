@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 ARTIFACT: Final = "artifact"
 CHECKPOINT: Final = "checkpoint.json"
 """The file that identifies the checkpoint from which the folder's artifact was exported."""
-_OURS: Final = frozenset({TRIALS, LATENCY, TEXTS, ARTIFACT, CHECKPOINT, REPORT, SKIP_SET})
+LOW_BIT_WEIGHTS: Final = "int4.bin"
+"""The file of int4 weights that candidates share; a search that is resumed makes it again."""
+_OURS: Final = frozenset({TRIALS, LATENCY, TEXTS, ARTIFACT, CHECKPOINT, LOW_BIT_WEIGHTS, REPORT, SKIP_SET})
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.base import Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.planning.acceptance import Evidence
+from ssruntime.planning.acceptance import Evidence, outcomes
 from ssruntime.planning.planner import unlearned
 from ssruntime.proposal import room_beside
 from ssruntime.stopping import StoppingPolicy, StoppingRule
@@ -146,6 +146,10 @@ class DraftedText:
             assert proposed is not None
         before = pending - 1
         return sequence.outcome(proposed, room_beside(before + proposed, self.position(count) - before, self._alternatives_end))
+
+    def observed(self) -> list[tuple[Evidence, bool]]:
+        """Returns what was known of each draft token that verify would reach, and whether it is right."""
+        return [one for sequence in self._sequences.values() for one in outcomes(sequence.evidence, sequence.agreed)]
 
     def _run(self, count: int, pending: int, policies: Sequence[StoppingPolicy], max_draft: int) -> DraftSequence:
         """Returns the sequence that the draft engine proposes from one position, until every policy stops.

@@ -16,9 +16,10 @@ from typing import Final
 from ssruntime.acceptance import make_acceptance
 from ssruntime.backends.base import DraftEngine
 from ssruntime.config import DecodeSettings
+from ssruntime.planning.acceptance import fit
 from ssruntime.stopping import StoppingRule
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import Bits, skip_of
+from sstool.search.drafts.space import Candidate
 from sstool.search.log.records import COMPLETED, FAILED, STOPPED, Timed, Trial
 from sstool.search.scoring.draft_sequences import DraftedText
 from sstool.search.scoring.objective import Objective, Score
@@ -63,63 +64,70 @@ class Evaluator:
         self._best = _Incumbent()
         self._job = self._clock_job()
 
-    def run(self, index: int, source: str, bits: Bits, *, suggest_seconds: float = 0.0, whole: bool = False) -> Trial:
+    def run(self, index: int, source: str, candidate: Candidate, *, suggest_seconds: float = 0.0, whole: bool = False) -> Trial:
         """Returns the trial of a candidate; if the candidate fails, the trial says why.
 
         Args:
             index: number of the trial.
             source: source that proposed the candidate.
-            bits: skip set of the candidate.
+            candidate: the candidate.
             suggest_seconds: seconds that proposing it took.
             whole: whether to run it over all texts even if it is not promising.
         """
         begun = time.perf_counter()
         try:
-            trial = self._run(index, source, bits, whole=whole)
+            trial = self._run(index, source, candidate, whole=whole)
         except Exception as err:  # noqa: BLE001 - ONNX Runtime's exceptions share no base; no candidate may end the search
             error = " ".join((str(err) or type(err).__name__).split())
-            trial = Trial(index=index, source=source, status=FAILED, skip=skip_of(bits), error=error)
+            trial = Trial(index=index, source=source, status=FAILED, skip=candidate.skip_set(), int4=candidate.low_bit_set(), error=error)
         return dataclasses.replace(trial, seconds=time.perf_counter() - begun, suggest_seconds=suggest_seconds)
 
-    def _run(self, index: int, source: str, bits: Bits, *, whole: bool) -> Trial:
-        skip = skip_of(bits)
-        draft = self._builder.open(skip)
-        status, rule, score, scale = self._score(bits, draft, whole=whole)
+    def _run(self, index: int, source: str, candidate: Candidate, *, whole: bool) -> Trial:
+        skip, int4 = candidate.skip_set(), candidate.low_bit_set()
+        draft = self._builder.open(skip, int4)
+        drafted = self._drafted(draft)
+        status, rule, score, scale = self._score(candidate, drafted, whole=whole)
         trial = Trial(
             index=index,
             source=source,
             status=status,
             skip=skip,
+            int4=int4,
             stopping=rule,
             max_alternatives=self._settings(self._texts[0].text).max_alternatives,
-            cost_ratio=self._cost_ratio(bits, score),
+            cost_ratio=self._cost_ratio(candidate, score),
             counts=dict(score.counts),
             tokens_per_second=score.tokens_per_second * scale,
             speedup=score.speedup * scale,
         )
-        return dataclasses.replace(trial, timed=self._time(trial, draft)) if status == COMPLETED else trial
+        if status != COMPLETED:
+            return trial
+        calibration = fit([one for text in drafted for one in text.observed()])
+        return dataclasses.replace(trial, timed=self._time(trial, draft), calibration=calibration)
 
-    def _score(self, bits: Bits, draft: DraftEngine, *, whole: bool) -> tuple[str, StoppingRule, Score, float]:
+    def _score(self, candidate: Candidate, drafted: Sequence[DraftedText], *, whole: bool) -> tuple[str, StoppingRule, Score, float]:
         """Returns the status, the tuned stopping rule, the score, and a factor for the score's speed.
 
         The factor of a stopped candidate extrapolates its speed from a share of the texts to all of them.
         """
-        drafted = []
-        for cached in self._texts:
-            cached.slot.use_draft(draft)
-            drafted.append(self._drafted(cached))
         rule, speeds = self._best.stopping, []
         for (part, hopeless), best in zip(_PARTS, self._best.parts, strict=True):
-            rule, score = self._objective.tune(bits, drafted[: max(1, round(part * len(drafted)))], rule)
+            rule, score = self._objective.tune(candidate, drafted[: max(1, round(part * len(drafted)))], rule)
             speeds.append(score.tokens_per_second)
             if not whole and speeds[-1] < hopeless * best:
                 return STOPPED, rule, score, self._best.whole / best
-        rule, score = self._objective.tune(bits, drafted, rule)
+        rule, score = self._objective.tune(candidate, drafted, rule)
         if score.tokens_per_second > self._best.whole:
             self._best = _Incumbent(tuple(speeds), score.tokens_per_second, rule)
         return COMPLETED, rule, score, 1.0
 
-    def _drafted(self, cached: CachedText) -> DraftedText:
+    def _drafted(self, draft: DraftEngine) -> list[DraftedText]:
+        """Returns the texts, over which a draft runs when it is asked for a proposal."""
+        for cached in self._texts:
+            cached.slot.use_draft(draft)
+        return [self._over(cached) for cached in self._texts]
+
+    def _over(self, cached: CachedText) -> DraftedText:
         settings = self._settings(cached.text)
         return DraftedText(
             cached.slot,
@@ -148,10 +156,10 @@ class Evaluator:
         endless = dataclasses.replace(self._settings(text), max_new_tokens=_TIMED_TOKENS, eos_token_ids=frozenset())
         return DecodeJob(kind=text.kind, index=0, ids=text.prompt, settings=endless)
 
-    def _cost_ratio(self, bits: Bits, score: Score) -> float:
+    def _cost_ratio(self, candidate: Candidate, score: Score) -> float:
         """Returns the cost ratio: the mean draft step over an autoregressive step (mode `plain`)."""
         context = len(self._texts[0].text.prompt)
-        cost, counts = self._costs.draft(bits, context), score.counts.values()
+        cost, counts = self._costs.draft(candidate, context), score.counts.values()
         steps, drafts = sum(c.proposed for c in counts), sum(c.reached[0] for c in counts if c.reached)
         mean = cost.seconds(steps, drafts) / steps if steps else cost.first
         return mean / self._costs.verify(context)[0]

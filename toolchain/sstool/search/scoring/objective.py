@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ssruntime.planning.planner import unlearned
 from ssruntime.stopping import MAX_DRAFT_LIMIT, StoppingRule
-from sstool.search.drafts.space import Bits
+from sstool.search.drafts.space import Candidate
 from sstool.search.log.records import Counts, shares_of
 from sstool.search.scoring.draft_sequences import DraftedText
 from sstool.search.scoring.rules import neighbours
@@ -64,24 +64,24 @@ class Objective:
         self._each = each
         self._verify: dict[int, list[float]] = {}
 
-    def score(self, bits: Bits, drafted: Sequence[DraftedText], rule: StoppingRule) -> Score:
+    def score(self, candidate: Candidate, drafted: Sequence[DraftedText], rule: StoppingRule) -> Score:
         """Returns a candidate's score from replaying the texts in the rounds that the runtime would run.
 
         Args:
-            bits: skip set of the candidate.
+            candidate: the candidate.
             drafted: draft sequences of the candidate over the texts.
             rule: stopping rule.
         """
         tallies: dict[str, _Tally] = {}
-        for text, tally in zip(drafted, self._each(lambda text: self._replay(bits, text, rule), drafted), strict=True):
+        for text, tally in zip(drafted, self._each(lambda text: self._replay(candidate, text, rule), drafted), strict=True):
             tallies.setdefault(text.text.kind, _Tally()).include(tally)
         return self._combine(tallies)
 
-    def _replay(self, bits: Bits, drafted: DraftedText, rule: StoppingRule) -> _Tally:
+    def _replay(self, candidate: Candidate, drafted: DraftedText, rule: StoppingRule) -> _Tally:
         """Returns the counts and modelled seconds of decoding one text."""
         # The costs at the middle of the text serve for all its positions, which are close together.
         context = _middle(drafted.text)
-        verify, draft = self._verify_at(context), self._costs.draft(bits, context)
+        verify, draft = self._verify_at(context), self._costs.draft(candidate, context)
         tally, count, pending, policy = _Tally(), 1, 1, rule.policy(unlearned(), drafted.text.kind)
         while count < drafted.text.length:
             before = pending - 1
@@ -92,9 +92,9 @@ class Objective:
         tally.plain = (count - 1) * verify[0]
         return tally
 
-    def tune(self, bits: Bits, drafted: Sequence[DraftedText], start: StoppingRule) -> tuple[StoppingRule, Score]:
+    def tune(self, candidate: Candidate, drafted: Sequence[DraftedText], start: StoppingRule) -> tuple[StoppingRule, Score]:
         """Returns a candidate's best stopping rule and its score, found by hill climbing from `start`."""
-        best, best_score = start, self.score(bits, drafted, start)
+        best, best_score = start, self.score(candidate, drafted, start)
         tried = {start}
         moved = True
         while moved:
@@ -103,7 +103,7 @@ class Objective:
                 if neighbour in tried:
                     continue
                 tried.add(neighbour)
-                score = self.score(bits, drafted, neighbour)
+                score = self.score(candidate, drafted, neighbour)
                 if score.seconds_per_token < best_score.seconds_per_token:
                     best, best_score, moved = neighbour, score, True
                     break

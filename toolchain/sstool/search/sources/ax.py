@@ -1,6 +1,7 @@
 """Has Ax suggest candidates from the scores of earlier ones; the only module that imports Ax.
 
-Each sublayer is one integer parameter, 0 or 1 (1: skipped). Scores over all texts are deterministic; those of
+Each sublayer is one integer parameter, 0 or 1 (1: skipped). One more says whether a draft has own weights, if
+it may have any. Scores over all texts are deterministic; those of
 stopped candidates come with their error. The acquisition function is expected improvement. Ax optimizes it by
 a local search over flips, which starts here from fewer points than by default: that takes a third of the time
 and finds sets that are as good.
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Final
 
-from sstool.search.drafts.space import Bits
+from sstool.search.drafts.space import Point
 
 _METRIC: Final = "speedup"
 _RESTARTS: Final = 8
@@ -30,41 +31,45 @@ class AxFailedError(Exception):
 class AxDriver:
     """An Ax experiment over the sublayers of one model."""
 
-    def __init__(self, num_sublayers: int, *, seed: int) -> None:
+    def __init__(self, num_sublayers: int, *, has_own_weights: bool, seed: int) -> None:
         """Creates the experiment.
 
         Args:
-            num_sublayers: number of sublayers, which is the number of parameters.
+            num_sublayers: number of sublayers.
+            has_own_weights: whether a draft may have own weights, which is one more parameter.
             seed: seed of Ax's random choices.
         """
         with _quietly():
             from ax.api.client import Client
             from ax.api.configs import RangeParameterConfig
 
-            self._names = [f"skip_{n:03d}" for n in range(num_sublayers)]
+            skipped = [f"skip_{n:03d}" for n in range(num_sublayers)]
+            own = ["own_weights"] if has_own_weights else []
+            self._names = [*skipped, *own]
             # Ax takes a seed of 32 bits.
             self._client: Any = Client(random_seed=seed % 2**32)
             self._client.configure_experiment(
                 name="skip-set",
                 parameters=[RangeParameterConfig(name=name, bounds=(0, 1), parameter_type="int") for name in self._names],
-                parameter_constraints=[f"{' + '.join(self._names)} <= {num_sublayers - 1}", f"{' + '.join(self._names)} >= 1"],
+                # A draft keeps something, and is not the whole model over shared weights.
+                parameter_constraints=[f"{' + '.join(skipped)} <= {num_sublayers - 1}", f"{' + '.join(self._names)} >= 1"],
             )
             self._client.configure_optimization(objective=_METRIC)
             self._client.set_generation_strategy(_strategy())
-        self._known: dict[Bits, int] = {}
+        self._known: dict[Point, int] = {}
 
-    def attach(self, bits: Bits, speedup: float | None, error: float = 0.0) -> None:
+    def attach(self, point: Point, speedup: float | None, error: float = 0.0) -> None:
         """Reports the score of a candidate to Ax, whether or not Ax suggested it.
 
         Args:
-            bits: skip set of the candidate.
+            point: point of the candidate.
             speedup: score of the candidate; None if it failed.
             error: standard error of the score: 0 if the candidate was run over all texts.
         """
         with _quietly():
-            index = self._known.pop(bits, None)
+            index = self._known.pop(point, None)
             if index is None:
-                index = self._client.attach_trial(dict(zip(self._names, bits, strict=True)))
+                index = self._client.attach_trial(dict(zip(self._names, point, strict=True)))
             if speedup is None:
                 # The candidate would fail again. Ax may repeat a trial that is marked failed, but not one
                 # marked abandoned.
@@ -72,15 +77,15 @@ class AxDriver:
             else:
                 self._client.complete_trial(index, {_METRIC: (speedup, error)})
 
-    def suggest(self, count: int) -> list[Bits]:
+    def suggest(self, count: int) -> list[Point]:
         """Returns up to `count` new candidates; their scores must be attached before the next call."""
         with _quietly():
             trials = self._client.get_next_trials(max_trials=count)
         suggested = []
         for index, parameters in trials.items():
-            bits = tuple(int(parameters[name]) for name in self._names)
-            self._known[bits] = index
-            suggested.append(bits)
+            point = tuple(int(parameters[name]) for name in self._names)
+            self._known[point] = index
+            suggested.append(point)
         return suggested
 
 

@@ -18,6 +18,8 @@ from sstool.search.texts.make import CachedText, CalibrationText
 
 CUTS: Final = (0.4, 0.55, 0.7, 0.8)
 """Shares of the sublayers that are tried as skip sets, in order of sensitivity, the least sensitive first."""
+LIGHT_CUTS: Final = (0.1, 0.2, 0.3)
+"""More shares for drafts with own weights, for which a sublayer that is kept costs little."""
 _TOKENS: Final = 112
 """Tokens to measure the overlap on; the last text is used as a whole."""
 
@@ -72,6 +74,11 @@ def cut(order: Sequence[int], part: float) -> Bits:
 def cuts(order: Sequence[int]) -> list[Bits]:
     """Returns the skip sets of the shares in `CUTS`, without duplicates."""
     return list(dict.fromkeys(cut(order, part) for part in CUTS))
+
+
+def light_cuts(order: Sequence[int]) -> list[Bits]:
+    """Returns the skip sets of the shares in `LIGHT_CUTS`, without duplicates."""
+    return list(dict.fromkeys(cut(order, part) for part in LIGHT_CUTS))
 
 
 def _first_tokens(texts: Sequence[CachedText]) -> list[CachedText]:

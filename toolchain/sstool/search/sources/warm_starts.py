@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from ssruntime.artifact import SkipSet
 from sstool.search.clock import Clock
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import Bits, bits_of
+from sstool.search.drafts.space import Bits, Candidate, DraftSpace
 from sstool.search.log.records import Trial, best_of
 from sstool.search.log.write import SearchWriter
 from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
-from sstool.search.sources.leave_one_out import cut, cuts, measure_sensitivity, sensitivity_order
+from sstool.search.sources.leave_one_out import cut, cuts, light_cuts, measure_sensitivity, sensitivity_order
 from sstool.search.sources.patterns import default_start, every_other, middle_blocks
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CachedText
@@ -39,8 +38,8 @@ class Trials(Protocol):
     def is_over(self) -> bool:
         """Returns whether the trials, the sets or the time for another trial are used up."""
 
-    def consider(self, source: str, sets: Iterable[Bits]) -> list[Trial]:
-        """Runs the untried sets, until the search is over; returns the trials of all sets ever tried."""
+    def consider(self, source: str, candidates: Iterable[Candidate]) -> list[Trial]:
+        """Runs the untried candidates until the search is over; returns the trials of all ever tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,7 @@ class WarmStarts:
 
     Attributes:
         builder: builder of the candidates' engines.
+        space: the search space.
         texts: calibration texts.
         costs: speed model.
         clock: clock of the search.
@@ -57,25 +57,29 @@ class WarmStarts:
     """
 
     builder: DraftBuilder
+    space: DraftSpace
     texts: Sequence[CachedText]
     costs: CostModel
     clock: Clock
     writer: SearchWriter
     tell: Callable[[str], Callable[[int, int], None]]
 
-    def run(self, trials: Trials, starts: Sequence[tuple[str, SkipSet]]) -> None:
-        """Runs the given sets, then patterns, the dynamic programme's sets, and leave-one-out cuts.
+    def run(self, trials: Trials, starts: Sequence[tuple[str, Candidate]]) -> None:
+        """Runs the given drafts, then patterns, the dynamic programme's sets, and leave-one-out cuts.
 
-        Each of the last two is left out if finding it would take too much of the budget.
+        Each of the last two is left out if finding it would take too much of the budget. Each set is tried
+        over shared weights and, where they fit, over own weights.
         """
-        num_layers = self.builder.num_layers
-        for source, skip in starts:
-            trials.consider(source, [bits_of(skip, num_layers)])
-        trials.consider("every-other", [default_start(num_layers), *every_other(num_layers)])
-        trials.consider("block", middle_blocks(num_layers))
+        num_layers, each = self.space.num_layers, self.space.of_each_kind
+        for source, candidate in starts:
+            trials.consider(source, [candidate, *each([candidate.skipped])])
+        if self.space.has_own_weights:
+            trials.consider("whole", [self.space.with_own_weights((0,) * (2 * num_layers))])
+        trials.consider("every-other", each([default_start(num_layers), *every_other(num_layers)]))
+        trials.consider("block", each(middle_blocks(num_layers)))
         verify = self.costs.verify(len(self.texts[0].text.prompt))[-1]
         if self.clock.affords(LEVELS * _PASSES_PER_LEVEL * verify, _WARM_SHARE) and not trials.is_over():
-            trials.consider("dynamic-programme", self._front())
+            trials.consider("dynamic-programme", each(self._front()))
         if self.clock.affords(2 * num_layers * _SENSITIVITY_PASSES * verify, _WARM_SHARE) and not trials.is_over():
             self._leave_one_out(trials)
 
@@ -97,10 +101,12 @@ class WarmStarts:
         if sensitivity is None:
             return
         order = sensitivity_order(sensitivity)
-        best = best_of(trials.consider("leave-one-out", cuts(order)), 1)
+        light = [self.space.with_own_weights(bits) for bits in light_cuts(order)] if self.space.has_own_weights else []
+        best = best_of(trials.consider("leave-one-out", [*light, *self.space.of_each_kind(cuts(order))]), 1)
         if best:
             part = len((*best[0].skip.attention, *best[0].skip.mlp)) / len(order)
-            trials.consider("leave-one-out", [cut(order, part - _REFINED), cut(order, part + _REFINED)])
+            refined = [cut(order, part - _REFINED), cut(order, part + _REFINED)]
+            trials.consider("leave-one-out", self.space.of_each_kind(refined))
 
 
 def _optional(name: str, find: Callable[[], T]) -> T | None:

@@ -26,10 +26,10 @@ from ssruntime.proposers.skip import SkipProposer
 from ssruntime.stopping import MAX_DRAFT_LIMIT, FixedRule, FixedStopping
 from sstool.graph.sublayers import Sublayer, sublayer_of
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import skip_of
+from sstool.search.drafts.space import Bits, Candidate, sharing
 from sstool.search.log.records import FORMAT, LatencyTable
 from sstool.search.settings import SAMPLED, SearchSettings
-from sstool.search.speed_model.fit import CostSample, fit
+from sstool.search.speed_model.fit import CostSample, StepSample, fit
 from sstool.search.speed_model.probes import probe_sets
 from sstool.search.texts.make import CalibrationText
 
@@ -65,17 +65,21 @@ class _Round:
     verify: float
 
 
-def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], settings: SearchSettings) -> LatencyTable:
+def measure_latency(
+    builder: DraftBuilder, texts: Sequence[CalibrationText], settings: SearchSettings, *, has_own_weights: bool
+) -> LatencyTable:
     """Returns the latency table of the artifact on this machine, measured now.
 
     Args:
         builder: builder of the probe drafts.
         texts: calibration texts to decode while measuring.
         settings: settings of the search, which fix the sampling.
+        has_own_weights: whether drafts may have int4 weights, whose costs are measured then too.
     """
     engine, num_layers = builder.engine, builder.num_layers
-    probes = probe_sets(num_layers)
-    sessions = [builder.open(skip_of(bits)) for bits in probes]
+    sets = probe_sets(num_layers)
+    probes = [sharing(bits) for bits in sets] + [_over_int4(bits) for bits in sets if has_own_weights]
+    sessions = [builder.open(probe.skip_set(), probe.low_bit_set()) for probe in probes]
     weights = sublayer_bytes(builder.verify, num_layers)
     longest = FixedRule(max_draft=MAX_DRAFT_LIMIT)
     complete = dataclasses.replace(engine.settings(settings.decoding(SAMPLED, settings.seed)), stopping=longest)
@@ -83,10 +87,8 @@ def measure_latency(builder: DraftBuilder, texts: Sequence[CalibrationText], set
     rows, errors = [], []
     for context in _contexts(engine.backend.max_context):
         slot, token = _prefilled(builder.backend, texts, context)
-        sample = _measure(
-            _RoundStart(slot, make_acceptance(complete, context), complete.max_alternatives, token, context), sessions, patience
-        )
-        row, error = fit(context, sample, probes, weights)
+        start = _RoundStart(slot, make_acceptance(complete, context), complete.max_alternatives, token, context)
+        row, error = fit(context, _measure(start, sessions, sets, patience), weights)
         rows.append(row)
         errors.append(error)
     return LatencyTable(
@@ -139,6 +141,11 @@ def sublayer_bytes(verify: ir.Model, num_layers: int) -> NDArray[np.float64]:
     return totals
 
 
+def _over_int4(skipped: Bits) -> Candidate:
+    """Returns the candidate in which everything that is kept has int4 weights, whatever memory that takes."""
+    return Candidate(skipped, tuple(1 - bit for bit in skipped), int4_head=True)
+
+
 def _contexts(max_context: int) -> list[int]:
     """Returns `CONTEXTS`, each reduced if rounds would not fit into the model's context after it."""
     room = max_context - 2 * MAX_QUERY_LENGTH
@@ -165,24 +172,32 @@ def _prefilled(backend: Backend, texts: Sequence[CalibrationText], context: int)
     return slot, tokens[context]
 
 
-def _measure(start: _RoundStart, sessions: Sequence[DraftEngine], patience: float) -> CostSample:
-    """Returns the times of as many turns as fit into `patience` seconds, within the limits of `_TURNS`."""
+def _measure(start: _RoundStart, sessions: Sequence[DraftEngine], sets: Sequence[Bits], patience: float) -> CostSample:
+    """Returns the times of as many turns as fit into `patience` seconds, within the limits of `_TURNS`.
+
+    The sessions are those of the probe sets over shared weights, and after them, if any, over int4 weights.
+    """
     room = start.slot.max_context - start.context
     lengths = [n for n in _QUERY_LENGTHS if n <= room]
-    sample = CostSample([], {n: [] for n in lengths}, [[] for _ in sessions], [[] for _ in sessions])
+    plain: list[float] = []
+    verify: dict[int, list[float]] = {n: [] for n in lengths}
+    first: list[list[float]] = [[] for _ in sessions]
+    later: list[list[float]] = [[] for _ in sessions]
     least, most = _TURNS
     _turn(start, sessions, lengths, 0)  # warm-up: opens and binds everything
     begun = time.perf_counter()
     for turn in range(1, most + 1):
         if turn > least and time.perf_counter() - begun > patience:
             break
-        plain, rounds = _turn(start, sessions, lengths, turn)
-        sample.plain.extend(plain)
+        steps, rounds = _turn(start, sessions, lengths, turn)
+        plain += steps
         for length, probe, measured in rounds:
-            sample.verify[length].append(measured.verify)
-            sample.first[probe].append(measured.first)
-            sample.later[probe].extend([] if measured.later is None else [measured.later])
-    return sample
+            verify[length].append(measured.verify)
+            first[probe].append(measured.first)
+            later[probe].extend([] if measured.later is None else [measured.later])
+    count = len(sets)
+    int4 = StepSample(list(sets), first[count:], later[count:]) if len(sessions) > count else None
+    return CostSample(plain, verify, StepSample(list(sets), first[:count], later[:count]), int4)
 
 
 def _turn(

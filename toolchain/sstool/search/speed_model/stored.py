@@ -26,7 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_latency(
-    folder: Path, builder: DraftBuilder, texts: Sequence[CachedText], settings: SearchSettings, *, known: LatencyTable | None
+    folder: Path,
+    builder: DraftBuilder,
+    texts: Sequence[CachedText],
+    settings: SearchSettings,
+    *,
+    known: LatencyTable | None,
+    has_own_weights: bool,
 ) -> LatencyTable:
     """Returns the known table, or one that is measured now; stores it in the folder in both cases.
 
@@ -36,18 +42,26 @@ def prepare_latency(
         texts: calibration texts to decode while measuring.
         settings: settings of the search, which fix the sampling.
         known: result of `find_latency`.
+        has_own_weights: whether drafts may have int4 weights.
     """
-    table = known or measure_latency(builder, [cached.text for cached in texts], settings)
+    table = known or measure_latency(builder, [cached.text for cached in texts], settings, has_own_weights=has_own_weights)
     content = latency_json(table)
     if not (folder / LATENCY).exists() or (folder / LATENCY).read_bytes() != content:
         write_whole(folder / LATENCY, content)
     return table
 
 
-def find_latency(builder: DraftBuilder, places: Sequence[Path]) -> LatencyTable | None:
-    """Returns the first stored table of this model, machine and number of threads; None if there is none."""
+def find_latency(builder: DraftBuilder, places: Sequence[Path], *, has_own_weights: bool) -> LatencyTable | None:
+    """Returns the first stored table of this model, machine and number of threads; None if there is none.
+
+    Args:
+        builder: draft builder of the artifact.
+        places: files that may hold a table.
+        has_own_weights: whether the table must know the costs of int4 weights.
+    """
     tables = (_read_latency(path, builder.num_layers) for path in places)
-    return next((table for table in tables if table is not None and _is_ours(table, builder)), None)
+    ours = (table for table in tables if table is not None and _is_ours(table, builder))
+    return next((table for table in ours if table.rows[0].int4 is not None or not has_own_weights), None)
 
 
 def latency_digest(table: LatencyTable) -> str:
