@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 
+from ssruntime.async_engine import AsyncEngine
 from ssruntime.config import GenerationConfig
-from ssruntime.engine import Engine, load
+from ssruntime.engine import Engine, Request, load
 from ssruntime.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -19,6 +20,7 @@ from ssruntime.errors import (
     ConfigError,
     ContextOverflowError,
     PromptError,
+    QueueFullError,
     RecipeError,
     SelfSpecError,
     UnsupportedModelError,
@@ -32,10 +34,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [  # noqa: RUF022 - grouped by meaning
     # loading and generating
+    "AsyncEngine",
     "Chat",
     "Engine",
     "GenerationConfig",
     "Prompt",
+    "Request",
     "load",
     # results
     "Chunk",
@@ -49,6 +53,7 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "ConfigError",
     "ContextOverflowError",
     "PromptError",
+    "QueueFullError",
     "RecipeError",
     "SelfSpecError",
     "UnsupportedModelError",

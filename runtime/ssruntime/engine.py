@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import threading
 import time
 from collections import abc
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, check_digests, read_artifact
@@ -24,6 +26,8 @@ from ssruntime.pass_costs.planners import Planners
 from ssruntime.planning.planner import Planner
 from ssruntime.proposers import Parts, make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
+from ssruntime.scheduler.batch import Batch
+from ssruntime.scheduler.member import Member
 from ssruntime.scheduler.single import decode
 from ssruntime.sequence import Sequence
 from ssruntime.text.codec import PromptCodec, as_chat
@@ -114,16 +118,36 @@ def load(
     backend = target.load().open_backend(artifact, options)
     if entry is not None:
         _warn_of_other_processor(artifact, processor_of(backend))
-    return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry)
+    return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry, max_sequences=max_sequences)
+
+
+class Request(NamedTuple):
+    """A checked request.
+
+    Attributes:
+        ids: token ids of the prompt.
+        settings: completed settings.
+    """
+
+    ids: tuple[int, ...]
+    settings: DecodeSettings
 
 
 class Engine:
-    """The open engines of one artifact. Threads may share it: every request has its own KV cache."""
+    """The open engines of one artifact. Threads may share it: their requests share passes."""
 
     def __init__(
-        self, *, artifact: Artifact, backend: Backend, codec: PromptCodec, defaults: CheckpointDefaults, draft: DraftEntry | None
+        self,
+        *,
+        artifact: Artifact,
+        backend: Backend,
+        codec: PromptCodec,
+        defaults: CheckpointDefaults,
+        draft: DraftEntry | None,
+        max_sequences: int,
     ) -> None:
         """Combines the parts of an engine. Call `load` instead."""
+        self.max_sequences = max_sequences
         self.artifact = artifact
         self.backend = backend
         self.defaults = defaults
@@ -131,23 +155,28 @@ class Engine:
         self._draft = draft
         self._is_closed = False
         self._planners = Planners(artifact, backend, draft)
+        self._batch = Batch(backend)
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Request,
         config: GenerationConfig | None = None,
         *,
         timeout: float | None = None,
+        cancel: threading.Event | None = None,
         trace: Trace | None = None,
     ) -> Completion:
         """Returns the completion of a prompt, after decoding to its end.
 
         Args:
             prompt: text (the tokenizer adds its special tokens), token ids (a sequence, array or tensor),
-                chat messages, or a `Chat`. A chat also ends with the tokenizer's end-of-sequence token.
+                chat messages, or a `Chat`. A chat also ends with the tokenizer's end-of-sequence token. Or a
+                request from `prepare`, which has its settings.
             config: decoding settings. Default: all settings are taken from the artifact.
             timeout: seconds that the whole request may take; None sets no limit. A request that still waits
                 for a free sequence then fails. One that is decoding ends with finish reason `timeout`.
+            cancel: once another thread sets it, the request ends within one pass, with finish reason
+                `cancelled`.
             trace: record to fill with the verify passes, from which they can be replayed exactly.
 
         Raises:
@@ -156,23 +185,19 @@ class Engine:
             ConfigError: if the settings do not fit this artifact.
             BackendUnavailableError: if no sequence became free in time, or this engine is closed.
         """
-        settings, ids = self._request(prompt, config)
-        deadline = _deadline(timeout)
-        slot = self._acquire(timeout)
-        try:
-            planner, deadline = self._planner(settings, slot, deadline)
-            sequence, text = self._begin(slot, ids, settings, planner, trace)
-            tokens = [token for new in decode(sequence, slot, costs=planner.recorder, deadline=deadline) for token in new]
-        finally:
-            self.backend.release(slot)
+        request = prompt if isinstance(prompt, Request) else self.prepare(prompt, config)
+        with self._joined(request, timeout, cancel, trace) as (member, text):
+            news = list(self._batch.read(member))
+        tokens = [token for one in news for token in one.tokens]
+        sequence = member.sequence
         assert sequence.finish_reason is not None
         return Completion(
-            text=text.finish(tokens),
+            text="".join(one.text or "" for one in news) + text.finish(tokens),
             token_ids=tokens,
             finish_reason=sequence.finish_reason,
-            seed=settings.seed,
+            seed=request.settings.seed,
             stats=sequence.stats,
-            prompt_tokens=len(ids),
+            prompt_tokens=len(request.ids),
         )
 
     def decode_on(
@@ -201,10 +226,11 @@ class Engine:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Request,
         config: GenerationConfig | None = None,
         *,
         timeout: float | None = None,
+        cancel: threading.Event | None = None,
         trace: Trace | None = None,
     ) -> Iterator[Chunk]:
         """Returns an iterator over the text as it is generated.
@@ -212,8 +238,8 @@ class Engine:
         The arguments and errors are those of `generate`. Prompt and settings are checked in this call. The
         wait for a free sequence begins with the first chunk. Closing the iterator early frees the sequence.
         """
-        settings, ids = self._request(prompt, config)
-        return self._stream(ids, settings, timeout, trace)
+        request = prompt if isinstance(prompt, Request) else self.prepare(prompt, config)
+        return self._stream(request, timeout, cancel, trace)
 
     def settings(self, config: GenerationConfig | None = None) -> DecodeSettings:
         """Returns a configuration completed from the artifact's settings and the defaults.
@@ -249,11 +275,12 @@ class Engine:
             )
         return ids
 
-    def _request(self, prompt: Prompt, config: GenerationConfig | None) -> tuple[DecodeSettings, list[int]]:
+    def prepare(self, prompt: Prompt, config: GenerationConfig | None = None) -> Request:
+        """Returns a checked request for `generate` and `stream`; arguments and errors are theirs."""
         settings, ids = self.settings(config), self.encode(prompt)
         if as_chat(prompt) is not None and not (config is not None and config.ignore_eos):
             settings = dataclasses.replace(settings, eos_token_ids=settings.eos_token_ids | self._codec.turn_end)
-        return settings, ids
+        return Request(tuple(ids), settings)
 
     def warm_up(self, timeout: float | None = None) -> None:
         """Measures the costs of passes now, if this host has not measured them, so that no request has to.
@@ -284,19 +311,34 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         self.close()
 
-    def _stream(self, ids: list[int], settings: DecodeSettings, timeout: float | None, trace: Trace | None) -> Iterator[Chunk]:
-        deadline = _deadline(timeout)
+    def _stream(self, request: Request, timeout: float | None, cancel: threading.Event | None, trace: Trace | None) -> Iterator[Chunk]:
+        with self._joined(request, timeout, cancel, trace) as (member, text):
+            for news in self._batch.read(member):
+                if news.is_last:
+                    yield Chunk(text.finish(news.tokens), tuple(news.tokens), member.sequence.finish_reason, member.sequence.stats)
+                else:
+                    yield Chunk(text.take(news.tokens) if news.text is None else news.text, tuple(news.tokens))
+
+    @contextlib.contextmanager
+    def _joined(
+        self, request: Request, timeout: float | None, cancel: threading.Event | None, trace: Trace | None
+    ) -> Iterator[tuple[Member, OutputText]]:
+        """Returns a context manager that yields a new request, and its text, and removes it at the end."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         slot = self._acquire(timeout)
         try:
-            planner, deadline = self._planner(settings, slot, deadline)
-            sequence, text = self._begin(slot, ids, settings, planner, trace)
-            for new in decode(sequence, slot, costs=planner.recorder, deadline=deadline):
-                if sequence.finish_reason is None:
-                    yield Chunk(text.take(new), tuple(new))
-                else:
-                    yield Chunk(text.finish(new), tuple(new), sequence.finish_reason, sequence.stats)
-        finally:
+            planner, deadline = self._planner(request.settings, slot, deadline)
+            sequence, text = self._begin(slot, request.ids, request.settings, planner, trace)
+            member = Member(sequence, slot, text, costs=planner.recorder, deadline=deadline, cancel=cancel)
+        except BaseException:
             self.backend.release(slot)
+            raise
+        self._batch.join(member)
+        try:
+            yield member, text
+        finally:
+            self._batch.leave(member)
+            self.backend.release(member.slot)
 
     def _planner(self, settings: DecodeSettings, slot: Slot, deadline: float | None) -> tuple[Planner, float | None]:
         """Returns the planner of a request, and its deadline, which is later if costs had to be measured."""
@@ -328,13 +370,10 @@ class Engine:
             acceptance=acceptance,
             proposer=make_proposer(Parts(settings, acceptance, planner, slot.alternatives_end)),
             stop_watch=text if text.has_stops else None,
+            prefill_chunk=self._batch.first_chunk(),
             trace=trace,
         )
         return sequence, text
-
-
-def _deadline(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
 
 
 def _warn_of_other_processor(artifact: Artifact, processor: str) -> None:

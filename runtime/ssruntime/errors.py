@@ -55,6 +55,10 @@ class BackendUnavailableError(SelfSpecError):
     """The machine lacks something that an engine needs, or no sequence of an engine came free in time."""
 
 
+class QueueFullError(BackendUnavailableError):
+    """Too many requests wait for a free sequence already."""
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns a hint that names the entry of `known` closest to `name`, or all of them if none is close."""
     choices = sorted(known)

@@ -13,7 +13,7 @@ from collections.abc import Generator
 from typing import Protocol
 
 from ssruntime.acceptance import Acceptance
-from ssruntime.backends.base import Pass, StepOutput, make_pass, prefill_passes
+from ssruntime.backends.base import Pass, StepOutput, make_pass, prefill_pass
 from ssruntime.config import DecodeSettings
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.proposal import TokenTree, room_beside
@@ -49,6 +49,7 @@ class Sequence:
         ids: token ids of the prompt and of the committed tokens.
         start: number of leading tokens whose KV is in the cache; it is less than the number of `ids`.
         stats: counts so far; the driver adds the times.
+        prefill_chunk: largest number of prompt tokens in each further pass; at most what the KV cache allows.
         finish_reason: None until the text ends; then `eos`, `stop`, `length`, `context`, or what `cancel` was
             given.
     """
@@ -62,6 +63,7 @@ class Sequence:
         acceptance: Acceptance,
         proposer: Proposer | None,
         stop_watch: StopWatch | None,
+        prefill_chunk: int | None = None,
         trace: Trace | None = None,
     ) -> None:
         """Begins a request.
@@ -73,11 +75,13 @@ class Sequence:
             acceptance: acceptance rule of this request.
             proposer: source of drafts; None for autoregressive decoding.
             stop_watch: detector of stop strings; None if there are none.
+            prefill_chunk: most prompt tokens in the first pass; None for what the KV cache allows.
             trace: record to fill with the verify passes.
         """
         self.ids = list(prompt_ids)
         self.start = 0
         self.stats = DecodeStats()
+        self.prefill_chunk = min(prefill_chunk or limits.prefill_chunk, limits.prefill_chunk)
         self.finish_reason: str | None = None
         self._settings = settings
         self._limits = limits
@@ -116,7 +120,8 @@ class Sequence:
     # The generators below yield the passes that they want, and None at the end of the text.
 
     def _prefill(self) -> Generator[Pass | None, StepOutput, None]:
-        for wanted in prefill_passes(self.ids, self._limits.prefill_chunk, self._limits.attention_block):
+        while self.start < len(self.ids):
+            wanted = prefill_pass(self.ids, self.start, self.prefill_chunk, self._limits.attention_block)
             output = yield wanted
             self.start += len(wanted.trunk)
         if self._trace is not None:

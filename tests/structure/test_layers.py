@@ -16,7 +16,7 @@ RUNTIME = [
     "planning", "sampling", "proposal", "results", "stopping", "artifact", "config", "text",
     "backends.onnx_wire", "backends.rope", "backends.base", "backends.pool", "backends.device", "backends.cuda", "backends.ort",
     "backends.device_engines", "backends.ort_cuda", "backends.tensorrt", "backends.registry", "backends",
-    "pass_costs", "acceptance", "proposers", "sequence", "scheduler", "engine",
+    "pass_costs", "acceptance", "proposers", "sequence", "scheduler", "engine", "async_engine",
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set", "precision", "checkpoint", "hub",

@@ -145,14 +145,25 @@ def prefill_passes(ids: Sequence[int], size: int, block: int) -> Iterator[Pass]:
         size: largest number of tokens in a pass.
         block: number of rows in a block of the attention kernel.
     """
-    for start in range(0, len(ids), size):
-        chunk = ids[start : start + size]
-        last = len(chunk) - 1
-        if block > 1 and last > 0 and last % block == 0:
-            yield Pass("prefill", chunk[:last], start)
-            yield Pass("prefill", chunk[last:], start + last)
-        else:
-            yield Pass("prefill", chunk, start)
+    start = 0
+    while start < len(ids):
+        wanted = prefill_pass(ids, start, size, block)
+        yield wanted
+        start += len(wanted.trunk)
+
+
+def prefill_pass(ids: Sequence[int], start: int, size: int, block: int) -> Pass:
+    """Returns the pass that runs the next chunk of a prompt through the model.
+
+    Args:
+        ids: token ids of the prompt.
+        start: number of tokens that have been run.
+        size: as for `prefill_passes`.
+        block: as for `prefill_passes`.
+    """
+    chunk = ids[start : start + size]
+    last = len(chunk) - 1
+    return Pass("prefill", chunk[:last] if block > 1 and last > 0 and last % block == 0 else chunk, start)
 
 
 class Slot(Protocol):
@@ -313,6 +324,16 @@ class Backend(Protocol):
 
     def release(self, slot: Slot) -> None:
         """Gives a slot back."""
+
+    def moved(self, slot: Slot, length: int) -> Slot:
+        """Returns the slot that a sequence uses from now on, with the same KV cache; mostly the same slot.
+
+        A pass that sequences share may cost less in another one, once others have ended.
+
+        Args:
+            slot: acquired slot, which belongs to the pool again if another one is returned.
+            length: number of leading entries of its KV cache that the sequence still needs.
+        """
 
     def run(self, passes: Sequence[tuple[Slot, Pass]]) -> list[StepOutput]:
         """Returns the outputs of passes of different sequences, which share engine passes where they can.

@@ -36,8 +36,16 @@ class _Waiter:
 class Pool(Generic[T]):
     """Lends at most `limit` items at a time; further callers wait, and get items in the order they came."""
 
-    def __init__(self, make: Callable[[], T], limit: int) -> None:
+    def __init__(self, make: Callable[[], T], limit: int, *, rank: Callable[[T], int] | None = None) -> None:
+        """Creates an empty pool.
+
+        Args:
+            make: makes an item.
+            limit: most items.
+            rank: of the free items, the one of lowest rank is lent; None for the one given back last.
+        """
         self._make: Callable[[], T] = make
+        self._rank = rank
         self._limit = limit
         self._made = 0
         self._free: list[T] = []
@@ -66,6 +74,30 @@ class Pool(Generic[T]):
         with self._lock:
             self._give(item)
 
+    def exchange(self, item: T, use: Callable[[T], None]) -> T:
+        """Returns a free item of lower rank in exchange for a lent one, or the same item if there is none.
+
+        Args:
+            item: item that the caller has acquired.
+            use: called with the new item before the old one is given back.
+        """
+        assert self._rank is not None
+        with self._lock:
+            if not self._free or self._refusal is not None:
+                return item
+            place = self._next()
+            if self._rank(self._free[place]) >= self._rank(item):
+                return item
+            better = self._free.pop(place)
+        self._holders[id(better)] = self._holders.get(id(item), threading.get_ident())
+        try:
+            use(better)
+        except BaseException:
+            self.release(better)
+            raise
+        self.release(item)
+        return better
+
     def close(self, refusal: BackendUnavailableError) -> list[T]:
         """Drops the free items, and the others once they are released; refuses waiting and later callers.
 
@@ -93,7 +125,7 @@ class Pool(Generic[T]):
             if self._refusal is not None:
                 raise self._refusal
             if self._free:  # then no caller waits
-                return self._free.pop()
+                return self._free.pop(self._next())
             if self._made >= self._limit:
                 self._waiting.append(waiter)
             else:
@@ -148,6 +180,11 @@ class Pool(Generic[T]):
             )
 
     # The functions below are called with the lock held.
+
+    def _next(self) -> int:
+        """Returns the place of the free item to lend."""
+        rank = self._rank
+        return -1 if rank is None else min(range(len(self._free)), key=lambda n: rank(self._free[n]))
 
     def _give(self, item: T) -> None:
         if self._refusal is not None:

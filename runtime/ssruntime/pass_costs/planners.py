@@ -10,7 +10,7 @@ from ssruntime.backends.base import Backend, Slot
 from ssruntime.config import DecodeSettings
 from ssruntime.pass_costs.stored import known_costs
 from ssruntime.planning.acceptance import UNKNOWN, Calibration
-from ssruntime.planning.live import LiveCosts
+from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.planning.planner import Planner, unlearned
 
 _FIXED_SHARE: Final = 0.15
@@ -53,7 +53,7 @@ class Planners:
         with self._lock:
             if self._shared is None:
                 costs = known_costs(self._artifact, self._backend, self._draft, slot)
-                self._shared = Planner(LiveCosts(costs, learns=True), self._calibration(), learns=True)
+                self._shared = Planner(BatchCosts(costs, learns=True), self._calibration(), learns=True)
             return self._shared
 
     def _deterministic(self) -> Planner:

@@ -12,8 +12,9 @@ import math
 from typing import Final
 
 from ssruntime.planning.acceptance import UNKNOWN, AcceptanceModel, Calibration, Evidence, RequestAcceptance
+from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.planning.costs import nominal_costs
-from ssruntime.planning.live import BUCKET, LiveCosts
+from ssruntime.planning.live import BUCKET
 from ssruntime.planning.lookup_acceptance import LookupAcceptance, RequestLookups
 from ssruntime.planning.survival import NEVER, DraftPlan, best_plan
 
@@ -40,7 +41,7 @@ class Planner:
         costs: costs of the passes.
     """
 
-    def __init__(self, costs: LiveCosts, calibration: Calibration, *, learns: bool) -> None:
+    def __init__(self, costs: BatchCosts, calibration: Calibration, *, learns: bool) -> None:
         """Takes the costs, the draft's calibration, and whether to learn from requests."""
         self.costs = costs
         self._calibration = calibration
@@ -51,7 +52,7 @@ class Planner:
         self._credit = 0.0
 
     @property
-    def recorder(self) -> LiveCosts | None:
+    def recorder(self) -> BatchCosts | None:
         """The costs that rounds are recorded in; None if this planner does not learn."""
         return self.costs if self._learns else None
 
@@ -125,7 +126,7 @@ def unlearned(draft_share: float = 0.0, calibration: Calibration = UNKNOWN) -> P
         draft_share: cost of a draft step, as a fraction of an autoregressive step.
         calibration: regression of the draft.
     """
-    return Planner(LiveCosts(nominal_costs(draft_share), learns=False), calibration, learns=False)
+    return Planner(BatchCosts(nominal_costs(draft_share), learns=False), calibration, learns=False)
 
 
 class Speed:

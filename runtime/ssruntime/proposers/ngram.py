@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from ssruntime.backends.base import Pass, StepOutput
-from ssruntime.planning.live import LiveCosts
+from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.planning.planner import Speed
 from ssruntime.proposal import Proposal
 from ssruntime.proposers.base import SequenceView
@@ -19,7 +19,7 @@ from ssruntime.proposers.lookup import TextLookup
 class NgramProposer:
     """Proposes the continuation of the longest earlier occurrence of the text's end."""
 
-    def __init__(self, lookup: TextLookup, costs: LiveCosts) -> None:
+    def __init__(self, lookup: TextLookup, costs: BatchCosts) -> None:
         """Takes the lookups of the request, and the costs of passes."""
         self._lookup = lookup
         self._costs = costs

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ssruntime.backends.base import Slot
-from ssruntime.planning.live import LiveCosts
+from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.sequence import Sequence
 
 _RECORDED: Final = 3
@@ -20,7 +20,9 @@ TIMEOUT: Final = "timeout"
 """Finish reason of a sequence whose deadline passed."""
 
 
-def decode(sequence: Sequence, slot: Slot, *, costs: LiveCosts | None = None, deadline: float | None = None) -> Iterator[abc.Sequence[int]]:
+def decode(
+    sequence: Sequence, slot: Slot, *, costs: BatchCosts | None = None, deadline: float | None = None
+) -> Iterator[abc.Sequence[int]]:
     """Yields the tokens of a sequence as they are committed, the last ones after its `finish_reason` is set.
 
     The statistics do not include the time that the consumer takes between two steps.
@@ -34,6 +36,8 @@ def decode(sequence: Sequence, slot: Slot, *, costs: LiveCosts | None = None, de
     """
     stats, is_first = sequence.stats, True
     rounds, steps, recorded, was_drafted = 0, 0, 0.0, False
+    if costs is not None:
+        costs.sequences = 1
     run, commit, clock = slot.run, sequence.commit, time.perf_counter
     begun = clock()
     try:

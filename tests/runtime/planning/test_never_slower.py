@@ -10,8 +10,8 @@ import pytest
 
 from ssruntime import GenerationConfig
 from ssruntime.planning.acceptance import Calibration, Evidence
+from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.planning.costs import PassCosts
-from ssruntime.planning.live import LiveCosts
 from ssruntime.planning.planner import EXPLORING, Planner, RequestPlanner
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import random_script
@@ -56,20 +56,20 @@ def decode(
 
 @pytest.mark.parametrize("learns", [True, False])
 def test_a_draft_known_to_be_bad_costs_what_exploring_may_cost(learns: bool) -> None:
-    tokens, seconds = decode(Planner(LiveCosts(COSTS, learns=False), BAD, learns=learns), 0.02, 2000)
+    tokens, seconds = decode(Planner(BatchCosts(COSTS, learns=False), BAD, learns=learns), 0.02, 2000)
     assert seconds / tokens <= 1.0 + EXPLORING
 
 
 def test_a_draft_that_is_worse_than_it_was_is_given_up_soon() -> None:
-    tokens, seconds = decode(Planner(LiveCosts(COSTS, learns=False), GOOD, learns=True), 0.02, 60)
+    tokens, seconds = decode(Planner(BatchCosts(COSTS, learns=False), GOOD, learns=True), 0.02, 60)
     assert seconds / tokens <= 1.25  # a single short request
-    planner = Planner(LiveCosts(COSTS, learns=False), GOOD, learns=True)
+    planner = Planner(BatchCosts(COSTS, learns=False), GOOD, learns=True)
     results = [decode(planner, 0.02, 100, seed) for seed in range(30)]
     assert sum(seconds for _, seconds in results) / sum(tokens for tokens, _ in results) <= 1.05
 
 
 def test_a_draft_that_is_better_than_it_was_is_taken_up() -> None:
-    planner = Planner(LiveCosts(COSTS, learns=False), BAD, learns=True)
+    planner = Planner(BatchCosts(COSTS, learns=False), BAD, learns=True)
     for seed in range(100):
         decode(planner, 0.95, 200, seed)
     tokens, seconds = decode(planner, 0.95, 200)
@@ -77,17 +77,17 @@ def test_a_draft_that_is_better_than_it_was_is_taken_up() -> None:
 
 
 def test_a_good_draft_is_used_from_the_first_round() -> None:
-    tokens, seconds = decode(Planner(LiveCosts(COSTS, learns=False), GOOD, learns=True), 0.92, 4)
+    tokens, seconds = decode(Planner(BatchCosts(COSTS, learns=False), GOOD, learns=True), 0.92, 4)
     assert tokens / seconds > 1.0
-    assert RequestPlanner(Planner(LiveCosts(COSTS, learns=False), GOOD, learns=True), "greedy", 12).begin(100, 12)
-    assert not RequestPlanner(Planner(LiveCosts(COSTS, learns=False), BAD, learns=True), "greedy", 12).begin(100, 12)
+    assert RequestPlanner(Planner(BatchCosts(COSTS, learns=False), GOOD, learns=True), "greedy", 12).begin(100, 12)
+    assert not RequestPlanner(Planner(BatchCosts(COSTS, learns=False), BAD, learns=True), "greedy", 12).begin(100, 12)
 
 
 @pytest.mark.parametrize("accepts", [0.75, 0.55, 0.3])
 @pytest.mark.parametrize("during", [(1.8, 1.8), (1.8, 1.0), (0.5, 1.0)])
 def test_what_a_burst_of_load_taught_is_unlearned(during: tuple[float, float], accepts: float) -> None:
     """During the burst, rounds with and without draft steps cost so many times as much."""
-    costs = LiveCosts(COSTS, learns=True)
+    costs = BatchCosts(COSTS, learns=True)
     planner = Planner(costs, Calibration(weights=(math.log(accepts / (1 - accepts)), 0.0, 0.0, 0.0), log_odds=(0.0,)), learns=True)
     requests = [
         decode(planner, accepts, 400, seed, load, noise=0.05) for seed, load in enumerate([QUIET] * 4 + [during] * 4 + [QUIET] * 16)

@@ -102,6 +102,10 @@ class DeviceBackend:
             outputs.append(output if len(passes) == 1 else _kept(output))
         return outputs
 
+    def moved(self, slot: Slot, length: int) -> Slot:
+        """Returns the same slot: sequences share no passes here."""
+        return slot
+
     def open_draft(self, graph: bytes, name: str, own: Mapping[str, NDArray[Any]] | None = None) -> Engine:
         """Returns another draft over the same weights; see `backends.base.Backend`."""
         if own:

@@ -83,7 +83,8 @@ class OrtBackend:
         )
         self._made = self._slots.made
         # A maker that does not refer to this backend: a reference cycle would keep the sessions alive.
-        self._pool: Pool[OrtSlot] = Pool(self._slots.make_pooled, options.max_sequences)
+        # A pass that sequences share covers the rows between them too, so low rows go first.
+        self._pool: Pool[OrtSlot] = Pool(self._slots.make_pooled, options.max_sequences, rank=lambda slot: slot.row)
         return_freed_memory()
         watch(self)
 
@@ -98,6 +99,19 @@ class OrtBackend:
         assert isinstance(slot, OrtSlot)
         slot.trim(everything=self._slots is None)
         self._pool.release(slot)
+
+    def moved(self, slot: Slot, length: int) -> OrtSlot:
+        """Returns the slot that a sequence uses from now on; see `backends.base.Backend`."""
+        assert isinstance(slot, OrtSlot)
+        old = slot
+
+        def take_over(new: OrtSlot) -> None:
+            new.take_over(old, length)
+
+        found = self._pool.exchange(old, take_over)
+        if found is not old:
+            old.trim(everything=self._slots is None)
+        return found
 
     def run(self, passes: Sequence[tuple[Slot, Pass]]) -> list[StepOutput]:
         """Returns the outputs of passes of different sequences; see `backends.base.Backend`.

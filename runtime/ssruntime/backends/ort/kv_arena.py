@@ -94,6 +94,11 @@ class KvArena:
         flat = content.reshape(buffer.heads, -1)
         self._device.upload(self._memory, self._entry_offset(buffer, row, start), flat, self._pitch(buffer))
 
+    def copy(self, source: int, row: int, stop: int) -> None:
+        """Copies the entries `[0, stop)` of one row to another one."""
+        for name in self._buffers if stop else ():
+            self.write(row, name, 0, self.read(source, name, 0, stop))
+
     def touch(self, row: int, stop: int) -> None:
         """Writes zeros into a row's entries `[0, stop)`."""
         for name, buffer in self._buffers.items():

@@ -76,6 +76,12 @@ class OrtSlot:
         self.arena.touch(self.row, length)
         self._ragged_end = max(self._ragged_end, length)
 
+    def take_over(self, other: OrtSlot, length: int) -> None:
+        """Copies the first entries of another slot's KV cache, and its time, which it does not lose."""
+        self.arena.copy(other.row, self.row, length)
+        self._ragged_end = max(self._ragged_end, length)
+        self.engine_seconds = other.engine_seconds
+
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
         assert isinstance(draft, ort.InferenceSession)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ssruntime.backends.base import Slot
 from ssruntime.planning.acceptance import UNKNOWN
-from ssruntime.planning.live import LiveCosts
+from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.planning.planner import Planner
 from ssruntime.results import DecodeStats
 from sstool.bench.summary import TimedRun
@@ -141,4 +141,4 @@ def _time(builder: DraftBuilder, draft: TimedDraft, job: DecodeJob, costs: CostM
 def _planner(trial: Trial, num_layers: int, costs: CostModel) -> Planner:
     """Returns the planner that a deployed draft would have, with the costs of the latency table."""
     measured = costs.pass_costs(candidate_of(trial.skip, num_layers, trial.int4))
-    return Planner(LiveCosts(measured, learns=True), trial.calibration or UNKNOWN, learns=True)
+    return Planner(BatchCosts(measured, learns=True), trial.calibration or UNKNOWN, learns=True)

@@ -1,0 +1,165 @@
+"""An engine for asyncio: requests share passes, and waiting for one blocks no event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Final, Self
+
+from ssruntime.checks import check_int
+from ssruntime.config import GenerationConfig
+from ssruntime.engine import Engine, Request
+from ssruntime.errors import BackendUnavailableError, QueueFullError
+from ssruntime.results import Chunk, Completion
+from ssruntime.text.prompt import Prompt
+
+DEFAULT_MAX_WAITING: Final = 64
+
+
+class AsyncEngine:
+    """Decodes requests of one event loop with an engine, which other threads may use too.
+
+    A request ends within one pass when its task is cancelled or its iterator is closed.
+
+    Attributes:
+        engine: the engine.
+    """
+
+    def __init__(self, engine: Engine, *, max_waiting: int = DEFAULT_MAX_WAITING) -> None:
+        """Takes an engine; close this object before it.
+
+        Args:
+            engine: the engine.
+            max_waiting: most requests that wait for a free sequence; further ones are refused.
+
+        Raises:
+            ConfigError: if the number is below 0.
+        """
+        check_int("max_waiting", max_waiting, 0)
+        self.engine = engine
+        self._limit = engine.max_sequences + max_waiting
+        self._requests = 0
+        self._is_closed = False
+        # A thread for each sequence, and one to encode prompts: the last one never waits for a sequence.
+        self._threads = ThreadPoolExecutor(engine.max_sequences, thread_name_prefix="ssruntime")
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="ssruntime-encoder")
+
+    @property
+    def running(self) -> int:
+        """The number of requests that have a sequence."""
+        return min(self._requests, self.engine.max_sequences)
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for a sequence."""
+        return max(0, self._requests - self.engine.max_sequences)
+
+    async def prepare(self, prompt: Prompt, config: GenerationConfig | None = None) -> Request:
+        """Returns a checked request; see `Engine.prepare`."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoder, self.engine.prepare, prompt, config)
+        except RuntimeError:
+            if self._is_closed:
+                raise _closed() from None
+            raise
+
+    async def generate(
+        self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, timeout: float | None = None
+    ) -> Completion:
+        """Returns the completion of a prompt; arguments and errors are those of `Engine.generate`.
+
+        Raises:
+            QueueFullError: if too many requests wait already.
+        """
+        request = prompt if isinstance(prompt, Request) else await self.prepare(prompt, config)
+        text: list[str] = []
+        tokens: list[int] = []
+        last: Chunk | None = None
+        async with contextlib.aclosing(self.stream(request, timeout=timeout)) as chunks:
+            async for chunk in chunks:
+                text.append(chunk.text)
+                tokens += chunk.token_ids
+                last = chunk
+        assert last is not None
+        assert last.finish_reason is not None
+        assert last.stats is not None
+        return Completion(
+            text="".join(text),
+            token_ids=tokens,
+            finish_reason=last.finish_reason,
+            seed=request.settings.seed,
+            stats=last.stats,
+            prompt_tokens=len(request.ids),
+        )
+
+    async def stream(
+        self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, timeout: float | None = None
+    ) -> AsyncGenerator[Chunk]:
+        """Yields the text as it is generated; arguments and errors are those of `Engine.stream`.
+
+        Raises:
+            QueueFullError: if too many requests wait already.
+        """
+        request = prompt if isinstance(prompt, Request) else await self.prepare(prompt, config)
+        if self._is_closed:
+            raise _closed()
+        if self._requests >= self._limit:
+            raise QueueFullError(
+                f"{self.waiting} requests wait for a free sequence already", "try again later, or raise max_sequences or max_waiting"
+            )
+        deadline = None if timeout is None else time.monotonic() + timeout
+        loop, found, cancel = asyncio.get_running_loop(), asyncio.Queue[Chunk | BaseException | None](), threading.Event()
+
+        def tell(news: Chunk | BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(found.put_nowait, news)
+
+        def run() -> None:
+            try:
+                left = None if deadline is None else deadline - time.monotonic()
+                for chunk in self.engine.stream(request, timeout=left, cancel=cancel):
+                    tell(chunk)
+            except BaseException as err:  # noqa: BLE001 - the loop's task gets it
+                tell(err)
+            tell(None)
+
+        work = self._threads.submit(run)
+        self._requests += 1
+        work.add_done_callback(lambda _: _call(loop, self._end_request))
+        try:
+            while (news := await found.get()) is not None:
+                if isinstance(news, BaseException):
+                    raise news
+                yield news
+        finally:
+            cancel.set()
+            work.cancel()
+
+    async def close(self) -> None:
+        """Waits until the requests have ended, and refuses new ones; the engine stays open."""
+        self._is_closed = True
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._encoder.shutdown)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        await self.close()
+
+    def _end_request(self) -> None:
+        self._requests -= 1
+
+
+def _closed() -> BackendUnavailableError:
+    return BackendUnavailableError("this engine takes no more requests: it is closed", "make another AsyncEngine")
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(function)

@@ -1,0 +1,147 @@
+"""A request in a batch: what its own thread reads of it, and what the thread that runs the passes writes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import abc, deque
+from typing import Final, NamedTuple
+
+from ssruntime.backends.base import Pass, Slot, StepOutput
+from ssruntime.planning.batch_costs import BatchCosts
+from ssruntime.scheduler.single import TIMEOUT
+from ssruntime.sequence import Sequence
+from ssruntime.text.output import OutputText
+
+CANCELLED: Final = "cancelled"
+"""Finish reason of a request that was cancelled."""
+READ_AHEAD: Final = 64
+"""Number of unread tokens from which on a request pauses."""
+
+
+class News(NamedTuple):
+    """What a request has committed.
+
+    Attributes:
+        tokens: new tokens; empty if the request was cancelled or its time was up.
+        text: their text, if stop strings made it necessary to have it at once; otherwise None.
+        is_last: whether the text has ended with these tokens.
+    """
+
+    tokens: abc.Sequence[int]
+    text: str | None = None
+    is_last: bool = False
+
+
+class Member:
+    """A request in a batch.
+
+    Attributes:
+        sequence: its sequence.
+        slot: its KV cache.
+        costs: record of what passes cost; None if the request's planner learns nothing.
+        clock: time of `time.perf_counter` from which on the next tokens count.
+        is_waiting: whether its thread waits for `woken`.
+        woken: set when there is news, or when its thread must run the passes.
+        has_left: whether no further pass may begin.
+        idle: set while no pass uses its KV cache.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        slot: Slot,
+        text: OutputText,
+        *,
+        costs: BatchCosts | None = None,
+        deadline: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        """Takes the parts of a request at its beginning.
+
+        Args:
+            sequence: its sequence.
+            slot: KV cache that no other request uses meanwhile.
+            text: its text. With stop strings, the sequence writes to it.
+            costs: record of what passes cost; None if the request's planner learns nothing.
+            deadline: time of `time.monotonic` from which on no pass begins; None sets no limit.
+            cancel: once it is set, no pass begins.
+        """
+        self.sequence = sequence
+        self.slot = slot
+        self.costs = costs
+        self.clock = 0.0
+        self.is_waiting = False
+        self.woken = threading.Event()
+        self.has_left = False
+        self.idle = threading.Event()
+        self.idle.set()
+        self._text = text
+        self._deadline = deadline
+        self._cancel = cancel
+        self._news: deque[News] = deque()
+        self._unread = 0
+        self._error: BaseException | None = None
+        self._is_first = True
+
+    @property
+    def has_news(self) -> bool:
+        """Whether tokens or an error wait for the reader."""
+        return bool(self._news) or self._error is not None
+
+    @property
+    def wanted(self) -> Pass | None:
+        """The pass that the request is ready for; None if it has ended or left, or waits for its reader."""
+        if self.has_left or self._error is not None or self._unread >= READ_AHEAD:
+            return None
+        return self.sequence.next_pass
+
+    def take(self) -> News | None:
+        """Returns the next news; None if there is none yet.
+
+        Raises:
+            BaseException: what ended the request.
+        """
+        if self._news:
+            news = self._news.popleft()
+            self._unread -= len(news.tokens)
+            return news
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def expire(self, now: float) -> bool:
+        """Ends the request if it was cancelled or its time is up; returns whether it has ended now."""
+        is_late = self._deadline is not None and now >= self._deadline
+        if not (is_late or (self._cancel is not None and self._cancel.is_set())) or self.sequence.finish_reason is not None:
+            return False
+        self.sequence.cancel(TIMEOUT if is_late else CANCELLED)
+        self._tell(News((), is_last=True))
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the request with an error, which its reader gets."""
+        self._error = error
+        self.woken.set()
+
+    def commit(self, output: StepOutput) -> None:
+        """Gives the output of its pass to the sequence, and new tokens to the reader."""
+        new = self.sequence.commit(output)
+        if not new:
+            return
+        now, stats = time.perf_counter(), self.sequence.stats
+        if self._is_first:
+            self._is_first, stats.prefill_s, self.slot.engine_seconds = False, now - self.clock, 0.0
+        else:
+            stats.decode_s += now - self.clock
+            stats.engine_s = self.slot.engine_seconds
+        self.clock = now
+        is_last = self.sequence.finish_reason is not None
+        # With stop strings the sequence writes to the text, which belongs to the reader again at the end.
+        self._tell(News(new, self._text.take() if self._text.has_stops and not is_last else None, is_last))
+
+    def _tell(self, news: News) -> None:
+        self._unread += len(news.tokens)
+        self._news.append(news)
+        if self.is_waiting:
+            self.woken.set()
