@@ -42,7 +42,7 @@ FLAGS = {
         "--no-search",
     }
     | SEARCHING,
-    "search": {"--model", "--artifact", "--recipe", "--out", "--force"} | SEARCHING,
+    "search": {"--model", "--artifact", "--recipe", "--out", "--force", "--draft-memory"} | SEARCHING,
     "generate": {"--prompt", "--prompts", "--chat", "--system", "--tools", "--template-variable", "--json"} | DECODING,
     "bench": {"--prompts", "--modes", "--repeat", "--against", "--model", "--json"} | DECODING,
     "check": {"--model", "--prompts", "--full", "--json"},

@@ -11,7 +11,7 @@ from sstool.cli.options import debug_option
 
 COMMANDS: Final = {
     "export": "Make an artifact from a checkpoint.",
-    "search": "Find the draft's skip set.",
+    "search": "Find the draft: what it skips, and what it copies in int4.",
     "generate": "Complete a prompt, or a file of prompts.",
     "bench": "Compare autoregressive decoding with other modes.",
     "check": "Check the files, parity, losslessness and memory of an artifact.",

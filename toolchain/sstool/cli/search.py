@@ -32,7 +32,7 @@ def command(
     draft_memory: str | None,
     options: SearchOptions,
 ) -> None:
-    """Find the draft: the sublayers to skip, and those to copy in int4.
+    """Find the draft: what it skips, and what it copies in int4.
 
     Runs candidates in real engines on text that the model itself generated, and times the best ones head to
     head. An artifact gets the winner as its new draft. With --out, the skip set is written there instead, for
