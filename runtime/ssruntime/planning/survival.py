@@ -78,6 +78,25 @@ def best_plan(
     return DraftPlan(thresholds, max(rate, plain), gain)
 
 
+def shared_plan(
+    costs: RoundCosts, probabilities: NDArray[np.float64], limit: int, *, rate: float | None = None, extra: float = 0.0
+) -> DraftPlan:
+    """Returns the best number of draft tokens for sequences that share their passes; arguments as above.
+
+    A pass computes as many rows for each sequence as for the one with the longest draft. So all draft equally
+    long: a draft that stops early saves nothing, and one that goes on makes every other sequence wait.
+    """
+    plain, mean = 1.0 / costs.verify[0], float(probabilities.mean())
+    tokens = 1.0 + np.concatenate([[0.0], extra + np.cumsum(mean ** np.arange(1, limit + 1))])
+    seconds = np.array([costs.seconds(count + 1, count) for count in range(limit + 1)])
+    count = int((tokens / seconds).argmax())
+    reached = float(tokens[count] / seconds[count])
+    if reached < plain * (1 + _LEAST_GAIN):
+        count, reached = 0, plain
+    gain = float(tokens[count] - (reached if rate is None else rate) * seconds[count])
+    return DraftPlan((0.0,) * count + (NEVER,) * (limit + 1 - count), reached if rate is None else rate, gain)
+
+
 def _solve(
     costs: RoundCosts, moves: NDArray[np.float64], mean: float, limit: int, rate: float, extra: float
 ) -> tuple[tuple[float, ...], float, float]:

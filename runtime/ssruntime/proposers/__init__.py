@@ -58,6 +58,7 @@ def _drafting(parts: Parts, stopping: StoppingPolicy) -> SkipProposer:
         max_draft=settings.stopping.max_draft,
         max_alternatives=settings.max_alternatives,
         alternatives_end=parts.alternatives_end,
+        costs=parts.planner.costs if settings.stopping.uses_costs else None,
     )
 
 

@@ -36,6 +36,7 @@ class TextLookup:
 
     def __init__(self, planner: Planner, kind: str, max_draft: int) -> None:
         """Takes what all requests share, the kind of sampling, and the most tokens to propose."""
+        self._planner, self._model = planner, planner.model(kind)
         self._max_draft = max_draft
         self._costs = planner.costs
         self._acceptance = planner.lookups(kind)
@@ -52,6 +53,8 @@ class TextLookup:
             rate: tokens per second that time is worth.
         """
         limit = min(limit, self._max_draft)
+        if self._costs.sequences > 1:
+            limit = min(limit, self._planner.limit(self._model, len(ids), self._max_draft))
         verify = self._costs.at(len(ids)).verify
         best, count = 1.0 - rate * verify[0], 0
         match = self._index.find(ids)

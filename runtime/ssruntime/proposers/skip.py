@@ -12,6 +12,7 @@ from typing import Final
 
 from ssruntime.acceptance import Acceptance
 from ssruntime.backends.base import Pass, StepOutput, make_pass
+from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.proposal import Alternative, Proposal, room_beside
 from ssruntime.proposers.base import SequenceView
 from ssruntime.sampling.distribution import Distribution
@@ -24,7 +25,14 @@ class SkipProposer:
     """Proposes with the draft engine. Alternatives are next-best tokens of the same steps."""
 
     def __init__(
-        self, acceptance: Acceptance, stopping: StoppingPolicy, *, max_draft: int, max_alternatives: int, alternatives_end: int
+        self,
+        acceptance: Acceptance,
+        stopping: StoppingPolicy,
+        *,
+        max_draft: int,
+        max_alternatives: int,
+        alternatives_end: int,
+        costs: BatchCosts | None = None,
     ) -> None:
         """Takes the parts of one request.
 
@@ -34,12 +42,14 @@ class SkipProposer:
             max_draft: largest number of tokens in a draft sequence.
             max_alternatives: largest number of alternatives to a drafted token.
             alternatives_end: first position at which no alternative is allowed.
+            costs: costs of passes; if given, alternatives only while no other sequence shares passes.
         """
         self._acceptance = acceptance
         self._stopping = stopping
         self._max_draft = max_draft
         self._max_alternatives = max_alternatives
         self._alternatives_end = alternatives_end
+        self._costs = costs
 
     def propose(self, sequence: SequenceView, limit: int) -> Generator[Pass, StepOutput, Proposal]:
         """Returns up to `limit` tokens that continue the sequence, with alternatives."""
@@ -48,7 +58,9 @@ class SkipProposer:
         limit = min(limit, self._max_draft)
         if limit < 1 or not self._stopping.begin(position, limit):
             return Proposal()
-        max_alternatives = self._max_alternatives if room_beside(position - first, first, self._alternatives_end) else 0
+        # A row of one sequence is one of all sequences that share its pass.
+        is_alone = self._costs is None or self._costs.sequences == 1
+        max_alternatives = self._max_alternatives if is_alone and room_beside(position - first, first, self._alternatives_end) else 0
         tokens: list[int] = []
         draft_probs: list[Distribution | None] = []
         alternatives: list[Alternative] = []
