@@ -24,7 +24,8 @@ DEFAULT_MAX_WAITING: Final = 64
 class AsyncEngine:
     """Decodes requests of one event loop with an engine, which other threads may use too.
 
-    A request ends within one pass when its task is cancelled or its iterator is closed.
+    A request ends within one pass when its task is cancelled or its iterator is closed, and at once while it
+    waits for others of this object.
 
     Attributes:
         engine: the engine.
@@ -115,28 +116,34 @@ class AsyncEngine:
         deadline = None if timeout is None else time.monotonic() + timeout
         loop, found, cancel = asyncio.get_running_loop(), asyncio.Queue[Chunk | BaseException | None](), threading.Event()
 
-        def tell(news: Chunk | BaseException | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(found.put_nowait, news)
-
         def run() -> None:
             try:
-                left = None if deadline is None else deadline - time.monotonic()
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 for chunk in self.engine.stream(request, timeout=left, cancel=cancel):
-                    tell(chunk)
+                    _call(loop, found.put_nowait, chunk)
             except BaseException as err:  # noqa: BLE001 - the loop's task gets it
-                tell(err)
-            tell(None)
+                _call(loop, found.put_nowait, err)
+
+        def end() -> None:
+            self._requests -= 1
+            found.put_nowait(None)
+
+        def expire() -> None:
+            if work.cancel():  # it was still waiting
+                found.put_nowait(_busy(self.engine.max_sequences, timeout))
 
         work = self._threads.submit(run)
         self._requests += 1
-        work.add_done_callback(lambda _: _call(loop, self._end_request))
+        work.add_done_callback(lambda _: _call(loop, end))
+        timer = None if timeout is None else loop.call_later(timeout, expire)
         try:
             while (news := await found.get()) is not None:
                 if isinstance(news, BaseException):
                     raise news
                 yield news
         finally:
+            if timer is not None:
+                timer.cancel()
             cancel.set()
             work.cancel()
 
@@ -152,14 +159,17 @@ class AsyncEngine:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         await self.close()
 
-    def _end_request(self) -> None:
-        self._requests -= 1
-
 
 def _closed() -> BackendUnavailableError:
     return BackendUnavailableError("this engine takes no more requests: it is closed", "make another AsyncEngine")
 
 
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+def _busy(sequences: int, timeout: float | None) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"all {sequences} sequences of this engine stayed busy for {timeout:g} s", "raise max_sequences or the timeout"
+    )
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *given: object) -> None:
     with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-        loop.call_soon_threadsafe(function)
+        loop.call_soon_threadsafe(function, *given)

@@ -338,7 +338,6 @@ class Engine:
             yield member, text
         finally:
             self._batch.leave(member)
-            self.backend.release(member.slot)
 
     def _planner(self, settings: DecodeSettings, slot: Slot, deadline: float | None) -> tuple[Planner, float | None]:
         """Returns the planner of a request, and its deadline, which is later if costs had to be measured."""

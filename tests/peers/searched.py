@@ -12,7 +12,7 @@ import numpy as np
 from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 from sstool.search.budget import repeat_plan
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import Bits, is_draft, sharing
+from sstool.search.drafts.space import Bits, DraftSpace, sharing, skips_some
 from sstool.search.log.read import read_search
 from sstool.search.log.records import Trial, best_of
 from sstool.search.scoring.evaluate import Evaluator
@@ -60,7 +60,7 @@ class Searched:
             if calibration_digest([cached.text for cached in self.texts], prompts.final) != self.log.header.calibration_sha256:
                 sys.exit(f"{artifact} was searched with other calibration prompts than the built-in ones of this version; search it again")
             known = None if measure else find_latency(builder, [artifact / "search" / "latency.json"], has_own_weights=False)
-            table = prepare_latency(Path(name), builder, self.texts, self.settings, known=known, has_own_weights=False)
+            table = prepare_latency(Path(name), builder, DraftSpace(num_layers=builder.num_layers), self.texts, self.settings, known=known)
         self.costs = CostModel(table)
         weights = {kind: self.settings.weight_of(kind) for kind in KINDS}
         self.shares = {kind: weight / sum(weights.values()) for kind, weight in weights.items() if weight > 0}
@@ -84,7 +84,7 @@ class Searched:
             lambda text: self.builder.engine.settings(self.settings.decoding(text.kind, text.seed)),
         )
         for number, bits in enumerate(dict.fromkeys(sets)):
-            if is_draft(bits):
+            if skips_some(bits):
                 yield evaluator.run(number, name, sharing(bits), whole=whole)
 
 

@@ -130,9 +130,8 @@ def test_the_fastest_draft_within_the_memory_is_chosen(low_bit: Artifact, monkey
 
     for speeds, expected in (([1.2, 1.5], 1), ([1.2, 1.21], 0), ([1.5, 1.2], 0)):
         monkeypatch.setattr(choose_draft, "_speedups", lambda engines, speeds=speeds: speeds[: len(engines)])
-        choice = choose_low_bits(low_bit.folder, SkipSpec(attention=(3,), mlp=tuple(range(1, 15))), DraftMemory.parse("5%"), lambda _: None)
-        assert (choice.speedup, choice.tried) == (speeds[expected], 2)
-        assert bool(choice.spec.low_bit()) == bool(expected)
+        chosen = choose_low_bits(low_bit.folder, SkipSpec(attention=(3,), mlp=tuple(range(1, 15))), DraftMemory.parse("5%"), lambda _: None)
+        assert bool(chosen.low_bit()) == bool(expected)
     assert not [path for path in low_bit.folder.iterdir() if path.is_dir()]
 
 

@@ -109,7 +109,7 @@ def test_a_manifest_that_is_nested_too_deeply_is_refused(artifact: Path) -> None
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "{}", '{"schema_version": null}'])
 def test_a_manifest_without_a_schema_version_is_refused(artifact: Path, text: str) -> None:
     (artifact / "manifest.json").write_text(text)
-    refused(artifact, "has schema version None, this sstool reads 7")
+    refused(artifact, "has schema version None, this sstool reads 8")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_calibration_that_fits_no_model_is_refused(artifact: Path, calibration
 @pytest.mark.parametrize("version", [0, 1, 99, "2", [2]])
 def test_another_schema_version_is_refused(artifact: Path, version: Any) -> None:
     edit_manifest(artifact, schema_version=version)
-    assert "use the sstool that wrote it" in refused(artifact, "this sstool reads 7").hint
+    assert "use the sstool that wrote it" in refused(artifact, "this sstool reads 8").hint
 
 
 @pytest.mark.parametrize(

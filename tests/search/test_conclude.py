@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from ssruntime.artifact import SkipSet
+from ssruntime.artifact import LowBitSet, SkipSet
 from sstool.search.finals.conclude import conclude
 from sstool.search.log.records import COMPLETED, FAILED, Finalist, Trial
 
@@ -43,6 +44,14 @@ def test_there_is_no_winner_if_no_finalist_beats_autoregressive_decoding() -> No
     result = conclude(trials, [finalist(0, 0.9), finalist(1, 1.0)], trials[0], {})
     assert (result.trial, result.speedup) == (None, None)
     assert result.remark == "No draft beat autoregressive decoding: the fastest of 2 finalists ran at 1.00 times its speed."
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "winner"), [(1.5, 1.4, 0), (1.42, 1.4, 1), (1.4, 1.5, 1), (1.02, 0.995, 0), (1.0, 0.9, None), (0.99, 1.01, 1)]
+)
+def test_own_weights_must_be_worth_their_memory(own: float, shared: float, winner: int | None) -> None:
+    trials = [dataclasses.replace(trial(0, "ax", own), int4=LowBitSet(head=True)), trial(1, "block", shared)]
+    assert conclude(trials, [finalist(0, own), finalist(1, shared)], trials[1], {}).trial == winner
 
 
 def test_the_remark_gives_the_first_error_if_all_trials_failed() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from sstool.search.clock import Clock
-from sstool.search.drafts.space import Bits, Candidate, DraftSpace, is_draft, sharing, skip_of
+from sstool.search.drafts.space import Bits, Candidate, DraftSpace, sharing, skip_of, skips_some
 from sstool.search.explore import _MOST_IDLE, Explorer, Limits
 from sstool.search.log.records import AX, COMPLETED, FAILED, Trial
 from sstool.search.settings import SearchSettings
@@ -19,7 +19,7 @@ from sstool.search.sources.ax import AxFailedError
 from tests.search.fake_time import FakeTime
 
 LAYERS: Final = 2
-DRAFTS: Final = [bits for bits in itertools.product((0, 1), repeat=2 * LAYERS) if is_draft(bits)]
+DRAFTS: Final = [bits for bits in itertools.product((0, 1), repeat=2 * LAYERS) if skips_some(bits)]
 SETTINGS: Final = SearchSettings(batch=3, seed=7)
 
 

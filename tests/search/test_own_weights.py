@@ -20,7 +20,7 @@ from sstool.pipelines.replace_draft import clone_files, draft_of, replace_draft
 from sstool.quantize.draft_memory import searched_memory
 from sstool.quantize.low_bit_draft import LowBitStore, bytes_of_parts, with_low_bits
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import candidate_of
+from sstool.search.drafts.space import DraftSpace, candidate_of
 from sstool.search.log.read import read_search
 from sstool.search.log.records import COMPLETED, LATENCY, SEARCH_FOLDER
 from sstool.search.run import SearchRequest, Start, run_search
@@ -83,7 +83,9 @@ def test_a_candidate_computes_what_the_published_draft_does(
 
 
 def test_the_table_knows_the_costs_of_own_weights(own_builder: DraftBuilder, texts: list[CachedText]) -> None:
-    table = measure_latency(own_builder, [cached.text for cached in texts], SETTINGS, has_own_weights=True)
+    sizes = bytes_of_parts(own_builder.verify)
+    space = DraftSpace(num_layers=own_builder.num_layers, sizes=sizes, room=sum(sizes.values()) / 3)
+    table = measure_latency(own_builder, space, [cached.text for cached in texts], SETTINGS)
     assert all(row.int4 is not None for row in table.rows)
     costs, layers = CostModel(table), own_builder.num_layers
     kept = [n for n in range(layers) if n not in SKIP.attention]

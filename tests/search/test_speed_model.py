@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from ssruntime.graph_io import MAX_QUERY_LENGTH
+from sstool.graph.sublayers import Sublayer
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import sharing
+from sstool.search.drafts.space import DraftSpace, sharing
 from sstool.search.log.records import DraftCosts, LatencyRow
 from sstool.search.speed_model.costs import CostModel, DraftCost
 from sstool.search.speed_model.fit import CostSample, StepSample, fit
 from sstool.search.speed_model.measure import measure_latency, sublayer_bytes
-from sstool.search.speed_model.probes import ladder_sets, probe_sets
+from sstool.search.speed_model.probes import ladder_sets, probe_sets, probes_within
 from sstool.search.texts.make import CachedText
 from tests.search.builders import table
 from tests.search.conftest import SETTINGS
@@ -81,6 +82,21 @@ def test_probe_sets_differ_and_separate_attention_from_mlp(num_layers: int) -> N
         assert np.linalg.matrix_rank(design) == 3
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 16])
+@pytest.mark.parametrize("room", [0.0, 0.05, 0.4, 1.0])
+def test_probes_over_own_weights_fit_or_are_the_few_smallest(num_layers: int, room: float) -> None:
+    sizes = {Sublayer(n, kind): size for n in range(num_layers) for kind, size in (("attention", 4), ("mlp", 9))}
+    total = sum(sizes.values()) + 5
+    probes = probes_within(DraftSpace(num_layers=num_layers, sizes={None: 5, **sizes}, room=max(room * total, 5 * (room > 0))))
+    kept = [sum((4 if n < num_layers else 9) * (1 - bit) for n, bit in enumerate(bits)) + 5 for bits in probes]
+    assert bool(probes) == (room > 0)
+    assert max(kept, default=0) <= max(room, 0.6) * total or num_layers < 16
+    if num_layers > 2 and probes:
+        left = 1 - np.array(probes)
+        design = np.stack([np.ones(len(probes)), left[:, :num_layers].sum(axis=1), left[:, num_layers:].sum(axis=1)], axis=1)
+        assert np.linalg.matrix_rank(design) == 3
+
+
 def test_the_bytes_of_a_sublayer_are_those_of_its_matrices(builder: DraftBuilder) -> None:
     sizes = sublayer_bytes(builder.verify, builder.num_layers)
     attention, mlp = sizes[: builder.num_layers], sizes[builder.num_layers :]
@@ -91,7 +107,7 @@ def test_the_bytes_of_a_sublayer_are_those_of_its_matrices(builder: DraftBuilder
 
 
 def test_a_measured_table_is_complete(builder: DraftBuilder, texts: list[CachedText]) -> None:
-    measured = measure_latency(builder, [cached.text for cached in texts], SETTINGS, has_own_weights=False)
+    measured = measure_latency(builder, DraftSpace(num_layers=builder.num_layers), [cached.text for cached in texts], SETTINGS)
     assert [r.context for r in measured.rows] == [96, 1024]
     for measured_row in measured.rows:
         assert len(measured_row.verify) == MAX_QUERY_LENGTH

@@ -185,6 +185,8 @@ class Slot(Protocol):
     """Largest number of prompt tokens in one pass."""
     attention_block: int
     """Number of rows in a block of the attention kernel; see `prefill_passes`."""
+    place: int
+    """Passes that sequences share cost less in slots of lower places."""
     engine_seconds: float
     """Time spent in the engines' run calls since it was last set to 0, in seconds."""
 
@@ -325,14 +327,13 @@ class Backend(Protocol):
     def release(self, slot: Slot) -> None:
         """Gives a slot back."""
 
-    def moved(self, slot: Slot, length: int) -> Slot:
-        """Returns the slot that a sequence uses from now on, with the same KV cache; mostly the same slot.
-
-        A pass that sequences share may cost less in another one, once others have ended.
+    def move(self, slot: Slot, length: int, use: Callable[[Slot], None]) -> bool:
+        """Moves a sequence to a free slot of lower `place`, if there is one; returns whether it did.
 
         Args:
-            slot: acquired slot, which belongs to the pool again if another one is returned.
+            slot: acquired slot of the sequence, which is free afterwards.
             length: number of leading entries of its KV cache that the sequence still needs.
+            use: called with the new slot, which holds these entries, before the old one is free.
         """
 
     def run(self, passes: Sequence[tuple[Slot, Pass]]) -> list[StepOutput]:

@@ -74,8 +74,8 @@ class Pool(Generic[T]):
         with self._lock:
             self._give(item)
 
-    def exchange(self, item: T, use: Callable[[T], None]) -> T:
-        """Returns a free item of lower rank in exchange for a lent one, or the same item if there is none.
+    def exchange(self, item: T, use: Callable[[T], None]) -> bool:
+        """Lends a free item of lower rank, if there is one, for a lent one; returns whether it did.
 
         Args:
             item: item that the caller has acquired.
@@ -84,10 +84,10 @@ class Pool(Generic[T]):
         assert self._rank is not None
         with self._lock:
             if not self._free or self._refusal is not None:
-                return item
+                return False
             place = self._next()
             if self._rank(self._free[place]) >= self._rank(item):
-                return item
+                return False
             better = self._free.pop(place)
         self._holders[id(better)] = self._holders.get(id(item), threading.get_ident())
         try:
@@ -96,7 +96,7 @@ class Pool(Generic[T]):
             self.release(better)
             raise
         self.release(item)
-        return better
+        return True
 
     def close(self, refusal: BackendUnavailableError) -> list[T]:
         """Drops the free items, and the others once they are released; refuses waiting and later callers.

@@ -13,6 +13,7 @@ of the others, because a pass computes as many rows for every sequence as for th
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
@@ -20,7 +21,8 @@ from collections import abc
 from collections.abc import Iterator
 from typing import Final
 
-from ssruntime.backends.base import Backend, Pass
+from ssruntime.backends.base import Backend, Pass, Slot
+from ssruntime.errors import BackendUnavailableError
 from ssruntime.scheduler.member import Member, News
 from ssruntime.scheduler.rounds import RoundRecorder
 
@@ -37,9 +39,14 @@ class Batch:
     def __init__(self, backend: Backend) -> None:
         """Takes the open engines."""
         self._backend = backend
-        self._lock = threading.Lock()
+        # Reentrant, because the garbage collector may close a stream, and so end a request, at any moment.
+        self._lock = threading.RLock()
         self._members: tuple[Member, ...] = ()
-        self._is_driven = False
+        self._driver: int | None = None
+        """The thread that runs the passes."""
+        self._is_stepping = False
+        self._late: list[Member] = []
+        """Requests that ended in the driver's own thread during a pass."""
         self._left_at = time.perf_counter()
         self._has_prefilled = False
         self._has_gap = False
@@ -54,16 +61,24 @@ class Batch:
         """Adds a request."""
         member.clock = time.perf_counter()
         with self._lock:
-            self._members = (*self._members, member)
+            self._members = (*(other for other in self._members if not other.has_left), member)
 
     def leave(self, member: Member) -> None:
-        """Removes a request, ended or not; afterwards no pass uses its KV cache."""
+        """Removes a request, ended or not, and gives its slot back as soon as no pass uses it."""
+        is_driver = False
         with self._lock:
             member.has_left = True
             self._members = tuple(other for other in self._members if other is not member)
-            self._has_gap = True
-        member.idle.wait()
-        member.sequence.close()
+            if self._driver == threading.get_ident():
+                if self._is_stepping:  # a garbage collection in the middle of this thread's pass
+                    self._late.append(member)
+                    return
+                is_driver = True
+        if is_driver:  # an interrupt came before this thread could hand over
+            self._hand_over()
+        if not sys.is_finalizing():  # at the end of a process, no pass ends any more
+            member.idle.wait()
+        self._give_back(member)
 
     def read(self, member: Member) -> Iterator[News]:
         """Yields the tokens of a request as they are committed, up to its end.
@@ -82,53 +97,47 @@ class Batch:
 
     def abandon(self) -> None:
         """Makes the batch usable in a forked process, where the threads that used it do not exist."""
-        self._lock = threading.Lock()
-        self._is_driven = False
+        self._lock = threading.RLock()
+        self._driver, self._is_stepping = None, False
         for member in self._members:
-            member.idle.set()
+            member.abandon()
 
     def _wait(self, member: Member) -> None:
         """Returns when a request has news; until then this thread or another one runs passes for all."""
-        if not self._becomes_driver(member):
-            return
         try:
-            while not member.has_news:
-                self._step()
+            if self._becomes_driver(member):
+                while not member.has_news:
+                    self._step()
         finally:
-            self._left_at = time.perf_counter()
-            with self._lock:
-                self._is_driven = False
-            self._wake_a_driver()
+            member.is_waiting = False
+            self._hand_over()
 
     def _becomes_driver(self, member: Member) -> bool:
         """Waits until a request has news, or this thread must run the passes; returns whether it must."""
-        try:
-            while True:
-                # In this order no news is missed: what comes after the check wakes a member that waits.
-                member.woken.clear()
-                member.is_waiting = True
-                if member.has_news:
-                    return False
-                with self._lock:
-                    if not self._is_driven:
-                        self._is_driven = True
-                        break
-                member.woken.wait()
-        except BaseException:  # an interrupt: the others may count on this thread
-            member.is_waiting = False
-            self._wake_a_driver()
-            raise
-        finally:
-            member.is_waiting = False
+        while True:
+            # In this order no news is missed: what comes after the check wakes a member that waits.
+            member.woken.clear()
+            member.is_waiting = True
+            if member.has_news:
+                return False
+            with self._lock:
+                if self._driver is None:
+                    self._driver = threading.get_ident()
+                    break
+            member.woken.wait()
+        member.is_waiting = False
         pause = time.perf_counter() - self._left_at
         for other in self._members:
             other.clock = min(other.clock + pause, time.perf_counter())
         return True
 
-    def _wake_a_driver(self) -> None:
-        """Lets a thread that waits take over, if there is one and no thread runs passes."""
+    def _hand_over(self) -> None:
+        """Lets a thread that waits take over, if there is one and no other thread runs passes."""
         with self._lock:
-            if not self._is_driven:
+            if self._driver == threading.get_ident():
+                self._left_at = time.perf_counter()
+                self._driver, self._is_stepping = None, False
+            if self._driver is None:
                 for member in self._members:
                     if member.is_waiting and not member.has_news:
                         member.woken.set()
@@ -137,23 +146,34 @@ class Batch:
     def _step(self) -> None:
         """Runs one pass of the requests that are ready for it."""
         now = time.monotonic()
+        for member in self._members:
+            if member.is_paused:  # its reader's time is not that of decoding
+                member.clock = time.perf_counter()
         ready = [member for member in self._members if not member.expire(now) and member.wanted is not None]
-        passes: list[tuple[Member, Pass]] = []
         group = self._next_group(ready)
-        if self._has_gap and len(ready) > 1:
+        if self._has_gap and len(group) > 1 and group[0].wanted is not None and group[0].wanted.kind == "verify":
             self._close_gap(group)
-        with self._lock:  # a member that leaves waits for the end of its pass
-            for member in group:
-                wanted = member.wanted
-                if wanted is not None:
-                    member.idle.clear()
-                    passes.append((member, wanted))
+        passes: list[tuple[Member, Pass]] = []
         try:
-            if passes:
-                self._run(passes, sum(member.wanted.kind != "prefill" for member in ready if member.wanted is not None))
+            with self._lock:  # a member that leaves waits for the end of its pass
+                self._is_stepping = True
+                for member in group:
+                    wanted = member.wanted
+                    if wanted is not None:
+                        passes.append((member, wanted))
+                        member.idle.clear()
+            rounds = sum(member.wanted.kind != "prefill" for member in ready if member.wanted is not None)
+            most = self._backend.capabilities.max_rows
+            for first in range(0, len(passes), most):
+                self._run(passes[first : first + most], min(rounds, most))
         finally:
+            with self._lock:
+                self._is_stepping = False
+                late, self._late = self._late, []
             for member, _ in passes:
                 member.idle.set()
+            for member in late:
+                self._give_back(member)
 
     def _next_group(self, ready: abc.Sequence[Member]) -> list[Member]:
         """Returns the requests of the next pass."""
@@ -170,24 +190,25 @@ class Batch:
         return prefill[:1] if self._has_prefilled else verify
 
     def _close_gap(self, group: abc.Sequence[Member]) -> None:
-        """Moves a request to the place of one that has left, where passes that they share cost less."""
-        self._has_gap = False
-        for member in group:
-            # In the middle of a draft, the KV of its tokens would be lost.
-            if member.wanted is not None and member.wanted.kind == "verify":
-                with self._lock:  # a member that leaves gives its own slot back
-                    if not member.has_left:
-                        moved = self._backend.moved(member.slot, member.sequence.start)
-                        if moved is not member.slot:
-                            member.slot, self._has_gap = moved, True
-                            return
+        """Moves a request to the place of one that has left, where passes that they share cost less.
+
+        Args:
+            group: requests that want a verify pass; in the middle of a draft, its KV would be lost.
+        """
+        member = max(group, key=lambda one: one.slot.place)
+
+        def use(slot: Slot) -> None:
+            member.slot = slot
+
+        with self._lock:  # a member that leaves gives its own slot back
+            self._has_gap = not member.has_left and self._backend.move(member.slot, member.sequence.start, use)
 
     def _run(self, passes: abc.Sequence[tuple[Member, Pass]], sequences: int) -> None:
         """Runs a pass and gives the outputs to the sequences.
 
         Args:
             passes: the requests and their passes, all of one kind.
-            sequences: number of sequences that are in a round.
+            sequences: number of sequences that share the passes of a round.
         """
         first = passes[0][0]
         before = first.slot.engine_seconds
@@ -203,9 +224,23 @@ class Batch:
                 member.commit(output)
             except Exception as err:  # noqa: BLE001 - a plugged-in part may raise anything; the other requests go on
                 member.fail(err)
-            except BaseException as err:  # an interrupt: this sequence cannot go on
-                member.fail(err)
+            except BaseException as err:  # an interrupt of this thread: the sequence cannot go on
+                member.fail(_interrupted(err))
                 raise
+
+    def _give_back(self, member: Member) -> None:
+        """Gives the slot of a request back that has left."""
+        try:
+            member.sequence.close()
+        finally:
+            self._backend.release(member.slot)
+            self._has_gap = True
+
+
+def _interrupted(cause: BaseException) -> BackendUnavailableError:
+    error = BackendUnavailableError("the thread that ran the pass was interrupted", "send the request again")
+    error.__cause__ = cause
+    return error
 
 
 def _abandon_all() -> None:

@@ -80,7 +80,8 @@ class Member:
         self._deadline = deadline
         self._cancel = cancel
         self._news: deque[News] = deque()
-        self._unread = 0
+        # Tokens given to the reader's thread, and those that it took: each number is changed by one thread.
+        self._told = self._taken = 0
         self._error: BaseException | None = None
         self._is_first = True
 
@@ -92,9 +93,12 @@ class Member:
     @property
     def wanted(self) -> Pass | None:
         """The pass that the request is ready for; None if it has ended or left, or waits for its reader."""
-        if self.has_left or self._error is not None or self._unread >= READ_AHEAD:
-            return None
-        return self.sequence.next_pass
+        return None if self.has_left or self._error is not None or self.is_paused else self.sequence.next_pass
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the request waits for its reader."""
+        return self._told - self._taken >= READ_AHEAD
 
     def take(self) -> News | None:
         """Returns the next news; None if there is none yet.
@@ -104,7 +108,7 @@ class Member:
         """
         if self._news:
             news = self._news.popleft()
-            self._unread -= len(news.tokens)
+            self._taken += len(news.tokens)
             return news
         if self._error is not None:
             raise self._error
@@ -113,11 +117,17 @@ class Member:
     def expire(self, now: float) -> bool:
         """Ends the request if it was cancelled or its time is up; returns whether it has ended now."""
         is_late = self._deadline is not None and now >= self._deadline
-        if not (is_late or (self._cancel is not None and self._cancel.is_set())) or self.sequence.finish_reason is not None:
+        is_over = self.has_left or self._error is not None or self.sequence.finish_reason is not None
+        if is_over or not (is_late or (self._cancel is not None and self._cancel.is_set())):
             return False
         self.sequence.cancel(TIMEOUT if is_late else CANCELLED)
         self._tell(News((), is_last=True))
         return True
+
+    def abandon(self) -> None:
+        """Forgets the threads that used the request, in a forked process."""
+        self.woken, self.idle = threading.Event(), threading.Event()
+        self.idle.set()
 
     def fail(self, error: BaseException) -> None:
         """Ends the request with an error, which its reader gets."""
@@ -141,7 +151,7 @@ class Member:
         self._tell(News(new, self._text.take() if self._text.has_stops and not is_last else None, is_last))
 
     def _tell(self, news: News) -> None:
-        self._unread += len(news.tokens)
+        self._told += len(news.tokens)
         self._news.append(news)
         if self.is_waiting:
             self.woken.set()

@@ -27,11 +27,14 @@ class RoundRecorder:
         Args:
             passes: the requests and their passes, all of one kind.
             seconds: seconds of the pass in the engine.
-            sequences: number of sequences that are in a round.
+            sequences: number of sequences that share the passes of a round.
         """
         kind = passes[0][1].kind
         costs = next((member.costs for member, _ in passes if member.costs is not None), None)
-        if costs is None or kind == "prefill":
+        if costs is None:
+            return
+        if kind == "prefill":  # its sequence may plan its first round now
+            costs.sequences = sequences + 1
             return
         costs.sequences = sequences
         self._seconds += seconds

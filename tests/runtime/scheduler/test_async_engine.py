@@ -168,6 +168,28 @@ def test_errors_reach_the_caller_and_time_is_limited(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("slow")
+def test_time_in_the_queue_is_limited_and_a_place_is_free_when_a_request_has_ended(engine: Engine) -> None:
+    short = dataclasses.replace(LONG, max_new_tokens=4)
+
+    async def late() -> None:
+        async with AsyncEngine(engine, max_waiting=1) as requests:
+            running = [asyncio.create_task(requests.generate([1, 2], LONG)) for _ in range(2)]
+            await until(lambda: requests.running == 2)
+            begun = time.monotonic()
+            with pytest.raises(BackendUnavailableError, match="all 2 sequences of this engine stayed busy"):
+                await requests.generate([1], LONG, timeout=0.05)
+            assert time.monotonic() - begun < 60
+            assert not any(task.done() for task in running)
+            await asyncio.gather(*running)
+        async with AsyncEngine(engine, max_waiting=0) as requests:
+            request = await requests.prepare([1, 2], short)
+            for _ in range(20):
+                await asyncio.gather(*(requests.generate(request) for _ in range(2)))
+
+    run(late())
+
+
+@pytest.mark.usefixtures("slow")
 def test_another_thread_can_cancel_a_request(engine: Engine) -> None:
     event = threading.Event()
     threading.Timer(0.05, event.set).start()

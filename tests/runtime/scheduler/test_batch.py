@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import random
 import threading
 import time
@@ -114,7 +115,7 @@ def test_a_stream_that_nobody_reads_stays_a_little_ahead(engine: Engine) -> None
     [member] = engine._batch._members
     for _ in range(4):
         engine.generate([4, 5], LONG)
-    assert READ_AHEAD <= member._unread <= READ_AHEAD + 4
+    assert READ_AHEAD <= member._told - member._taken <= READ_AHEAD + 4
     found += [token for chunk in stream for token in chunk.token_ids]
     assert found == alone
 
@@ -168,6 +169,72 @@ def test_an_interrupted_caller_leaves_and_the_others_go_on(engine: Engine, spy: 
     assert sorted(results, key=lambda found: found is None) == [alone, None]
     assert waiting(engine) == 0
     assert engine.generate([4, 5], LONG).token_ids == alone
+
+
+def test_a_stream_that_is_collected_during_a_pass_ends(engine: Engine, spy: Spy) -> None:
+    """A stream in a reference cycle is closed by the garbage collector, in whichever thread that runs."""
+    alone = engine.generate([4, 5], LONG).token_ids
+
+    def abandon() -> None:
+        stream = engine.stream([1, 2, 3], LONG)
+        next(stream)
+        cycle: list[Any] = [stream]
+        cycle.append(cycle)
+
+    def collect(passes: Sequence[tuple[Slot, Pass]]) -> None:
+        if len(passes) == 2:
+            gc.collect()
+
+    gc.disable()
+    try:
+        abandon()
+        assert waiting(engine) == 1
+        spy.fails = collect
+        assert engine.generate([4, 5], LONG).token_ids == alone
+    finally:
+        gc.enable()
+    assert waiting(engine) == 0
+    assert sorted(slot.place for slot in [engine.backend.acquire(0) for _ in range(4)]) == [0, 1, 2, 3]
+
+
+def test_a_request_moves_to_the_place_of_one_that_left(engine: Engine) -> None:
+    prompts = [[1, 2, 3], [4, 5], [6], [2, 2, 2, 2]]
+    alone = [engine.generate(prompt, LONG).token_ids for prompt in prompts]
+    streams = [engine.stream(prompt, LONG) for prompt in prompts]
+    found = [list(next(stream).token_ids) for stream in streams]
+    for stream in streams[:2]:
+        stream.close()  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(2) as pool:
+        rest = list(pool.map(lambda stream: [token for chunk in stream for token in chunk.token_ids], streams[2:]))
+        assert not engine._batch._members
+    assert [one + more for one, more in zip(found[2:], rest, strict=True)] == alone[2:]
+
+
+def test_moved_requests_are_in_the_lowest_places(engine: Engine) -> None:
+    streams = [engine.stream(prompt, LONG) for prompt in ([1, 2, 3], [4, 5], [6])]
+    for stream in streams:
+        next(stream)
+    members = list(engine._batch._members)
+    assert [member.slot.place for member in members] == [0, 1, 2]
+    streams[0].close()  # type: ignore[attr-defined]
+    next(streams[1])
+    next(streams[1])
+    assert sorted(member.slot.place for member in members[1:]) == [0, 1]
+    for stream in streams[1:]:
+        stream.close()  # type: ignore[attr-defined]
+    assert sorted(engine.backend.acquire(0).place for _ in range(4)) == [0, 1, 2, 3]
+
+
+def test_a_paused_stream_s_time_is_not_counted(engine: Engine) -> None:
+    stream = engine.stream([1, 2, 3], LONG)
+    next(stream)
+    for _ in range(4):
+        engine.generate([4, 5], LONG)
+    time.sleep(0.3)
+    engine.generate([4, 5], LONG)
+    last = list(stream)[-1]
+    assert last.stats is not None
+    assert last.stats.decode_s < 0.3
 
 
 def test_time_that_a_reader_takes_is_not_counted(engine: Engine) -> None:
@@ -278,7 +345,7 @@ def test_a_process_that_forks_while_requests_run_refuses_them_in_the_child(engin
     spy.may_run.clear()
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(engine.generate, [4, 5], LONG)
-        until(lambda: engine._batch._is_driven)
+        until(lambda: engine._batch._driver is not None)
         spy.may_run.set()
         child = context.Process(target=_read_in_child, args=(stream,))
         child.start()

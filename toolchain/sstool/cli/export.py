@@ -103,7 +103,7 @@ def command(
                 quantization=quantization,
                 max_context=max_context if max_context is not None else base.max_context,
                 skip=skip,
-                draft_memory=draft_memory if draft_memory is not None else base.draft_memory,
+                draft_memory=draft_memory if draft_memory is not None or (skip is not None and skip.low_bit()) else base.draft_memory,
                 search=options.settings(base) if is_searched else None,
                 starts=tuple(starts),
                 threads=options.threads,

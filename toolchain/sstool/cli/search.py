@@ -79,5 +79,6 @@ def _summary(outcome: SearchOutcome, where: Path | None, hint: str) -> str:
     if trial is None:
         return f"{where}: {outcome.result.remark} The default mode is plain. {spent}"
     skipped = f"{len(trial.skip.attention)} attention and {len(trial.skip.mlp)} MLP sublayers skipped"
-    own = ", the others in int4 as far as they fit" if trial.int4 else ""
+    count, head = len(trial.int4.attention) + len(trial.int4.mlp), " and the LM head" if trial.int4.head else ""
+    own = f", {count}{head} in int4" if trial.int4 else ""
     return f"{where}: {speeds_in_words(outcome.result.by_kind)}; {skipped}{own}; {spent}. {outcome.result.remark}{hint}"

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,31 +20,15 @@ from sstool.pipelines.replace_draft import write_other_draft
 from sstool.quantize.draft_memory import DraftMemory
 from sstool.quantize.low_bit_draft import bytes_of_parts, fitting_parts
 from sstool.quantize.plan import Part
+from sstool.search.finals.finalists import WORTH
 from sstool.skip_set import SkipSpec
 from sstool.validation.calibrate import HELD_OUT, PROMPT_TOKENS, built_in_texts, calibrate
 
 _NEW_TOKENS: Final = 48
 _CONTEXT: Final = PROMPT_TOKENS + _NEW_TOKENS + 64
-_WORTH: Final = 1.03
-"""Least speed, relative to the draft with shared weights only, at which more memory is worth it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The fastest draft.
-
-    Attributes:
-        spec: its skip set and its parts in int4.
-        speedup: its measured speed in mode `auto`, over that of autoregressive decoding.
-        tried: number of drafts that were tried.
-    """
-
-    spec: SkipSpec
-    speedup: float
-    tried: int
-
-
-def choose_low_bits(folder: Path, spec: SkipSpec, memory: DraftMemory, say: Callable[[str], None]) -> Choice:
+def choose_low_bits(folder: Path, spec: SkipSpec, memory: DraftMemory, say: Callable[[str], None]) -> SkipSpec:
     """Returns the fastest draft within a memory: with shared weights only, or with parts in int4.
 
     Each one is a whole artifact meanwhile, and decodes sampled text in mode `auto`, in turns with the others.
@@ -71,8 +54,8 @@ def choose_low_bits(folder: Path, spec: SkipSpec, memory: DraftMemory, say: Call
         say("comparing drafts")
         speeds = _speedups(engines)
     best = max(range(len(specs)), key=lambda n: speeds[n])
-    chosen = best if speeds[best] >= _WORTH * speeds[0] else 0
-    return Choice(spec=specs[chosen], speedup=speeds[chosen], tried=len(specs))
+    chosen = best if speeds[best] >= WORTH * speeds[0] else 0
+    return specs[chosen]
 
 
 def candidates(sizes: Mapping[Part, int], spec: SkipSpec, room: float) -> list[SkipSpec]:

@@ -197,9 +197,9 @@ def _add_low_bits(folder: Path, request: ExportRequest, memory: DraftMemory, say
     from sstool.pipelines.replace_draft import replace_draft
 
     skip = read_artifact(folder).manifest.drafts[0].skip
-    choice = choose_low_bits(folder, request.skip or SkipSpec(attention=skip.attention, mlp=skip.mlp), memory, say)
+    chosen = choose_low_bits(folder, request.skip or SkipSpec(attention=skip.attention, mlp=skip.mlp), memory, say)
     say("checking the new draft")
-    replace_draft(folder, choice.spec)
+    replace_draft(folder, chosen)
 
 
 def _gate(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -111,7 +111,9 @@ def _check_model(target: SearchTarget) -> ResolvedModel | None:
     """Returns the resolved checkpoint, or None for an artifact, after the checks that need no weights."""
     if target.artifact is not None:
         recover(target.artifact)
-        model, num_layers = None, read_artifact(target.artifact).manifest.model.num_layers
+        manifest = read_artifact(target.artifact).manifest
+        searched_memory(manifest, target.draft_memory)
+        model, num_layers = None, manifest.model.num_layers
     else:
         assert target.model is not None
         model = resolve(target.model, target.recipe.revision if target.recipe.model == target.model else None)

@@ -81,6 +81,9 @@ def searched_memory(manifest: Manifest, asked: str | None) -> int:
     memory = DraftMemory.parse(DEFAULT_WITH_SEARCH if asked is None else asked)
     if not memory:
         return 0
-    if asked is not None:
-        check_own_weights(manifest.target, manifest.dtype)
+    if asked is not None and not can_have_own_weights(manifest.target, manifest.dtype):
+        raise ConfigError(
+            f"int4 draft weights are not available for {manifest.target} in {manifest.dtype}, only for {' in '.join(_CAN_HAVE)}",
+            "leave out --draft-memory, or export the model for that target in that data type",
+        )
     return int(memory.bytes_beside(manifest.weights_size)) if can_have_own_weights(manifest.target, manifest.dtype) else 0

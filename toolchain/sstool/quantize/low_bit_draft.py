@@ -71,11 +71,12 @@ class LowBitStore:
         """
         if not parts:
             return draft
+        matrices = {}
         for product in _products(draft, parts):
             if product.name not in self._matrices:
                 self._matrices[product.name] = _matrix(product)
-        names = {product.name for product in _products(draft, parts)}
-        changed = run_passes(draft, BlockProductsPass({name: self._matrices[name] for name in names}))
+            matrices[product.name] = self._matrices[product.name]
+        changed = run_passes(draft, BlockProductsPass(matrices))
         for name, value in changed.graph.initializers.items():
             if is_large(value) and not isinstance(value.const_value, ir.ExternalTensor):
                 if name not in self._tensors:
@@ -89,10 +90,13 @@ class LowBitStore:
         return {name: self._arrays[name] for name in draft.graph.initializers if name in self._arrays}
 
     def _written(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        with self._file.open("r+b") as file:
-            offset = file.seek(0, os.SEEK_END)
-            offset = file.seek(offset + -offset % PAGE)
-            file.write(tensor.tobytes())
+        try:
+            with self._file.open("r+b") as file:
+                offset = file.seek(0, os.SEEK_END)
+                offset = file.seek(offset + -offset % PAGE)
+                file.write(tensor.tobytes())
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, str(self._file)) from err
         shape = tuple(tensor.shape.numpy())
         self._arrays[name] = np.memmap(self._file, dtype=tensor.dtype.numpy(), mode="r", offset=offset, shape=shape)
         return ir.ExternalTensor(

@@ -1,10 +1,10 @@
-"""The search for a skip set: the sublayers that a draft skips to give the most tokens per second as deployed.
+"""The search for a draft: what it skips, and what it copies in int4, to give the most tokens per second.
 
 Its chapters, in the order in which `run.py` goes through them:
 
 * `texts`: the calibration texts, the model's own continuations of prompts.
 * `speed_model`: the latency table, which says what draft steps and verify passes take on this machine.
-* `drafts`: a candidate skip set, as a row of zeros and ones and as a real draft engine.
+* `drafts`: a candidate, as a row of zeros and ones and as a real draft engine.
 * `sources`: who proposes candidates: first the warm starts, then Ax.
 * `scoring`: the modelled speed of one candidate, from its drafting on the texts and the latency table.
 * `explore`: the loop over candidates, until the trials or the budget are used up.

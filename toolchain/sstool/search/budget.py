@@ -46,6 +46,8 @@ _PROMPT_TOKENS_A_STEP: Final = 8
 _LATENCY_STEPS: Final = 720
 """Shortest time that measuring the latency table takes, in autoregressive steps. Small models are measured
 for more steps, within a time limit."""
+_OWN_WEIGHTS_FACTOR: Final = 1.5
+"""The same with drafts over own weights, relative to that without."""
 _FEW_SEARCH: Final = 16
 """If fewer of the shipped prompts than this are used, a warning says so."""
 
@@ -61,6 +63,7 @@ class Resources:
         position_bytes: bytes of KV cache per position.
         spent: seconds of the budget already used. The plan does not depend on them; they only decide whether
             there is time left for it.
+        has_own_weights: whether drafts may have int4 weights, whose costs are measured too.
     """
 
     step: float
@@ -68,6 +71,7 @@ class Resources:
     memory: int | None
     position_bytes: int
     spent: float = 0.0
+    has_own_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,8 @@ class CalibrationPlan:
         """
         given = dataclasses.replace(settings, sampled_tokens=self.sampled_tokens)
         texts = len(self.search) * _text_steps(given, length) * resources.step
-        return texts + _LATENCY_STEPS * resources.step + final_reserve(len(self.final), settings, resources.step, resources.budget)
+        latency = _LATENCY_STEPS * (_OWN_WEIGHTS_FACTOR if resources.has_own_weights else 1.0) * resources.step
+        return texts + latency + final_reserve(len(self.final), settings, resources.step, resources.budget)
 
 
 def plan_calibration(

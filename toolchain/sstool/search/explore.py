@@ -121,11 +121,9 @@ class Explorer:
                     driver.attach(point, self._tried[candidate].speedup, self._tried[candidate].score_error())
 
     def _by_point(self) -> dict[Point, Trial]:
-        """Returns the trials by their points; of several at one point, the first."""
-        found: dict[Point, Trial] = {}
-        for candidate, trial in self._tried.items():
-            found.setdefault(self._space.point(candidate), trial)
-        return found
+        """Returns the trials of those candidates that a point stands for, by point."""
+        points = ((self._space.point(candidate), candidate, trial) for candidate, trial in self._tried.items())
+        return {point: trial for point, candidate, trial in points if self._space.at(point) == candidate}
 
     def _candidate(self, trial: Trial) -> Candidate:
         return candidate_of(trial.skip, self._space.num_layers, trial.int4)

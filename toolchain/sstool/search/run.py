@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,8 @@ from sstool.search.speed_model.measure import time_step
 from sstool.search.speed_model.stored import find_latency, latency_digest, prepare_latency
 from sstool.search.texts.make import CachedText, CalibrationText, calibration_digest, usable_prompts
 from sstool.search.texts.stored import prepare_texts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +179,7 @@ class _Search:
             )
         with self._clock.part("latency"):
             self._tell("measuring the engines", 0, 1)
-            table = prepare_latency(
-                self._request.work, self._builder, texts, self._settings, known=known, has_own_weights=self._space.has_own_weights
-            )
+            table = prepare_latency(self._request.work, self._builder, self._space, texts, self._settings, known=known)
         with ThreadPoolExecutor(self._workers()) as pool:
             return self._search(texts, table, pool)
 
@@ -195,6 +196,7 @@ class _Search:
             memory=available_memory(),
             position_bytes=engine.artifact.manifest.kv.bytes_per_token(),
             spent=self._clock.elapsed(),
+            has_own_weights=self._space.has_own_weights,
         )
         return plan_calibration(self._usable, [len(one) for one in ids], self._settings, resources)
 
@@ -228,8 +230,14 @@ class _Search:
             return self._finish(explorer, writer, header, costs)
 
     def _started(self, start: Start) -> Candidate:
-        """Returns the draft to try first; own weights for which there is no room are left out."""
-        fits = sum(size for part, size in self._space.sizes.items() if is_in(part, start.int4)) <= self._space.room
+        """Returns the draft to try first, without own weights, and with a warning, if these do not fit."""
+        size = sum(size for part, size in self._space.sizes.items() if is_in(part, start.int4))
+        fits = not start.int4 or (self._space.has_own_weights and size <= self._space.room)
+        if not fits:
+            logger.warning(
+                "the draft to try first (%s) has int4 weights for which --draft-memory leaves no room; it is tried without them",
+                start.source,
+            )
         return candidate_of(start.skip, self._space.num_layers, start.int4 if fits else NO_OWN_WEIGHTS)
 
     def _workers(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
-_DASHES: Final = {"dash": "5 3", "dot": "2 2"}
+_DASHES: Final = {"dash": "5 3", "dot": "2 2", "dashdot": "5 2 2 2"}
 _CORNERS: Final = {
     # Number of corners, direction of the first one in degrees (90 is up), radius as a multiple of `_RADIUS`.
     "square": (4, 45, 1.15),

@@ -118,6 +118,8 @@ def _strip(log: SearchLog) -> PageSection:
     skipped = len(trial.skip.attention) + len(trial.skip.mlp)
     text = f"Trial {trial.index} skips {skipped} of {2 * num_layers} sublayers: {skip_text(trial)}."
     alt_text = f"Skipped attention layers: {layer_ranges(trial.skip.attention)}. Skipped MLP layers: {layer_ranges(trial.skip.mlp)}."
+    if trial.int4:
+        alt_text += f" In int4: attention {layer_ranges(trial.int4.attention)}; MLP {layer_ranges(trial.int4.mlp)}."
     plot = Plot(
         id="plot-skip-set",
         alt_text=alt_text,

@@ -56,6 +56,7 @@ SOURCES: Final = {
     "block": SourceStyle(title="contiguous block", colour=GREEN, symbol="square"),
     "every-other": SourceStyle(title="every other layer", colour=PURPLE, symbol="diamond"),
     "dynamic-programme": SourceStyle(title="dynamic programming", colour=VERMILION, symbol="triangle-down"),
+    "variant": SourceStyle(title="given set, other weights", colour=SKY, symbol="star"),
     "whole": SourceStyle(title="whole model in int4", colour=INK, symbol="hexagon"),
     "random": SourceStyle(title="random", colour="#8c96a3", symbol="hexagon"),
     "ax": SourceStyle(title="Ax", colour=BLUE, symbol="circle"),

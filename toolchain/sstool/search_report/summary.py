@@ -189,7 +189,7 @@ def _row(log: SearchLog, trial: Trial, *, chosen: bool) -> Row:
         acceptance=_percent(facts.acceptance_rate(trial, log.header.weights)),
         per_round=_number(facts.tokens_per_round(trial, log.header.weights), 2),
         exit=NOTHING if trial.stopping is None else trial.stopping.short(),
-        skips=f"{len(trial.skip.attention)} + {len(trial.skip.mlp)}",
+        skips=f"{len(trial.skip.attention)} + {len(trial.skip.mlp)}{', int4' if trial.int4 else ''}",
         chosen=chosen,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -102,9 +102,9 @@ class DeviceBackend:
             outputs.append(output if len(passes) == 1 else _kept(output))
         return outputs
 
-    def moved(self, slot: Slot, length: int) -> Slot:
-        """Returns the same slot: sequences share no passes here."""
-        return slot
+    def move(self, slot: Slot, length: int, use: Callable[[Slot], None]) -> bool:
+        """Moves nothing: sequences share no passes here."""
+        return False
 
     def open_draft(self, graph: bytes, name: str, own: Mapping[str, NDArray[Any]] | None = None) -> Engine:
         """Returns another draft over the same weights; see `backends.base.Backend`."""

@@ -65,6 +65,7 @@ class DeviceSlot:
         self.alternatives_end = min(self.max_context, engines.alternatives_end)
         self.attention_block = 1
         self.prefill_chunk = PREFILL_CHUNK
+        self.place = 0
         self.engine_seconds = 0.0
         self._engines = engines
         self._buffers = {name: engines.verify.inputs[name] for name in cache_names(engines.verify)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -84,7 +84,7 @@ class OrtBackend:
         self._made = self._slots.made
         # A maker that does not refer to this backend: a reference cycle would keep the sessions alive.
         # A pass that sequences share covers the rows between them too, so low rows go first.
-        self._pool: Pool[OrtSlot] = Pool(self._slots.make_pooled, options.max_sequences, rank=lambda slot: slot.row)
+        self._pool: Pool[OrtSlot] = Pool(self._slots.make_pooled, options.max_sequences, rank=lambda slot: slot.place)
         return_freed_memory()
         watch(self)
 
@@ -100,18 +100,16 @@ class OrtBackend:
         slot.trim(everything=self._slots is None)
         self._pool.release(slot)
 
-    def moved(self, slot: Slot, length: int) -> OrtSlot:
-        """Returns the slot that a sequence uses from now on; see `backends.base.Backend`."""
+    def move(self, slot: Slot, length: int, use: Callable[[Slot], None]) -> bool:
+        """Moves a sequence to a free slot of lower `place`; see `backends.base.Backend`."""
         assert isinstance(slot, OrtSlot)
-        old = slot
 
         def take_over(new: OrtSlot) -> None:
-            new.take_over(old, length)
+            new.take_over(slot, length)
+            slot.trim(everything=self._slots is None)
+            use(new)
 
-        found = self._pool.exchange(old, take_over)
-        if found is not old:
-            old.trim(everything=self._slots is None)
-        return found
+        return self._pool.exchange(slot, take_over)
 
     def run(self, passes: Sequence[tuple[Slot, Pass]]) -> list[StepOutput]:
         """Returns the outputs of passes of different sequences; see `backends.base.Backend`.

@@ -51,7 +51,7 @@ class OrtSlot:
         limits: SlotLimits,
         shared: RaggedPasses | None = None,
     ) -> None:
-        self.arena, self.row = arena, row
+        self.arena, self.row, self.place = arena, row, row
         self.shared = shared
         self.max_context = limits.max_context
         self.alternatives_end = limits.alternatives_end

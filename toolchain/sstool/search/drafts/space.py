@@ -1,7 +1,7 @@
 """The search space: what a draft reads of each sublayer, within the memory for own weights.
 
-A candidate is proposed as a row of zeros and ones for the skipped sublayers and, where there is memory for
-weights of the draft's own, one more number: whether what is kept gets int4 weights as far as these fit.
+A point says of each sublayer whether it is skipped. Where there is memory for own weights, it has one more
+number: 1 gives int4 weights to what is kept, the largest parts first, as far as they fit.
 """
 
 from __future__ import annotations
@@ -140,6 +140,6 @@ def skip_of(bits: Sequence[int]) -> SkipSet:
     )
 
 
-def is_draft(bits: Sequence[int]) -> bool:
+def skips_some(bits: Sequence[int]) -> bool:
     """Returns whether at least one sublayer is skipped and at least one is kept."""
     return 0 < sum(bits) < len(bits)

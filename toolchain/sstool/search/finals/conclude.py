@@ -33,9 +33,8 @@ def conclude(
         ax_error: error that ended Ax's suggestions early; None if there was none.
     """
     own = {trial.index for trial in trials if trial.int4}
-    winner = max(finalists, key=lambda f: f.speedup / (WORTH if f.trial in own else 1.0), default=None)
-    if winner is not None and winner.speedup <= 1:
-        winner = None
+    faster = [finalist for finalist in finalists if finalist.speedup > 1]
+    winner = max(faster, key=lambda f: f.speedup / (WORTH if f.trial in own else 1.0), default=None)
     gain = _gain(trials, warm)
     return Result(
         trial=None if winner is None else winner.trial,

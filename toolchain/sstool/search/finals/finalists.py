@@ -28,8 +28,8 @@ def choose_finalists(trials: Sequence[Trial], warm: Trial | None, count: int) ->
     """Returns the candidates to time: the best ones, and some to compare them with.
 
     The best warm start shows what the search gained. The best draft without own weights shows what these are
-    worth. The artifact's earlier draft must lose by the clock
-    before it is replaced, unless its modelled speed is lower by more than the speed model's error.
+    worth. The artifact's earlier draft must lose by the clock before it is replaced, unless its modelled
+    speed is lower by more than the speed model's error.
 
     Args:
         trials: all trials.

@@ -159,8 +159,8 @@ class Trial:
 
     Attributes:
         index: number of the trial, counted from 0 in the order in which candidates were tried.
-        source: source of the candidate: `recipe`, `earlier`, `whole`, `leave-one-out`, `block`,
-            `every-other`, `dynamic-programme`, `random` or `ax`.
+        source: source of the candidate: `recipe`, `earlier`, `variant`, `whole`, `leave-one-out`,
+            `block`, `every-other`, `dynamic-programme`, `random` or `ax`.
         status: `completed`; `stopped` after a part of the texts, because it was not promising; or `failed`.
         skip: sublayers that the draft skips.
         int4: parts for which the draft has int4 weights of its own.

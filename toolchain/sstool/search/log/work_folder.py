@@ -54,6 +54,7 @@ def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Pat
         try:
             yield folder
         except BaseException as err:
+            (folder / LOW_BIT_WEIGHTS).unlink(missing_ok=True)
             if not _is_resumable(folder):
                 remove_tree(folder)
                 with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ host work included. That checks the speed model and does not change the score.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -77,7 +78,9 @@ class Evaluator:
         begun = time.perf_counter()
         try:
             trial = self._run(index, source, candidate, whole=whole)
-        except Exception as err:  # noqa: BLE001 - ONNX Runtime's exceptions share no base; no candidate may end the search
+        except Exception as err:
+            if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+                raise  # every later candidate would fail too
             error = " ".join((str(err) or type(err).__name__).split())
             trial = Trial(index=index, source=source, status=FAILED, skip=candidate.skip_set(), int4=candidate.low_bit_set(), error=error)
         return dataclasses.replace(trial, seconds=time.perf_counter() - begun, suggest_seconds=suggest_seconds)

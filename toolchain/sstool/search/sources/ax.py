@@ -1,10 +1,9 @@
 """Has Ax suggest candidates from the scores of earlier ones; the only module that imports Ax.
 
-Each sublayer is one integer parameter, 0 or 1 (1: skipped). One more says whether a draft has own weights, if
-it may have any. Scores over all texts are deterministic; those of
-stopped candidates come with their error. The acquisition function is expected improvement. Ax optimizes it by
-a local search over flips, which starts here from fewer points than by default: that takes a third of the time
-and finds sets that are as good.
+Each sublayer is one integer parameter, 0 or 1 (1: skipped); one more says whether a draft has own weights, if
+it may have any. Scores over all texts are deterministic; those of stopped candidates come with their error.
+The acquisition function is expected improvement. Ax optimizes it by a local search over flips, which starts
+here from fewer points than by default: that takes a third of the time and finds sets that are as good.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import Bits, is_draft
+from sstool.search.drafts.space import Bits, skips_some
 from sstool.search.sources.sublayer_engines import EmbeddingEngine, SublayerEngine
 from sstool.search.texts.make import CalibrationText
 
@@ -81,7 +81,7 @@ def cosine_front(
         FrontPoint(tuple(int(n in set(places)) for n in range(2 * num_layers)), float(cost) / total, float(cosine))
         for places, cost, cosine in zip(skipped, costs, cosines, strict=True)
     ]
-    return sorted((p for p in points if is_draft(p.bits)), key=lambda p: p.cost)
+    return sorted((p for p in points if skips_some(p.bits)), key=lambda p: p.cost)
 
 
 def front_sets(front: Sequence[FrontPoint]) -> list[Bits]:

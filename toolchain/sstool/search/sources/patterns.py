@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sstool.search.drafts.space import Bits, bits_of, is_draft
+from sstool.search.drafts.space import Bits, bits_of, skips_some
 from sstool.skip_set import default_skip_set
 
 _BLOCKS: Final = (0.25, 0.4, 0.55)
@@ -18,7 +18,7 @@ def middle_blocks(num_layers: int) -> list[Bits]:
         length = max(1, round(part * num_layers))
         first = (num_layers - length) // 2
         blocks.append(contiguous_block(num_layers, first, length))
-    return [b for b in dict.fromkeys(blocks) if is_draft(b)]
+    return [b for b in dict.fromkeys(blocks) if skips_some(b)]
 
 
 def contiguous_block(num_layers: int, first: int, length: int) -> Bits:
@@ -31,7 +31,7 @@ def every_other(num_layers: int) -> list[Bits]:
     """Returns sets that skip every other MLP, layer or attention, except in the first and last layer."""
     odd = tuple(int(n % 2 == 1 and 0 < n < num_layers - 1) for n in range(num_layers))
     none = (0,) * num_layers
-    return [b for b in ((*none, *odd), (*odd, *odd), (*odd, *none)) if is_draft(b)]
+    return [b for b in ((*none, *odd), (*odd, *odd), (*odd, *none)) if skips_some(b)]
 
 
 def default_start(num_layers: int) -> Bits:

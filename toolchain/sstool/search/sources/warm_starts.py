@@ -72,7 +72,8 @@ class WarmStarts:
         """
         num_layers, each = self.space.num_layers, self.space.of_each_kind
         for source, candidate in starts:
-            trials.consider(source, [candidate, *each([candidate.skipped])])
+            trials.consider(source, [candidate])
+            trials.consider("variant", each([candidate.skipped]))
         if self.space.has_own_weights:
             trials.consider("whole", [self.space.with_own_weights((0,) * (2 * num_layers))])
         trials.consider("every-other", each([default_start(num_layers), *every_other(num_layers)]))

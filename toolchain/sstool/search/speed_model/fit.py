@@ -122,9 +122,9 @@ def _fit_steps(sample: StepSample, weights: NDArray[np.float64], stalls: float) 
 def _rising(sizes: NDArray[np.float64], probes: Sequence[Bits]) -> NDArray[np.int64]:
     """Returns the indices of the ladder's probes by ascending size, one for each size.
 
-    A single-layer model has no ladder, so all probes are used.
+    If no probe is of the ladder, as for a single layer, all probes are used.
     """
-    ladder = set(ladder_sets(len(probes[0]) // 2)) or set(probes)
+    ladder = {*ladder_sets(len(probes[0]) // 2)} & {*probes} or {*probes}
     places = np.flatnonzero([bits in ladder for bits in probes])
     return places[np.unique(sizes[places], return_index=True)[1]]
 

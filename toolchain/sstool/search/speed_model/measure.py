@@ -26,11 +26,11 @@ from ssruntime.proposers.skip import SkipProposer
 from ssruntime.stopping import MAX_DRAFT_LIMIT, FixedRule, FixedStopping
 from sstool.graph.sublayers import Sublayer, sublayer_of
 from sstool.search.drafts.builder import DraftBuilder
-from sstool.search.drafts.space import Bits, Candidate, sharing
+from sstool.search.drafts.space import Bits, Candidate, DraftSpace, sharing
 from sstool.search.log.records import FORMAT, LatencyTable
 from sstool.search.settings import SAMPLED, SearchSettings
 from sstool.search.speed_model.fit import CostSample, StepSample, fit
-from sstool.search.speed_model.probes import probe_sets
+from sstool.search.speed_model.probes import probe_sets, probes_within
 from sstool.search.texts.make import CalibrationText
 
 CONTEXTS: Final = (96, 1024)
@@ -65,20 +65,18 @@ class _Round:
     verify: float
 
 
-def measure_latency(
-    builder: DraftBuilder, texts: Sequence[CalibrationText], settings: SearchSettings, *, has_own_weights: bool
-) -> LatencyTable:
+def measure_latency(builder: DraftBuilder, space: DraftSpace, texts: Sequence[CalibrationText], settings: SearchSettings) -> LatencyTable:
     """Returns the latency table of the artifact on this machine, measured now.
 
     Args:
         builder: builder of the probe drafts.
+        space: the search space; if drafts may have own weights, their costs are measured too.
         texts: calibration texts to decode while measuring.
         settings: settings of the search, which fix the sampling.
-        has_own_weights: whether drafts may have int4 weights, whose costs are measured then too.
     """
     engine, num_layers = builder.engine, builder.num_layers
-    sets = probe_sets(num_layers)
-    probes = [sharing(bits) for bits in sets] + [_over_int4(bits) for bits in sets if has_own_weights]
+    shared, int4 = probe_sets(num_layers), probes_within(space)
+    probes = [*map(sharing, shared), *map(_over_int4, int4)]
     sessions = [builder.open(probe.skip_set(), probe.low_bit_set()) for probe in probes]
     weights = sublayer_bytes(builder.verify, num_layers)
     longest = FixedRule(max_draft=MAX_DRAFT_LIMIT)
@@ -88,7 +86,7 @@ def measure_latency(
     for context in _contexts(engine.backend.max_context):
         slot, token = _prefilled(builder.backend, texts, context)
         start = _RoundStart(slot, make_acceptance(complete, context), complete.max_alternatives, token, context)
-        row, error = fit(context, _measure(start, sessions, sets, patience), weights)
+        row, error = fit(context, _measure(start, sessions, (shared, int4), patience), weights)
         rows.append(row)
         errors.append(error)
     return LatencyTable(
@@ -142,7 +140,7 @@ def sublayer_bytes(verify: ir.Model, num_layers: int) -> NDArray[np.float64]:
 
 
 def _over_int4(skipped: Bits) -> Candidate:
-    """Returns the candidate in which everything that is kept has int4 weights, whatever memory that takes."""
+    """Returns the candidate in which everything that is kept has int4 weights."""
     return Candidate(skipped, tuple(1 - bit for bit in skipped), int4_head=True)
 
 
@@ -172,10 +170,10 @@ def _prefilled(backend: Backend, texts: Sequence[CalibrationText], context: int)
     return slot, tokens[context]
 
 
-def _measure(start: _RoundStart, sessions: Sequence[DraftEngine], sets: Sequence[Bits], patience: float) -> CostSample:
+def _measure(start: _RoundStart, sessions: Sequence[DraftEngine], sets: tuple[list[Bits], list[Bits]], patience: float) -> CostSample:
     """Returns the times of as many turns as fit into `patience` seconds, within the limits of `_TURNS`.
 
-    The sessions are those of the probe sets over shared weights, and after them, if any, over int4 weights.
+    The sessions are those of the first sets, over shared weights, and then those of the others, over int4.
     """
     room = start.slot.max_context - start.context
     lengths = [n for n in _QUERY_LENGTHS if n <= room]
@@ -195,9 +193,10 @@ def _measure(start: _RoundStart, sessions: Sequence[DraftEngine], sets: Sequence
             verify[length].append(measured.verify)
             first[probe].append(measured.first)
             later[probe].extend([] if measured.later is None else [measured.later])
-    count = len(sets)
-    int4 = StepSample(list(sets), first[count:], later[count:]) if len(sessions) > count else None
-    return CostSample(plain, verify, StepSample(list(sets), first[:count], later[:count]), int4)
+    shared, int4 = sets
+    count = len(shared)
+    own = StepSample(int4, first[count:], later[count:]) if int4 else None
+    return CostSample(plain, verify, StepSample(shared, first[:count], later[:count]), own)
 
 
 def _turn(

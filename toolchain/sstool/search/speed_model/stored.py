@@ -16,6 +16,7 @@ from ssruntime.backends.base import processor_of
 from ssruntime.errors import RecipeError
 from ssruntime.scratch import write_whole
 from sstool.search.drafts.builder import DraftBuilder
+from sstool.search.drafts.space import DraftSpace
 from sstool.search.log.read import read_latency
 from sstool.search.log.records import FORMAT, LATENCY, LatencyTable
 from sstool.search.settings import SearchSettings
@@ -28,23 +29,23 @@ logger = logging.getLogger(__name__)
 def prepare_latency(
     folder: Path,
     builder: DraftBuilder,
+    space: DraftSpace,
     texts: Sequence[CachedText],
     settings: SearchSettings,
     *,
     known: LatencyTable | None,
-    has_own_weights: bool,
 ) -> LatencyTable:
     """Returns the known table, or one that is measured now; stores it in the folder in both cases.
 
     Args:
         folder: work folder of the search.
         builder: draft builder of the artifact.
+        space: the search space.
         texts: calibration texts to decode while measuring.
         settings: settings of the search, which fix the sampling.
         known: result of `find_latency`.
-        has_own_weights: whether drafts may have int4 weights.
     """
-    table = known or measure_latency(builder, [cached.text for cached in texts], settings, has_own_weights=has_own_weights)
+    table = known or measure_latency(builder, space, [cached.text for cached in texts], settings)
     content = latency_json(table)
     if not (folder / LATENCY).exists() or (folder / LATENCY).read_bytes() != content:
         write_whole(folder / LATENCY, content)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from ssruntime.artifact import DRAFT_GRAPH
+from ssruntime.artifact import DRAFT_GRAPH, DRAFT_WEIGHTS
 from ssruntime.errors import RecipeError
 from ssruntime.scratch import write_whole
 from ssruntime.strict_reader import parse_json, read_record
@@ -66,7 +66,9 @@ def _texts_key(builder: DraftBuilder, prompts: Sequence[PromptRecord], settings:
     """Returns a digest of everything that the texts depend on."""
     lengths = [settings.tokens_of(kind) for kind in KINDS]
     shaping = (settings.seed, settings.sampled_weight, settings.greedy_weight, *lengths)
-    files = {name: entry.sha256 for name, entry in builder.engine.artifact.manifest.files.items() if name != DRAFT_GRAPH}
+    files = {
+        name: entry.sha256 for name, entry in builder.engine.artifact.manifest.files.items() if name not in (DRAFT_GRAPH, DRAFT_WEIGHTS)
+    }
     parts = [
         files,
         [dataclasses.asdict(prompt) for prompt in prompts],
