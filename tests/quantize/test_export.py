@@ -94,6 +94,7 @@ def test_check_compares_with_the_checkpoint(demo_int8: Artifact, demo_model: Pat
     assert parity.details["mean_kl"] == pytest.approx(demo_int8.manifest.gate["quality"]["mean_kl"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_check_fails_for_another_checkpoint(demo_int8: Artifact, demo_model: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 

@@ -71,6 +71,7 @@ def test_speculative_decoding_gives_the_autoregressive_text(demo_int4: Artifact,
             assert fast.token_ids == plain.token_ids
 
 
+@pytest.mark.slow
 def test_larger_blocks_are_smaller_and_labelled(demo_int4: Artifact, demo_model: Path, tmp_path: Path) -> None:
     options = QuantizationOptions(block_size=128, cpu="any")
     artifact = export_artifact(ExportRequest(model=demo_model, out=tmp_path / "out", skip=SKIP, dtype="int4", quantization=options))

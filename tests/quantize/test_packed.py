@@ -110,6 +110,7 @@ def test_speculative_decoding_gives_the_autoregressive_text(demo_awq: tuple[Path
     assert fast.stats.accepted > 0
 
 
+@pytest.mark.slow
 def test_check_compares_with_the_packed_checkpoint(demo_awq: tuple[Path, Artifact, Restored]) -> None:
     model, artifact, _ = demo_awq
     parity = run_check(artifact.folder, CheckOptions(model=str(model))).parity

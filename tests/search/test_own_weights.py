@@ -162,6 +162,7 @@ def test_a_search_tries_sets_with_and_without_own_weights(wider: Path, calibrati
     assert all(set(finalist.by_kind) == {"sampled", "greedy"} for finalist in log.finalists)
 
 
+@pytest.mark.slow
 def test_a_search_over_own_weights_is_repeatable_and_resumable(wider: Path, calibration: Path, tmp_path: Path) -> None:
     sizes = bytes_of_parts(ir.load(read_artifact(wider).base_graph()))
     memory, work = sum(sizes.values()), tmp_path / "work"

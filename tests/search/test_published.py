@@ -41,7 +41,7 @@ def search(artifact: Path, name: str, calibration: Path, out: Path, settings: Se
             recipe=read_recipe(RECIPES / f"{name}.yaml"),
             recipe_name=name,
             settings=dataclasses.replace(settings, calibration=str(calibration)),
-            draft_memory=None,
+            draft_memory="0",
             threads=1,
             resume=False,
             progress=lambda _text: None,
