@@ -60,8 +60,10 @@ class AsyncEngine:
         """The number of requests that wait for a sequence."""
         return max(0, self._requests - self.engine.max_sequences)
 
-    async def prepare(self, prompt: Prompt, config: GenerationConfig | None = None) -> Request:
+    async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
         """Returns a checked request; see `Engine.prepare`."""
+        if isinstance(prompt, Request):
+            return self.engine.prepare(prompt, config)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoder, self.engine.prepare, prompt, config)
         except RuntimeError:
@@ -77,7 +79,7 @@ class AsyncEngine:
         Raises:
             QueueFullError: if too many requests wait already.
         """
-        request = prompt if isinstance(prompt, Request) else await self.prepare(prompt, config)
+        request = await self.prepare(prompt, config)
         text: list[str] = []
         tokens: list[int] = []
         last: Chunk | None = None
@@ -106,7 +108,7 @@ class AsyncEngine:
         Raises:
             QueueFullError: if too many requests wait already.
         """
-        request = prompt if isinstance(prompt, Request) else await self.prepare(prompt, config)
+        request = await self.prepare(prompt, config)
         if self._is_closed:
             raise _closed()
         if self._requests >= self._limit:

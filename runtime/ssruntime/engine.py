@@ -185,7 +185,7 @@ class Engine:
             ConfigError: if the settings do not fit this artifact.
             BackendUnavailableError: if no sequence became free in time, or this engine is closed.
         """
-        request = prompt if isinstance(prompt, Request) else self.prepare(prompt, config)
+        request = self.prepare(prompt, config)
         with self._joined(request, timeout, cancel, trace) as (member, text):
             news = list(self._batch.read(member))
         tokens = [token for one in news for token in one.tokens]
@@ -238,7 +238,7 @@ class Engine:
         The arguments and errors are those of `generate`. Prompt and settings are checked in this call. The
         wait for a free sequence begins with the first chunk. Closing the iterator early frees the sequence.
         """
-        request = prompt if isinstance(prompt, Request) else self.prepare(prompt, config)
+        request = self.prepare(prompt, config)
         return self._stream(request, timeout, cancel, trace)
 
     def settings(self, config: GenerationConfig | None = None) -> DecodeSettings:
@@ -275,8 +275,12 @@ class Engine:
             )
         return ids
 
-    def prepare(self, prompt: Prompt, config: GenerationConfig | None = None) -> Request:
+    def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
         """Returns a checked request for `generate` and `stream`; arguments and errors are theirs."""
+        if isinstance(prompt, Request):
+            if config is not None:
+                raise ConfigError("a prepared request has its settings already", "give the settings to prepare")
+            return prompt
         settings, ids = self.settings(config), self.encode(prompt)
         if as_chat(prompt) is not None and not (config is not None and config.ignore_eos):
             settings = dataclasses.replace(settings, eos_token_ids=settings.eos_token_ids | self._codec.turn_end)

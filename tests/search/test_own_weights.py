@@ -23,6 +23,7 @@ from sstool.search.drafts.builder import DraftBuilder
 from sstool.search.drafts.space import DraftSpace, candidate_of
 from sstool.search.log.read import read_search
 from sstool.search.log.records import COMPLETED, LATENCY, SEARCH_FOLDER
+from sstool.search.log.work_folder import store_within
 from sstool.search.run import SearchRequest, Start, run_search
 from sstool.search.settings import SearchSettings
 from sstool.search.speed_model.costs import CostModel
@@ -39,7 +40,7 @@ PARTS = LowBitSet(attention=(0, 1, 2), mlp=(0, 7, 15), head=True)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> LowBitStore:
     """A store for the demo model's weights in int4."""
-    return LowBitStore(tmp_path_factory.mktemp("store") / "int4.bin")
+    return LowBitStore(tmp_path_factory.mktemp("store") / "int4.bin", 10**9)
 
 
 @pytest.fixture(scope="module")
@@ -121,19 +122,17 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(artifact: Path, work: Path, calibration: Path, memory: int, *, resume: bool = False, trials: int = 40) -> LowBitStore | None:
     """Runs a search with room for own weights; returns the store that it filled."""
     work.mkdir(exist_ok=True)
-    store = LowBitStore(work / "int4.bin") if memory else None
+    store = store_within(work, memory)
     settings = SearchSettings(calibration=str(calibration), trials=trials, budget=None, sampled_tokens=12, greedy_tokens=8, finalists=2)
     start = Start(source="earlier", skip=SkipSet(mlp=(1,)), int4=LowBitSet(mlp=(0,)))
-    request = SearchRequest(
-        folder=artifact, work=work, settings=settings, starts=(start,), store=store, draft_memory=memory, threads=1, resume=resume
-    )
+    request = SearchRequest(folder=artifact, work=work, settings=settings, starts=(start,), store=store, threads=1, resume=resume)
     outcome = run_search(request)
     spec, tuning = draft_of(outcome)
     copy = work.with_name(f"{work.name}.copy.{trials}")
     copy.mkdir()
     clone_files(read_artifact(artifact), copy)
     assert store is not None
-    manifest = replace_draft(copy, spec, search=work, tuning=tuning, low_bits=store.apply)
+    manifest = replace_draft(copy, spec, search=work, tuning=tuning, store=store)
     assert manifest.drafts[0].int4 == spec.low_bit()
     assert (copy / DRAFT_WEIGHTS).exists() == bool(spec.low_bit())
     assert read_search(copy / SEARCH_FOLDER).result == outcome.result

@@ -75,7 +75,7 @@ class Pool(Generic[T]):
             self._give(item)
 
     def exchange(self, item: T, use: Callable[[T], None]) -> bool:
-        """Lends a free item of lower rank, if there is one, for a lent one; returns whether it did.
+        """Exchanges a lent item for a free one of lower rank; returns False if there is none.
 
         Args:
             item: item that the caller has acquired.

@@ -14,8 +14,8 @@ from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.planning.costs import PassCosts, RoundCosts
 from ssruntime.planning.live import LiveCosts
 
-_LAST: Final = MAX_QUERY_LENGTH // 2
-"""Rows from which on a pass is taken to grow with each row as it does up to `MAX_QUERY_LENGTH`."""
+_SLOPE_FROM: Final = MAX_QUERY_LENGTH // 2
+"""Passes of more than `MAX_QUERY_LENGTH` rows are extrapolated with the cost of a row from here to there."""
 
 
 class BatchCosts:
@@ -31,7 +31,7 @@ class BatchCosts:
 
     @property
     def sequences(self) -> int:
-        """The number of sequences that share the passes now; costs of similar numbers are the same."""
+        """The number of sequences that share each pass at present, rounded up to a power of two."""
         return self._sequences
 
     @sequences.setter
@@ -42,6 +42,11 @@ class BatchCosts:
             if found is None:
                 found = self._known.setdefault(bucket, LiveCosts(shared_by(self._table, bucket), learns=self._learns))
             self._now, self._sequences = found, bucket
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several sequences share each pass."""
+        return self._sequences > 1
 
     @property
     def version(self) -> tuple[int, int]:
@@ -66,7 +71,7 @@ def shared_by(table: PassCosts, sequences: int) -> PassCosts:
     """Returns the expected costs of passes that several sequences share."""
 
     def shared(seconds: tuple[float, ...]) -> tuple[float, ...]:
-        slope = (seconds[-1] - seconds[_LAST - 1]) / (len(seconds) - _LAST)
+        slope = (seconds[-1] - seconds[_SLOPE_FROM - 1]) / (len(seconds) - _SLOPE_FROM)
         rows = [sequences * (row + 1) for row in range(len(seconds))]
         return tuple(seconds[n - 1] if n <= len(seconds) else seconds[-1] + (n - len(seconds)) * slope for n in rows)
 

@@ -81,13 +81,13 @@ class Planner:
             most: largest number of draft tokens.
             rate: tokens per second that time is worth; None for those of the best policy.
         """
-        step = round(shift / _SHIFT_STEP) if self.costs.sequences == 1 else 0  # those that share passes draft alike
+        step = 0 if self.costs.is_shared else round(shift / _SHIFT_STEP)  # those that share passes draft alike
         worth = None if rate is None else round(math.log(rate) / _RATE_STEP)
         key = (id(model), model.version, self.costs.version, context // BUCKET, step, most, worth, round(model.extra / _EXTRA_STEP))
         found = self._plans.get(key)
         if found is None:
             rate = None if worth is None else math.exp(worth * _RATE_STEP)
-            make = best_plan if self.costs.sequences == 1 else shared_plan
+            make = shared_plan if self.costs.is_shared else best_plan
             found = make(self.costs.at(context), model.typical_probabilities(step * _SHIFT_STEP), most, rate=rate, extra=model.extra)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans = {}
@@ -99,13 +99,13 @@ class Planner:
 
         A longer proposal than those of the sequences that share its passes would make all of them wait.
         """
-        if self.costs.sequences == 1:
+        if not self.costs.is_shared:
             return most
         return sum(threshold <= 1.0 for threshold in self.plan(model, context, 0.0, most).thresholds)
 
     def may_explore(self, context: int) -> bool:
         """Returns whether there is time for a draft token that is expected to lose, and spends it."""
-        if self.costs.sequences > 1:  # all others would pay
+        if self.costs.is_shared:  # all others would pay
             return False
         costs = self.costs.at(context)
         return self._spend(costs.seconds(2, 1) / costs.seconds(1, 0) - 1.0)
@@ -117,7 +117,7 @@ class Planner:
             context: number of tokens before the round.
             rate: tokens per second expected of drafting.
         """
-        return self.costs.sequences == 1 and self.costs.is_stale and self._spend(rate * self.costs.at(context).seconds(1, 0) - 1.0)
+        return not self.costs.is_shared and self.costs.is_stale and self._spend(rate * self.costs.at(context).seconds(1, 0) - 1.0)
 
     def _spend(self, price: float) -> bool:
         """Spends a price in autoregressive steps if enough is saved; what costs most may leave a debt."""

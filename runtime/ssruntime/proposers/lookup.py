@@ -52,9 +52,7 @@ class TextLookup:
             limit: largest number of tokens.
             rate: tokens per second that time is worth.
         """
-        limit = min(limit, self._max_draft)
-        if self._costs.sequences > 1:
-            limit = min(limit, self._planner.limit(self._model, len(ids), self._max_draft))
+        limit = min(limit, self._planner.limit(self._model, len(ids), self._max_draft))
         verify = self._costs.at(len(ids)).verify
         best, count = 1.0 - rate * verify[0], 0
         match = self._index.find(ids)

@@ -42,7 +42,7 @@ class SkipProposer:
             max_draft: largest number of tokens in a draft sequence.
             max_alternatives: largest number of alternatives to a drafted token.
             alternatives_end: first position at which no alternative is allowed.
-            costs: costs of passes; if given, alternatives only while no other sequence shares passes.
+            costs: costs of passes. If given, there are no alternatives while several sequences share a pass.
         """
         self._acceptance = acceptance
         self._stopping = stopping
@@ -58,9 +58,9 @@ class SkipProposer:
         limit = min(limit, self._max_draft)
         if limit < 1 or not self._stopping.begin(position, limit):
             return Proposal()
-        # A row of one sequence is one of all sequences that share its pass.
-        is_alone = self._costs is None or self._costs.sequences == 1
-        max_alternatives = self._max_alternatives if is_alone and room_beside(position - first, first, self._alternatives_end) else 0
+        # A shared pass computes as many rows for every sequence as for the longest one.
+        is_shared = self._costs is not None and self._costs.is_shared
+        max_alternatives = self._max_alternatives if not is_shared and room_beside(position - first, first, self._alternatives_end) else 0
         tokens: list[int] = []
         draft_probs: list[Distribution | None] = []
         alternatives: list[Alternative] = []

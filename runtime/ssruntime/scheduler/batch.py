@@ -1,9 +1,9 @@
 """Continuous batching: the running requests of an engine share its passes, whichever threads they belong to.
 
-No thread of its own runs the passes. A thread that waits for its request's next tokens runs passes for all
-requests that are ready, unless another thread does so already. When its tokens are there, a thread that still
-waits takes over. So a single caller decodes in its own thread, as without batching, and a stream that nobody
-reads costs nothing once it is `READ_AHEAD` tokens ahead.
+There is no scheduler thread. A thread that waits for its request's next tokens runs the passes of all
+requests that are ready, unless another thread is doing so. When it has its tokens, another waiting thread
+takes over. So a single caller decodes in its own thread, as without batching. A stream that nobody reads
+stops once it is `READ_AHEAD` tokens ahead.
 
 Requests come and go between two passes. Sequences that draft run their draft steps together; when each of
 them has a proposal, one pass verifies all proposals. A chunk of a prompt has a pass to itself, before a round
@@ -145,24 +145,18 @@ class Batch:
 
     def _step(self) -> None:
         """Runs one pass of the requests that are ready for it."""
-        now = time.monotonic()
-        for member in self._members:
-            if member.is_paused:  # its reader's time is not that of decoding
-                member.clock = time.perf_counter()
-        ready = [member for member in self._members if not member.expire(now) and member.wanted is not None]
+        ready = self._ready()
         group = self._next_group(ready)
-        if self._has_gap and len(group) > 1 and group[0].wanted is not None and group[0].wanted.kind == "verify":
-            self._close_gap(group)
+        if self._has_gap and len(group) > 1 and group[0][1].kind == "verify":
+            self._close_gap([member for member, _ in group])
         passes: list[tuple[Member, Pass]] = []
         try:
             with self._lock:  # a member that leaves waits for the end of its pass
                 self._is_stepping = True
-                for member in group:
-                    wanted = member.wanted
-                    if wanted is not None:
-                        passes.append((member, wanted))
-                        member.idle.clear()
-            rounds = sum(member.wanted.kind != "prefill" for member in ready if member.wanted is not None)
+                passes = [(member, wanted) for member, wanted in group if not member.has_left]
+                for member, _ in passes:
+                    member.idle.clear()
+            rounds = sum(wanted.kind != "prefill" for _, wanted in ready)
             most = self._backend.capabilities.max_rows
             for first in range(0, len(passes), most):
                 self._run(passes[first : first + most], min(rounds, most))
@@ -175,14 +169,25 @@ class Batch:
             for member in late:
                 self._give_back(member)
 
-    def _next_group(self, ready: abc.Sequence[Member]) -> list[Member]:
-        """Returns the requests of the next pass."""
-        kinds: dict[str, list[Member]] = {"draft": [], "prefill": [], "verify": []}
-        for member in ready:
-            if member.wanted is not None:
-                kinds[member.wanted.kind].append(member)
+    def _ready(self) -> list[tuple[Member, Pass]]:
+        """Returns the requests that are ready for a pass, with that pass; ends those whose time is up."""
+        now, ready = time.monotonic(), []
+        for member in self._members:
+            if member.is_paused:  # its reader's time is not that of decoding
+                member.clock = time.perf_counter()
+            if not member.expire(now):
+                wanted = member.wanted
+                if wanted is not None:
+                    ready.append((member, wanted))
+        return ready
+
+    def _next_group(self, ready: abc.Sequence[tuple[Member, Pass]]) -> list[tuple[Member, Pass]]:
+        """Returns the requests of the next pass, and their passes."""
+        kinds: dict[str, list[tuple[Member, Pass]]] = {"draft": [], "prefill": [], "verify": []}
+        for one in ready:
+            kinds[one[1].kind].append(one)
         draft, prefill, verify = kinds.values()
-        for member in prefill[:1]:
+        for member, _ in prefill[:1]:
             member.sequence.prefill_chunk = SHORT_CHUNK if draft or verify else member.slot.prefill_chunk
         if draft:
             return draft
@@ -231,14 +236,14 @@ class Batch:
     def _give_back(self, member: Member) -> None:
         """Gives the slot of a request back that has left."""
         try:
-            member.sequence.close()
+            member.close()
         finally:
             self._backend.release(member.slot)
             self._has_gap = True
 
 
 def _interrupted(cause: BaseException) -> BackendUnavailableError:
-    error = BackendUnavailableError("the thread that ran the pass was interrupted", "send the request again")
+    error = BackendUnavailableError("another thread, which ran this request's pass, was interrupted", "send the request again")
     error.__cause__ = cause
     return error
 

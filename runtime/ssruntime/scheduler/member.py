@@ -84,6 +84,7 @@ class Member:
         self._told = self._taken = 0
         self._error: BaseException | None = None
         self._is_first = True
+        self._is_abandoned = False
 
     @property
     def has_news(self) -> bool:
@@ -128,6 +129,12 @@ class Member:
         """Forgets the threads that used the request, in a forked process."""
         self.woken, self.idle = threading.Event(), threading.Event()
         self.idle.set()
+        self._is_abandoned = True
+
+    def close(self) -> None:
+        """Ends the sequence, if it has not ended."""
+        if not self._is_abandoned:  # a thread that was not forked may have been running it
+            self.sequence.close()
 
     def fail(self, error: BaseException) -> None:
         """Ends the request with an error, which its reader gets."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import abc
-from typing import Final
 
 from ssruntime.backends.base import Pass
 from ssruntime.scheduler.member import Member
-
-_RECORDED: Final = 3
-"""One of this many rounds is recorded, and each that differs in kind from the one before; see `single`."""
+from ssruntime.scheduler.single import RECORDED
 
 
 class RoundRecorder:
@@ -43,7 +40,7 @@ class RoundRecorder:
             return
         self._rounds += 1
         drafted = self._steps > 0
-        if drafted is not self._was_drafted or not self._rounds % _RECORDED:
+        if drafted is not self._was_drafted or not self._rounds % RECORDED:
             rows, start = max((len(wanted.trunk), wanted.start) for _, wanted in passes)
             costs.record(rows, self._steps, start, self._seconds)
         self._steps, self._seconds, self._was_drafted = 0, 0.0, drafted

@@ -11,7 +11,7 @@ from ssruntime.backends.base import Slot
 from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.sequence import Sequence
 
-_RECORDED: Final = 3
+RECORDED: Final = 3
 """One of this many rounds is recorded, enough to follow the costs.
 
 So is each round that has draft steps where the one before it had none, or the other way round: these are
@@ -54,7 +54,7 @@ def decode(
                 else:
                     rounds += 1
                     drafted = steps > 0
-                    if kind == "verify" and (drafted is not was_drafted or not rounds % _RECORDED):
+                    if kind == "verify" and (drafted is not was_drafted or not rounds % RECORDED):
                         costs.record(len(trunk), steps, start, slot.engine_seconds - recorded)
                     was_drafted = drafted
                     steps, recorded = 0, slot.engine_seconds

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ssruntime import AsyncEngine, BackendUnavailableError, Chunk, GenerationConfig, PromptError, QueueFullError
+from ssruntime import AsyncEngine, BackendUnavailableError, Chunk, ConfigError, GenerationConfig, PromptError, QueueFullError
 from ssruntime.engine import Engine
 from tests.runtime.conftest import OpenScript
 from tests.runtime.scripted import random_script
@@ -60,6 +60,22 @@ def test_chunks_are_those_of_a_stream(engine: Engine) -> None:
     assert [token for chunk in chunks for token in chunk.token_ids] == expected.token_ids
     assert "".join(chunk.text for chunk in chunks) == expected.text
     assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+
+
+def test_a_prepared_request_has_its_settings(engine: Engine) -> None:
+    request = engine.prepare([1, 2], LONG)
+    assert engine.prepare(request) == request
+    assert engine.generate(request).token_ids == engine.generate([1, 2], LONG).token_ids
+    for refused in (lambda: engine.generate(request, LONG), lambda: engine.stream(request, LONG)):
+        with pytest.raises(ConfigError, match="has its settings already"):
+            refused()
+
+    async def refuse() -> None:
+        async with AsyncEngine(engine) as requests:
+            with pytest.raises(ConfigError, match="has its settings already"):
+                await requests.generate(request, LONG)
+
+    run(refuse())
 
 
 @pytest.fixture

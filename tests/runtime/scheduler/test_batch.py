@@ -354,6 +354,40 @@ def test_a_process_that_forks_while_requests_run_refuses_them_in_the_child(engin
         rest.result()
 
 
+class HeldTrace(Trace):
+    """A trace that holds up the sequence that writes to it, once `holds` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds, self.is_held, self.may_go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def add_logits(self, position: int, rows: Any) -> None:
+        """Waits."""
+        if self.holds.is_set():
+            self.is_held.set()
+            assert self.may_go_on.wait(60)
+
+
+def test_a_fork_in_the_middle_of_another_thread_s_commit(engine: Engine) -> None:
+    """In the child, the generator of the sequence seems to run for ever."""
+    import multiprocessing
+
+    context: Any = multiprocessing.get_context("fork")
+    trace = HeldTrace()
+    stream = engine.stream([1, 2, 3], LONG, trace=trace)
+    next(stream)
+    trace.holds.set()
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(engine.generate, [4, 5], LONG)
+        assert trace.is_held.wait(60)
+        child = context.Process(target=_read_in_child, args=(stream,))
+        child.start()
+        child.join(60)
+        trace.may_go_on.set()
+        assert child.exitcode == 0
+        rest.result()
+
+
 def _read_in_child(stream: Iterator[Any]) -> None:
     from ssruntime import BackendUnavailableError
 

@@ -124,7 +124,13 @@ def graphs_of(base: ir.Model, spec: SkipSpec, lowering: Lowering) -> dict[str, i
 
 
 def draft_graph(base: ir.Model, spec: SkipSpec, lowering: Lowering, low_bits: LowBits = with_low_bits) -> ir.Model:
-    """Returns the graph of a draft, as a copy over the same tensors; `low_bits` makes the weights of its own.
+    """Returns the graph of a draft, as a copy over the same tensors.
+
+    Args:
+        base: graph of the whole model.
+        spec: what the draft skips, and its parts in int4.
+        lowering: what the graph is lowered for.
+        low_bits: makes the parts in int4.
 
     Raises:
         UnsupportedModelError: if a sublayer cannot be left out.

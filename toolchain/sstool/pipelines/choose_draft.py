@@ -11,7 +11,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from ssruntime.artifact import MANIFEST, Artifact, read_artifact
+from ssruntime.artifact import MANIFEST, Artifact, SkipSet, read_artifact
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, load
 from ssruntime.sampling.noise import prompt_seed
@@ -66,17 +66,13 @@ def candidates(sizes: Mapping[Part, int], spec: SkipSpec, room: float) -> list[S
         spec: the draft with shared weights only.
         room: most bytes that parts in int4 may take.
     """
-    kept = fitting_parts(sizes, [part for part in sizes if part is None or part.layer not in _skipped(spec, part.kind)], room)
+    kept = fitting_parts(sizes, spec.skip(), room)
     found = [spec]
     if kept:
         found.append(dataclasses.replace(spec, int4=kept, stopping=None))
     if sizes and sum(sizes.values()) <= room:
-        found.append(SkipSpec(int4=fitting_parts(sizes, sizes, room)))
+        found.append(SkipSpec(int4=fitting_parts(sizes, SkipSet(), room)))
     return found
-
-
-def _skipped(spec: SkipSpec, kind: str) -> tuple[int, ...]:
-    return spec.attention if kind == "attention" else spec.mlp
 
 
 def _made(artifact: Artifact, folder: Path, spec: SkipSpec) -> Path:

@@ -25,7 +25,6 @@ from sstool.hub import ResolvedModel, resolve
 from sstool.pipelines.quantized import PackedWeights, assemble_quantized
 from sstool.precision import PRECISIONS
 from sstool.quantize.draft_memory import NO_MEMORY, DraftMemory, check_own_weights, searched_memory
-from sstool.quantize.low_bit_draft import LowBitStore, with_low_bits
 from sstool.quantize.options import INT4, QuantizationOptions
 from sstool.search.settings import SearchSettings
 from sstool.skip_set import SkipSpec, check_skip_spec, default_skip_set
@@ -227,14 +226,13 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
     # Imported here because an export without a search needs neither Ax nor plotly.
     from sstool.pipelines.replace_draft import draft_of, replace_draft
     from sstool.search.log.records import LATENCY, SEARCH_FOLDER
-    from sstool.search.log.work_folder import LOW_BIT_WEIGHTS, work_folder
+    from sstool.search.log.work_folder import store_within, work_folder
     from sstool.search.progress import describe_progress
     from sstool.search.run import SearchRequest, Start, run_search
 
     say = request.progress or logger.info
     work = until_published.enter_context(work_folder(request.out, resume=request.resume, force=request.force))
-    memory = searched_memory(read_artifact(folder).manifest, request.draft_memory)
-    store = LowBitStore(work / LOW_BIT_WEIGHTS) if memory else None
+    store = store_within(work, searched_memory(read_artifact(folder).manifest, request.draft_memory))
     outcome = run_search(
         SearchRequest(
             folder=folder,
@@ -242,7 +240,6 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
             settings=settings,
             starts=tuple(Start(source="recipe", skip=spec.skip(), int4=spec.low_bit()) for spec in request.starts),
             store=store,
-            draft_memory=memory,
             known_latency=(Path(request.out) / SEARCH_FOLDER / LATENCY,),
             threads=request.threads,
             resume=request.resume,
@@ -251,7 +248,7 @@ def _search_draft(folder: Path, request: ExportRequest, settings: SearchSettings
     )
     spec, tuning = draft_of(outcome)
     say("checking the new draft")
-    replace_draft(folder, spec, search=work, tuning=tuning, low_bits=store.apply if store is not None else with_low_bits)
+    replace_draft(folder, spec, search=work, tuning=tuning, store=store)
 
 
 def _skip_spec(spec: SkipSpec | None, checkpoint: Checkpoint) -> SkipSpec:

@@ -24,7 +24,7 @@ from sstool.artifact_files.assemble import Lowering, draft_entry, draft_graph, w
 from sstool.artifact_files.bits_record import Kernels, known_bits, store_bits, tie_tolerance
 from sstool.artifact_files.graph_files import write_draft
 from sstool.checkpoint.linked_folder import link_or_copy
-from sstool.quantize.low_bit_draft import LowBits, with_low_bits
+from sstool.quantize.low_bit_draft import LowBitStore, with_low_bits
 from sstool.search.log.records import LATENCY, SEARCH_FOLDER, TRIALS
 from sstool.search.run import SearchOutcome
 from sstool.skip_set import SkipSpec
@@ -36,7 +36,7 @@ from sstool.validation.opening import open_to_check
 
 
 def replace_draft(
-    folder: Path, spec: SkipSpec, *, search: Path | None = None, tuning: Tuning | None = None, low_bits: LowBits = with_low_bits
+    folder: Path, spec: SkipSpec, *, search: Path | None = None, tuning: Tuning | None = None, store: LowBitStore | None = None
 ) -> Manifest:
     """Replaces the draft of an unpublished artifact, and checks the new one.
 
@@ -45,7 +45,7 @@ def replace_draft(
         spec: skip set and stopping rule of the new draft.
         search: folder with the records of a search, which are copied; None without a search.
         tuning: the manifest's record of the search; None without one.
-        low_bits: makes the draft's own weights.
+        store: int4 weights that a search has made; None makes the draft's own weights anew.
 
     Returns:
         The new manifest.
@@ -56,7 +56,7 @@ def replace_draft(
         OSError: if the disk is full or a file cannot be written.
     """
     artifact = read_artifact(folder)
-    manifest = write_other_draft(folder, spec, tuning, low_bits)
+    manifest = write_other_draft(folder, spec, tuning, store)
     if search is not None:
         _copy_records(search, folder / SEARCH_FOLDER)
     with open_to_check(read_artifact(folder), max_sequences=GATE_SEQUENCES) as engine:
@@ -68,14 +68,14 @@ def replace_draft(
     return read_artifact(folder).manifest
 
 
-def write_other_draft(folder: Path, spec: SkipSpec, tuning: Tuning | None, low_bits: LowBits = with_low_bits) -> Manifest:
+def write_other_draft(folder: Path, spec: SkipSpec, tuning: Tuning | None, store: LowBitStore | None = None) -> Manifest:
     """Writes the files of another draft of an unpublished artifact, and its manifest; checks nothing.
 
     Args:
         folder: folder of the artifact.
         spec: the new draft.
         tuning: the manifest's record of the search for it; None without one.
-        low_bits: makes the draft's own weights.
+        store: int4 weights that a search has made; None makes the draft's own weights anew.
 
     Raises:
         UnsupportedModelError: if a sublayer cannot be skipped, or the graph is not valid ONNX.
@@ -85,7 +85,7 @@ def write_other_draft(folder: Path, spec: SkipSpec, tuning: Tuning | None, low_b
     old = artifact.manifest
     names = (DRAFT_GRAPH, DRAFT_WEIGHTS)
     lowering = Lowering(target=GRAPH_TARGETS[old.target], dtype=old.dtype, max_context=old.max_context)
-    graph = draft_graph(ir.load(artifact.base_graph()), spec, lowering, low_bits)
+    graph = draft_graph(ir.load(artifact.base_graph()), spec, lowering, with_low_bits if store is None else store.apply)
     for name in names:
         (folder / name).unlink(missing_ok=True)  # it may be a hard link to the file of a published artifact
     write_draft(graph, folder)

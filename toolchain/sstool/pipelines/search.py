@@ -22,11 +22,11 @@ from sstool.hub import ResolvedModel, resolve
 from sstool.pipelines.export import ExportRequest, export_artifact
 from sstool.pipelines.recipe import Recipe, check_recipe_depth
 from sstool.pipelines.replace_draft import clone_files, draft_of, replace_draft
-from sstool.quantize.draft_memory import DraftMemory, searched_memory
-from sstool.quantize.low_bit_draft import LowBitStore, with_low_bits
+from sstool.quantize.draft_memory import DraftMemory, check_own_weights, searched_memory
+from sstool.quantize.low_bit_draft import LowBitStore
 from sstool.quantize.options import QuantizationOptions
 from sstool.search.log.records import EARLIER, LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TRIALS
-from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, LOW_BIT_WEIGHTS, work_folder
+from sstool.search.log.work_folder import ARTIFACT, CHECKPOINT, store_within, work_folder
 from sstool.search.progress import describe_progress
 from sstool.search.run import SearchOutcome, SearchRequest, Start, check_search, run_search
 from sstool.search.settings import SearchSettings
@@ -87,9 +87,8 @@ def search_for(target: SearchTarget) -> SearchOutcome:
         if target.out is not None:
             results = stack.enter_context(staged_folder(target.out, force=target.force, is_ours=holds_search))
         artifact = _artifact(target, model, work)
-        memory = searched_memory(artifact.manifest, target.draft_memory)
-        store = LowBitStore(work / LOW_BIT_WEIGHTS) if memory else None
-        outcome = _search(target, artifact, work, store, memory)
+        store = store_within(work, searched_memory(artifact.manifest, target.draft_memory))
+        outcome = _search(target, artifact, work, store)
         if results is not None:
             _write_results(results, work, outcome)
         else:
@@ -97,7 +96,7 @@ def search_for(target: SearchTarget) -> SearchOutcome:
             target.progress("checking the new draft")
             clone_files(artifact, folder)
             spec, tuning = draft_of(outcome)
-            replace_draft(folder, spec, search=work, tuning=tuning, low_bits=store.apply if store is not None else with_low_bits)
+            replace_draft(folder, spec, search=work, tuning=tuning, store=store)
     return outcome
 
 
@@ -119,11 +118,13 @@ def _check_model(target: SearchTarget) -> ResolvedModel | None:
         model = resolve(target.model, target.recipe.revision if target.recipe.model == target.model else None)
         is_packed = packed_layout(model.folder) is not None
         num_layers = count_layers(model.folder) if is_packed else describe_checkpoint(model.folder).num_layers
+        if target.draft_memory is not None and DraftMemory.parse(target.draft_memory) and target.recipe.dtype is not None:
+            check_own_weights(target.recipe.target or ExportRequest.target, target.recipe.dtype, "leave out --draft-memory")
     check_recipe_depth(target.recipe, num_layers, where=target.recipe_name)
     return model
 
 
-def _search(target: SearchTarget, artifact: Artifact, work: Path, store: LowBitStore | None, memory: int) -> SearchOutcome:
+def _search(target: SearchTarget, artifact: Artifact, work: Path, store: LowBitStore | None) -> SearchOutcome:
     return run_search(
         SearchRequest(
             folder=artifact.folder,
@@ -131,7 +132,6 @@ def _search(target: SearchTarget, artifact: Artifact, work: Path, store: LowBitS
             settings=target.settings,
             starts=tuple(_starts(target, artifact)),
             store=store,
-            draft_memory=memory,
             known_latency=_known_latency(target, artifact),
             threads=target.threads,
             resume=target.resume,

@@ -49,41 +49,38 @@ class DraftMemory:
         return self.fraction * weights + self.size
 
 
-def can_have_own_weights(target: str, dtype: str) -> bool:
-    """Returns whether the drafts of a target and a data type may have int4 weights of their own."""
-    return (target, dtype) == _CAN_HAVE
+def check_own_weights(
+    target: str, dtype: str, hint: str = "leave out --draft-memory and the skip set's int4 parts, or pass --target ort-cpu --dtype fp32"
+) -> None:
+    """Checks that the drafts of a target and a data type may have int4 weights of their own.
 
-
-def check_own_weights(target: str, dtype: str) -> None:
-    """Checks that drafts may have int4 weights of their own.
+    Args:
+        target: the target.
+        dtype: the data type.
+        hint: what to do if they may not.
 
     Raises:
         ConfigError: if they may not.
     """
-    if not can_have_own_weights(target, dtype):
-        raise ConfigError(
-            f"int4 draft weights are not available for {target} in {dtype}, only for {' in '.join(_CAN_HAVE)}",
-            "leave out --draft-memory and the skip set's int4 parts, or pass --target ort-cpu --dtype fp32",
-        )
+    if (target, dtype) != _CAN_HAVE:
+        raise ConfigError(f"int4 draft weights are not available for {target} in {dtype}, only for {' in '.join(_CAN_HAVE)}", hint)
 
 
 def searched_memory(manifest: Manifest, asked: str | None) -> int:
-    """Returns the most bytes of own weights of the drafts that a search tries for an artifact.
+    """Returns the most bytes of int4 weights that a draft may have in a search for an artifact.
 
     Args:
         manifest: manifest of the artifact.
-        asked: what the user asks for; None for the default, which is nothing where drafts may have no own
+        asked: memory that the user asks for; None for the default, which is 0 where drafts may have no own
             weights.
 
     Raises:
         ConfigError: if the text names no memory, or drafts of this artifact may have no own weights.
     """
-    memory = DraftMemory.parse(DEFAULT_WITH_SEARCH if asked is None else asked)
-    if not memory:
+    if asked is None and (manifest.target, manifest.dtype) != _CAN_HAVE:
         return 0
-    if asked is not None and not can_have_own_weights(manifest.target, manifest.dtype):
-        raise ConfigError(
-            f"int4 draft weights are not available for {manifest.target} in {manifest.dtype}, only for {' in '.join(_CAN_HAVE)}",
-            "leave out --draft-memory, or export the model for that target in that data type",
-        )
-    return int(memory.bytes_beside(manifest.weights_size)) if can_have_own_weights(manifest.target, manifest.dtype) else 0
+    memory = DraftMemory.parse(DEFAULT_WITH_SEARCH if asked is None else asked)
+    if memory:
+        hint = f"leave out --draft-memory, or export the model for {' in '.join(_CAN_HAVE)}"
+        check_own_weights(manifest.target, manifest.dtype, hint)
+    return int(memory.bytes_beside(manifest.weights_size))

@@ -6,7 +6,7 @@ A draft need not be exact. So the scales are chosen from the weights alone, with
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ssruntime.artifact import LowBitSet
+from ssruntime.artifact import LowBitSet, SkipSet
 from sstool.artifact_files.graph_files import PAGE, is_large
 from sstool.graph.passes.block_products import BlockMatrix, BlockProductsPass
 from sstool.graph.products import Product, product_groups, products_of
@@ -46,15 +46,23 @@ def with_low_bits(draft: ir.Model, parts: LowBitSet) -> ir.Model:
 
 
 class LowBitStore:
-    """Does what `with_low_bits` does for many drafts of a model: a weight is made once, and kept in a file.
+    """Quantizes parts of many drafts of one model to int4: each weight once, into a file that they share.
 
-    The file holds a weight as long as the store is used. It is made anew for each store.
+    Attributes:
+        room: most bytes of int4 weights that one draft may have.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Takes the place of the file, whose folder exists."""
+    def __init__(self, file: Path, room: int) -> None:
+        """Creates an empty store.
+
+        Args:
+            file: where to keep the weights; an older file there is overwritten. It must stay as long as
+                drafts use it.
+            room: most bytes of int4 weights that one draft may have.
+        """
         file.write_bytes(b"")
         self._file = file
+        self.room = room
         self._matrices: dict[str, BlockMatrix] = {}
         self._tensors: dict[str, ir.ExternalTensor] = {}
         self._arrays: dict[str, NDArray[Any]] = {}
@@ -108,7 +116,7 @@ def is_in(part: Sublayer | None, parts: LowBitSet) -> bool:
     """Returns whether a sublayer, or the LM head (None), is one of some parts."""
     if part is None:
         return parts.head
-    return part.layer in (parts.attention if part.kind == "attention" else parts.mlp)
+    return part.layer in _layers(parts, part)
 
 
 def bytes_of_parts(model: ir.Model) -> dict[Sublayer | None, int]:
@@ -122,20 +130,26 @@ def bytes_of_parts(model: ir.Model) -> dict[Sublayer | None, int]:
     return sizes
 
 
-def fitting_parts(sizes: Mapping[Sublayer | None, int], parts: Iterable[Sublayer | None], room: float) -> LowBitSet:
-    """Returns the parts, largest first, for which there is room.
+def fitting_parts(sizes: Mapping[Sublayer | None, int], skip: SkipSet, room: float) -> LowBitSet:
+    """Returns the parts that a draft keeps, largest first, as far as there is room for them in int4.
 
     Args:
         sizes: bytes that each part takes in int4; None stands for the LM head.
-        parts: the parts to choose from.
-        room: most bytes that the chosen ones take.
+        skip: sublayers that the draft skips.
+        room: most bytes that the chosen parts take.
     """
+    kept = (part for part in sizes if part is None or part.layer not in _layers(skip, part))
     chosen, left = [], room
-    for part in sorted(parts, key=lambda part: (-sizes[part], part is not None and part.layer)):
+    for part in sorted(kept, key=lambda part: (-sizes[part], part is not None and part.layer)):
         if sizes[part] <= left:
             chosen.append(part)
             left -= sizes[part]
     return _low_bit_set(chosen)
+
+
+def _layers(parts: SkipSet | LowBitSet, part: Sublayer) -> tuple[int, ...]:
+    """Returns the layers of those parts that are of a sublayer's kind."""
+    return parts.attention if part.kind == "attention" else parts.mlp
 
 
 def _low_bit_set(parts: Sequence[Sublayer | None]) -> LowBitSet:

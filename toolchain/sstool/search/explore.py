@@ -121,7 +121,7 @@ class Explorer:
                     driver.attach(point, self._tried[candidate].speedup, self._tried[candidate].score_error())
 
     def _by_point(self) -> dict[Point, Trial]:
-        """Returns the trials of those candidates that a point stands for, by point."""
+        """Returns the trials by point, without drafts that were given with int4 weights of other parts."""
         points = ((self._space.point(candidate), candidate, trial) for candidate, trial in self._tried.items())
         return {point: trial for point, candidate, trial in points if self._space.at(point) == candidate}
 

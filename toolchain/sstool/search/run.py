@@ -67,8 +67,7 @@ class SearchRequest:
         work: work folder of the search; created if it does not exist.
         settings: settings of the search.
         starts: drafts to try first, each with its source, `recipe` or `earlier`.
-        store: place for drafts' own weights; None if all weights are shared.
-        draft_memory: most bytes of a draft's own weights.
+        store: int4 weights of the candidates; None if candidates may have none.
         known_latency: files in which earlier searches may have left a latency table. A table is used if it
             was measured with this model, on this machine and with as many threads.
         threads: number of threads of each engine; None for the default.
@@ -83,7 +82,6 @@ class SearchRequest:
     settings: SearchSettings
     starts: tuple[Start, ...] = ()
     store: LowBitStore | None = None
-    draft_memory: int = 0
     known_latency: tuple[Path, ...] = ()
     threads: int | None = None
     resume: bool = False
@@ -156,7 +154,7 @@ class _Search:
     def __init__(self, request: SearchRequest, clock: Clock, builder: DraftBuilder, prompts: Sequence[PromptRecord]) -> None:
         self._request, self._clock, self._builder = request, clock, builder
         self._settings = request.settings
-        self._space = _space(request, builder)
+        self._space = _space(request.store, builder)
         self._usable = usable_prompts(builder.engine, prompts)
         self._best: float | None = None
 
@@ -235,7 +233,7 @@ class _Search:
         fits = not start.int4 or (self._space.has_own_weights and size <= self._space.room)
         if not fits:
             logger.warning(
-                "the draft to try first (%s) has int4 weights for which --draft-memory leaves no room; it is tried without them",
+                "the int4 weights of the draft to try first (%s) exceed --draft-memory; the search tries it without them",
                 start.source,
             )
         return candidate_of(start.skip, self._space.num_layers, start.int4 if fits else NO_OWN_WEIGHTS)
@@ -277,7 +275,7 @@ class _Search:
 
     def _identity(self) -> dict[str, Any]:
         manifest = self._builder.engine.artifact.manifest
-        return search_identity(manifest, self._settings, self._builder.backend, self._request.draft_memory)
+        return search_identity(manifest, self._settings, self._builder.backend, int(self._space.room))
 
     def _header(self, texts: Sequence[CachedText], table: LatencyTable, plain: float) -> Header:
         return Header(
@@ -309,7 +307,7 @@ class _Search:
             self._request.progress(Progress(part=part, done=done, total=total, best=self._best, seconds_left=left))
 
 
-def _space(request: SearchRequest, builder: DraftBuilder) -> DraftSpace:
-    if request.store is None or not request.draft_memory:
+def _space(store: LowBitStore | None, builder: DraftBuilder) -> DraftSpace:
+    if store is None:
         return DraftSpace(num_layers=builder.num_layers)
-    return DraftSpace(num_layers=builder.num_layers, sizes=bytes_of_parts(builder.verify), room=request.draft_memory)
+    return DraftSpace(num_layers=builder.num_layers, sizes=bytes_of_parts(builder.verify), room=store.room)

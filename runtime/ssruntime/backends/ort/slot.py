@@ -77,7 +77,7 @@ class OrtSlot:
         self._ragged_end = max(self._ragged_end, length)
 
     def take_over(self, other: OrtSlot, length: int) -> None:
-        """Copies the first entries of another slot's KV cache, and its time, which it does not lose."""
+        """Copies the first `length` entries of another slot's KV cache, and its `engine_seconds`."""
         self.arena.copy(other.row, self.row, length)
         self._ragged_end = max(self._ragged_end, length)
         self.engine_seconds = other.engine_seconds

@@ -37,11 +37,6 @@ class Candidate:
     int4_head: bool = False
 
     @property
-    def num_layers(self) -> int:
-        """The number of layers of the model."""
-        return len(self.skipped) // 2
-
-    @property
     def has_own_weights(self) -> bool:
         """Whether any part has int4 weights of its own."""
         return self.int4_head or any(self.int4)
@@ -113,9 +108,7 @@ class DraftSpace:
     def with_own_weights(self, skipped: Bits) -> Candidate:
         """Returns the candidate whose kept parts have int4 weights, the largest first, as far as they fit."""
         skip = skip_of(skipped)
-        left_out = {*(Sublayer(n, "attention") for n in skip.attention), *(Sublayer(n, "mlp") for n in skip.mlp)}
-        kept = [part for part in self.sizes if part is None or part not in left_out]
-        return candidate_of(skip, self.num_layers, fitting_parts(self.sizes, kept, self.room))
+        return candidate_of(skip, self.num_layers, fitting_parts(self.sizes, skip, self.room))
 
     def of_each_kind(self, sets: Iterable[Bits]) -> list[Candidate]:
         """Returns the candidates that skip these sets, without and, where they fit, with own weights."""

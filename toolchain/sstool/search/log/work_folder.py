@@ -15,6 +15,7 @@ from ssruntime.scratch import remove_tree, sweep
 from ssruntime.strict_reader import parse_json
 from sstool.artifact_files.publish import make_parents
 from sstool.jsonl_log import whole_lines
+from sstool.quantize.low_bit_draft import LowBitStore
 from sstool.search.log.records import KIND_OF, LATENCY, REPORT, SEARCH_FOLDER, SKIP_SET, TEXTS, TRIALS, Trial
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,16 @@ def work_folder(out: Path, *, resume: bool, force: bool = False) -> Iterator[Pat
         remove_tree(folder)
     finally:
         os.close(handle)
+
+
+def store_within(folder: Path, room: int) -> LowBitStore | None:
+    """Returns a new store for the int4 weights of candidates in a work folder.
+
+    Args:
+        folder: the work folder.
+        room: most bytes of int4 weights that one draft may have; 0 gives None.
+    """
+    return LowBitStore(folder / LOW_BIT_WEIGHTS, room) if room else None
 
 
 def check_work(out: Path, *, resume: bool, force: bool) -> None:

@@ -71,14 +71,9 @@ def cut(order: Sequence[int], part: float) -> Bits:
     return tuple(int(n in chosen) for n in range(len(order)))
 
 
-def cuts(order: Sequence[int]) -> list[Bits]:
-    """Returns the skip sets of the shares in `CUTS`, without duplicates."""
-    return list(dict.fromkeys(cut(order, part) for part in CUTS))
-
-
-def light_cuts(order: Sequence[int]) -> list[Bits]:
-    """Returns the skip sets of the shares in `LIGHT_CUTS`, without duplicates."""
-    return list(dict.fromkeys(cut(order, part) for part in LIGHT_CUTS))
+def cuts(order: Sequence[int], shares: Sequence[float] = CUTS) -> list[Bits]:
+    """Returns the skip sets that skip these shares of the sublayers, without duplicates."""
+    return list(dict.fromkeys(cut(order, share) for share in shares))
 
 
 def _first_tokens(texts: Sequence[CachedText]) -> list[CachedText]:

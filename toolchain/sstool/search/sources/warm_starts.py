@@ -13,7 +13,7 @@ from sstool.search.drafts.space import Bits, Candidate, DraftSpace
 from sstool.search.log.records import Trial, best_of
 from sstool.search.log.write import SearchWriter
 from sstool.search.sources.dynamic_programme import LEVELS, cosine_front, front_sets
-from sstool.search.sources.leave_one_out import cut, cuts, light_cuts, measure_sensitivity, sensitivity_order
+from sstool.search.sources.leave_one_out import LIGHT_CUTS, cut, cuts, measure_sensitivity, sensitivity_order
 from sstool.search.sources.patterns import default_start, every_other, middle_blocks
 from sstool.search.speed_model.costs import CostModel
 from sstool.search.texts.make import CachedText
@@ -102,7 +102,7 @@ class WarmStarts:
         if sensitivity is None:
             return
         order = sensitivity_order(sensitivity)
-        light = [self.space.with_own_weights(bits) for bits in light_cuts(order)] if self.space.has_own_weights else []
+        light = [self.space.with_own_weights(bits) for bits in cuts(order, LIGHT_CUTS)] if self.space.has_own_weights else []
         best = best_of(trials.consider("leave-one-out", [*light, *self.space.of_each_kind(cuts(order))]), 1)
         if best:
             part = len((*best[0].skip.attention, *best[0].skip.mlp)) / len(order)
