@@ -25,6 +25,7 @@ from ssruntime.errors import (
     SelfSpecError,
     UnsupportedModelError,
 )
+from ssruntime.logprobs import TokenLogprob
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.text.prompt import Chat, Prompt
 
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "Chunk",
     "Completion",
     "DecodeStats",
+    "TokenLogprob",
     "Trace",
     # errors
     "ArtifactError",

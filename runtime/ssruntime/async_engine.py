@@ -15,6 +15,7 @@ from ssruntime.checks import check_int
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine, Request
 from ssruntime.errors import BackendUnavailableError, QueueFullError
+from ssruntime.logprobs import TokenLogprob
 from ssruntime.results import Chunk, Completion
 from ssruntime.text.prompt import Prompt
 
@@ -82,11 +83,13 @@ class AsyncEngine:
         request = await self.prepare(prompt, config)
         text: list[str] = []
         tokens: list[int] = []
+        logprobs: list[TokenLogprob] = []
         last: Chunk | None = None
         async with contextlib.aclosing(self.stream(request, timeout=timeout)) as chunks:
             async for chunk in chunks:
                 text.append(chunk.text)
                 tokens += chunk.token_ids
+                logprobs += chunk.logprobs
                 last = chunk
         assert last is not None
         assert last.finish_reason is not None
@@ -98,6 +101,7 @@ class AsyncEngine:
             seed=request.settings.seed,
             stats=last.stats,
             prompt_tokens=len(request.ids),
+            logprobs=None if request.settings.logprobs is None else logprobs,
         )
 
     async def stream(
@@ -108,46 +112,35 @@ class AsyncEngine:
         Raises:
             QueueFullError: if too many requests wait already.
         """
-        request = await self.prepare(prompt, config)
+        running = self.start(await self.prepare(prompt, config), timeout=timeout)
+        try:
+            async for chunk in running:
+                yield chunk
+        finally:
+            running.cancel()
+
+    def start(self, request: Request, *, timeout: float | None = None) -> AsyncStream:
+        """Begins a request, and returns an iterator over its chunks, which raises what `stream` raises.
+
+        Args:
+            request: request from `prepare`.
+            timeout: as in `stream`.
+
+        Raises:
+            QueueFullError: if too many requests wait already.
+            BackendUnavailableError: if this object is closed.
+        """
         if self._is_closed:
             raise _closed()
         if self._requests >= self._limit:
             raise QueueFullError(
                 f"{self.waiting} requests wait for a free sequence already", "try again later, or raise max_sequences or max_waiting"
             )
-        deadline = None if timeout is None else time.monotonic() + timeout
-        loop, found, cancel = asyncio.get_running_loop(), asyncio.Queue[Chunk | BaseException | None](), threading.Event()
-
-        def run() -> None:
-            try:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                for chunk in self.engine.stream(request, timeout=left, cancel=cancel):
-                    _call(loop, found.put_nowait, chunk)
-            except BaseException as err:  # noqa: BLE001 - the loop's task gets it
-                _call(loop, found.put_nowait, err)
-
-        def end() -> None:
-            self._requests -= 1
-            found.put_nowait(None)
-
-        def expire() -> None:
-            if work.cancel():  # it was still waiting
-                found.put_nowait(_busy(self.engine.max_sequences, timeout))
-
-        work = self._threads.submit(run)
         self._requests += 1
-        work.add_done_callback(lambda _: _call(loop, end))
-        timer = None if timeout is None else loop.call_later(timeout, expire)
-        try:
-            while (news := await found.get()) is not None:
-                if isinstance(news, BaseException):
-                    raise news
-                yield news
-        finally:
-            if timer is not None:
-                timer.cancel()
-            cancel.set()
-            work.cancel()
+        return AsyncStream(self.engine, request, timeout, self._threads, on_end=self._count_end)
+
+    def _count_end(self) -> None:
+        self._requests -= 1
 
     async def close(self) -> None:
         """Waits until the requests have ended, and refuses new ones; the engine stays open."""
@@ -160,6 +153,67 @@ class AsyncEngine:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         await self.close()
+
+
+class AsyncStream:
+    """A request that has begun, as an iterator over its chunks. Cancel it when no more chunks are wanted."""
+
+    def __init__(
+        self, engine: Engine, request: Request, timeout: float | None, threads: ThreadPoolExecutor, *, on_end: Callable[[], None]
+    ) -> None:
+        """Begins the request in one of the threads; see `AsyncEngine.start`, which calls this.
+
+        Args:
+            engine: the engine.
+            request: prepared request.
+            timeout: seconds that the request may take; None sets no limit.
+            threads: a thread for each sequence of the engine.
+            on_end: called in the event loop once the request uses no thread and no sequence.
+        """
+        self._engine, self._request, self._timeout = engine, request, timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._loop = asyncio.get_running_loop()
+        self._found = asyncio.Queue[Chunk | BaseException | None]()
+        self._cancel = threading.Event()
+        self._on_end = on_end
+        self._work = threads.submit(self._run)
+        self._work.add_done_callback(lambda _: _call(self._loop, self._end))
+        self._timer = None if timeout is None else self._loop.call_later(timeout, self._expire)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        news = await self._found.get()
+        if news is None:
+            self._found.put_nowait(None)  # for a further call
+            raise StopAsyncIteration
+        if isinstance(news, BaseException):
+            raise news
+        return news
+
+    def cancel(self) -> None:
+        """Ends the request, within one pass if it is decoding; of no effect after its end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._cancel.set()
+        self._work.cancel()
+
+    def _run(self) -> None:
+        try:
+            left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+            for chunk in self._engine.stream(self._request, timeout=left, cancel=self._cancel):
+                _call(self._loop, self._found.put_nowait, chunk)
+        except BaseException as err:  # noqa: BLE001 - the loop's task gets it
+            _call(self._loop, self._found.put_nowait, err)
+
+    def _end(self) -> None:
+        self._on_end()
+        self._found.put_nowait(None)
+
+    def _expire(self) -> None:
+        if self._work.cancel():  # it was still waiting
+            self._found.put_nowait(_busy(self._engine.max_sequences, self._timeout))
 
 
 def _closed() -> BackendUnavailableError:

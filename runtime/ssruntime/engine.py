@@ -198,6 +198,7 @@ class Engine:
             seed=request.settings.seed,
             stats=sequence.stats,
             prompt_tokens=len(request.ids),
+            logprobs=None if request.settings.logprobs is None else sequence.logprobs,
         )
 
     def decode_on(
@@ -275,6 +276,23 @@ class Engine:
             )
         return ids
 
+    def decode(self, ids: abc.Sequence[int]) -> str:
+        """Returns the text of token ids, special tokens included.
+
+        Raises:
+            PromptError: if an id is not one of this model.
+        """
+        return self._codec.decode(ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the bytes that a token adds to a text, which need not be whole characters."""
+        return self._codec.token_bytes.of(token)
+
+    @property
+    def kv_usage(self) -> float:
+        """The share, 0 to 1, of all KV-cache entries that running requests use."""
+        return self._batch.tokens / (self.max_sequences * self.backend.max_context)
+
     def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
         """Returns a checked request for `generate` and `stream`; arguments and errors are theirs."""
         if isinstance(prompt, Request):
@@ -318,10 +336,12 @@ class Engine:
     def _stream(self, request: Request, timeout: float | None, cancel: threading.Event | None, trace: Trace | None) -> Iterator[Chunk]:
         with self._joined(request, timeout, cancel, trace) as (member, text):
             for news in self._batch.read(member):
+                tokens, logprobs = tuple(news.tokens), tuple(news.logprobs)
                 if news.is_last:
-                    yield Chunk(text.finish(news.tokens), tuple(news.tokens), member.sequence.finish_reason, member.sequence.stats)
+                    sequence = member.sequence
+                    yield Chunk(text.finish(tokens), tokens, sequence.finish_reason, sequence.stats, logprobs)
                 else:
-                    yield Chunk(text.take(news.tokens) if news.text is None else news.text, tuple(news.tokens))
+                    yield Chunk(text.take(tokens) if news.text is None else news.text, tokens, logprobs=logprobs)
 
     @contextlib.contextmanager
     def _joined(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ssruntime.logprobs import TokenLogprob
 from ssruntime.proposal import TokenTree
 
 
@@ -36,6 +37,8 @@ class DecodeStats:
         prefill_s: wall seconds from the first pass to the first token.
         decode_s: wall seconds from the first token to the last.
         engine_s: seconds of `decode_s` spent inside the engines' run call.
+        outcomes: number of rounds by the sources of their draft sequence (see `Round.sources`) and the number
+            of accepted tokens; without rounds that proposed nothing.
     """
 
     rounds: int = 0
@@ -49,6 +52,7 @@ class DecodeStats:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     engine_s: float = 0.0
+    outcomes: dict[tuple[tuple[str, ...], int], int] = field(default_factory=dict)
 
     def tokens_per_second(self) -> float | None:
         """Returns tokens per second of `decode_s`, the first token not counted; None if there is no other."""
@@ -153,14 +157,16 @@ def logits_digest(row: NDArray[np.float32]) -> bytes:
 class Chunk:
     """A piece of a streamed completion. `finish_reason` and `stats` are set on the last one only.
 
-    `token_ids` are the tokens committed since the last chunk. `text` may lag behind them: an incomplete
-    character and the possible beginning of a stop string are held back.
+    `token_ids` are the tokens committed since the last chunk, and `logprobs` their log probabilities if these
+    were asked for. `text` may lag behind them: an incomplete character and the possible beginning of a stop
+    string are held back.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str | None = None
     stats: DecodeStats | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,10 +176,11 @@ class Completion:
     Attributes:
         text: generated text, without special tokens and without the stop string that ended it.
         token_ids: generated tokens, including EOS and the token that completed a stop string.
-        finish_reason: `eos`, `stop`, `length`, `context` or `timeout`.
+        finish_reason: `eos`, `stop`, `length`, `context`, `timeout` or `cancelled`.
         seed: seed that was used; it reproduces the text.
         stats: counts and times.
         prompt_tokens: length of the prompt in tokens.
+        logprobs: log probabilities of the generated tokens; None if they were not asked for.
     """
 
     text: str
@@ -182,3 +189,4 @@ class Completion:
     seed: int
     stats: DecodeStats
     prompt_tokens: int
+    logprobs: list[TokenLogprob] | None = None

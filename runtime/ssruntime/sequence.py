@@ -16,6 +16,7 @@ from ssruntime.acceptance import Acceptance
 from ssruntime.backends.base import Pass, StepOutput, make_pass, prefill_pass
 from ssruntime.config import DecodeSettings
 from ssruntime.graph_io import MAX_QUERY_LENGTH
+from ssruntime.logprobs import TokenLogprob, token_logprob
 from ssruntime.proposal import TokenTree, room_beside
 from ssruntime.proposers.base import Proposer
 from ssruntime.results import DecodeStats, Round, Trace
@@ -49,6 +50,7 @@ class Sequence:
         ids: token ids of the prompt and of the committed tokens.
         start: number of leading tokens whose KV is in the cache; it is less than the number of `ids`.
         stats: counts so far; the driver adds the times.
+        logprobs: log probabilities of the committed tokens; empty if the settings ask for none.
         prefill_chunk: largest number of prompt tokens in each further pass; at most what the KV cache allows.
         finish_reason: None until the text ends; then `eos`, `stop`, `length`, `context`, or what `cancel` was
             given.
@@ -81,6 +83,7 @@ class Sequence:
         self.ids = list(prompt_ids)
         self.start = 0
         self.stats = DecodeStats()
+        self.logprobs: list[TokenLogprob] = []
         self.prefill_chunk = min(prefill_chunk or limits.prefill_chunk, limits.prefill_chunk)
         self.finish_reason: str | None = None
         self._settings = settings
@@ -126,14 +129,14 @@ class Sequence:
             self.start += len(wanted.trunk)
         if self._trace is not None:
             self._trace.add_logits(len(self.ids), output.logits)
-        self._emit((self._acceptance.sample(output, len(self.ids)),))
+        self._emit((self._acceptance.sample(output, len(self.ids)),), output)
         # The next generator takes this one's place, instead of being delegated to: one call less a pass.
         self._passes = self._autoregressive() if self._proposer is None else self._rounds(self._proposer)
         yield next(self._passes)
 
     def _autoregressive(self) -> Generator[Pass | None, StepOutput, None]:
         ids, stats, trace, sample = self.ids, self.stats, self._trace, self._acceptance.sample
-        ends, end, may_end = self._ends, self._end, self._completes_stop is not None
+        ends, end, may_end, logprobs = self._ends, self._end, self._completes_stop is not None, self._settings.logprobs
         while self.finish_reason is None:
             start, trunk = self.start, (ids[-1],)
             output = yield make_pass(("verify", trunk, start, ()))
@@ -146,6 +149,8 @@ class Sequence:
             token = sample(output, start + 1)
             ids.append(token)
             self._new = (token,)
+            if logprobs is not None:
+                self._score(self._new, output)
             if may_end or token in ends or len(ids) >= end:
                 self.finish_reason = self._reason_after(token, len(ids))
         yield None
@@ -179,6 +184,9 @@ class Sequence:
             # Stopping policies learn about the draft sequence only, whose token the alternative replaced.
             proposer.observe(proposed, accepted_draft, emitted)
             stats.rounds += 1
+            if proposed:
+                outcome = tuple(proposal.sources), accepted
+                stats.outcomes[outcome] = stats.outcomes.get(outcome, 0) + 1
             stats.proposed += proposed
             stats.accepted += accepted
             stats.alternatives += len(proposal.alternatives)
@@ -188,7 +196,7 @@ class Sequence:
             if self._trace is not None:
                 self._trace.rounds.append(Round(start, tree, proposed, alternative, tuple(proposal.sources)))
                 self._trace.add_logits(start + 1, rows.logits[: position + accepted_draft - start])
-            self._emit(emitted)
+            self._emit(emitted, output)
         yield None
 
     def _undrafted(self, committed: abc.Sequence[int], proposer: Proposer) -> Generator[Pass | None, StepOutput, None]:
@@ -203,13 +211,17 @@ class Sequence:
         if self._trace is not None:
             self._trace.rounds.append(Round(start, TokenTree(committed)))
             self._trace.add_logits(start + 1, output.logits)
-        self._emit(emitted)
+        self._emit(emitted, output)
 
-    def _emit(self, emitted: abc.Sequence[int]) -> None:
-        """Commits tokens up to the one that ends the text, if there is such a token."""
+    def _emit(self, emitted: abc.Sequence[int], output: StepOutput) -> None:
+        """Commits tokens up to the one that ends the text, if there is such a token.
+
+        Args:
+            emitted: tokens that the pass decided.
+            output: output of the pass, from the row that decided the first of them on.
+        """
         if self._completes_stop is None and len(self.ids) + len(emitted) < self._end and self._ends.isdisjoint(emitted):
-            self.ids += emitted
-            self._new = emitted
+            self._commit(emitted, output)
             return
         for count, token in enumerate(emitted, 1):
             reason = self._reason_after(token, len(self.ids) + count)
@@ -218,8 +230,18 @@ class Sequence:
                 self.stats.discarded += len(emitted) - count
                 emitted = emitted[:count]
                 break
+        self._commit(emitted, output)
+
+    def _commit(self, emitted: abc.Sequence[int], output: StepOutput) -> None:
         self.ids += emitted
         self._new = emitted
+        if self._settings.logprobs is not None:
+            self._score(emitted, output)
+
+    def _score(self, emitted: abc.Sequence[int], output: StepOutput) -> None:
+        """Records log probabilities. Without alternatives, row i of a pass decided the token i."""
+        top = self._settings.logprobs or 0
+        self.logprobs += [token_logprob(row, token, top) for row, token in zip(output.logits, emitted, strict=False)]
 
     def _reason_after(self, token: int, length: int) -> str | None:
         """Returns the finish reason if a token ends the text.

@@ -45,6 +45,7 @@ class DecodeSettings:
     min_p: float
     sampling: str
     seed: int
+    logprobs: int | None
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
     eos_token_ids: frozenset[int]
@@ -78,7 +79,8 @@ def complete(
 
     Raises:
         ConfigError: if `min_new_tokens` exceeds `max_new_tokens`, a mode is given that needs a draft
-            and none is open, or a threshold for a draft whose stopping rule has none.
+            and none is open, a threshold for a draft whose stopping rule has none, or alternatives with
+            `logprobs`.
     """
     if config.mode in NEED_DRAFT and draft is None:
         raise ConfigError(
@@ -98,15 +100,14 @@ def complete(
         min_new_tokens=min_new_tokens,
         mode=mode,
         stopping=_stopping(config, mode, draft.stopping if draft is not None else None),
-        max_alternatives=_first(
-            config.max_alternatives, draft.max_alternatives if draft is not None else None, _alternatives(branch_margin)
-        ),
+        max_alternatives=_max_alternatives(config, draft, branch_margin),
         temperature=_temperature(config, defaults),
         top_k=_first(config.top_k, defaults.top_k, 0),
         top_p=_first(config.top_p, defaults.top_p, 1.0),
         min_p=_first(config.min_p, defaults.min_p, 0.0),
         sampling=config.sampling or "coupled",
         seed=secrets.randbits(32) if config.seed is None else config.seed,
+        logprobs=config.logprobs,
         stop=tuple(config.stop),
         stop_token_ids=frozenset(config.stop_token_ids),
         skip_special_tokens=config.skip_special_tokens,
@@ -160,9 +161,15 @@ def _first(first: V | None, second: V | None, last: V) -> V:
     return first if first is not None else second if second is not None else last
 
 
-def _alternatives(branch_margin: float) -> int:
-    """Returns the default: none where the token after an accepted alternative is always withheld.
+def _max_alternatives(config: GenerationConfig, draft: DraftEntry | None, branch_margin: float) -> int:
+    """Returns the caller's number, else the draft's, else the default.
 
-    There an alternative saves no pass, and its row is not free.
+    The default is none where the token after an accepted alternative is always withheld: there an alternative
+    saves no pass, and its row is not free.
     """
-    return 0 if math.isinf(branch_margin) else DEFAULT_MAX_ALTERNATIVES
+    if config.logprobs is not None:
+        if config.max_alternatives:
+            raise ConfigError("logprobs cannot be reported with max_alternatives above 0", "leave max_alternatives out, or set it to 0")
+        return 0
+    tuned = draft.max_alternatives if draft is not None else None
+    return _first(config.max_alternatives, tuned, 0 if math.isinf(branch_margin) else DEFAULT_MAX_ALTERNATIVES)

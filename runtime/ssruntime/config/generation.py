@@ -18,6 +18,7 @@ MODES: Final = ("plain", "speculative", "ngram", "auto")
 EXITS: Final = ("fixed", "confidence", "adaptive", "optimal")
 SAMPLINGS: Final = ("coupled", "rejection")
 MAX_ALTERNATIVES_LIMIT: Final = 3
+MAX_LOGPROBS: Final = 20
 SEED_LIMIT: Final = 2**63
 
 
@@ -27,6 +28,7 @@ _NUMBERS: Final[Mapping[str, Callable[[str, object], float | None]]] = {
     "max_draft": partial(check_int, low=1, high=MAX_DRAFT_LIMIT),
     "max_alternatives": partial(check_int, low=0, high=MAX_ALTERNATIVES_LIMIT),
     "top_k": partial(check_int, low=0),
+    "logprobs": partial(check_int, low=0, high=MAX_LOGPROBS),
     "seed": partial(check_int, low=0, high=SEED_LIMIT - 1),
     "exit_threshold": partial(check_float, low=0.0, high=1.0),
     "temperature": partial(check_float, low=0.0),
@@ -74,6 +76,9 @@ class GenerationConfig:
             ids include such a token.
         ignore_eos: whether to continue past end-of-sequence tokens.
         skip_special_tokens: whether the text does not include special tokens.
+        logprobs: number of most probable tokens, 0 to 20, to report beside each generated token, with the log
+            probabilities of all of them (at temperature 1, before filters). It excludes alternatives, whose
+            rows do not have the bits of autoregressive decoding. Default: nothing is reported.
         deterministic: whether drafting depends on nothing that is measured or learned while requests run.
             With sampling `rejection` it makes the text a function of the seed. In every other case the text
             does not depend on what is drafted.
@@ -92,6 +97,7 @@ class GenerationConfig:
     min_p: float | None = None
     sampling: str | None = None
     seed: int | None = None
+    logprobs: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False

@@ -53,6 +53,11 @@ class Batch:
         self._rounds = RoundRecorder()
         _batches.add(self)
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, of prompts and texts, of the running requests."""
+        return sum(len(member.sequence.ids) for member in self._members if not member.has_left)
+
     def first_chunk(self) -> int | None:
         """Returns the most prompt tokens in the first pass of a new request; None for the usual."""
         return SHORT_CHUNK if self._members else None

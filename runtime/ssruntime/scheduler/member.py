@@ -8,6 +8,7 @@ from collections import abc, deque
 from typing import Final, NamedTuple
 
 from ssruntime.backends.base import Pass, Slot, StepOutput
+from ssruntime.logprobs import TokenLogprob
 from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.scheduler.single import TIMEOUT
 from ssruntime.sequence import Sequence
@@ -26,11 +27,13 @@ class News(NamedTuple):
         tokens: new tokens; empty if the request was cancelled or its time was up.
         text: their text, if stop strings made it necessary to have it at once; otherwise None.
         is_last: whether the text has ended with these tokens.
+        logprobs: log probabilities of the tokens; empty if they were not asked for.
     """
 
     tokens: abc.Sequence[int]
     text: str | None = None
     is_last: bool = False
+    logprobs: abc.Sequence[TokenLogprob] = ()
 
 
 class Member:
@@ -155,7 +158,8 @@ class Member:
         self.clock = now
         is_last = self.sequence.finish_reason is not None
         # With stop strings the sequence writes to the text, which belongs to the reader again at the end.
-        self._tell(News(new, self._text.take() if self._text.has_stops and not is_last else None, is_last))
+        text = self._text.take() if self._text.has_stops and not is_last else None
+        self._tell(News(new, text, is_last, self.sequence.logprobs[-len(new) :]))
 
     def _tell(self, news: News) -> None:
         self._told += len(news.tokens)

@@ -14,6 +14,7 @@ from ssruntime.artifact import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from ssruntime.errors import ArtifactError, PromptError
 from ssruntime.text.chat import ChatTemplate, read_special_tokens
 from ssruntime.text.prompt import Chat, Prompt
+from ssruntime.text.token_bytes import TokenBytes
 
 
 class PromptCodec:
@@ -35,6 +36,7 @@ class PromptCodec:
         added = self.tokenizer.get_added_tokens_decoder()
         self.special_tokens = {token: named.content for token, named in added.items() if named.special}
         """Text of the tokenizer's special tokens by id."""
+        self.token_bytes = TokenBytes(self.tokenizer)
         self._vocab_size = vocab_size
         template, names = folder / CHAT_TEMPLATE, read_special_tokens(folder / TOKENIZER_CONFIG)
         turn_end = self.tokenizer.token_to_id(names["eos_token"]) if "eos_token" in names else None
@@ -70,6 +72,15 @@ class PromptCodec:
         if not ids:
             raise PromptError("the prompt is empty", "give at least one token")
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids, special tokens included.
+
+        Raises:
+            PromptError: if an id is not one of this model.
+        """
+        text: str = self.tokenizer.decode(self._checked_ids(ids), skip_special_tokens=False)
+        return text
 
     def render(self, chat: Chat) -> str:
         """Returns the text of a chat, as the model's chat template writes it.
