@@ -8,7 +8,8 @@ import pytest
 from ssruntime import config as runtime
 from ssruntime import stopping
 from ssruntime.engine import DEFAULT_MAX_CONTEXT
-from sstool.cli import options
+from sstool.bench_serve import options as load_test
+from sstool.cli import bench_serve, options
 from sstool.cli.group import COMMANDS, cli
 from sstool.prompts import BUILT_IN_CALIBRATION, read_prompts
 from sstool.search.settings import SearchSettings
@@ -45,6 +46,24 @@ FLAGS = {
     "search": {"--model", "--artifact", "--recipe", "--out", "--force", "--draft-memory"} | SEARCHING,
     "generate": {"--prompt", "--prompts", "--chat", "--system", "--tools", "--template-variable", "--json"} | DECODING,
     "bench": {"--prompts", "--modes", "--repeat", "--against", "--model", "--json"} | DECODING,
+    "bench-serve": {
+        "--prompts",
+        "--endpoint",
+        "--model",
+        "--max-tokens",
+        "--temperature",
+        "--top-p",
+        "--seed",
+        "--ignore-eos",
+        "--rate",
+        "--concurrency",
+        "--requests",
+        "--warmup",
+        "--timeout",
+        "--api-key-env",
+        "--save",
+        "--json",
+    },
     "check": {"--model", "--prompts", "--full", "--json"},
     "inspect": {"--json"},
     "report": set(),
@@ -87,7 +106,8 @@ def test_every_option_has_help(name: str) -> None:
     assert not [p.name for p in command_of(name).params if isinstance(p, click.Option) and not p.help]
 
 
-def test_choices_are_the_runtime_s() -> None:
+def test_choices_are_the_libraries_own() -> None:
+    assert bench_serve.ENDPOINTS == load_test.ENDPOINTS
     assert (options.MODES, options.EXITS, options.SAMPLINGS) == (runtime.MODES, runtime.EXITS, runtime.SAMPLINGS)
 
 

@@ -23,7 +23,7 @@ TOOLCHAIN = [
     "graph.attention_kernel", "graph.sublayers", "graph.products", "graph.channel_scaling", "graph.sequential", "graph.passes", "graph",
     "targets.passes", "targets",
     "artifact_files.graph_files", "quantize.statistics", "quantize.formats", "quantize.low_bit_draft",
-    "artifact_files", "quantize", "validation", "bench", "check",
+    "artifact_files", "quantize", "validation", "bench", "bench_serve", "check",
     "search.settings", "search.clock", "search.progress", "search.log", "search.drafts", "search.texts", "search.speed_model",
     "search.scoring", "search.finals.runs", "search.budget", "search.sources", "search.explore", "search.finals", "search.run", "search",
     "search_report", "pipelines", "selftest", "cli",

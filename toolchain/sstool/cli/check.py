@@ -30,7 +30,7 @@ _COLOURS: Final = {"passed": "green", "failed": "red"}
 @json_option
 @debug_option
 def command(folder: Path, model: str | None, prompts: tuple[Path, ...], full: bool, as_json: bool) -> None:
-    """Check the files, parity, losslessness and memory of an artifact.
+    """Check files, parity, losslessness and memory of an artifact.
 
     Exits with 1 if a part fails. A part that cannot be checked is reported as skipped or not measured.
     """

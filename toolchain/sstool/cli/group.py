@@ -14,7 +14,8 @@ COMMANDS: Final = {
     "search": "Find the draft: what it skips, and what it copies in int4.",
     "generate": "Complete a prompt, or a file of prompts.",
     "bench": "Compare autoregressive decoding with other modes.",
-    "check": "Check the files, parity, losslessness and memory of an artifact.",
+    "bench-serve": "Measure any server with OpenAI's API under load.",
+    "check": "Check files, parity, losslessness and memory of an artifact.",
     "inspect": "Show the content of an artifact.",
     "report": "(Re)write report.html of a search.",
     "selftest": "Test every target on this machine with random models.",
@@ -23,7 +24,7 @@ COMMANDS: Final = {
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are in modules of the same names."""
+    """A group whose commands are in modules of the same names, with `_` for `-`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names of the commands in the order of their typical use."""
@@ -33,7 +34,7 @@ class LazyGroup(click.Group):
         """Imports and returns one command; None if there is no such command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"sstool.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"sstool.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

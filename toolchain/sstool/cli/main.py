@@ -19,7 +19,7 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
-_EXTRA_OF: Final = {"click": "cli", "rich": "cli", "onnxruntime": "cpu"} | dict.fromkeys(
+_EXTRA_OF: Final = {"click": "cli", "rich": "cli", "httpx2": "cli", "onnxruntime": "cpu"} | dict.fromkeys(
     ("torch", "transformers", "mobius", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "yaml", "ax", "plotly", "scipy"),
     "toolchain",
 )
