@@ -63,6 +63,6 @@ torch=$(grep '^torch==' constraints.txt)
 say "installing pinned dependencies (a few minutes the first time)"
 .venv/bin/python -m pip install --quiet -c constraints.txt --upgrade pip
 .venv/bin/python -c "import torch, sys; sys.exit(torch.__version__.partition('+')[0] != '${torch#torch==}')" >/dev/null 2>&1 || install_torch
-"$pip" install --quiet -c constraints.txt --build-constraint constraints.txt -e '.[cpu,toolchain,tensorrt,optimum,dev]'
+"$pip" install --quiet -c constraints.txt --build-constraint constraints.txt -e '.[cpu,server,toolchain,tensorrt,optimum,dev]'
 touch .venv/installed
 say "ready: .venv/bin/sstool"

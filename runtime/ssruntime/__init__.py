@@ -12,7 +12,7 @@ import os
 
 from ssruntime.async_engine import AsyncEngine
 from ssruntime.config import GenerationConfig
-from ssruntime.engine import Engine, Request, load
+from ssruntime.engine import Engine, load
 from ssruntime.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -26,6 +26,7 @@ from ssruntime.errors import (
     UnsupportedModelError,
 )
 from ssruntime.logprobs import TokenLogprob
+from ssruntime.preparation import Request
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.text.prompt import Chat, Prompt
 

@@ -13,9 +13,10 @@ from typing import Final, Self
 
 from ssruntime.checks import check_int
 from ssruntime.config import GenerationConfig
-from ssruntime.engine import Engine, Request
+from ssruntime.engine import Engine
 from ssruntime.errors import BackendUnavailableError, QueueFullError
 from ssruntime.logprobs import TokenLogprob
+from ssruntime.preparation import Preparer, Request
 from ssruntime.results import Chunk, Completion
 from ssruntime.text.prompt import Prompt
 
@@ -50,6 +51,21 @@ class AsyncEngine:
         # A thread for each sequence, and one to encode prompts: the last one never waits for a sequence.
         self._threads = ThreadPoolExecutor(engine.max_sequences, thread_name_prefix="ssruntime")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="ssruntime-encoder")
+
+    @property
+    def preparer(self) -> Preparer:
+        """What checks and completes requests."""
+        return self.engine.preparer
+
+    @property
+    def max_requests(self) -> int:
+        """The most requests that run and wait together."""
+        return self._limit
+
+    @property
+    def kv_usage(self) -> float:
+        """The share, 0 to 1, of all KV-cache entries that running requests use."""
+        return self.engine.kv_usage
 
     @property
     def running(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
@@ -11,26 +10,27 @@ from collections import abc
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, check_digests, read_artifact
 from ssruntime.backends.base import Backend, BackendOptions, Slot, processor_of
 from ssruntime.backends.registry import target_of
 from ssruntime.checks import check_int
-from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, complete, read_generation_config
-from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError, ContextOverflowError
+from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, read_generation_config
+from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError
 from ssruntime.folder_lock import require_locks
 from ssruntime.machine import default_threads
 from ssruntime.pass_costs.planners import Planners
 from ssruntime.planning.planner import Planner
+from ssruntime.preparation import Preparer, Request
 from ssruntime.proposers import Parts, make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.batch import Batch
 from ssruntime.scheduler.member import Member
 from ssruntime.scheduler.single import decode
 from ssruntime.sequence import Sequence
-from ssruntime.text.codec import PromptCodec, as_chat
+from ssruntime.text.codec import PromptCodec
 from ssruntime.text.output import OutputText
 from ssruntime.text.prompt import Prompt
 
@@ -121,18 +121,6 @@ def load(
     return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry, max_sequences=max_sequences)
 
 
-class Request(NamedTuple):
-    """A checked request.
-
-    Attributes:
-        ids: token ids of the prompt.
-        settings: completed settings.
-    """
-
-    ids: tuple[int, ...]
-    settings: DecodeSettings
-
-
 class Engine:
     """The open engines of one artifact. Threads may share it: their requests share passes."""
 
@@ -150,9 +138,7 @@ class Engine:
         self.max_sequences = max_sequences
         self.artifact = artifact
         self.backend = backend
-        self.defaults = defaults
-        self._codec = codec
-        self._draft = draft
+        self.preparer = Preparer(artifact, codec, defaults, draft, backend.max_context)
         self._is_closed = False
         self._planners = Planners(artifact, backend, draft)
         self._batch = Batch(backend)
@@ -249,15 +235,7 @@ class Engine:
             ConfigError: if the settings do not fit this artifact, such as mode `speculative` without an open
                 draft.
         """
-        manifest = self.artifact.manifest
-        settings = complete(config or GenerationConfig(), self.defaults, self._draft, manifest.branch_margin)
-        vocab_size = manifest.model.vocab_size
-        for token in settings.stop_token_ids:
-            if token >= vocab_size:
-                raise ConfigError(f"stop_token_ids: {token} is not a token id of this model", f"token ids are 0 to {vocab_size - 1}")
-        if settings.min_new_tokens and len(settings.stop_token_ids | settings.eos_token_ids) >= vocab_size:
-            raise ConfigError("min_new_tokens cannot be reached: every token ends the text", "leave stop_token_ids out")
-        return settings
+        return self.preparer.settings(config)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the prompt's token ids.
@@ -266,15 +244,7 @@ class Engine:
             PromptError: if the prompt cannot be used.
             ContextOverflowError: if the prompt leaves no room for a generated token.
         """
-        ids = self._codec.encode(prompt)
-        now, most = self.backend.max_context, self.artifact.manifest.max_context
-        if len(ids) >= now:
-            larger = f"shorten the prompt, or load with a larger max_context (at most {most} here)"
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens, and the context of {now} tokens must hold at least one more",
-                larger if now < most else f"shorten the prompt: {most} is the artifact's max_context",
-            )
-        return ids
+        return self.preparer.encode(prompt)
 
     def decode(self, ids: abc.Sequence[int]) -> str:
         """Returns the text of token ids, special tokens included.
@@ -282,11 +252,11 @@ class Engine:
         Raises:
             PromptError: if an id is not one of this model.
         """
-        return self._codec.decode(ids)
+        return self.preparer.codec.decode(ids)
 
     def token_bytes(self, token: int) -> bytes:
         """Returns the bytes that a token adds to a text, which need not be whole characters."""
-        return self._codec.token_bytes.of(token)
+        return self.preparer.codec.token_bytes.of(token)
 
     @property
     def kv_usage(self) -> float:
@@ -295,14 +265,7 @@ class Engine:
 
     def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
         """Returns a checked request for `generate` and `stream`; arguments and errors are theirs."""
-        if isinstance(prompt, Request):
-            if config is not None:
-                raise ConfigError("a prepared request has its settings already", "give the settings to prepare")
-            return prompt
-        settings, ids = self.settings(config), self.encode(prompt)
-        if as_chat(prompt) is not None and not (config is not None and config.ignore_eos):
-            settings = dataclasses.replace(settings, eos_token_ids=settings.eos_token_ids | self._codec.turn_end)
-        return Request(tuple(ids), settings)
+        return self.preparer.prepare(prompt, config)
 
     def warm_up(self, timeout: float | None = None) -> None:
         """Measures the costs of passes now, if this host has not measured them, so that no request has to.
@@ -378,12 +341,12 @@ class Engine:
         self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, planner: Planner, trace: Trace | None
     ) -> tuple[Sequence, OutputText]:
         """Returns a new sequence for a slot, and the text that it writes to."""
-        acceptance = make_acceptance(settings, len(ids))
+        codec, acceptance = self.preparer.codec, make_acceptance(settings, len(ids))
         text = OutputText(
-            self._codec.tokenizer,
+            codec.tokenizer,
             ids,
             stops=settings.stop,
-            special_tokens=self._codec.special_tokens,
+            special_tokens=codec.special_tokens,
             skip_special_tokens=settings.skip_special_tokens,
         )
         sequence = Sequence(

@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded_after("from sstool.cli.main import run; run(['--help'])") & HEAVY
 
 
-@pytest.mark.parametrize("name", ["export", "search", "generate", "bench", "bench-serve", "check", "inspect", "report"])
+@pytest.mark.parametrize("name", ["export", "search", "generate", "bench", "serve", "bench-serve", "check", "inspect", "report"])
 def test_help_of_a_command_imports_nothing_heavy(name: str) -> None:
     assert not loaded_after(f"from sstool.cli.main import run; run([{name!r}, '-h'])") & HEAVY
 

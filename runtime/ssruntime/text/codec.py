@@ -50,11 +50,15 @@ class PromptCodec:
                 raise ArtifactError(f"{template} cannot be read: {err}", "export the model again") from err
             self.chat = ChatTemplate(source, names)
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
         """Returns the token ids of a prompt, at least one.
 
         The tokenizer adds its special tokens to a text, but not to rendered messages, because chat templates
         write them.
+
+        Args:
+            prompt: the prompt.
+            add_special_tokens: whether the tokenizer adds its special tokens to a text.
 
         Raises:
             PromptError: if the prompt is empty or of an unknown kind, an id is outside the vocabulary, the
@@ -66,7 +70,7 @@ class PromptCodec:
         elif isinstance(prompt, str):
             if not prompt:
                 raise PromptError("the prompt is empty", "give at least one character")
-            ids = self._encode_text(prompt, special=True)
+            ids = self._encode_text(prompt, special=add_special_tokens)
         else:
             ids = self._checked_ids(_token_ids(prompt))
         if not ids:

@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "export": "Make an artifact from a checkpoint.",
     "search": "Find the draft: what it skips, and what it copies in int4.",
     "generate": "Complete a prompt, or a file of prompts.",
+    "serve": "Serve an artifact to clients of OpenAI's API.",
     "bench": "Compare autoregressive decoding with other modes.",
     "bench-serve": "Measure any server with OpenAI's API under load.",
     "check": "Check files, parity, losslessness and memory of an artifact.",

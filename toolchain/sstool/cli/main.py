@@ -19,10 +19,16 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
-_EXTRA_OF: Final = {"click": "cli", "rich": "cli", "httpx2": "cli", "onnxruntime": "cpu"} | dict.fromkeys(
-    ("torch", "transformers", "mobius", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "yaml", "ax", "plotly", "scipy"),
-    "toolchain",
-)
+_EXTRAS: Final = {
+    "cli": ("click", "rich", "httpx2"),
+    "cpu": ("onnxruntime",),
+    "server": ("fastapi", "starlette", "uvicorn", "h11", "prometheus_client", "pydantic"),
+    "toolchain": (
+        *("torch", "transformers", "mobius", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "yaml", "ax", "plotly"),
+        "scipy",
+    ),
+}
+_EXTRA_OF: Final = {package: extra for extra, packages in _EXTRAS.items() for package in packages}
 
 
 _SLOW_WORK: Final = "ssruntime.backends.tensorrt.trt_engine"

@@ -1,0 +1,196 @@
+"""The running completions of one HTTP request, as one stream of pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Final, Literal, NamedTuple
+
+from ssruntime.errors import SelfSpecError
+from ssruntime.logprobs import TokenLogprob
+from ssruntime.preparation import Request
+from ssruntime.results import DecodeStats
+from ssruntime.server.errors import ApiError, api_error
+from ssruntime.server.metrics import ServerMetrics
+from ssruntime.server.schema.usage import Metrics, PromptTokensDetails, SpeculativeDecoding, Usage
+from ssruntime.server.served_engine import RunningRequest
+
+FinishReason = Literal["stop", "length"]
+_REASONS: Final[dict[str, FinishReason]] = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
+
+
+class Piece(NamedTuple):
+    """What a choice's text grew by.
+
+    Attributes:
+        choice: number of the choice.
+        text: new text; it may be empty.
+        tokens: new tokens.
+        logprobs: their log probabilities, if these were asked for.
+        finish_reason: set with the choice's last piece.
+    """
+
+    choice: int
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason | None
+
+
+class Choices:
+    """The completions of one HTTP request.
+
+    Attributes:
+        finish_reasons: those of the finished choices, in the order in which they finished.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        running: Sequence[RunningRequest],
+        *,
+        arrived: float,
+        metrics: ServerMetrics,
+        on_end: Callable[[Choices, float], None],
+    ) -> None:
+        """Takes requests that have begun.
+
+        Args:
+            requests: a request for each choice.
+            running: the same, running.
+            arrived: time of `time.perf_counter` at which the HTTP request came.
+            metrics: where tokens and times are counted.
+            on_end: called with this object and the seconds since the arrival, once nothing runs any more.
+        """
+        self._requests = requests
+        self._running = running
+        self._arrived = arrived
+        self._metrics = metrics
+        self._on_end = on_end
+        self._tokens = [0] * len(requests)
+        self._stats: list[DecodeStats] = []
+        self.finish_reasons: list[FinishReason] = []
+        self._is_closed = False
+
+    @property
+    def count(self) -> int:
+        """The number of choices."""
+        return len(self._requests)
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        """Yields the pieces of all choices as they come. Closing the generator ends what still runs.
+
+        Raises:
+            ApiError: if a choice failed or was not finished in time.
+        """
+        found: asyncio.Queue[Piece | ApiError | None] = asyncio.Queue()
+        readers = [asyncio.create_task(self._read(index, found)) for index in range(len(self._running))]
+        left = len(readers)
+        try:
+            while left:
+                piece = await found.get()
+                if piece is None:
+                    left -= 1
+                elif isinstance(piece, ApiError):
+                    raise piece
+                else:
+                    yield piece
+        finally:
+            for reader in readers:
+                reader.cancel()
+            self.close()
+
+    def cancel(self) -> None:
+        """Ends what still runs: the reader of the pieces gets an error."""
+        for one in self._running:
+            one.cancel()
+
+    def close(self) -> None:
+        """Ends what still runs, when nobody reads the pieces any more; of no effect the second time."""
+        for one in self._running:
+            one.cancel()
+        if not self._is_closed:
+            self._is_closed = True
+            self._on_end(self, time.perf_counter() - self._arrived)
+
+    def usage(self) -> Usage:
+        """Returns the numbers of tokens so far; a prompt counts once for all of its choices."""
+        prompts = {id(request.ids): len(request.ids) for request in self._requests}
+        prompt, completion = sum(prompts.values()), sum(self._tokens)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(),
+        )
+
+    def figures(self) -> Metrics | None:
+        """Returns how well the drafts of finished choices were accepted; None if nothing was drafted."""
+        histogram: list[int] = []
+        proposed = 0
+        for stats in self._stats:
+            for (sources, accepted), rounds in stats.outcomes.items():
+                histogram += [0] * (accepted + 1 - len(histogram))
+                histogram[accepted] += rounds
+                proposed += rounds * len(sources)
+        steps = sum(histogram)
+        if not steps:
+            return None
+        accepted = sum(count * rounds for count, rounds in enumerate(histogram))
+        return Metrics(
+            speculative_decoding=SpeculativeDecoding(
+                mean_acceptance_length=1 + accepted / steps,
+                draft_acceptance_rate=accepted / proposed,
+                acceptance_histogram=histogram,
+                num_spec_steps=steps,
+                num_draft_tokens=proposed,
+                num_accepted_draft_tokens=accepted,
+            )
+        )
+
+    async def _read(self, index: int, found: asyncio.Queue[Piece | ApiError | None]) -> None:
+        """Puts the pieces of a choice into a queue, then None; or what failed."""
+        before = self._arrived
+        is_finished = False
+        try:
+            async for chunk in self._running[index]:
+                now, count = time.perf_counter(), len(chunk.token_ids)
+                if count and not self._tokens[index]:
+                    self._metrics.add_first_token(now - before)
+                elif count:
+                    self._metrics.add_tokens(count, now - before)
+                before = now if count else before
+                self._tokens[index] += count
+                reason = None
+                if chunk.finish_reason is not None:
+                    reason, is_finished = self._end(index, chunk.finish_reason, chunk.stats or DecodeStats()), True
+                found.put_nowait(Piece(index, chunk.text, chunk.token_ids, chunk.logprobs, reason))
+            if not is_finished:  # it was cancelled while it waited for a sequence
+                raise self._unfinished("cancelled")
+        except SelfSpecError as err:
+            found.put_nowait(api_error(err))
+        except ApiError as err:
+            found.put_nowait(err)
+        except Exception as err:  # noqa: BLE001 - the reader of the pieces gets it
+            failure = ApiError(500, "the engine failed; the server's log has the cause", code="engine_failed")
+            failure.__cause__ = err
+            found.put_nowait(failure)
+        else:
+            found.put_nowait(None)
+
+    def _end(self, index: int, engine_reason: str, stats: DecodeStats) -> FinishReason:
+        reason = _REASONS.get(engine_reason)
+        if reason is None:
+            raise self._unfinished(engine_reason)
+        self._stats.append(stats)
+        self.finish_reasons.append(reason)
+        seconds = time.perf_counter() - self._arrived
+        self._metrics.add_end(reason, len(self._requests[index].ids), self._tokens[index], seconds, stats)
+        return reason
+
+    def _unfinished(self, engine_reason: str) -> ApiError:
+        """Returns the error of a choice that ended before its text did."""
+        if engine_reason == "timeout":
+            return ApiError(503, "the request was not finished within the server's time limit", code="timeout")
+        return ApiError(503, "the server stopped before the request was finished", code="stopping", headers={"Retry-After": "1"})

@@ -1,0 +1,90 @@
+"""Errors in the shape and with the status that OpenAI's clients expect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ssruntime.errors import BackendUnavailableError, ContextOverflowError, QueueFullError, SelfSpecError
+from ssruntime.server.schema.errors import ErrorBody, ErrorResponse
+
+_TYPES: Final[Mapping[int, str]] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+MAX_SHOWN: Final = 200
+"""Most characters of a value from a request that an error message repeats."""
+
+
+class ApiError(HTTPException):
+    """An error that a client gets.
+
+    Attributes:
+        body: content of the response.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        kind = _TYPES.get(status, "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "internal_error")
+        self.body = ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code))
+
+    def response(self) -> JSONResponse:
+        """Returns the HTTP response."""
+        return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+
+
+def api_error(error: SelfSpecError, *, retry_after: float = 1.0) -> ApiError:
+    """Returns what a client gets for an error of the engine.
+
+    Args:
+        error: the error.
+        retry_after: seconds after which a client may try again, if the engine is busy.
+    """
+    if isinstance(error, BackendUnavailableError):
+        status, code = (429, "queue_full") if isinstance(error, QueueFullError) else (503, "unavailable")
+        return ApiError(status, str(error), code=code, headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
+    return ApiError(400, str(error), code="context_length_exceeded" if isinstance(error, ContextOverflowError) else None)
+
+
+def unknown_model(name: str, known: Sequence[str]) -> ApiError:
+    """Returns the error for a model that is not served."""
+    return ApiError(
+        404, f"the model {shorten(name)!r} is not served here; served: {', '.join(known)}", param="model", code="model_not_found"
+    )
+
+
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Returns the error for a body that does not fit the schema.
+
+    Args:
+        errors: pydantic's list of errors, at least one.
+    """
+    first = errors[0]
+    where = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {where[0]}", code="invalid_json")
+    param = ".".join(where) or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"unknown parameter: {shorten(param or '')!r}", param=shorten(param or ""), code="unknown_parameter")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    shown = shorten(param or "the body")
+    return ApiError(400, f"{shown}: {shorten(message)}", param=shorten(param) if param else None, code="invalid_value")
+
+
+def shorten(text: str) -> str:
+    """Returns a text of bounded length, without what terminals and logs would interpret."""
+    printable = "".join(c if c.isprintable() else "?" for c in text[: MAX_SHOWN + 1])
+    return printable if len(printable) <= MAX_SHOWN else printable[:MAX_SHOWN] + "..."

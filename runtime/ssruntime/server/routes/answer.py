@@ -1,0 +1,91 @@
+"""Answers of both endpoints for completions: as a whole, or as server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from ssruntime.logprobs import TokenLogprob
+from ssruntime.server.choices import Choices, FinishReason, Piece
+from ssruntime.server.events import DONE, ClientGoneError, EventStream, event, until_gone
+
+CLIENT_GONE = 499
+"""Status in the log of a request whose client did not wait for the answer."""
+
+
+@dataclass
+class Finished:
+    """A finished choice."""
+
+    text: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason = "stop"
+
+
+class Writer(Protocol):
+    """Puts the completions of one request into an endpoint's form."""
+
+    def first(self) -> Sequence[BaseModel]:
+        """Returns the chunks of a stream before the first text."""
+
+    def chunk(self, piece: Piece) -> BaseModel:
+        """Returns the chunk of a stream for a piece; pieces of a choice come in order."""
+
+    def usage(self) -> BaseModel:
+        """Returns the last chunk of a stream, which has the usage."""
+
+    def whole(self, finished: Sequence[Finished]) -> BaseModel:
+        """Returns the response with all choices."""
+
+
+async def answer(request: Request, choices: Choices, writer: Writer, *, stream: bool, includes_usage: bool) -> Response:
+    """Returns the response to a request whose completions have begun.
+
+    Args:
+        request: the HTTP request.
+        choices: its completions.
+        writer: form of the answer.
+        stream: whether to answer with server-sent events.
+        includes_usage: whether these end with the usage.
+    """
+    request.state.choices = choices
+    if stream:
+        return EventStream(_events(choices, writer, includes_usage=includes_usage), choices.close)
+    try:
+        finished = await until_gone(request.receive, _collected(choices))
+    except ClientGoneError:
+        return Response(status_code=CLIENT_GONE)
+    finally:
+        choices.close()
+    return Response(writer.whole(finished).model_dump_json(), media_type="application/json")
+
+
+async def _events(choices: Choices, writer: Writer, *, includes_usage: bool) -> AsyncGenerator[bytes]:
+    for chunk in writer.first():
+        yield event(chunk)
+    async for piece in choices.pieces():
+        # The text's last piece and the reason of its end are chunks of their own, as clients expect.
+        if piece.text or piece.logprobs:
+            yield event(writer.chunk(piece._replace(finish_reason=None)))
+        if piece.finish_reason is not None:
+            yield event(writer.chunk(piece._replace(text="", tokens=(), logprobs=())))
+    if includes_usage:
+        yield event(writer.usage())
+    yield DONE
+
+
+async def _collected(choices: Choices) -> list[Finished]:
+    finished = [Finished() for _ in range(choices.count)]
+    async for piece in choices.pieces():
+        one = finished[piece.choice]
+        one.text.append(piece.text)
+        one.tokens += piece.tokens
+        one.logprobs += piece.logprobs
+        one.finish_reason = piece.finish_reason or one.finish_reason
+    return finished

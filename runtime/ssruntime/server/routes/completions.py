@@ -1,0 +1,107 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from ssruntime.logprobs import TokenLogprob
+from ssruntime.server.choices import Choices, FinishReason, Piece
+from ssruntime.server.errors import ApiError
+from ssruntime.server.routes.access import FAILURES, Key, Served, remember
+from ssruntime.server.routes.answer import Finished, answer
+from ssruntime.server.schema.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
+from ssruntime.server.service import Service
+
+DEFAULT_MAX_TOKENS: Final = 16
+"""OpenAI's default for this endpoint."""
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", response_model=CompletionResponse, responses=FAILURES)
+async def complete(body: CompletionRequest, request: Request, service: Served, key: Key) -> Response:
+    """Continues one or more texts; with `stream`, as server-sent events."""
+    arrived = time.perf_counter()
+    remember(request, service, body)
+    service.check_model(body.model)
+    if not body.prompts:
+        raise ApiError(400, "prompt: the list is empty", param="prompt", code="invalid_value")
+    service.check_room(len(body.prompts) * body.choices)
+    config = body.generation_config(max_new_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, logprobs=body.logprobs)
+    requests = [one for prompt in body.prompts for one in await service.prepare(prompt, config, choices=body.choices, key=key)]
+    choices = service.begin(requests, arrived=arrived)
+    writer = CompletionWriter(service, choices, body)
+    return await answer(request, choices, writer, stream=bool(body.stream), includes_usage=body.includes_usage)
+
+
+class CompletionWriter:
+    """Puts completions into the form of this endpoint; see `answer.Writer`."""
+
+    def __init__(self, service: Service, choices: Choices, body: CompletionRequest) -> None:
+        self._service = service
+        self._choices = choices
+        self._has_logprobs = body.logprobs is not None
+        self._hidden = service.codec.special_tokens.keys() if body.skip_special_tokens else ()
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._offsets = [0] * choices.count
+
+    def first(self) -> Sequence[CompletionResponse]:
+        """Returns no chunks."""
+        return ()
+
+    def chunk(self, piece: Piece) -> CompletionResponse:
+        """Returns the chunk for a piece."""
+        return self._response([self._choice(piece.choice, piece.text, piece.tokens, piece.logprobs, piece.finish_reason)])
+
+    def usage(self) -> CompletionResponse:
+        """Returns the chunk that has the usage."""
+        return self._with_usage(self._response([]))
+
+    def whole(self, finished: Sequence[Finished]) -> CompletionResponse:
+        """Returns the response with all choices."""
+        return self._with_usage(
+            self._response(
+                [self._choice(index, "".join(one.text), one.tokens, one.logprobs, one.finish_reason) for index, one in enumerate(finished)]
+            )
+        )
+
+    def _response(self, choices: list[CompletionChoice]) -> CompletionResponse:
+        return CompletionResponse(
+            id=self._id,
+            created=self._created,
+            model=self._service.names[0],
+            system_fingerprint=self._service.fingerprint,
+            choices=choices,
+        )
+
+    def _with_usage(self, response: CompletionResponse) -> CompletionResponse:
+        response.usage, response.metrics = self._choices.usage(), self._choices.figures()
+        return response
+
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], reason: FinishReason | None
+    ) -> CompletionChoice:
+        found = self._logprobs(index, tokens, logprobs) if self._has_logprobs and (tokens or reason is None) else None
+        return CompletionChoice(index=index, text=text, logprobs=found, finish_reason=reason)
+
+    def _logprobs(self, index: int, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs:
+        text_of = self._service.token_text
+        found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+        for token, one in zip(tokens, logprobs, strict=True):
+            text = text_of(token)
+            found.tokens.append(text)
+            found.token_logprobs.append(one.logprob)
+            top: dict[str, float] = {}
+            for other, logprob in one.top:  # the best first: of tokens with the same text, the best one stays
+                top.setdefault(text_of(other), logprob)
+            found.top_logprobs.append(top)
+            found.text_offset.append(self._offsets[index])
+            self._offsets[index] += 0 if token in self._hidden else len(text)
+        return found

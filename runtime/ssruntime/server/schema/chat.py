@@ -1,0 +1,177 @@
+"""`/v1/chat/completions`: its request, response and chunks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ssruntime.config.generation import MAX_LOGPROBS
+from ssruntime.server.schema.decoding import DecodingRequest, Only, RequestModel
+from ssruntime.server.schema.usage import ABSENT, Metrics, Usage
+
+
+class TextPart(RequestModel):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(RequestModel):
+    """A call that an earlier turn of the assistant made."""
+
+    name: str
+    arguments: str = Field(description="A JSON object; the template gets it parsed.")
+
+
+class ToolCall(RequestModel):
+    """A call of a tool, in a turn of the assistant."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(RequestModel):
+    """A turn of the conversation; the model's template says which roles there are."""
+
+    role: str = Field(min_length=1)
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: Annotated[Any, Only(None)] = None
+
+
+class ToolFunction(BaseModel):
+    """A function that the model may call; the template gets all of it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+
+
+class Tool(RequestModel):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class ResponseFormat(RequestModel):
+    """The form of the answer."""
+
+    type: Annotated[Any, Only("text")]
+
+
+class ChatRequest(DecodingRequest):
+    """A request for the assistant's next turn."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: list[Tool] | None = None
+    tool_choice: Annotated[Any, Only("auto", "none", None)] = None
+    parallel_tool_calls: Annotated[Any, Only(True, None)] = None
+    response_format: ResponseFormat | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Further variables of the template.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream: true")
+        given = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(given) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
+        return self
+
+    @property
+    def logprob_count(self) -> int | None:
+        """Number of most probable tokens to report beside each token; None to report nothing."""
+        return self.top_logprobs or 0 if self.logprobs else None
+
+
+class TopLogprob(BaseModel):
+    """A token and its log probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(TopLogprob):
+    """A generated token, with the most probable ones of its position."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log probabilities of the generated tokens."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class AssistantMessage(BaseModel):
+    """The assistant's turn."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """A completion."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatResponse(BaseModel):
+    """A response."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    metrics: Metrics | None = ABSENT
+
+
+class Delta(BaseModel):
+    """What a chunk adds to the assistant's turn."""
+
+    role: Literal["assistant"] | None = ABSENT
+    content: str | None = ABSENT
+
+
+class ChatChunkChoice(BaseModel):
+    """A piece of a completion."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatChunk(BaseModel):
+    """A chunk of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = ABSENT
+    metrics: Metrics | None = ABSENT
