@@ -1,4 +1,4 @@
-"""Requests that arrive at random, some of them given up, have the tokens and log probabilities of each alone."""
+"""Requests that arrive at random, some of them given up, have tokens and log probabilities as each alone."""
 
 from __future__ import annotations
 
