@@ -97,6 +97,7 @@ def test_each_request_has_an_id_and_a_line(served: Served, caplog: pytest.LogCap
         }.items()
     )
     assert second["status"] == 400
+    assert second["error"] == "n: Input should be greater than or equal to 1"
     assert "secret" not in caplog.text
 
 

@@ -65,6 +65,13 @@ def test_a_stream_has_the_same_text_then_the_reason_then_the_usage(served: Serve
     assert len({one["id"] for one in found}) == 1
 
 
+def test_each_chunk_has_the_usage_where_asked(served: Served) -> None:
+    found = events(served, **SAMPLED, prompt="abc", stream_options={"include_usage": True, "continuous_usage_stats": True})
+    counts = [one["usage"]["completion_tokens"] for one in found]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == 40
+
+
 def test_a_stream_without_usage_has_none(served: Served) -> None:
     assert all(one["choices"] for one in events(served, **SAMPLED, prompt="abc"))
 

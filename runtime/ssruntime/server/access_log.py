@@ -64,6 +64,7 @@ def _line(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> d
         "path": shorten(scope["path"]),
         "status": status or None,
         "ms": round(1000 * seconds, 1),
+        "error": shorten(state["error"]) if "error" in state else None,
     }
     if (choices := state.get("choices")) is not None:
         usage = choices.usage()

@@ -84,6 +84,7 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
 def _counted(request: Request, error: ApiError) -> JSONResponse:
     service: Service = request.app.state.service
     service.metrics.add_failure(error.status_code)
+    request.state.error = error.body.error.message
     return error.response()
 
 

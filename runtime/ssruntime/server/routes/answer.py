@@ -13,6 +13,9 @@ from pydantic import BaseModel
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.events import DONE, ClientGoneError, EventStream, event, until_gone
+from ssruntime.server.schema.chat import ChatChunk
+from ssruntime.server.schema.completions import CompletionResponse
+from ssruntime.server.schema.decoding import UsageIn
 
 CLIENT_GONE = 499
 """Status in the log of a request whose client did not wait for the answer."""
@@ -28,23 +31,26 @@ class Finished:
     finish_reason: FinishReason = "stop"
 
 
+AnswerChunk = CompletionResponse | ChatChunk
+
+
 class Writer(Protocol):
     """Puts the completions of one request into an endpoint's form."""
 
-    def first(self) -> Sequence[BaseModel]:
+    def first(self) -> Sequence[AnswerChunk]:
         """Returns the chunks of a stream before the first text."""
 
-    def chunk(self, piece: Piece) -> BaseModel:
+    def chunk(self, piece: Piece) -> AnswerChunk:
         """Returns the chunk of a stream for a piece; pieces of a choice come in order."""
 
-    def usage(self) -> BaseModel:
+    def usage(self) -> AnswerChunk:
         """Returns the last chunk of a stream, which has the usage."""
 
     def whole(self, finished: Sequence[Finished]) -> BaseModel:
         """Returns the response with all choices."""
 
 
-async def answer(request: Request, choices: Choices, writer: Writer, *, stream: bool, includes_usage: bool) -> Response:
+async def answer(request: Request, choices: Choices, writer: Writer, *, stream: bool, usage_in: UsageIn) -> Response:
     """Returns the response to a request whose completions have begun.
 
     Args:
@@ -52,11 +58,11 @@ async def answer(request: Request, choices: Choices, writer: Writer, *, stream: 
         choices: its completions.
         writer: form of the answer.
         stream: whether to answer with server-sent events.
-        includes_usage: whether these end with the usage.
+        usage_in: which of these have the usage.
     """
     request.state.choices = choices
     if stream:
-        return EventStream(_events(choices, writer, includes_usage=includes_usage), choices.close)
+        return EventStream(_events(choices, writer, usage_in), choices.close)
     try:
         finished = await until_gone(request.receive, _collected(choices))
     except ClientGoneError:
@@ -66,16 +72,20 @@ async def answer(request: Request, choices: Choices, writer: Writer, *, stream: 
     return Response(writer.whole(finished).model_dump_json(), media_type="application/json")
 
 
-async def _events(choices: Choices, writer: Writer, *, includes_usage: bool) -> AsyncGenerator[bytes]:
+async def _events(choices: Choices, writer: Writer, usage_in: UsageIn) -> AsyncGenerator[bytes]:
+    def one(chunk: AnswerChunk) -> bytes:
+        chunk.usage = choices.usage() if usage_in == "all" else None
+        return event(chunk)
+
     for chunk in writer.first():
-        yield event(chunk)
+        yield one(chunk)
     async for piece in choices.pieces():
         # The text's last piece and the reason of its end are chunks of their own, as clients expect.
         if piece.text or piece.logprobs:
-            yield event(writer.chunk(piece._replace(finish_reason=None)))
+            yield one(writer.chunk(piece._replace(finish_reason=None)))
         if piece.finish_reason is not None:
-            yield event(writer.chunk(piece._replace(text="", tokens=(), logprobs=())))
-    if includes_usage:
+            yield one(writer.chunk(piece._replace(text="", tokens=(), logprobs=())))
+    if usage_in != "none":
         yield event(writer.usage())
     yield DONE
 

@@ -46,7 +46,7 @@ async def complete_chat(body: ChatRequest, request: Request, service: Served, ke
     requests = await service.prepare(chat, config, choices=body.choices, key=key)
     choices = service.begin(requests, arrived=arrived)
     writer = ChatWriter(service, choices, has_logprobs=bool(body.logprobs))
-    return await answer(request, choices, writer, stream=bool(body.stream), includes_usage=body.includes_usage)
+    return await answer(request, choices, writer, stream=bool(body.stream), usage_in=body.usage_in)
 
 
 class ChatWriter:

@@ -37,7 +37,7 @@ async def complete(body: CompletionRequest, request: Request, service: Served, k
     requests = [one for prompt in body.prompts for one in await service.prepare(prompt, config, choices=body.choices, key=key)]
     choices = service.begin(requests, arrived=arrived)
     writer = CompletionWriter(service, choices, body)
-    return await answer(request, choices, writer, stream=bool(body.stream), includes_usage=body.includes_usage)
+    return await answer(request, choices, writer, stream=bool(body.stream), usage_in=body.usage_in)
 
 
 class CompletionWriter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -14,6 +14,9 @@ from ssruntime.config.generation import SEED_LIMIT
 
 MAX_CHOICES: Final = 128
 MAX_STOPS: Final = 16
+
+
+UsageIn = Literal["none", "last", "all"]
 
 
 class RequestModel(BaseModel):
@@ -45,6 +48,7 @@ class StreamOptions(RequestModel):
     """What a stream has beside its chunks."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="Whether each chunk has the usage so far; needs include_usage.")
 
 
 class DecodingRequest(RequestModel):
@@ -81,9 +85,12 @@ class DecodingRequest(RequestModel):
         return self.n or 1
 
     @property
-    def includes_usage(self) -> bool:
-        """Whether a stream ends with a chunk that has the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+    def usage_in(self) -> UsageIn:
+        """Which chunks of a stream have the usage."""
+        options = self.stream_options or StreamOptions(include_usage=False, continuous_usage_stats=False)
+        if not options.include_usage:
+            return "none"
+        return "all" if options.continuous_usage_stats else "last"
 
     def generation_config(self, *, max_new_tokens: int, logprobs: int | None) -> GenerationConfig:
         """Returns the engine's settings.
