@@ -18,7 +18,7 @@ RUNTIME = [
     "backends.device_engines", "backends.ort_cuda", "backends.tensorrt", "backends.registry", "backends",
     "pass_costs", "acceptance", "proposers", "sequence", "scheduler", "engine", "async_engine",
     "server.schema", "server.settings", "server.errors", "server.metrics", "server.served_engine", "server.choices", "server.service",
-    "server.prompts", "server.events", "server.limits", "server.access_log", "server.routes", "server.app", "server.connection", "server.run", "server",
+    "server.prompts", "server.events", "server.limits", "server.access_log", "server.routes", "server.app", "server.resumed", "server.ray_app", "server.connection", "server.run", "server",
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set", "precision", "checkpoint", "hub",

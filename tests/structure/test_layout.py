@@ -25,7 +25,7 @@ CONFIGURATION = ("Config", "Options", "Settings", "Recipe", "Defaults", "Manifes
 
 RUNTIME_MAY_IMPORT = {"ssruntime", "numpy", "onnxruntime", "tokenizers", "jinja2"}
 """Packages that the runtime may import besides the standard library; a GPU backend will add its own."""
-SERVER_MAY_IMPORT = {"fastapi", "starlette", "uvicorn", "h11", "pydantic", "pydantic_core", "prometheus_client"}
+SERVER_MAY_IMPORT = {"fastapi", "starlette", "uvicorn", "h11", "pydantic", "pydantic_core", "prometheus_client", "ray"}
 """Packages that only the server may import besides these."""
 
 SOURCES = sorted(p for root in (RUNTIME, TOOLCHAIN, TESTS) for p in root.rglob("*.py"))
