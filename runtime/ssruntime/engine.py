@@ -24,9 +24,11 @@ from ssruntime.folder_lock import require_locks
 from ssruntime.machine import default_threads
 from ssruntime.pass_costs.planners import Planners
 from ssruntime.planning.planner import Planner
+from ssruntime.prefix_cache import BLOCK, PrefixCache
 from ssruntime.proposers import Parts, make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.batch import Batch
+from ssruntime.scheduler.cached_prefix import CachedPrefix
 from ssruntime.scheduler.member import Member
 from ssruntime.scheduler.single import decode
 from ssruntime.sequence import Sequence
@@ -50,6 +52,7 @@ def load(
     max_context: int | None = None,
     max_sequences: int = DEFAULT_MAX_SEQUENCES,
     draft: bool | str = True,
+    prefix_cache: int | None = None,
     bit_exact: bool = True,
     global_threads: bool = False,
     on_cpu: bool = False,
@@ -68,6 +71,9 @@ def load(
             Further requests wait.
         draft: whether to open a draft engine, or the name of the artifact's draft to open. By default it is
             the first one. Without a draft, only autoregressive decoding (mode `plain`) is possible.
+        prefix_cache: most bytes of KV to keep of earlier texts, for prompts that begin like them; 0 keeps
+            none. Default: as much as one sequence of `max_context` tokens has, if passes give a token's KV
+            and logits to the bit, as on `ort-cpu` with `bit_exact`; otherwise 0.
         bit_exact: whether a pass of one token gives the logits of wider passes to the bit. Without it, such a
             pass is computed by the kernel for a single row, which is faster on some processors. Near ties may
             then be decided differently in the two modes.
@@ -96,6 +102,7 @@ def load(
     context = min(artifact.manifest.max_context, DEFAULT_MAX_CONTEXT) if max_context is None else max_context
     thread_count = checked_threads(threads)
     check_int("max_sequences", max_sequences, 1)
+    check_int("prefix_cache", prefix_cache, 0)
     defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
     if defaults.ignored:
         logger.warning("%s has settings that cannot be followed; they are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
@@ -118,7 +125,15 @@ def load(
     backend = target.load().open_backend(artifact, options)
     if entry is not None:
         _warn_of_other_processor(artifact, processor_of(backend))
-    return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry, max_sequences=max_sequences)
+    return Engine(
+        artifact=artifact,
+        backend=backend,
+        codec=codec,
+        defaults=defaults,
+        draft=entry,
+        max_sequences=max_sequences,
+        prefix_cache=PrefixCache(_prefix_capacity(prefix_cache, backend), backend.kv_entry_bytes),
+    )
 
 
 class Request(NamedTuple):
@@ -127,14 +142,20 @@ class Request(NamedTuple):
     Attributes:
         ids: token ids of the prompt.
         settings: completed settings.
+        prefix_namespace: requests share beginnings only with requests of the same namespace.
     """
 
     ids: tuple[int, ...]
     settings: DecodeSettings
+    prefix_namespace: str = ""
 
 
 class Engine:
-    """The open engines of one artifact. Threads may share it: their requests share passes."""
+    """The open engines of one artifact. Threads may share it: their requests share passes.
+
+    Attributes:
+        prefix_cache: KV of earlier texts, and counts of its use.
+    """
 
     def __init__(
         self,
@@ -145,11 +166,13 @@ class Engine:
         defaults: CheckpointDefaults,
         draft: DraftEntry | None,
         max_sequences: int,
+        prefix_cache: PrefixCache,
     ) -> None:
         """Combines the parts of an engine. Call `load` instead."""
         self.max_sequences = max_sequences
         self.artifact = artifact
         self.backend = backend
+        self.prefix_cache = prefix_cache
         self.defaults = defaults
         self._codec = codec
         self._draft = draft
@@ -211,7 +234,7 @@ class Engine:
     ) -> tuple[list[int], DecodeStats]:
         """Returns the tokens and statistics of decoding on the caller's slot, with the draft of that slot.
 
-        This serves to measure drafts that are not in the artifact.
+        This serves to measure drafts that are not in the artifact. It does not use the prefix cache.
 
         Args:
             slot: slot that no other thread uses during the call.
@@ -275,16 +298,25 @@ class Engine:
             )
         return ids
 
-    def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
-        """Returns a checked request for `generate` and `stream`; arguments and errors are theirs."""
+    def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
+        """Returns a checked request for `generate` and `stream`; arguments and errors are theirs.
+
+        Args:
+            prompt: as in `generate`.
+            config: as in `generate`.
+            prefix_namespace: the prefix cache is shared only with requests of the same namespace, such as
+                those of one user. Others could learn from their times how long texts begin alike.
+        """
         if isinstance(prompt, Request):
-            if config is not None:
+            if config is not None or prefix_namespace:
                 raise ConfigError("a prepared request has its settings already", "give the settings to prepare")
             return prompt
+        if not isinstance(prefix_namespace, str):
+            raise ConfigError(f"prefix_namespace must be a text, found {prefix_namespace!r}", "give a name, or leave it out")
         settings, ids = self.settings(config), self.encode(prompt)
         if as_chat(prompt) is not None and not (config is not None and config.ignore_eos):
             settings = dataclasses.replace(settings, eos_token_ids=settings.eos_token_ids | self._codec.turn_end)
-        return Request(tuple(ids), settings)
+        return Request(tuple(ids), settings, prefix_namespace)
 
     def warm_up(self, timeout: float | None = None) -> None:
         """Measures the costs of passes now, if this host has not measured them, so that no request has to.
@@ -307,6 +339,7 @@ class Engine:
         Unused KV caches are freed at once, ONNX Runtime's sessions with the last reference to this engine.
         """
         self._is_closed = True
+        self.prefix_cache.close()
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -333,7 +366,8 @@ class Engine:
         try:
             planner, deadline = self._planner(request.settings, slot, deadline)
             sequence, text = self._begin(slot, request.ids, request.settings, planner, trace)
-            member = Member(sequence, slot, text, costs=planner.recorder, deadline=deadline, cancel=cancel)
+            prefix = CachedPrefix(self.prefix_cache, request.prefix_namespace) if self.prefix_cache.is_on else None
+            member = Member(sequence, slot, text, costs=planner.recorder, prefix=prefix, deadline=deadline, cancel=cancel)
         except BaseException:
             self.backend.release(slot)
             raise
@@ -391,6 +425,23 @@ def _warn_of_other_processor(artifact: Artifact, processor: str) -> None:
             processor,
             artifact.folder,
         )
+
+
+def _prefix_capacity(given: int | None, backend: Backend) -> int:
+    """Returns the size of the prefix cache in bytes.
+
+    Where a pass of another width rounds differently, a text could depend on what was asked before. So it is
+    off there by default.
+
+    Raises:
+        ConfigError: if the cache could hold nothing.
+    """
+    if given is None:
+        return backend.max_context * backend.kv_entry_bytes if backend.capabilities.bit_exact else 0
+    least = BLOCK * backend.kv_entry_bytes
+    if 0 < given < least:
+        raise ConfigError(f"prefix_cache is out of range: {given}", f"it must be 0, or at least {least} bytes, for {BLOCK} tokens")
+    return given
 
 
 def checked_threads(threads: int | None) -> int:

@@ -18,7 +18,7 @@ ONE_THREAD = ("--threads", "1")
 """One thread, so that engines and parallel test runs do not compete for the cores."""
 SAMPLED = (*ONE_THREAD, "--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "24", "--max-context", "64")
 COUNTS = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "withheld", "emitted", "discarded"}
-STATS = {*COUNTS, "prefill_s", "decode_s", "tokens_per_second"}
+STATS = {*COUNTS, "cached_tokens", "prefill_s", "decode_s", "tokens_per_second"}
 
 
 def check_counts(result: dict[str, Any]) -> None:

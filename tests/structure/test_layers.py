@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # everything in the folder that has no entry of its own.
 RUNTIME = [
     "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch", "cache_folder",
-    "planning", "sampling", "proposal", "results", "stopping", "artifact", "config", "text",
+    "prefix_cache", "planning", "sampling", "proposal", "results", "stopping", "artifact", "config", "text",
     "backends.onnx_wire", "backends.rope", "backends.base", "backends.pool", "backends.device", "backends.cuda", "backends.ort",
     "backends.device_engines", "backends.ort_cuda", "backends.tensorrt", "backends.registry", "backends",
     "pass_costs", "acceptance", "proposers", "sequence", "scheduler", "engine", "async_engine",
