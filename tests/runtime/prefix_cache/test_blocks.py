@@ -123,7 +123,7 @@ def test_a_cache_without_room_is_off(capacity: int, entry: int) -> None:
 
 @given(st.integers(1, 6), st.lists(st.tuples(st.booleans(), st.text("ab", max_size=4), st.sampled_from("xy")), max_size=30))
 def test_any_use_finds_what_a_plain_list_of_blocks_would(capacity: int, uses: list[tuple[bool, str, str]]) -> None:
-    """The list has the beginnings of all texts, the most recently used first, shorter ones before longer ones."""
+    """The list has the beginnings of all texts: the most recently used first, short ones before long ones."""
     cache, kept = PrefixCache(capacity * SIZE, ENTRY), list[tuple[str, str]]()
     for is_kept, letters, namespace in uses:
         chain = [(namespace, letters[: at + 1]) for at in range(len(letters))]
