@@ -230,7 +230,7 @@ def test_blocks_of_kv_are_what_was_read(slot: DeviceSlot, engine: Engine) -> Non
 
 
 def test_a_known_prefix_is_copied_if_the_load_says_so(standard: Path, engine: Engine) -> None:
-    """By default it is not: passes of other widths may round differently, so the copy may decide a near tie."""
+    """By default it is not: passes of other widths round differently, so a copy may decide a near tie."""
     assert not engine.prefix_cache.is_on
     ids = [*range(5, 60)]
     with load(standard, threads=1, on_cpu=True, prefix_cache=10**7) as cached:

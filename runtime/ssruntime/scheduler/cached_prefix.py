@@ -37,8 +37,8 @@ class CachedPrefix:
     def keep(self, sequence: Sequence, slot: Slot) -> None:
         """Keeps the KV of the tokens so far, if they fill another block."""
         # Past `start`, entries may be those of rejected tokens. A text that ended in the middle of a round is
-        # shorter than what is valid.
-        valid = min(sequence.start, len(sequence.ids))
-        if valid // BLOCK > self._known // BLOCK:
-            self._cache.keep(self._namespace, sequence.ids[:valid], slot)
-            self._known = valid
+        # even shorter.
+        ids = sequence.ids[: sequence.start]
+        if len(ids) // BLOCK > self._known // BLOCK:
+            self._cache.keep(self._namespace, ids, slot)
+            self._known = len(ids)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssruntime import AsyncEngine, Completion, ConfigError, GenerationConfig, load
+from ssruntime import AsyncEngine, BackendUnavailableError, Completion, ConfigError, GenerationConfig, load
 from ssruntime.backends.base import Pass, Slot, StepOutput
 from ssruntime.backends.ort.slot import OrtSlot
 from ssruntime.engine import Engine
@@ -219,6 +219,18 @@ class Gate:
         return self._real(passes)
 
 
+def test_only_the_rest_of_a_known_prompt_is_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, passes = Gate(engine, monkeypatch), list[Pass]()
+    gate.fails = passes.append
+    ids = prompt_of(engine, 300)
+    for first in (0, 288):
+        passes.clear()
+        run(engine, ids)
+        prompt = [wanted for wanted in passes if wanted.kind == "prefill"]
+        assert prompt[0].start == first
+        assert [token for wanted in prompt for token in wanted.trunk] == ids[first:]
+
+
 def test_requests_that_wait_for_a_prefill_find_it(engine: Engine, without: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them joined when nothing was known."""
     gate = Gate(engine, monkeypatch)
@@ -280,6 +292,32 @@ def test_a_copy_that_fails_ends_its_request_only(
             engine.generate(ids, PLAIN)
     assert not engine._batch._members
     check_same(run(engine, ids), run(without, ids))
+
+
+def test_an_interrupted_copy_ends_the_request_of_another_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that is interrupted runs the passes of both requests."""
+    ids = prompt_of(engine, 70)
+    run(engine, ids)
+    gate = Gate(engine, monkeypatch)
+    gate.is_open.clear()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(2) as pool:
+        driving = pool.submit(engine.generate, prompt_of(engine, 5, 1), PLAIN)
+        assert gate.is_reached.wait(60)
+        other = pool.submit(engine.generate, ids, PLAIN)
+        while len(engine._batch._members) < 2:
+            time.sleep(0.001)
+        with monkeypatch.context() as patch:
+            patch.setattr(OrtSlot, "write_kv", interrupt)
+            gate.is_open.set()
+            with pytest.raises(KeyboardInterrupt):
+                driving.result()
+            with pytest.raises(BackendUnavailableError, match="was interrupted"):
+                other.result()
+    assert not engine._batch._members
 
 
 def test_a_forked_process_neither_hangs_nor_keeps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
