@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -77,12 +78,13 @@ class AsyncEngine:
         """The number of requests that wait for a sequence."""
         return max(0, self._requests - self.engine.max_sequences)
 
-    async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
+    async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
         """Returns a checked request; see `Engine.prepare`."""
+        prepare = functools.partial(self.engine.prepare, prompt, config, prefix_namespace=prefix_namespace)
         if isinstance(prompt, Request):
-            return self.engine.prepare(prompt, config)
+            return prepare()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoder, self.engine.prepare, prompt, config)
+            return await asyncio.get_running_loop().run_in_executor(self._encoder, prepare)
         except RuntimeError:
             if self._is_closed:
                 raise _closed() from None

@@ -23,10 +23,12 @@ from ssruntime.folder_lock import require_locks
 from ssruntime.machine import default_threads
 from ssruntime.pass_costs.planners import Planners
 from ssruntime.planning.planner import Planner
+from ssruntime.prefix_cache import BLOCK, PrefixCache
 from ssruntime.preparation import Preparer, Request
 from ssruntime.proposers import Parts, make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.batch import Batch
+from ssruntime.scheduler.cached_prefix import CachedPrefix
 from ssruntime.scheduler.member import Member
 from ssruntime.scheduler.single import decode
 from ssruntime.sequence import Sequence
@@ -50,6 +52,7 @@ def load(
     max_context: int | None = None,
     max_sequences: int = DEFAULT_MAX_SEQUENCES,
     draft: bool | str = True,
+    prefix_cache: int | None = None,
     bit_exact: bool = True,
     global_threads: bool = False,
     on_cpu: bool = False,
@@ -68,6 +71,9 @@ def load(
             Further requests wait.
         draft: whether to open a draft engine, or the name of the artifact's draft to open. By default it is
             the first one. Without a draft, only autoregressive decoding (mode `plain`) is possible.
+        prefix_cache: most bytes of KV to keep of earlier texts, for prompts that begin like them; 0 keeps
+            none. Default: as much as one sequence of `max_context` tokens has, if passes give a token's KV
+            and logits to the bit, as on `ort-cpu` with `bit_exact`; otherwise 0.
         bit_exact: whether a pass of one token gives the logits of wider passes to the bit. Without it, such a
             pass is computed by the kernel for a single row, which is faster on some processors. Near ties may
             then be decided differently in the two modes.
@@ -96,6 +102,7 @@ def load(
     context = min(artifact.manifest.max_context, DEFAULT_MAX_CONTEXT) if max_context is None else max_context
     thread_count = checked_threads(threads)
     check_int("max_sequences", max_sequences, 1)
+    check_int("prefix_cache", prefix_cache, 0)
     defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
     if defaults.ignored:
         logger.warning("%s has settings that cannot be followed; they are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
@@ -118,11 +125,23 @@ def load(
     backend = target.load().open_backend(artifact, options)
     if entry is not None:
         _warn_of_other_processor(artifact, processor_of(backend))
-    return Engine(artifact=artifact, backend=backend, codec=codec, defaults=defaults, draft=entry, max_sequences=max_sequences)
+    return Engine(
+        artifact=artifact,
+        backend=backend,
+        codec=codec,
+        defaults=defaults,
+        draft=entry,
+        max_sequences=max_sequences,
+        prefix_cache=PrefixCache(_prefix_capacity(prefix_cache, backend), backend.kv_entry_bytes),
+    )
 
 
 class Engine:
-    """The open engines of one artifact. Threads may share it: their requests share passes."""
+    """The open engines of one artifact. Threads may share it: their requests share passes.
+
+    Attributes:
+        prefix_cache: KV of earlier texts, and counts of its use.
+    """
 
     def __init__(
         self,
@@ -133,12 +152,14 @@ class Engine:
         defaults: CheckpointDefaults,
         draft: DraftEntry | None,
         max_sequences: int,
+        prefix_cache: PrefixCache,
     ) -> None:
         """Combines the parts of an engine. Call `load` instead."""
         self.max_sequences = max_sequences
         self.artifact = artifact
         self.backend = backend
         self.preparer = Preparer(artifact, codec, defaults, draft, backend.max_context)
+        self.prefix_cache = prefix_cache
         self._is_closed = False
         self._planners = Planners(artifact, backend, draft)
         self._batch = Batch(backend)
@@ -198,7 +219,7 @@ class Engine:
     ) -> tuple[list[int], DecodeStats]:
         """Returns the tokens and statistics of decoding on the caller's slot, with the draft of that slot.
 
-        This serves to measure drafts that are not in the artifact.
+        This serves to measure drafts that are not in the artifact. It does not use the prefix cache.
 
         Args:
             slot: slot that no other thread uses during the call.
@@ -263,9 +284,16 @@ class Engine:
         """The share, 0 to 1, of all KV-cache entries that running requests use."""
         return self._batch.tokens / (self.max_sequences * self.backend.max_context)
 
-    def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
-        """Returns a checked request for `generate` and `stream`; arguments and errors are theirs."""
-        return self.preparer.prepare(prompt, config)
+    def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
+        """Returns a checked request for `generate` and `stream`; arguments and errors are theirs.
+
+        Args:
+            prompt: as in `generate`.
+            config: as in `generate`.
+            prefix_namespace: the prefix cache is shared only with requests of the same namespace, such as
+                those of one user. Others could learn from their times how long texts begin alike.
+        """
+        return self.preparer.prepare(prompt, config, prefix_namespace=prefix_namespace)
 
     def warm_up(self, timeout: float | None = None) -> None:
         """Measures the costs of passes now, if this host has not measured them, so that no request has to.
@@ -288,6 +316,7 @@ class Engine:
         Unused KV caches are freed at once, ONNX Runtime's sessions with the last reference to this engine.
         """
         self._is_closed = True
+        self.prefix_cache.close()
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -316,7 +345,8 @@ class Engine:
         try:
             planner, deadline = self._planner(request.settings, slot, deadline)
             sequence, text = self._begin(slot, request.ids, request.settings, planner, trace)
-            member = Member(sequence, slot, text, costs=planner.recorder, deadline=deadline, cancel=cancel)
+            prefix = CachedPrefix(self.prefix_cache, request.prefix_namespace) if self.prefix_cache.is_on else None
+            member = Member(sequence, slot, text, costs=planner.recorder, prefix=prefix, deadline=deadline, cancel=cancel)
         except BaseException:
             self.backend.release(slot)
             raise
@@ -374,6 +404,23 @@ def _warn_of_other_processor(artifact: Artifact, processor: str) -> None:
             processor,
             artifact.folder,
         )
+
+
+def _prefix_capacity(given: int | None, backend: Backend) -> int:
+    """Returns the size of the prefix cache in bytes.
+
+    Where a pass of another width rounds differently, a text could depend on what was asked before. So it is
+    off there by default.
+
+    Raises:
+        ConfigError: if the cache could hold nothing.
+    """
+    if given is None:
+        return backend.max_context * backend.kv_entry_bytes if backend.capabilities.bit_exact else 0
+    least = BLOCK * backend.kv_entry_bytes
+    if 0 < given < least:
+        raise ConfigError(f"prefix_cache is out of range: {given}", f"it must be 0, or at least {least} bytes, for {BLOCK} tokens")
+    return given
 
 
 def checked_threads(threads: int | None) -> int:

@@ -19,10 +19,12 @@ class Request(NamedTuple):
     Attributes:
         ids: token ids of the prompt.
         settings: completed settings.
+        prefix_namespace: requests share beginnings only with requests of the same namespace.
     """
 
     ids: tuple[int, ...]
     settings: DecodeSettings
+    prefix_namespace: str = ""
 
 
 class Preparer:
@@ -52,16 +54,18 @@ class Preparer:
         self._defaults = defaults
         self._draft = draft
 
-    def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
+    def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
         """Returns a checked request; see `Engine.prepare`."""
         if isinstance(prompt, Request):
-            if config is not None:
+            if config is not None or prefix_namespace:
                 raise ConfigError("a prepared request has its settings already", "give the settings to prepare")
             return prompt
+        if not isinstance(prefix_namespace, str):
+            raise ConfigError(f"prefix_namespace must be a text, found {prefix_namespace!r}", "give a name, or leave it out")
         settings, ids = self.settings(config), self.encode(prompt)
         if as_chat(prompt) is not None and not (config is not None and config.ignore_eos):
             settings = dataclasses.replace(settings, eos_token_ids=settings.eos_token_ids | self.codec.turn_end)
-        return Request(tuple(ids), settings)
+        return Request(tuple(ids), settings, prefix_namespace)
 
     def settings(self, config: GenerationConfig | None = None) -> DecodeSettings:
         """Returns a completed configuration; see `Engine.settings`."""

@@ -26,6 +26,7 @@ class DecodeStats:
     Autoregressive decoding (mode `plain`) has no rounds: `emitted = n - 1`.
 
     Attributes:
+        cached_tokens: number of prompt tokens whose KV came from the prefix cache.
         rounds: number of rounds.
         proposed: number of tokens in the draft sequences, without alternatives.
         accepted: number of drafted positions at which verify accepted the drafted token or an alternative.
@@ -41,6 +42,7 @@ class DecodeStats:
             of accepted tokens; without rounds that proposed nothing.
     """
 
+    cached_tokens: int = 0
     rounds: int = 0
     proposed: int = 0
     accepted: int = 0
@@ -62,6 +64,7 @@ class DecodeStats:
     def to_json(self) -> dict[str, int | float | None]:
         """Returns the statistics as `generate --json` prints them."""
         return {
+            "cached_tokens": self.cached_tokens,
             "rounds": self.rounds,
             "proposed": self.proposed,
             "accepted": self.accepted,

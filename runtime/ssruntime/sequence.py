@@ -103,6 +103,16 @@ class Sequence:
         self._passes = self._prefill()
         self.next_pass: Pass | None = next(self._passes)
 
+    def begin_at(self, start: int) -> None:
+        """Begins, instead of a first pass, after prompt tokens whose KV is in the KV cache already.
+
+        Args:
+            start: number of these tokens, less than the prompt has.
+        """
+        self.start = self.stats.cached_tokens = start
+        self._passes = self._prefill()
+        self.next_pass = next(self._passes)
+
     def commit(self, output: StepOutput) -> abc.Sequence[int]:
         """Takes the output of the pass; returns the tokens that are committed with it, possibly none."""
         self.next_pass = self._passes.send(output)

@@ -18,7 +18,7 @@ ONE_THREAD = ("--threads", "1")
 """One thread, so that engines and parallel test runs do not compete for the cores."""
 SAMPLED = (*ONE_THREAD, "--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "24", "--max-context", "64")
 COUNTS = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "withheld", "emitted", "discarded"}
-STATS = {*COUNTS, "prefill_s", "decode_s", "tokens_per_second"}
+STATS = {*COUNTS, "cached_tokens", "prefill_s", "decode_s", "tokens_per_second"}
 
 
 def check_counts(result: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_chat_options_reach_the_template_unless_the_prompt_gives_its_own(sstool:
     args = ("--json", "--max-new-tokens", "6", "--temperature", "0", *ONE_THREAD)
     found = sstool("generate", demo_copy, "--prompts", prompts, "--chat", *options, *args).lines()
     with load(demo_copy, threads=1) as engine:
-        tokenizer = engine._codec.tokenizer
+        tokenizer = engine.preparer.codec.tokenizer
         for text, result in zip(texts, found, strict=True):
             ids = tokenizer.encode(text, add_special_tokens=False).ids
             assert result["token_ids"] == engine.generate(ids, GenerationConfig(max_new_tokens=6, temperature=0.0)).token_ids
@@ -189,7 +189,7 @@ def test_a_chat_ends_with_the_tokenizer_s_end_token_too(sstool: Command, demo_co
     args = ("generate", demo_copy, "--prompt", "a", "--json", "--max-new-tokens", "24", "--temperature", "0", *ONE_THREAD)
     whole = sstool(*args, "--chat").lines()[0]["token_ids"]
     with load(demo_copy, threads=1) as engine:
-        text = engine._codec.tokenizer.id_to_token(whole[5])
+        text = engine.preparer.codec.tokenizer.id_to_token(whole[5])
     path = demo_copy / "tokenizer_config.json"
     path.write_text(json.dumps({"eos_token": text}), encoding="utf-8")
     refresh_file_entries(demo_copy)

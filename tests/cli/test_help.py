@@ -55,6 +55,8 @@ FLAGS = {
         "--queue",
         "--threads",
         "--max-context",
+        "--prefix-cache",
+        "--share-prefixes",
         "--request-timeout",
         "--grace",
         "--max-body",

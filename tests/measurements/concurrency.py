@@ -69,7 +69,7 @@ def main() -> None:
     speeds: dict[tuple[str, int], list[float]] = {row: [] for row in rows}
     texts: dict[int, list[int]] = {}
     differ = 0
-    with load(given.artifact, max_sequences=max(callers)) as engine:
+    with load(given.artifact, max_sequences=max(callers), prefix_cache=0) as engine:
         engine.warm_up()
         for repeat in range(given.repeats):
             for mode, count in rows[:: 1 if repeat % 2 == 0 else -1]:

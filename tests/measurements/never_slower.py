@@ -127,19 +127,19 @@ def tell(name: str, row: dict[str, Any]) -> None:
 
 def measure_sets(given: argparse.Namespace, texts: Sequence[Prompt]) -> None:
     """Measures each drawn skip set in an artifact of its own."""
-    with load(given.artifact, draft=False, max_sequences=1) as engine:
+    with load(given.artifact, draft=False, max_sequences=1, prefix_cache=0) as engine:
         num_layers = engine.artifact.manifest.model.num_layers
     for name, spec in drawn_sets(given.seed, num_layers).items():
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "artifact"
             export_artifact(ExportRequest(model=given.model, out=folder, skip=spec))
-            with load(folder, max_sequences=1) as engine:
+            with load(folder, max_sequences=1, prefix_cache=0) as engine:
                 tell(name, measure(engine, [engine.encode(t) for t in texts], given.tokens, given.seed, given.repeat))
 
 
 def measure_others(given: argparse.Namespace, texts: Sequence[Prompt]) -> None:
     """Measures the rows that take the artifact's own draft."""
-    with load(given.artifact, max_sequences=1) as engine:
+    with load(given.artifact, max_sequences=1, prefix_cache=0) as engine:
         tell("machine", {**describe_environment(engine).to_json(), "identical": 0, "runs": 0})
         prompts = [engine.encode(t) for t in texts]
         rows = set(given.rows.split(","))

@@ -34,7 +34,7 @@ def main() -> None:
     given = parser.parse_args()
     prompts, rows = read_prompts(given.prompts), []
     for name, _, folder in (artifact.rpartition("=") for artifact in given.artifacts):
-        with load(folder) as engine:
+        with load(folder, prefix_cache=0) as engine:
             for sampling, config in SAMPLINGS.items():
                 report = run_bench(engine, prompts, config, BenchOptions(repeat=given.repeat)).to_json()
                 report.pop("per_prompt")

@@ -104,7 +104,7 @@ def measure_once(artifact: Path, threads: int, num_tokens: int, runs: int) -> tu
     before = host.run()
     host.measure(runs)
     figures["host_ms_alone"] = host.measure(runs)
-    with load(artifact, threads=threads, max_sequences=1) as engine:
+    with load(artifact, threads=threads, max_sequences=1, prefix_cache=0) as engine:
         decode(engine, 32)
         figures["host_ms_engine_idle"] = host.measure(runs)
         host.times.clear()
@@ -135,7 +135,7 @@ def main() -> None:
     args = parser.parse_args()
     rounds = [measure_once(args.artifact, args.threads, args.max_new_tokens, args.runs) for _ in range(args.repeat)]
     medians = {name: statistics.median(figures[name] for figures, _ in rounds) for name in rounds[0][0]}
-    with load(args.artifact, threads=args.threads, max_sequences=1) as engine:
+    with load(args.artifact, threads=args.threads, max_sequences=1, prefix_cache=0) as engine:
         environment = describe_environment(engine).to_json()
     result = {"environment": environment, "repeat": args.repeat, **medians, "host_outputs_identical": all(same for _, same in rounds)}
     sys.stdout.write(json.dumps(result) + "\n")

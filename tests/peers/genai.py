@@ -140,7 +140,7 @@ def main() -> None:
         folder = args.genai or Path(scratch)
         if not (folder / "genai_config.json").exists():
             build_genai(args.model, folder, args.block_size)
-        with load(args.artifact, threads=args.threads, max_sequences=1, draft=False) as engine:
+        with load(args.artifact, threads=args.threads, max_sequences=1, draft=False, prefix_cache=0) as engine:
             room = CONTEXT - args.max_new_tokens
             prompts = [engine.encode(record.prompt.rstrip())[:room] for record in read_prompts(args.prompts)[: args.num_prompts]]
             ours = our_decoder(engine, args.max_new_tokens)

@@ -98,7 +98,7 @@ def row(draft: TimedDraft, plain: TimedDraft, searched: Searched) -> dict[str, o
 def main() -> None:
     """Chooses the candidates, times them and prints the results."""
     given = options()
-    with load(given.artifact, max_sequences=1, draft=False) as engine:
+    with load(given.artifact, max_sequences=1, draft=False, prefix_cache=0) as engine:
         searched = Searched(DraftBuilder(engine), given.artifact, measure=not given.known_table)
         own = [t for t in searched.log.trials if t.status == COMPLETED]
         random = list(searched.scored("random", list(random_sets(searched.builder.num_layers, RANDOM)), whole=True))

@@ -172,7 +172,7 @@ def lead(winner: TimedDraft, draft: TimedDraft) -> dict[str, object]:
 def main() -> None:
     """Chooses the rivals, times all drafts and prints the results."""
     given = options()
-    with load(given.artifact, max_sequences=1, draft=False) as engine:
+    with load(given.artifact, max_sequences=1, draft=False, prefix_cache=0) as engine:
         builder = DraftBuilder(engine)
         searched = Searched(builder, given.artifact)
         result = searched.log.result

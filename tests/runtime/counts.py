@@ -28,5 +28,6 @@ def check_counts(completion: Completion, *, plain: bool) -> None:
     else:
         assert shown["tokens_per_second"] == (count - 1) / stats.decode_s
     counts = {"rounds", "proposed", "accepted", "alternatives", "alternatives_accepted", "withheld", "emitted", "discarded"}
-    assert set(shown) == {*counts, "prefill_s", "decode_s", "tokens_per_second"}
+    assert set(shown) == {*counts, "cached_tokens", "prefill_s", "decode_s", "tokens_per_second"}
+    assert 0 <= stats.cached_tokens < completion.prompt_tokens
     assert 0 <= stats.engine_s <= stats.decode_s

@@ -13,12 +13,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # everything in the folder that has no entry of its own.
 RUNTIME = [
     "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch", "cache_folder",
-    "planning", "sampling", "proposal", "logprobs", "results", "stopping", "artifact", "config", "text", "preparation",
+    "prefix_cache", "planning", "sampling", "proposal", "logprobs", "results", "stopping", "artifact", "config", "text", "preparation",
     "backends.onnx_wire", "backends.rope", "backends.base", "backends.pool", "backends.device", "backends.cuda", "backends.ort",
     "backends.device_engines", "backends.ort_cuda", "backends.tensorrt", "backends.registry", "backends",
     "pass_costs", "acceptance", "proposers", "sequence", "scheduler", "engine", "async_engine",
     "server.schema", "server.settings", "server.errors", "server.metrics", "server.served_engine", "server.choices", "server.service",
-    "server.prompts", "server.events", "server.limits", "server.access_log", "server.routes", "server.app", "server.resumed", "server.ray_app", "server.connection", "server.run", "server",
+    "server.prompts", "server.events", "server.limits", "server.access_log", "server.routes", "server.app", "server.resumed",
+    "server.ray_app", "server.connection", "server.run", "server",
 ]  # fmt: skip
 TOOLCHAIN = [
     "version", "jsonl_log", "prompts", "skip_set", "precision", "checkpoint", "hub",

@@ -214,6 +214,33 @@ def test_entries_of_the_draft_s_layers_are_preserved(slot: DeviceSlot) -> None:
         np.testing.assert_array_equal(slot.read(name, 0, 30), before[name])
 
 
+def test_blocks_of_kv_are_what_was_read(slot: DeviceSlot, engine: Engine) -> None:
+    ids = list(range(50))
+    slot.prefill(ids)
+    before = {name: slot.read(name, 0, 50) for name in slot._buffers}
+    blocks = [np.empty(16 * engine.backend.kv_entry_bytes, dtype=np.uint8) for _ in range(2)]
+    slot.read_kv(5, blocks)
+    slot.prefill(ids[::-1])
+    slot.write_kv(5, blocks)
+    for name in slot._buffers:
+        np.testing.assert_array_equal(slot.read(name, 5, 37), before[name][:, 5:37])
+        assert (slot.read(name, 37, 50) != before[name][:, 37:50]).any()
+    with pytest.raises(ValueError, match="outside the context"):
+        slot.write_kv(CONTEXT - 16, blocks)
+
+
+def test_a_known_prefix_is_copied_if_the_load_says_so(standard: Path, engine: Engine) -> None:
+    """By default it is not: passes of other widths round differently, so a copy may decide a near tie."""
+    assert not engine.prefix_cache.is_on
+    ids = [*range(5, 60)]
+    with load(standard, threads=1, on_cpu=True, prefix_cache=10**7) as cached:
+        for turn in range(3):
+            found = cached.generate(ids, config(mode="plain", temperature=0.0))
+            assert found.token_ids == engine.generate(ids, config(mode="plain", temperature=0.0)).token_ids
+            assert found.stats.cached_tokens == ((len(ids) - 7) // 16 * 16 if turn else 0)
+            ids += [*found.token_ids, *range(6)]
+
+
 OUTSIDE: Final[dict[str, Callable[[DeviceSlot], object]]] = {
     "past the end": lambda s: s.verify([1, 2], CONTEXT - 1),
     "before the start": lambda s: s.draft([1], -1),

@@ -232,6 +232,18 @@ class Slot(Protocol):
     def trim(self, *, everything: bool = False) -> None:
         """Gives memory of the KV cache back, most of it after a long sequence or all; its content is lost."""
 
+    def read_kv(self, start: int, blocks: Sequence[NDArray[np.uint8]]) -> None:
+        """Fills blocks of equal size from the entries of the KV cache that begin with `start`.
+
+        Args:
+            start: first entry.
+            blocks: contiguous arrays, of `Backend.kv_entry_bytes` for each entry. Only `write_kv` of a slot
+                of the same backend knows how they are filled.
+        """
+
+    def write_kv(self, start: int, blocks: Sequence[NDArray[np.uint8]]) -> None:
+        """Writes blocks that `read_kv` filled to the entries that begin with `start`."""
+
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
 
@@ -310,6 +322,8 @@ class Backend(Protocol):
     device: str
     """`cpu`, or the GPU and the library that runs on it."""
     capabilities: Capabilities
+    kv_entry_bytes: int
+    """Size of one entry of a sequence's KV cache, in all layers together."""
     packing: str
     """`shared` if one copy of the packed weights serves every engine and process of this host, or
     `private (why)`."""

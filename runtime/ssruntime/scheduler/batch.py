@@ -223,6 +223,8 @@ class Batch:
         first = passes[0][0]
         before = first.slot.engine_seconds
         try:
+            if passes[0][1].kind == "prefill":
+                passes = [(member, self._begun(member)) for member, _ in passes]
             outputs = self._backend.run([(member.slot, wanted) for member, wanted in passes])
         except Exception as err:  # noqa: BLE001 - each owner gets it
             for member, _ in passes:
@@ -238,9 +240,21 @@ class Batch:
                 member.fail(_interrupted(err))
                 raise
 
+    def _begun(self, member: Member) -> Pass:
+        """Returns the next pass of a prompt."""
+        try:
+            return member.begin()
+        except Exception:
+            raise
+        except BaseException as err:  # an interrupt of this thread: the sequence cannot go on
+            member.fail(_interrupted(err))
+            raise
+
     def _give_back(self, member: Member) -> None:
         """Gives the slot of a request back that has left."""
         try:
+            if not sys.is_finalizing():  # a thread may still be running a pass of it
+                member.keep_prefix()
             member.close()
         finally:
             self._backend.release(member.slot)

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from ssruntime.backends.base import Pass, Slot, StepOutput
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.planning.batch_costs import BatchCosts
+from ssruntime.scheduler.cached_prefix import CachedPrefix
 from ssruntime.scheduler.single import TIMEOUT
 from ssruntime.sequence import Sequence
 from ssruntime.text.output import OutputText
@@ -57,6 +58,7 @@ class Member:
         text: OutputText,
         *,
         costs: BatchCosts | None = None,
+        prefix: CachedPrefix | None = None,
         deadline: float | None = None,
         cancel: threading.Event | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class Member:
             slot: KV cache that no other request uses meanwhile.
             text: its text. With stop strings, the sequence writes to it.
             costs: record of what passes cost; None if the request's planner learns nothing.
+            prefix: what it finds in the prefix cache; None if the cache is off.
             deadline: time of `time.monotonic` from which on no pass begins; None sets no limit.
             cancel: once it is set, no pass begins.
         """
@@ -80,6 +83,7 @@ class Member:
         self.idle = threading.Event()
         self.idle.set()
         self._text = text
+        self._prefix = prefix
         self._deadline = deadline
         self._cancel = cancel
         self._news: deque[News] = deque()
@@ -144,9 +148,23 @@ class Member:
         self._error = error
         self.woken.set()
 
+    def begin(self) -> Pass:
+        """Returns the next pass of the prompt, which begins after what the prefix cache has of it."""
+        if self._prefix is not None:
+            self._prefix.begin(self.sequence, self.slot)
+        assert self.sequence.next_pass is not None
+        return self.sequence.next_pass
+
+    def keep_prefix(self) -> None:
+        """Leaves the KV of the text so far in the prefix cache, unless something went wrong."""
+        if self._prefix is not None and self._error is None and not self._is_abandoned:
+            self._prefix.keep(self.sequence, self.slot)
+
     def commit(self, output: StepOutput) -> None:
         """Gives the output of its pass to the sequence, and new tokens to the reader."""
         new = self.sequence.commit(output)
+        if self._is_first:  # a pass of the prompt; other requests can go on from its end at once
+            self.keep_prefix()
         if not new:
             return
         now, stats = time.perf_counter(), self.sequence.stats

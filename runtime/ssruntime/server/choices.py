@@ -122,7 +122,7 @@ class Choices:
             prompt_tokens=prompt,
             completion_tokens=completion,
             total_tokens=prompt + completion,
-            prompt_tokens_details=PromptTokensDetails(),
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=min(prompt, sum(stats.cached_tokens for stats in self._stats))),
         )
 
     def figures(self) -> Metrics | None:

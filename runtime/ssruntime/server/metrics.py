@@ -57,6 +57,8 @@ class ServerMetrics:
             gauge = Gauge(f"vllm:{name}", about, ["model_name"], registry=self._registry)
             gauge.labels(model).set_function(value)
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self._prefix_queries = self._counter("prefix_cache_queries", "Tokens of prompts that were looked up in the prefix cache.")
+        self._prefix_hits = self._counter("prefix_cache_hits", "Tokens whose KV was found there.")
         self._generated = self._counter("generation_tokens", "Generated tokens.")
         self._successes = Counter(
             "vllm:request_success", "Requests that ended with a text.", ["model_name", "finished_reason"], registry=self._registry
@@ -107,6 +109,8 @@ class ServerMetrics:
         """
         self._successes.labels(self._model, reason).inc()
         self._prompt_tokens.inc(prompt_tokens)
+        self._prefix_queries.inc(prompt_tokens)
+        self._prefix_hits.inc(stats.cached_tokens)
         self._generated.inc(tokens)
         self._prompt_sizes.observe(prompt_tokens)
         self._sizes.observe(tokens)

@@ -104,9 +104,9 @@ class RemoteEngine:
         """The share, 0 to 1, of the sequences in use."""
         return self.running / self._capacity
 
-    async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
+    async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
         """Returns a checked request."""
-        return await asyncio.to_thread(self.preparer.prepare, prompt, config)
+        return await asyncio.to_thread(self.preparer.prepare, prompt, config, prefix_namespace=prefix_namespace)
 
     def start(self, request: Request, *, timeout: float | None = None) -> RemoteRequest:
         """Begins a request on a replica.

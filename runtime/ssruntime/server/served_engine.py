@@ -47,7 +47,7 @@ class ServedEngine(Protocol):
     def kv_usage(self) -> float:
         """The share, 0 to 1, of all KV-cache entries that running requests use."""
 
-    async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None) -> Request:
+    async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
         """Returns a checked request, without blocking the event loop."""
 
     def start(self, request: Request, *, timeout: float | None = None) -> RunningRequest:

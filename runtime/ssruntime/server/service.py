@@ -109,7 +109,8 @@ class Service:
         Raises:
             SelfSpecError: if prompt or settings cannot be used.
         """
-        first = await self.engine.prepare(prompt, config)
+        namespace = "" if self.settings.share_prefixes else key
+        first = await self.engine.prepare(prompt, config, prefix_namespace=namespace)
         seeds = ((first.settings.seed + index) % SEED_LIMIT for index in range(choices))
         return [first._replace(settings=dataclasses.replace(first.settings, seed=seed)) for seed in seeds]
 

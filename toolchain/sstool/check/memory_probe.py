@@ -100,7 +100,7 @@ def run(job: ProbeJob) -> tuple[ProbeReady, object]:
                 importlib.import_module(name)
         cache = _filled_cache(job)
         return ProbeReady(packing="", modules=(), filled=job.filled, max_context=job.max_context or 0), cache
-    engine: Engine = load(job.artifact, threads=job.threads, max_context=job.max_context, draft=job.work == "speculative")
+    engine: Engine = load(job.artifact, threads=job.threads, max_context=job.max_context, draft=job.work == "speculative", prefix_cache=0)
     config = GenerationConfig(max_new_tokens=job.num_tokens, mode=job.work, temperature=0.0, ignore_eos=True)
     completion = engine.generate(PROMPT, config)
     filled = completion.prompt_tokens + len(completion.token_ids)

@@ -64,7 +64,11 @@ def command(
     options = BenchOptions(modes=None if named is None else tuple(m.strip() for m in named.split(",")), repeat=repeat)
     records = read_prompts(prompts)
     names = () if against is None else parse_peers(against)
-    with decoding.open_engine(folder) as engine, open_peers(engine, names, model or Path()) as peers, progress_bar("bench") as advance:
+    with (
+        decoding.open_engine(folder, prefix_cache=0) as engine,  # the same prompt is measured again and again
+        open_peers(engine, names, model or Path()) as peers,
+        progress_bar("bench") as advance,
+    ):
         report = run_bench(engine, records, config, options, peers=peers, on_progress=advance)
     if as_json:
         click.echo(json.dumps(report.to_json()))

@@ -77,8 +77,12 @@ class DecodingOptions:
 
         return GenerationConfig(**self.config)
 
-    def open_engine(self, folder: Path) -> Engine:
+    def open_engine(self, folder: Path, *, prefix_cache: int | None = None) -> Engine:
         """Returns an engine for one request at a time, to be used in a `with` statement.
+
+        Args:
+            folder: folder of the artifact.
+            prefix_cache: as in `load`.
 
         Raises:
             ArtifactError: if the folder holds no complete artifact.
@@ -91,6 +95,7 @@ class DecodingOptions:
             threads=self.threads,
             max_context=self.max_context,
             max_sequences=1,
+            prefix_cache=prefix_cache,
             bit_exact=self.bit_exact,
             on_cpu=self.on_cpu,
             bake_weights=self.bake_weights,

@@ -40,6 +40,13 @@ MAX_BODY: Final = 4 * 2**20
 @click.option("--threads", type=int, metavar="T", help="Threads per engine.  [default: the available physical cores]")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of a sequence.  [default: the artifact's, at most 4096]")
 @click.option(
+    "--prefix-cache",
+    type=int,
+    metavar="BYTES",
+    help="Most KV to keep of earlier texts, for prompts that begin like them; 0 keeps none.  [default: that of one sequence]",
+)
+@click.option("--share-prefixes", is_flag=True, help="Share it between API keys: response times then tell what others have asked.")
+@click.option(
     "--request-timeout",
     type=float,
     default=REQUEST_TIMEOUT,
@@ -63,6 +70,8 @@ def command(
     queue: int,
     threads: int | None,
     max_context: int | None,
+    prefix_cache: int | None,
+    share_prefixes: bool,
     request_timeout: float,
     grace: float,
     max_body: int,
@@ -84,10 +93,11 @@ def command(
         request_timeout=request_timeout,
         grace=grace,
         log_prompts=log_prompts,
+        share_prefixes=share_prefixes,
     )
     if api_key_file is None and not _is_loopback(host):
         click.echo(f"warning: {host} can be reached from other machines, and no API key is needed: see --api-key-file", err=True)
-    with load(folder, threads=threads, max_context=max_context, max_sequences=max_sequences) as engine:
+    with load(folder, threads=threads, max_context=max_context, max_sequences=max_sequences, prefix_cache=prefix_cache) as engine:
         server = Server(create_app(engine, settings, max_waiting=queue), host, port)
         engine.warm_up()
         click.echo(f"serving {folder.resolve().name} at {server.url}", err=True)

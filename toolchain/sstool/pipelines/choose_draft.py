@@ -50,7 +50,8 @@ def choose_low_bits(folder: Path, spec: SkipSpec, memory: DraftMemory, say: Call
         for number, one in enumerate(specs):
             say(f"making drafts, {number} of {len(specs)}")
             made = _made(artifact, Path(scratch) / str(number), one)
-            engines.append(stack.enter_context(load(made, max_context=min(_CONTEXT, artifact.manifest.max_context), max_sequences=1)))
+            context = min(_CONTEXT, artifact.manifest.max_context)
+            engines.append(stack.enter_context(load(made, max_context=context, max_sequences=1, prefix_cache=0)))
         say("comparing drafts")
         speeds = _speedups(engines)
     best = max(range(len(specs)), key=lambda n: speeds[n])

@@ -122,7 +122,9 @@ def run_search(request: SearchRequest) -> SearchOutcome:
     clock = Clock(request.settings.budget_seconds)
     request.work.mkdir(parents=True, exist_ok=True)
     prompts = read_calibration(request.settings)
-    with load(request.folder, threads=request.threads, max_context=None, max_sequences=1, draft=False, on_cpu=request.on_cpu) as engine:
+    with load(
+        request.folder, threads=request.threads, max_context=None, max_sequences=1, draft=False, prefix_cache=0, on_cpu=request.on_cpu
+    ) as engine:
         return _Search(request, clock, DraftBuilder(engine, request.store), prompts).run()
 
 

@@ -45,7 +45,7 @@ def check_family(rows: Rows, target: GraphTarget, model: Path, out: Path, *, on_
     where = " (graphs on the processor)" if on_cpu else ""
     artifact = write_artifact(target, model, out, max_context=CONTEXT, skip=SKIP)
     plan = plan_parity(describe_checkpoint(model), CONTEXT)
-    with load(artifact.folder, max_sequences=GATE_SEQUENCES, on_cpu=on_cpu) as engine:
+    with load(artifact.folder, max_sequences=GATE_SEQUENCES, prefix_cache=0, on_cpu=on_cpu) as engine:
         _check_parity(rows, f"{family}: parity{where}", engine, model, plan)
         bits = measure_bits(engine.backend)
         if target.name == "ort-cpu":

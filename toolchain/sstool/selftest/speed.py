@@ -49,7 +49,7 @@ def measure_speed(rows: Rows, target: GraphTarget, shape: Shape, folder: Path, *
     model = write_large(folder / "model", shape, max_context=MAX_CONTEXT, dtype=dtype)
     skip = SkipSpec(attention=shape.attention, mlp=shape.mlp)
     artifact = write_artifact(target, model, folder / "artifact", max_context=MAX_CONTEXT, skip=skip)
-    with load(artifact.folder, max_sequences=1) as engine:
+    with load(artifact.folder, max_sequences=1, prefix_cache=0) as engine:
         _check_steps(_Judge(rows, shape.title, target.name != "ort-cpu"), engine, artifact, shape, bandwidth=bandwidth)
 
 

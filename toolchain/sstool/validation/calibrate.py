@@ -49,7 +49,7 @@ def calibrate(folder: Path) -> None:
     artifact = read_artifact(folder)
     manifest = artifact.manifest
     try:
-        engine = load(folder, max_context=min(manifest.max_context, _CONTEXT), max_sequences=1)
+        engine = load(folder, max_context=min(manifest.max_context, _CONTEXT), max_sequences=1, prefix_cache=0)
     except BackendUnavailableError as err:
         logger.warning("the acceptance of draft tokens is not measured: %s", err.message)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 from ssruntime.artifact import Artifact
@@ -30,10 +31,19 @@ def open_to_check(
         BackendUnavailableError: if the graphs cannot run on the processor either, as in bf16.
         ArtifactError: if a graph cannot be opened.
     """
+    opened = functools.partial(
+        load,
+        artifact.folder,
+        threads=threads,
+        max_context=max_context,
+        max_sequences=max_sequences,
+        draft=draft,
+        prefix_cache=0,  # every pass is to be checked
+    )
     try:
-        return load(artifact.folder, threads=threads, max_context=max_context, max_sequences=max_sequences, draft=draft)
+        return opened(on_cpu=False)
     except BackendUnavailableError as err:
         if artifact.manifest.target == "ort-cpu":
             raise
         logger.warning("checking on the processor: %s", err.message)
-    return load(artifact.folder, threads=threads, max_context=max_context, max_sequences=max_sequences, draft=draft, on_cpu=True)
+    return opened(on_cpu=True)

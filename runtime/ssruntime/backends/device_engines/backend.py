@@ -14,6 +14,7 @@ from ssruntime.artifact import VERIFY_GRAPH, Artifact
 from ssruntime.backends.base import BackendOptions, Capabilities, DraftEngine, OpenGraph, Pass, Slot, StepOutput
 from ssruntime.backends.device import Device
 from ssruntime.backends.device_engines.engine import Engine, EngineOpener, profiles_for
+from ssruntime.backends.device_engines.port import cache_names
 from ssruntime.backends.device_engines.slot import DeviceSlot, SharedEngines
 from ssruntime.backends.device_engines.weights import DeviceWeights, as_inputs
 from ssruntime.backends.pool import Pool
@@ -63,6 +64,8 @@ class DeviceBackend:
         self.alternatives_end = self.max_context if window is None else min(self.max_context, window)
         tables = rope_tables(manifest.rope, self._capacity)
         encoded = {name: verify.inputs[name].encode(table) for name, table in tables.items() if name in verify.inputs}
+        entries = [verify.inputs[name] for name in cache_names(verify)]
+        self.kv_entry_bytes = sum(info.shape[1] * info.shape[3] * info.dtype.itemsize for info in entries)
         workspace = max(engine.workspace for engine in engines.values())
         _require_memory(artifact, device, workspace)
         self._weights = DeviceWeights(artifact, () if self._is_baked else graphs.values(), encoded, device)
@@ -77,6 +80,7 @@ class DeviceBackend:
             alternatives_end=self.alternatives_end,
             capacity=self._capacity,
             vocab_size=self.vocab_size,
+            kv_entry_bytes=self.kv_entry_bytes,
         )
         shared = self._engines
         self._pool: Pool[DeviceSlot] = Pool(lambda: DeviceSlot(shared, shared.draft, shared.max_context), options.max_sequences)

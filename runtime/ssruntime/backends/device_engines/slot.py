@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssruntime import graph_io
 from ssruntime.backends.base import PREFILL_CHUNK, DraftEngine, Pass, StepOutput, prefill_passes
@@ -36,6 +38,7 @@ class SharedEngines:
         alternatives_end: as in `Slot`.
         capacity: number of entries of a KV cache.
         vocab_size: number of tokens in the vocabulary.
+        kv_entry_bytes: size of one entry of a KV cache, in all layers together.
         process: number of the process that opened the engines; a forked one cannot use them.
     """
 
@@ -49,6 +52,7 @@ class SharedEngines:
     alternatives_end: int
     capacity: int
     vocab_size: int
+    kv_entry_bytes: int
     process: int = field(default_factory=os.getpid)
 
 
@@ -129,9 +133,39 @@ class DeviceSlot:
             yield
         finally:
             for name, content in kept.items():
-                info = self._buffers[name]
-                _, offset, pitch = self._entries(name, start)
-                self._engines.device.upload(self._memory, offset, content.reshape(info.shape[1], -1), pitch)
+                self.write(name, start, content)
+
+    def read_kv(self, start: int, blocks: Sequence[NDArray[np.uint8]]) -> None:
+        """Fills blocks from entries of the KV cache; see `backends.base.Slot`."""
+        with self._engines.lock:  # nothing may come between the nodes of a pass that is being captured
+            for name, parts, size in self._parts(start, blocks):
+                content = self.read(name, start, start + len(parts) * size)
+                for number, part in enumerate(parts):
+                    part[...] = content[:, number * size : (number + 1) * size]
+
+    def write_kv(self, start: int, blocks: Sequence[NDArray[np.uint8]]) -> None:
+        """Writes blocks to entries of the KV cache; see `backends.base.Slot`."""
+        with self._engines.lock:
+            for name, parts, _ in self._parts(start, blocks):
+                self.write(name, start, np.concatenate(parts, axis=1))
+
+    def _parts(self, start: int, blocks: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[str, list[NDArray[Any]], int]]:
+        """Yields each input with its part of every block, dtype[kv_heads, n, head_dim], and n."""
+        if not blocks:
+            return
+        size = blocks[0].nbytes // self._engines.kv_entry_bytes
+        self._check(start, len(blocks) * size, self.max_context)
+        at = 0
+        for name, info in self._buffers.items():
+            shape = (info.shape[1], size, info.shape[3])
+            end = at + math.prod(shape) * info.dtype.itemsize
+            yield name, [block[at:end].view(info.dtype).reshape(shape) for block in blocks], size
+            at = end
+
+    def write(self, name: str, start: int, content: NDArray[Any]) -> None:
+        """Writes what `read` returned."""
+        info, offset, pitch = self._entries(name, start)
+        self._engines.device.upload(self._memory, offset, content.reshape(info.shape[1], -1), pitch)
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray[Any, np.dtype[Any]]:
         """Returns a copy of the entries `[start, stop)` of an input: dtype[kv_heads, n, head_dim]."""

@@ -70,6 +70,7 @@ class OrtBackend:
         target = TargetSessions(sessions[VERIFY_GRAPH], sessions.get(STEP_GRAPH))
         own_draft = sessions[draft.graph] if draft else None
         arena = KvArena(target.verify, _HOST, _KV_DTYPE, rows=options.max_sequences, capacity=capacity)
+        self.kv_entry_bytes = arena.entry_bytes
         shared = RaggedPasses(target, own_draft, self.rope, arena, vocab_size=self.vocab_size)
         # Not the object itself: a closed backend must not keep the sessions alive.
         self._shared = weakref.ref(shared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import mmap
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ssruntime import graph_io
-from ssruntime.backends.device import Device
+from ssruntime.backends.device import Device, HostMemory
 
 RESERVE: Final = 16 * 2**20
 """Bytes of written memory that an idle row keeps, for the next request to find in place."""
@@ -75,8 +76,7 @@ class KvArena:
             used: number of entries that may have been written.
             reserve: bytes of written memory that may stay in place.
         """
-        per_entry = sum(self._row_bytes(buffer) for buffer in self._buffers.values()) // self.capacity
-        if used * per_entry > reserve:
+        if used * self.entry_bytes > reserve:
             for buffer in self._buffers.values():
                 size = self._row_bytes(buffer)
                 self._device.give_back(self._memory, buffer.offset + row * size, size)
@@ -93,6 +93,38 @@ class KvArena:
         buffer = self._buffers[name]
         flat = content.reshape(buffer.heads, -1)
         self._device.upload(self._memory, self._entry_offset(buffer, row, start), flat, self._pitch(buffer))
+
+    @property
+    def entry_bytes(self) -> int:
+        """Size of one entry of a row, in all buffers together."""
+        return sum(self._row_bytes(buffer) for buffer in self._buffers.values()) // self.capacity
+
+    def read_block(self, row: int, start: int, stop: int, block: NDArray[np.uint8]) -> None:
+        """Fills a contiguous array of (stop - start) * `entry_bytes` from a row's entries `[start, stop)`."""
+        for entries, part in self._parts(row, start, stop, block):
+            part[...] = entries
+
+    def write_block(self, row: int, start: int, stop: int, block: NDArray[np.uint8]) -> None:
+        """Writes what `read_block` filled."""
+        for entries, part in self._parts(row, start, stop, block):
+            entries[...] = part
+
+    def _parts(self, row: int, start: int, stop: int, block: NDArray[np.uint8]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Yields a row's entries, and the parts of a block for them: dtype[buffers, kv_heads, n, head_dim].
+
+        Buffers of equal shape lie one behind the other; they are copied together, which is much faster.
+        """
+        assert isinstance(self._memory, HostMemory)
+        at = 0
+        for (heads, head_dim), group in itertools.groupby(self._buffers.values(), key=lambda one: (one.heads, one.head_dim)):
+            buffers = list(group)
+            size, first = self._row_bytes(buffers[0]), buffers[0].offset
+            end = first + len(buffers) * self.rows * size
+            rows = self._memory.block[first:end].view(self._dtype).reshape(len(buffers), self.rows, heads, self.capacity, head_dim)
+            shape = (len(buffers), heads, stop - start, head_dim)
+            nbytes = math.prod(shape) * self._dtype.itemsize
+            yield rows[:, row, :, start:stop], block[at : at + nbytes].view(self._dtype).reshape(shape)
+            at += nbytes
 
     def copy(self, source: int, row: int, stop: int) -> None:
         """Copies the entries `[0, stop)` of one row to another one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +81,25 @@ class OrtSlot:
         self.arena.copy(other.row, self.row, length)
         self._ragged_end = max(self._ragged_end, length)
         self.engine_seconds = other.engine_seconds
+
+    def read_kv(self, start: int, blocks: Sequence[NDArray[np.uint8]]) -> None:
+        """Fills blocks from entries of the KV cache; see `backends.base.Slot`."""
+        for at, block, stop in self._places(start, blocks):
+            self.arena.read_block(self.row, at, stop, block)
+
+    def write_kv(self, start: int, blocks: Sequence[NDArray[np.uint8]]) -> None:
+        """Writes blocks to entries of the KV cache; see `backends.base.Slot`."""
+        for at, block, stop in self._places(start, blocks):
+            self._ragged_end = max(self._ragged_end, stop)
+            self.arena.write_block(self.row, at, stop, block)
+
+    def _places(self, start: int, blocks: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
+        """Yields each block with its first entry, and the one after its last."""
+        for block in blocks:
+            size = block.nbytes // self.arena.entry_bytes
+            self._check_room(start, size)
+            yield start, block, start + size
+            start += size
 
     def use_draft(self, draft: DraftEngine) -> None:
         """Replaces the draft engine of this slot; the KV cache stays the same."""
