@@ -133,3 +133,20 @@ def test_metrics_have_vllm_s_names(artifact: Path) -> None:
         assert found[f"vllm:{gauge}{label}"] == 0
     assert found[f"vllm:time_to_first_token_seconds_count{label}"] == found[f"vllm:e2e_request_latency_seconds_count{label}"] == 1
     assert found[f"vllm:inter_token_latency_seconds_count{label}"] == 399
+
+
+def test_prefixes_are_shared_within_a_key_only(artifact: Path) -> None:
+    body = {"prompt": "abcdefghij" * 10, "max_tokens": 2}
+
+    def cached(one: Served, key: str) -> int:
+        answer = one.client.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"}).json()
+        found: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return found
+
+    with serving(artifact, api_keys=ApiKeys([KEY, OTHER])) as one:
+        assert [cached(one, key) for key in (KEY, KEY, OTHER, OTHER)] == [0, 96, 0, 96]
+        text = one.client.get("/metrics").text
+    assert 'vllm:prefix_cache_queries_total{model_name="scripted"} 400.0' in text
+    assert 'vllm:prefix_cache_hits_total{model_name="scripted"} 192.0' in text
+    with serving(artifact, api_keys=ApiKeys([KEY, OTHER]), share_prefixes=True) as one:
+        assert [cached(one, key) for key in (KEY, OTHER)] == [0, 96]
