@@ -55,6 +55,7 @@ FLAGS = {
         "--queue",
         "--threads",
         "--max-context",
+        "--no-draft",
         "--prefix-cache",
         "--share-prefixes",
         "--request-timeout",

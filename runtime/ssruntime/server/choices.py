@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Final, Literal, NamedTuple
@@ -84,21 +85,11 @@ class Choices:
         Raises:
             ApiError: if a choice failed or was not finished in time.
         """
-        found: asyncio.Queue[Piece | ApiError | None] = asyncio.Queue()
-        readers = [asyncio.create_task(self._read(index, found)) for index in range(len(self._running))]
-        left = len(readers)
         try:
-            while left:
-                piece = await found.get()
-                if piece is None:
-                    left -= 1
-                elif isinstance(piece, ApiError):
-                    raise piece
-                else:
+            async with contextlib.aclosing(self._pieces_of(0) if self.count == 1 else self._merged()) as pieces:
+                async for piece in pieces:
                     yield piece
         finally:
-            for reader in readers:
-                reader.cancel()
             self.close()
 
     def cancel(self) -> None:
@@ -149,8 +140,39 @@ class Choices:
             )
         )
 
-    async def _read(self, index: int, found: asyncio.Queue[Piece | ApiError | None]) -> None:
-        """Puts the pieces of a choice into a queue, then None; or what failed."""
+    async def _merged(self) -> AsyncGenerator[Piece]:
+        found: asyncio.Queue[Piece | ApiError | None] = asyncio.Queue()
+
+        async def read(index: int) -> None:
+            try:
+                async for piece in self._pieces_of(index):
+                    found.put_nowait(piece)
+            except ApiError as err:
+                found.put_nowait(err)
+            else:
+                found.put_nowait(None)
+
+        readers = [asyncio.create_task(read(index)) for index in range(self.count)]
+        left = self.count
+        try:
+            while left:
+                piece = await found.get()
+                if piece is None:
+                    left -= 1
+                elif isinstance(piece, ApiError):
+                    raise piece
+                else:
+                    yield piece
+        finally:
+            for reader in readers:
+                reader.cancel()
+
+    async def _pieces_of(self, index: int) -> AsyncGenerator[Piece]:
+        """Yields the pieces of a choice.
+
+        Raises:
+            ApiError: if it failed or was not finished in time.
+        """
         before = self._arrived
         is_finished = False
         try:
@@ -165,19 +187,15 @@ class Choices:
                 reason = None
                 if chunk.finish_reason is not None:
                     reason, is_finished = self._end(index, chunk.finish_reason, chunk.stats or DecodeStats()), True
-                found.put_nowait(Piece(index, chunk.text, chunk.token_ids, chunk.logprobs, reason))
+                yield Piece(index, chunk.text, chunk.token_ids, chunk.logprobs, reason)
             if not is_finished:  # it was cancelled while it waited for a sequence
                 raise self._unfinished("cancelled")
         except SelfSpecError as err:
-            found.put_nowait(api_error(err))
-        except ApiError as err:
-            found.put_nowait(err)
-        except Exception as err:  # noqa: BLE001 - the reader of the pieces gets it
-            failure = ApiError(500, "the engine failed; the server's log has the cause", code="engine_failed")
-            failure.__cause__ = err
-            found.put_nowait(failure)
-        else:
-            found.put_nowait(None)
+            raise api_error(err) from err
+        except ApiError:
+            raise
+        except Exception as err:
+            raise ApiError(500, "the engine failed; the server's log has the cause", code="engine_failed") from err
 
     def _end(self, index: int, engine_reason: str, stats: DecodeStats) -> FinishReason:
         reason = _REASONS.get(engine_reason)

@@ -1,4 +1,4 @@
-"""Limits for what clients send and how slowly they send and read, as ASGI middleware."""
+"""Limits for what clients send and how slowly they send it, as ASGI middleware."""
 
 from __future__ import annotations
 
@@ -14,39 +14,44 @@ _CLOSE: Final = {"Connection": "close"}
 
 
 class ClientLimits:
-    """Bounds the size of a body, the time to read it, and the time that a response may stay unread."""
+    """Bounds the size of a body and the time to read it."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Runs the application with bounded `receive` and `send`."""
+        """Runs the application with a bounded `receive`."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = _Client(receive, send, self._settings)
+        client = _Client(receive, self._settings)
+        has_started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
         try:
             if _declared_length(scope) > self._settings.max_body:
                 raise client.too_large()
-            await self._app(scope, client.receive, client.send)
+            await self._app(scope, client.receive, send_and_note)
         except ApiError as err:
-            if client.has_started:
+            if has_started:
                 raise
-            await err.response()(scope, receive, client.send)
+            await err.response()(scope, receive, send)
 
 
 class _Client:
-    """The two directions of one request."""
+    """What a client sends."""
 
-    def __init__(self, receive: Receive, send: Send, settings: ServerSettings) -> None:
+    def __init__(self, receive: Receive, settings: ServerSettings) -> None:
         self._receive = receive
-        self._send = send
         self._settings = settings
         self._deadline = asyncio.get_running_loop().time() + settings.read_timeout
         self._read = 0
         self._is_read = False
-        self.has_started = False
 
     def too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._settings.max_body} bytes", code="body_too_large", headers=_CLOSE)
@@ -66,19 +71,6 @@ class _Client:
         if self._read > self._settings.max_body:
             raise self.too_large()
         return message
-
-    async def send(self, message: Message) -> None:
-        """Sends a message; a client that reads nothing for too long is treated as gone."""
-        self.has_started = True
-        try:
-            async with asyncio.timeout(self._settings.write_timeout):
-                await self._send(message)
-        except TimeoutError:
-            raise SlowClientError from None
-
-
-class SlowClientError(Exception):
-    """The client did not read the response in time; the connection is cut."""
 
 
 def _declared_length(scope: Scope) -> int:

@@ -39,6 +39,7 @@ MAX_BODY: Final = 4 * 2**20
 @click.option("--queue", type=int, default=QUEUE, show_default=True, metavar="N", help="Most requests that wait; more get status 429.")
 @click.option("--threads", type=int, metavar="T", help="Threads per engine.  [default: the available physical cores]")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of a sequence.  [default: the artifact's, at most 4096]")
+@click.option("--no-draft", is_flag=True, help="Decode autoregressively, without drafts.")
 @click.option(
     "--prefix-cache",
     type=int,
@@ -70,6 +71,7 @@ def command(
     queue: int,
     threads: int | None,
     max_context: int | None,
+    no_draft: bool,
     prefix_cache: int | None,
     share_prefixes: bool,
     request_timeout: float,
@@ -97,7 +99,14 @@ def command(
     )
     if api_key_file is None and not _is_loopback(host):
         click.echo(f"warning: {host} can be reached from other machines, and no API key is needed: see --api-key-file", err=True)
-    with load(folder, threads=threads, max_context=max_context, max_sequences=max_sequences, prefix_cache=prefix_cache) as engine:
+    with load(
+        folder,
+        threads=threads,
+        max_context=max_context,
+        max_sequences=max_sequences,
+        draft=not no_draft,
+        prefix_cache=prefix_cache,
+    ) as engine:
         server = Server(create_app(engine, settings, max_waiting=queue), host, port)
         engine.warm_up()
         click.echo(f"serving {folder.resolve().name} at {server.url}", err=True)

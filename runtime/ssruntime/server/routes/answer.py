@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
@@ -17,7 +18,8 @@ from ssruntime.server.schema.chat import ChatChunk
 from ssruntime.server.schema.completions import CompletionResponse
 from ssruntime.server.schema.decoding import UsageIn
 
-CLIENT_GONE = 499
+_MARK: Final = "\0"
+CLIENT_GONE: Final = 499
 """Status in the log of a request whose client did not wait for the answer."""
 
 
@@ -77,17 +79,37 @@ async def _events(choices: Choices, writer: Writer, usage_in: UsageIn) -> AsyncG
         chunk.usage = choices.usage() if usage_in == "all" else None
         return event(chunk)
 
+    texts = _TextEvents(writer)
+
     for chunk in writer.first():
         yield one(chunk)
     async for piece in choices.pieces():
         # The text's last piece and the reason of its end are chunks of their own, as clients expect.
         if piece.text or piece.logprobs:
-            yield one(writer.chunk(piece._replace(finish_reason=None)))
+            is_text_alone = usage_in != "all" and not piece.logprobs
+            yield texts.event(piece) if is_text_alone else one(writer.chunk(piece._replace(finish_reason=None)))
         if piece.finish_reason is not None:
             yield one(writer.chunk(piece._replace(text="", tokens=(), logprobs=())))
     if usage_in != "none":
         yield event(writer.usage())
     yield DONE
+
+
+class _TextEvents:
+    """Events that have nothing but text, of which only the text is written anew."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._around: dict[int, list[bytes]] = {}
+
+    def event(self, piece: Piece) -> bytes:
+        """Returns the event for a piece of text."""
+        around = self._around.get(piece.choice)
+        if around is None:
+            marked = event(self._writer.chunk(Piece(piece.choice, _MARK, (), (), None)))
+            around = self._around[piece.choice] = marked.split(to_json(_MARK))
+        before, after = around
+        return before + to_json(piece.text) + after
 
 
 async def _collected(choices: Choices) -> list[Finished]:
