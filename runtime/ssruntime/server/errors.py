@@ -72,16 +72,22 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     Args:
         errors: pydantic's list of errors, at least one.
     """
-    first = errors[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
+    # A value that fits no kind of a union has an error for each of them: one about its content says the most.
+    first = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
+    is_union = first["type"].endswith("_type") and any(_is_kind(part) for part in first["loc"])
+    where = [str(part) for part in first["loc"] if part != "body" and not _is_kind(part)]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {where[0]}", code="invalid_json")
-    param = ".".join(where) or None
+    param = shorten(".".join(where[:1] if is_union else where)) or None
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown parameter: {shorten(param or '')!r}", param=shorten(param or ""), code="unknown_parameter")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    shown = shorten(param or "the body")
-    return ApiError(400, f"{shown}: {shorten(message)}", param=shorten(param) if param else None, code="invalid_value")
+        return ApiError(400, f"unknown parameter: {param!r}", param=param, code="unknown_parameter")
+    message = "the value has the wrong type" if is_union else str(first["msg"]).removeprefix("Value error, ")
+    return ApiError(400, f"{param or 'the body'}: {shorten(message)}", param=param, code="invalid_value")
+
+
+def _is_kind(part: str | int) -> bool:
+    """Returns whether a part of a place names one kind of a union, and not a key."""
+    return isinstance(part, str) and (part == "str" or part.startswith(("list[", "constrained-")))
 
 
 def shorten(text: str) -> str:
