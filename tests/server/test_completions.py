@@ -148,7 +148,7 @@ def test_neutral_values_of_what_is_not_supported_are_accepted(served: Served) ->
         ({"n": 129}, 400, "n", "invalid_value", "128"),
         ({"n": 100}, 400, "n", "invalid_value", "at most 66"),
         ({"min_tokens": 50}, 400, None, None, "min_new_tokens 50 is more than max_new_tokens 40"),
-        ({"stop": [""]}, 400, None, None, "stop"),
+        ({"stop": [""]}, 400, "stop.0", "invalid_value", "at least 1 character"),
         ({"stop": ["x"] * 17}, 400, "stop", "invalid_value", "at most 16 items"),
         ({"stop": "x" * 1001}, 400, "stop", "invalid_value", "at most 1000 characters"),
         ({"stop": 5}, 400, "stop", "invalid_value", "stop: the value has the wrong type"),

@@ -159,3 +159,10 @@ def test_pipelined_requests_get_their_answers_in_order(strict: Served) -> None:
         one.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" + b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answers = everything(one)
     assert answers.index(b'"version"') < answers.index(b'"ready"')
+
+
+@pytest.mark.parametrize("body", [{"prompt": [None] * 1000}, {"prompt": [[None]] * 1000}, {"prompt": "a", "str": 1}])
+def test_wrong_lists_cost_one_error(strict: Served, body: dict[str, object]) -> None:
+    answer = strict.client.post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] in ("prompt", "str")

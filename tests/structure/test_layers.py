@@ -18,6 +18,7 @@ RUNTIME = [
     "backends.device_engines", "backends.ort_cuda", "backends.tensorrt", "backends.registry", "backends",
     "pass_costs", "acceptance", "proposers", "sequence", "scheduler", "engine", "async_engine",
     "server.schema", "server.settings", "server.errors", "server.metrics", "server.served_engine", "server.choices", "server.service",
+    "server.failures",
     "server.prompts", "server.events", "server.limits", "server.access_log", "server.routes", "server.app", "server.resumed",
     "server.ray_app", "server.connection", "server.run", "server",
 ]  # fmt: skip

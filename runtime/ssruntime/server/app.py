@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -17,13 +16,12 @@ from ssruntime.engine import Engine
 from ssruntime.errors import SelfSpecError
 from ssruntime.server.access_log import AccessLog
 from ssruntime.server.errors import ApiError, api_error, invalid_request
+from ssruntime.server.failures import note_failure
 from ssruntime.server.limits import ClientLimits
 from ssruntime.server.routes import chat, completions, info, tokens
 from ssruntime.server.served_engine import ServedEngine
 from ssruntime.server.service import Service
 from ssruntime.server.settings import ServerSettings
-
-logger = logging.getLogger(__name__)
 
 _MESSAGES: Final = {404: "there is no such path", 405: "this path does not take that method"}
 
@@ -45,7 +43,9 @@ def create_app(engine: Engine | ServedEngine, settings: ServerSettings | None = 
         yield
         await service.stop()
 
-    app = FastAPI(title="sstool", lifespan=lifespan, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
+    app = FastAPI(
+        title="sstool", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False, separate_input_output_schemas=False
+    )
     app.state.service = service
     for routes in (completions, chat, info, tokens):
         app.include_router(routes.router)
@@ -77,14 +77,13 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
-    logger.error("request %s failed", request.state.request_id, exc_info=error)
-    return _counted(request, ApiError(500, "the server failed; its log has the cause", code="internal_error"))
+    failure = ApiError(500, "the server failed; its log has the cause", code="internal_error")
+    failure.__cause__ = error
+    return _counted(request, failure)
 
 
 def _counted(request: Request, error: ApiError) -> JSONResponse:
-    service: Service = request.app.state.service
-    service.metrics.add_failure(error.status_code)
-    request.state.error = error.body.error.message
+    note_failure(request, error)
     return error.response()
 
 

@@ -53,7 +53,7 @@ class Choices:
         *,
         arrived: float,
         metrics: ServerMetrics,
-        on_end: Callable[[Choices, float], None],
+        on_end: Callable[[Choices, float | None], None],
     ) -> None:
         """Takes requests that have begun.
 
@@ -62,7 +62,8 @@ class Choices:
             running: the same, running.
             arrived: time of `time.perf_counter` at which the HTTP request came.
             metrics: where tokens and times are counted.
-            on_end: called with this object and the seconds since the arrival, once nothing runs any more.
+            on_end: called with this object, and the seconds since the arrival if all choices finished, once
+                nothing runs any more.
         """
         self._requests = requests
         self._running = running
@@ -103,7 +104,8 @@ class Choices:
             one.cancel()
         if not self._is_closed:
             self._is_closed = True
-            self._on_end(self, time.perf_counter() - self._arrived)
+            is_finished = len(self._stats) == self.count
+            self._on_end(self, time.perf_counter() - self._arrived if is_finished else None)
 
     def usage(self) -> Usage:
         """Returns the numbers of tokens so far; a prompt counts once for all of its choices."""
@@ -178,8 +180,9 @@ class Choices:
         try:
             async for chunk in self._running[index]:
                 now, count = time.perf_counter(), len(chunk.token_ids)
+                self._metrics.count_tokens(count)
                 if count and not self._tokens[index]:
-                    self._metrics.add_first_token(now - before)
+                    self._metrics.add_first_token(len(self._requests[index].ids), now - before)
                 elif count:
                     self._metrics.add_tokens(count, now - before)
                 before = now if count else before

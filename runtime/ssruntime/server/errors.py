@@ -10,7 +10,7 @@ from typing import Any, Final
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ssruntime.errors import BackendUnavailableError, ContextOverflowError, QueueFullError, SelfSpecError
+from ssruntime.errors import BackendUnavailableError, ConfigError, ContextOverflowError, PromptError, QueueFullError, SelfSpecError
 from ssruntime.server.schema.errors import ErrorBody, ErrorResponse
 
 _TYPES: Final[Mapping[int, str]] = {
@@ -23,6 +23,8 @@ _TYPES: Final[Mapping[int, str]] = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+MAX_MESSAGE: Final = 1000
+"""Most characters of an error's message."""
 MAX_SHOWN: Final = 200
 """Most characters of a value from a request that an error message repeats."""
 
@@ -37,6 +39,7 @@ class ApiError(HTTPException):
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
+        message = shorten(message, MAX_MESSAGE)
         super().__init__(status, message, dict(headers or {}))
         kind = _TYPES.get(status, "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "internal_error")
         self.body = ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code))
@@ -56,6 +59,10 @@ def api_error(error: SelfSpecError, *, retry_after: float = 1.0) -> ApiError:
     if isinstance(error, BackendUnavailableError):
         status, code = (429, "queue_full") if isinstance(error, QueueFullError) else (503, "unavailable")
         return ApiError(status, str(error), code=code, headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
+    if not isinstance(error, PromptError | ConfigError):  # the artifact or the machine, not the request
+        failure = ApiError(500, "the engine failed; the server's log has the cause", code="engine_failed")
+        failure.__cause__ = error
+        return failure
     return ApiError(400, str(error), code="context_length_exceeded" if isinstance(error, ContextOverflowError) else None)
 
 
@@ -74,13 +81,14 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """
     # A value that fits no kind of a union has an error for each of them: one about its content says the most.
     first = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
+    if first["type"] == "extra_forbidden":
+        name = shorten(".".join(str(part) for part in first["loc"] if part != "body"))
+        return ApiError(400, f"unknown parameter: {name!r}", param=name, code="unknown_parameter")
     is_union = first["type"].endswith("_type") and any(_is_kind(part) for part in first["loc"])
     where = [str(part) for part in first["loc"] if part != "body" and not _is_kind(part)]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {where[0]}", code="invalid_json")
     param = shorten(".".join(where[:1] if is_union else where)) or None
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown parameter: {param!r}", param=param, code="unknown_parameter")
     message = "the value has the wrong type" if is_union else str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param or 'the body'}: {shorten(message)}", param=param, code="invalid_value")
 
@@ -90,7 +98,7 @@ def _is_kind(part: str | int) -> bool:
     return isinstance(part, str) and (part == "str" or part.startswith(("list[", "constrained-")))
 
 
-def shorten(text: str) -> str:
-    """Returns a text of bounded length, without what terminals and logs would interpret."""
-    printable = "".join(c if c.isprintable() else "?" for c in text[: MAX_SHOWN + 1])
-    return printable if len(printable) <= MAX_SHOWN else printable[:MAX_SHOWN] + "..."
+def shorten(text: str, most: int = MAX_SHOWN) -> str:
+    """Returns a text of at most so many characters, without what terminals and logs would interpret."""
+    printable = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
+    return printable if len(printable) <= most else printable[:most] + "..."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
@@ -15,8 +14,6 @@ from starlette.types import Receive, Scope, Send
 from ssruntime.server.errors import ApiError
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -34,17 +31,19 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], close: Callable[[], None], on_failure: Callable[[ApiError], None]) -> None:
         """Takes the events.
 
         Args:
             events: the events; the generator is closed in any case.
             close: called at the end, also if no event was sent.
+            on_failure: called with the error that became the last event.
         """
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._close = close
+        self._on_failure = on_failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events, until they end or the client is gone."""
@@ -61,7 +60,7 @@ class EventStream(Response):
                 async for one in events:
                     await send({"type": "http.response.body", "body": one, "more_body": True})
             except ApiError as err:
-                log_failure(err)
+                self._on_failure(err)
                 await send({"type": "http.response.body", "body": event(err.body), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -92,12 +91,6 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait((task,))  # so that nothing of the request runs on
-
-
-def log_failure(error: ApiError) -> None:
-    """Writes the cause of an internal error to the log."""
-    if error.__cause__ is not None and error.status_code >= 500:
-        logger.error("a request failed", exc_info=error.__cause__)
 
 
 async def _gone(receive: Receive) -> None:

@@ -88,12 +88,17 @@ class ServerMetrics:
         """Returns all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
-    def add_first_token(self, seconds: float) -> None:
-        """Records the time to the first token."""
+    def add_first_token(self, prompt_tokens: int, seconds: float) -> None:
+        """Records the time to the first token of a prompt, whose tokens are counted."""
+        self._prompt_tokens.inc(prompt_tokens)
         self._first.observe(seconds)
 
+    def count_tokens(self, tokens: int) -> None:
+        """Counts generated tokens."""
+        self._generated.inc(tokens)
+
     def add_tokens(self, tokens: int, seconds: float) -> None:
-        """Records tokens that came together, this many seconds after the tokens before them."""
+        """Records the times of tokens that came together, so many seconds after the tokens before them."""
         for _ in range(tokens):
             self._between.observe(seconds / tokens)
 
@@ -108,10 +113,8 @@ class ServerMetrics:
             stats: its statistics.
         """
         self._successes.labels(self._model, reason).inc()
-        self._prompt_tokens.inc(prompt_tokens)
         self._prefix_queries.inc(prompt_tokens)
         self._prefix_hits.inc(stats.cached_tokens)
-        self._generated.inc(tokens)
         self._prompt_sizes.observe(prompt_tokens)
         self._sizes.observe(tokens)
         self._whole.observe(seconds)

@@ -12,7 +12,7 @@ from typing import Final
 from ssruntime.artifact import Manifest
 from ssruntime.config import GenerationConfig
 from ssruntime.config.generation import SEED_LIMIT
-from ssruntime.errors import SelfSpecError
+from ssruntime.errors import QueueFullError, SelfSpecError
 from ssruntime.preparation import Request
 from ssruntime.server.choices import Choices
 from ssruntime.server.errors import ApiError, api_error, unknown_model
@@ -88,14 +88,21 @@ class Service:
             raise unknown_model(name, self.names)
 
     def check_room(self, choices: int) -> None:
-        """Checks that a request does not ask for more completions than can run and wait together.
+        """Checks that there is room for the completions of a request.
 
         Raises:
-            ApiError: if it does.
+            ApiError: if too many are asked for, or requests wait already, or the server stops.
         """
         most = self.engine.max_requests
         if choices > most:
             raise ApiError(400, f"{choices} completions are asked for; this server takes at most {most}", param="n", code="invalid_value")
+        if self._is_stopping:
+            raise _stopping()
+        # Again in `begin`: prompts are not encoded for requests that have no place.
+        if self.engine.running + self.engine.waiting + choices > most:
+            raise api_error(
+                QueueFullError(f"{self.engine.waiting} requests wait already", "try again later"), retry_after=self._expected_wait()
+            )
 
     async def prepare(self, prompt: Prompt, config: GenerationConfig, *, choices: int, key: str) -> list[Request]:
         """Returns a checked request for each choice. Choice i has the seed of the settings plus i.
@@ -125,7 +132,7 @@ class Service:
             ApiError: if too many requests wait already, or the server stops.
         """
         if self._is_stopping:
-            raise ApiError(503, "this server is stopping", code="stopping", headers={"Retry-After": "1"})
+            raise _stopping()
         running: list[RunningRequest] = []
         try:
             for request in requests:
@@ -154,15 +161,20 @@ class Service:
         """Refuses new requests from now on."""
         self._is_stopping = True
 
-    def _forget(self, choices: Choices, seconds: float) -> None:
+    def _forget(self, choices: Choices, seconds: float | None) -> None:
         self._open.discard(choices)
         if not self._open:
             self._idle.set()
-        self._mean_seconds += _FOLLOWING * (seconds - self._mean_seconds)
+        if seconds is not None:
+            self._mean_seconds += _FOLLOWING * (seconds - self._mean_seconds)
 
     def _expected_wait(self) -> float:
         """Returns the seconds after which a place in the queue is expected to be free."""
         return self._mean_seconds / max(1, self.engine.running)
+
+
+def _stopping() -> ApiError:
+    return ApiError(503, "this server is stopping", code="stopping", headers={"Retry-After": "1"})
 
 
 def _digest(manifest: Manifest) -> str:

@@ -16,7 +16,7 @@ from ssruntime.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_BODY: Final = 4 * 2**20
+DEFAULT_MAX_BODY: Final = 2**20
 MIN_KEY_LENGTH: Final = 16
 
 

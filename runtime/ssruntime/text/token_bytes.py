@@ -27,6 +27,7 @@ class TokenBytes:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Takes the tokenizer, whose decoder must not change."""
         self._tokenizer = tokenizer
+        self._known: dict[int, bytes] = {}
         kinds = set(_decoders(json.loads(tokenizer.to_str()).get("decoder")))
         self._alphabet = _byte_alphabet() if "ByteLevel" in kinds else {}
         self._has_byte_tokens = "ByteFallback" in kinds
@@ -34,6 +35,12 @@ class TokenBytes:
 
     def of(self, token: int) -> bytes:
         """Returns the bytes that a token adds to a text; for a special token, those of its name."""
+        found = self._known.get(token)
+        if found is None:
+            found = self._known[token] = self._bytes(token)
+        return found
+
+    def _bytes(self, token: int) -> bytes:
         if token in self._added:
             return self._added[token].encode()
         piece = self._tokenizer.id_to_token(token)

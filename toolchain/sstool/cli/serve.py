@@ -19,7 +19,7 @@ MAX_SEQUENCES: Final = 4
 QUEUE: Final = 64
 REQUEST_TIMEOUT: Final = 600.0
 GRACE: Final = 30.0
-MAX_BODY: Final = 4 * 2**20
+MAX_BODY: Final = 2**20
 
 
 @click.command(name="serve")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 from fastapi import Request
@@ -14,6 +15,7 @@ from pydantic_core import to_json
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.events import DONE, ClientGoneError, EventStream, event, until_gone
+from ssruntime.server.failures import note_failure
 from ssruntime.server.schema.chat import ChatChunk
 from ssruntime.server.schema.completions import CompletionResponse
 from ssruntime.server.schema.decoding import UsageIn
@@ -64,7 +66,7 @@ async def answer(request: Request, choices: Choices, writer: Writer, *, stream: 
     """
     request.state.choices = choices
     if stream:
-        return EventStream(_events(choices, writer, usage_in), choices.close)
+        return EventStream(_events(choices, writer, usage_in), choices.close, partial(note_failure, request))
     try:
         finished = await until_gone(request.receive, _collected(choices))
     except ClientGoneError:

@@ -37,9 +37,9 @@ class ChatMessage(RequestModel):
     """A turn of the conversation; the model's template says which roles there are."""
 
     role: str = Field(min_length=1)
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: Annotated[Any, Only(None)] = None
@@ -69,15 +69,15 @@ class ResponseFormat(RequestModel):
 class ChatRequest(DecodingRequest):
     """A request for the assistant's next turn."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: Annotated[Any, Only("auto", "none", None)] = None
     parallel_tool_calls: Annotated[Any, Only(True, None)] = None
     response_format: ResponseFormat | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Further variables of the template.")
 
     @model_validator(mode="after")

@@ -10,13 +10,13 @@ from ssruntime.config.generation import MAX_LOGPROBS
 from ssruntime.server.schema.decoding import DecodingRequest, Only
 from ssruntime.server.schema.usage import ABSENT, Metrics, Usage
 
-Tokens = list[int]
+Tokens = Annotated[list[int], Field(fail_fast=True)]
 
 
 class CompletionRequest(DecodingRequest):
     """A request to continue texts."""
 
-    prompt: str | list[str] | Tokens | list[Tokens]
+    prompt: str | Annotated[list[str], Field(fail_fast=True)] | Tokens | Annotated[list[Tokens], Field(fail_fast=True)]
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1)
     echo: Annotated[Any, Only(False, None)] = None

@@ -18,7 +18,7 @@ MAX_STOP_TOKENS: Final = 256
 MAX_STOP_LENGTH: Final = 1000
 
 
-StopText = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 UsageIn = Literal["none", "last", "all"]
 
 
@@ -65,7 +65,7 @@ class DecodingRequest(RequestModel):
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-SEED_LIMIT, lt=SEED_LIMIT)
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -74,7 +74,7 @@ class DecodingRequest(RequestModel):
     top_k: int | None = Field(None, ge=-1, description="0 and -1 keep all tokens.")
     min_p: float | None = Field(None, ge=0, le=1)
     min_tokens: int | None = Field(None, ge=0)
-    stop_token_ids: list[int] | None = Field(None, max_length=MAX_STOP_TOKENS)
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = Field(None, max_length=MAX_STOP_TOKENS)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
 
