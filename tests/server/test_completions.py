@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ssruntime import GenerationConfig
-from tests.server.conftest import Served, events
+from tests.runtime.scripted import Script, every_byte, phrase_table, write_artifact
+from tests.server.conftest import Served, events, serving
 
 SAMPLED = {"temperature": 0.8, "seed": 5, "max_tokens": 40, "ignore_eos": True}
 CONFIG = GenerationConfig(temperature=0.8, seed=5, max_new_tokens=40, ignore_eos=True)
@@ -197,3 +199,16 @@ def test_unknown_paths_and_methods(served: Served) -> None:
     answer = served.client.get("/v1/completions")
     assert answer.status_code == 405
     assert "method" in answer.json()["error"]["message"]
+
+
+def test_offsets_count_characters_not_tokens(tmp_path: Path) -> None:
+    text = "añ😀b 日本."
+    tokens = [byte + 2 for byte in text.encode()]
+    table = phrase_table(tokens, vocab=258)
+    folder = write_artifact(tmp_path / "bytes", Script(verify=table), tokenizer=every_byte(), max_context=60)
+    body = {"prompt": [1], "max_tokens": len(tokens), "logprobs": 0, "ignore_eos": True}
+    with serving(folder) as one:
+        (choice,) = one.client.post("/v1/completions", json=body).json()["choices"]
+    assert choice["text"] == text
+    whole = [len(text.encode()[:index].decode(errors="ignore")) for index in range(len(tokens))]
+    assert choice["logprobs"]["text_offset"] == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ class CompletionWriter:
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._offsets = [0] * choices.count
+        # A character may be spread over several tokens: an offset counts the whole ones before the token.
+        self._decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in range(choices.count)]
 
     def first(self) -> Sequence[CompletionResponse]:
         """Returns no chunks."""
@@ -103,5 +106,6 @@ class CompletionWriter:
                 top.setdefault(text_of(other), logprob)
             found.top_logprobs.append(top)
             found.text_offset.append(self._offsets[index])
-            self._offsets[index] += 0 if token in self._hidden else len(text)
+            if token not in self._hidden:
+                self._offsets[index] += len(self._decoders[index].decode(self._service.token_bytes(token)))
         return found
