@@ -101,6 +101,7 @@ def test_without_a_limit_the_context_is_one(served: Served) -> None:
         ({"max_tokens": 3}, None, "differ"),
         ({"tool_choice": "required"}, "tool_choice", '"auto"'),
         ({"response_format": {"type": "json_object"}}, "response_format.type", '"text"'),
+        ({"chat_template_kwargs": {"x": json.loads("[" * 40 + "]" * 40)}}, "chat_template_kwargs", "nested more than 32 deep"),
         ({"functions": []}, "functions", "unknown parameter"),
         ({"chat_template_kwargs": {"messages": 1}}, None, "messages"),
         (

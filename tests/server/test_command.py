@@ -20,6 +20,7 @@ from ssruntime.engine import DEFAULT_MAX_SEQUENCES
 from ssruntime.server import ServerSettings
 from sstool.cli import serve
 from sstool.cli.main import run
+from tests.server.conftest import wait_for
 
 BODY = {"prompt": "abc", "max_tokens": 60, "temperature": 0.8, "seed": 2, "ignore_eos": True}
 KEY = "sk-0123456789abcdef"
@@ -62,6 +63,27 @@ def test_a_signal_ends_it_after_its_requests(artifact: Path, name: str) -> None:
             process.send_signal(getattr(signal, name))
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert process.wait(60) == 0
+
+
+def test_a_second_interrupt_ends_it_at_once(artifact: Path) -> None:
+    long = BODY | {"max_tokens": 2900, "stream": True, "logprobs": 20, "n": 2}
+    with running(artifact) as (process, client):
+        with client.stream("POST", "/v1/completions", json=long) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            wait_for(lambda: _refuses(client))
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(httpx2.TransportError):
+                assert "data: [DONE]" not in list(lines)
+        assert process.wait(20) == 0
+
+
+def _refuses(client: httpx2.Client) -> bool:
+    try:
+        return httpx2.get(client.base_url.join("/ready"), trust_env=False).status_code != httpx2.codes.OK
+    except httpx2.TransportError:
+        return True
 
 
 def test_a_kill_leaves_artifact_and_cache_that_load(artifact: Path) -> None:

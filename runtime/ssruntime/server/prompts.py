@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from ssruntime.server.errors import ApiError
 from ssruntime.server.schema.chat import ChatMessage, Tool
 from ssruntime.text.prompt import Chat
+
+MAX_NESTING: Final = 32
+"""Deepest nesting of what a template may write with indentation, which grows with the depth."""
 
 
 def as_chat(
@@ -27,15 +30,35 @@ def as_chat(
         variables: further variables of the template.
 
     Raises:
-        ApiError: if the arguments of an earlier call of a tool are not a JSON object.
+        ApiError: if the arguments of an earlier call of a tool are not a JSON object, or a value is too deep.
         PromptError: if a turn has no content, or a variable has the name of another part.
     """
+    functions = [tool.model_dump() for tool in tools or ()]
+    for name, value in (("tools", functions), ("documents", documents), ("chat_template_kwargs", variables)):
+        if _is_deeper(value, MAX_NESTING):
+            raise ApiError(400, f"{name}: values are nested more than {MAX_NESTING} deep", param=name, code="invalid_value")
     return Chat(
         messages=[_message(message, f"messages.{index}") for index, message in enumerate(messages)],
-        tools=[tool.model_dump() for tool in tools] if tools else None,
+        tools=functions or None,
         documents=list(documents) if documents else None,
         variables=variables or {},
     )
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Returns whether lists and objects are nested more than so deep; JSON as parsed, which has no cycles."""
+    level: list[object] = [value]
+    for _ in range(most + 1):
+        level = [one for outer in level for one in _parts(outer)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _message(message: ChatMessage, where: str) -> dict[str, object]:

@@ -96,6 +96,8 @@ class _Server(uvicorn.Server):
         """Ends requests that outlast the grace time while uvicorn waits for its connections."""
         ending = asyncio.create_task(self._service.stop())
         await super().shutdown(sockets)
+        if self.force_exit:
+            self._service.cancel_all()
         await ending
 
 

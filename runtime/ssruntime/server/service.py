@@ -153,9 +153,13 @@ class Service:
             async with asyncio.timeout(self.settings.grace):
                 await self._idle.wait()
         except TimeoutError:
-            for choices in list(self._open):
-                choices.cancel()
+            self.cancel_all()
         await self.engine.close()
+
+    def cancel_all(self) -> None:
+        """Ends all requests."""
+        for choices in list(self._open):
+            choices.cancel()
 
     def refuse(self) -> None:
         """Refuses new requests from now on."""
