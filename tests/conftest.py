@@ -33,7 +33,7 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interrupts_arrive() -> Iterator[None]:
-    """Makes SIGINT interrupt this process, also where a shell started it in the background, ignoring SIGINT."""
+    """Makes SIGINT interrupt this process, also where a shell started it in the background and ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
