@@ -45,11 +45,11 @@ class DecodeSettings:
     min_p: float
     sampling: str
     seed: int
-    logprobs: int | None
     stop: tuple[str, ...]
     stop_token_ids: frozenset[int]
     eos_token_ids: frozenset[int]
     skip_special_tokens: bool
+    logprobs: int | None = None
     deterministic: bool = False
     branch_margin: float = BRANCH_MARGIN
 
