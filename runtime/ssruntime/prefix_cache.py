@@ -1,9 +1,9 @@
-"""Keeps the KV of texts, so that the beginning that a prompt shares with one is not computed again.
+"""Keeps the KV of earlier texts, so that a prompt that begins like one of them need not compute it again.
 
-The KV of a text's beginning depends on nothing else. So it is kept in blocks of `BLOCK` tokens, which are
-copied from KV caches and into them. A block hangs below the block before it, and is found by its own token
-ids among the children of that one. Nothing but equal token ids from the first one on, in the same namespace,
-leads to a block: there is no digest that could collide. A shared beginning is kept once.
+The KV entries of a prefix depend only on the tokens of the prefix. They are kept in blocks of `BLOCK` tokens,
+which are copied from and to the KV caches of sequences. The blocks form a tree: a block is the child of the
+block before it, and its key among its siblings is its token ids. A lookup therefore compares all token ids
+from the first one on; there is no digest that could collide. A prefix that several texts share is kept once.
 """
 
 from __future__ import annotations

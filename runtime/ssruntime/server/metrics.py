@@ -89,7 +89,7 @@ class ServerMetrics:
         return generate_latest(self._registry)
 
     def add_first_token(self, prompt_tokens: int, seconds: float) -> None:
-        """Records the time to the first token of a prompt, whose tokens are counted."""
+        """Counts the tokens of a prompt, and records the time to the first generated token."""
         self._prompt_tokens.inc(prompt_tokens)
         self._first.observe(seconds)
 
@@ -98,7 +98,12 @@ class ServerMetrics:
         self._generated.inc(tokens)
 
     def add_tokens(self, tokens: int, seconds: float) -> None:
-        """Records the times of tokens that came together, so many seconds after the tokens before them."""
+        """Records the inter-token latency of tokens from one pass, which share its time equally.
+
+        Args:
+            tokens: number of tokens.
+            seconds: time since the tokens before them.
+        """
         for _ in range(tokens):
             self._between.observe(seconds / tokens)
 

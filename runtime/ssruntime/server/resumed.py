@@ -1,7 +1,7 @@
-"""Requests that another engine goes on with when theirs dies, with no token twice.
+"""Resumes a request on another engine when its engine dies; the reader receives each token once.
 
-A seed gives one text, so the other engine runs the request from its beginning, and what the client has got
-already is left out. The text may come in other pieces, but it is the same.
+A seed gives one text, so the other engine decodes the request from its beginning, and the output that the
+reader has received already is dropped. The new chunks may be cut differently, but their text is the same.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from ssruntime.results import Chunk
 
 
 class Progress:
-    """What of a request has been given to its reader."""
+    """Counts the tokens and characters of a request that its reader has received."""
 
     def __init__(self) -> None:
         self._tokens = 0
         self._characters = 0
 
     async def rest(self, chunks: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk]:
-        """Yields the part of a request's chunks that its reader has not got.
+        """Yields the part of a request's output that its reader has not received.
 
         Args:
             chunks: all chunks of the request, from its beginning.

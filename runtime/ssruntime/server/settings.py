@@ -27,11 +27,11 @@ class ServerSettings:
     Attributes:
         model_names: names that requests may give as `model`; the first one is reported. Empty for the name of
             the artifact's folder.
-        api_keys: keys of which requests must give one; none if it is empty.
+        api_keys: accepted API keys. If there are none, requests need no key.
         max_body: most bytes in a request's body.
         request_timeout: seconds that a request may take, with its time in the queue; then it fails.
         read_timeout: seconds that a client may take to send a request's body.
-        write_timeout: seconds that a client may leave a piece of a response unread; then it is cut off.
+        write_timeout: seconds after which a connection is closed whose client has stopped reading.
         grace: seconds that running requests get to finish when the server stops.
         log_prompts: whether the log has the requests' bodies.
         share_prefixes: whether cached prefixes of prompts are shared between API keys.

@@ -98,7 +98,7 @@ def command(
         share_prefixes=share_prefixes,
     )
     if api_key_file is None and not _is_loopback(host):
-        click.echo(f"warning: {host} can be reached from other machines, and no API key is needed: see --api-key-file", err=True)
+        click.echo(f"warning: other machines can reach {host}, and requests need no API key; --api-key-file FILE sets keys", err=True)
     with load(
         folder,
         threads=threads,
