@@ -15,9 +15,10 @@ from typing import Final, Self
 from ssruntime.checks import check_int
 from ssruntime.config import GenerationConfig
 from ssruntime.engine import Engine
-from ssruntime.errors import BackendUnavailableError, QueueFullError
+from ssruntime.errors import BackendUnavailableError
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.preparation import Preparer, Request
+from ssruntime.request_queue import ChunkQueue, Places
 from ssruntime.results import Chunk, Completion
 from ssruntime.text.prompt import Prompt
 
@@ -46,8 +47,7 @@ class AsyncEngine:
         """
         check_int("max_waiting", max_waiting, 0)
         self.engine = engine
-        self._limit = engine.max_sequences + max_waiting
-        self._requests = 0
+        self._places = Places(engine.max_sequences, max_waiting)
         self._is_closed = False
         # A thread for each sequence, and one to encode prompts: the last one never waits for a sequence.
         self._threads = ThreadPoolExecutor(engine.max_sequences, thread_name_prefix="ssruntime")
@@ -61,7 +61,7 @@ class AsyncEngine:
     @property
     def max_requests(self) -> int:
         """The most requests that run and wait together."""
-        return self._limit
+        return self._places.limit
 
     @property
     def kv_usage(self) -> float:
@@ -71,12 +71,12 @@ class AsyncEngine:
     @property
     def running(self) -> int:
         """The number of requests that have a sequence."""
-        return min(self._requests, self.engine.max_sequences)
+        return self._places.running
 
     @property
     def waiting(self) -> int:
         """The number of requests that wait for a sequence."""
-        return max(0, self._requests - self.engine.max_sequences)
+        return self._places.waiting
 
     async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
         """Returns a checked request; see `Engine.prepare`."""
@@ -150,15 +150,8 @@ class AsyncEngine:
         """
         if self._is_closed:
             raise _closed()
-        if self._requests >= self._limit:
-            raise QueueFullError(
-                f"{self.waiting} requests wait for a free sequence already", "try again later, or raise max_sequences or max_waiting"
-            )
-        self._requests += 1
-        return AsyncStream(self.engine, request, timeout, self._threads, on_end=self._count_end)
-
-    def _count_end(self) -> None:
-        self._requests -= 1
+        self._places.take()
+        return AsyncStream(self.engine, request, timeout, self._threads, on_end=self._places.give_back)
 
     async def close(self) -> None:
         """Waits until the requests have ended, and refuses new ones; the engine stays open."""
@@ -173,7 +166,7 @@ class AsyncEngine:
         await self.close()
 
 
-class AsyncStream:
+class AsyncStream(ChunkQueue):
     """A request that has begun, as an iterator over its chunks. Cancel it when no more chunks are wanted."""
 
     def __init__(
@@ -188,27 +181,15 @@ class AsyncStream:
             threads: a thread for each sequence of the engine.
             on_end: called in the event loop once the request uses no thread and no sequence.
         """
+        super().__init__()
         self._engine, self._request, self._timeout = engine, request, timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._loop = asyncio.get_running_loop()
-        self._found = asyncio.Queue[Chunk | BaseException | None]()
         self._cancel = threading.Event()
         self._on_end = on_end
         self._work = threads.submit(self._run)
         self._work.add_done_callback(lambda _: _call(self._loop, self._end))
         self._timer = None if timeout is None else self._loop.call_later(timeout, self._expire)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        news = await self._found.get()
-        if news is None:
-            self._found.put_nowait(None)  # for a further call
-            raise StopAsyncIteration
-        if isinstance(news, BaseException):
-            raise news
-        return news
 
     def cancel(self) -> None:
         """Ends the request, within one pass if it is decoding; of no effect after its end."""
@@ -221,17 +202,17 @@ class AsyncStream:
         try:
             left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
             for chunk in self._engine.stream(self._request, timeout=left, cancel=self._cancel):
-                _call(self._loop, self._found.put_nowait, chunk)
+                _call(self._loop, self.put, chunk)
         except BaseException as err:  # noqa: BLE001 - the loop's task gets it
-            _call(self._loop, self._found.put_nowait, err)
+            _call(self._loop, self.put, err)
 
     def _end(self) -> None:
         self._on_end()
-        self._found.put_nowait(None)
+        self.end()
 
     def _expire(self) -> None:
         if self._work.cancel():  # it was still waiting
-            self._found.put_nowait(_busy(self._engine.max_sequences, self._timeout))
+            self.put(_busy(self._engine.max_sequences, self._timeout))
 
 
 def _closed() -> BackendUnavailableError:

@@ -13,18 +13,18 @@ from types import TracebackType
 from typing import Final, Self
 
 from ssruntime.acceptance import make_acceptance
-from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, check_digests, read_artifact
+from ssruntime.artifact import Artifact, DraftEntry, check_digests, read_artifact
 from ssruntime.backends.base import Backend, BackendOptions, Slot, processor_of
 from ssruntime.backends.registry import target_of
 from ssruntime.checks import check_int
-from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, read_generation_config
+from ssruntime.config import DecodeSettings, GenerationConfig
 from ssruntime.errors import ArtifactError, BackendUnavailableError, ConfigError
 from ssruntime.folder_lock import require_locks
 from ssruntime.machine import default_threads
 from ssruntime.pass_costs.planners import Planners
 from ssruntime.planning.planner import Planner
 from ssruntime.prefix_cache import BLOCK, PrefixCache
-from ssruntime.preparation import Preparer, Request
+from ssruntime.preparation import Preparer, Request, context_limit
 from ssruntime.proposers import Parts, make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.batch import Batch
@@ -32,14 +32,11 @@ from ssruntime.scheduler.cached_prefix import CachedPrefix
 from ssruntime.scheduler.member import Member
 from ssruntime.scheduler.single import decode
 from ssruntime.sequence import Sequence
-from ssruntime.text.codec import PromptCodec
 from ssruntime.text.output import OutputText
 from ssruntime.text.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_CONTEXT: Final = 4096
-"""Most tokens of a sequence unless `max_context` is given: the memory of a KV cache grows with it."""
 DEFAULT_MAX_SEQUENCES: Final = 4
 MAX_THREADS: Final = 1024
 
@@ -98,18 +95,14 @@ def load(
     target = target_of(artifact.manifest)
     if verify:
         check_digests(artifact)
-    check_int("max_context", max_context, 1, artifact.manifest.max_context)
-    context = min(artifact.manifest.max_context, DEFAULT_MAX_CONTEXT) if max_context is None else max_context
+    context = context_limit(artifact.manifest, max_context)
     thread_count = checked_threads(threads)
     check_int("max_sequences", max_sequences, 1)
     check_int("prefix_cache", prefix_cache, 0)
-    defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
-    if defaults.ignored:
-        logger.warning("%s has settings that cannot be followed; they are ignored: %s", GENERATION_CONFIG, ", ".join(defaults.ignored))
-    codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
     entry = _chosen_draft(artifact, draft)
     if entry is not None:
         _check_draft_settings(entry)
+    preparer = Preparer(artifact, entry, context)
 
     options = BackendOptions(
         threads=thread_count,
@@ -126,11 +119,8 @@ def load(
     if entry is not None:
         _warn_of_other_processor(artifact, processor_of(backend))
     return Engine(
-        artifact=artifact,
+        preparer=preparer,
         backend=backend,
-        codec=codec,
-        defaults=defaults,
-        draft=entry,
         max_sequences=max_sequences,
         prefix_cache=PrefixCache(_prefix_capacity(prefix_cache, backend), backend.kv_entry_bytes),
     )
@@ -146,22 +136,19 @@ class Engine:
     def __init__(
         self,
         *,
-        artifact: Artifact,
+        preparer: Preparer,
         backend: Backend,
-        codec: PromptCodec,
-        defaults: CheckpointDefaults,
-        draft: DraftEntry | None,
         max_sequences: int,
         prefix_cache: PrefixCache,
     ) -> None:
         """Combines the parts of an engine. Call `load` instead."""
         self.max_sequences = max_sequences
-        self.artifact = artifact
+        self.artifact = preparer.artifact
         self.backend = backend
-        self.preparer = Preparer(artifact, codec, defaults, draft, backend.max_context)
+        self.preparer = preparer
         self.prefix_cache = prefix_cache
         self._is_closed = False
-        self._planners = Planners(artifact, backend, draft)
+        self._planners = Planners(preparer.artifact, backend, preparer.draft)
         self._batch = Batch(backend)
 
     def generate(

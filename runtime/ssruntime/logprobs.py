@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ssruntime.sampling.top_tokens import top_tokens
+
 
 class TokenLogprob(NamedTuple):
     """The log probability of a token at its position.
@@ -31,14 +33,4 @@ def token_logprob(logits: NDArray[np.float32], token: int, top: int) -> TokenLog
     """
     best = float(logits.max())
     total = best + float(np.log(np.exp(logits.astype(np.float64) - best).sum()))
-    return TokenLogprob(float(logits[token]) - total, tuple((one, float(logits[one]) - total) for one in _most_probable(logits, top)))
-
-
-def _most_probable(logits: NDArray[np.float32], count: int) -> list[int]:
-    count = min(count, len(logits))
-    if not count:
-        return []
-    least = np.partition(logits, -count)[-count]
-    candidates = np.flatnonzero(logits >= least)
-    # Stable, so ties stay in the order of their ids.
-    return [int(one) for one in candidates[np.argsort(-logits[candidates], kind="stable")[:count]]]
+    return TokenLogprob(float(logits[token]) - total, tuple((one, float(logits[one]) - total) for one in top_tokens(logits, top).tolist()))

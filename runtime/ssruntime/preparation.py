@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import abc
-from typing import NamedTuple
+import logging
+from typing import Final, NamedTuple
 
-from ssruntime.artifact import Artifact, DraftEntry
-from ssruntime.config import CheckpointDefaults, DecodeSettings, GenerationConfig, complete
+from ssruntime.artifact import GENERATION_CONFIG, Artifact, DraftEntry, Manifest
+from ssruntime.checks import check_int
+from ssruntime.config import DecodeSettings, GenerationConfig, complete, read_generation_config
 from ssruntime.errors import ConfigError, ContextOverflowError
 from ssruntime.text.codec import PromptCodec, as_chat
 from ssruntime.text.prompt import Prompt
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_CONTEXT: Final = 4096
+"""Most tokens of a sequence unless `max_context` is given: the memory of a KV cache grows with it."""
 
 
 class Request(NamedTuple):
@@ -32,27 +38,29 @@ class Preparer:
 
     Attributes:
         artifact: the artifact.
+        draft: the open draft; None if none is open.
         codec: its tokenizer and chat template.
         max_context: most tokens of a sequence.
     """
 
-    def __init__(
-        self, artifact: Artifact, codec: PromptCodec, defaults: CheckpointDefaults, draft: DraftEntry | None, max_context: int
-    ) -> None:
-        """Takes what requests are checked against.
+    def __init__(self, artifact: Artifact, draft: DraftEntry | None, max_context: int) -> None:
+        """Reads the tokenizer, the chat template and the checkpoint's generation settings.
 
         Args:
             artifact: the artifact.
-            codec: its tokenizer and chat template.
-            defaults: generation settings of the checkpoint.
             draft: the open draft; None if none is open.
             max_context: most tokens of a sequence.
+
+        Raises:
+            ArtifactError: if a file is missing or damaged.
         """
         self.artifact = artifact
-        self.codec = codec
+        self.draft = draft
         self.max_context = max_context
-        self._defaults = defaults
-        self._draft = draft
+        self._defaults = read_generation_config(artifact.path(GENERATION_CONFIG))
+        if ignored := self._defaults.ignored:
+            logger.warning("%s has settings that cannot be followed; they are ignored: %s", GENERATION_CONFIG, ", ".join(ignored))
+        self.codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
 
     def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
         """Returns a checked request; see `Engine.prepare`."""
@@ -70,7 +78,7 @@ class Preparer:
     def settings(self, config: GenerationConfig | None = None) -> DecodeSettings:
         """Returns a completed configuration; see `Engine.settings`."""
         manifest = self.artifact.manifest
-        settings = complete(config or GenerationConfig(), self._defaults, self._draft, manifest.branch_margin)
+        settings = complete(config or GenerationConfig(), self._defaults, self.draft, manifest.branch_margin)
         vocab_size = manifest.model.vocab_size
         for token in settings.stop_token_ids:
             if token >= vocab_size:
@@ -82,15 +90,6 @@ class Preparer:
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the prompt's token ids; see `Engine.encode`."""
         ids = self.codec.encode(prompt)
-        self.check_length(ids)
-        return ids
-
-    def check_length(self, ids: abc.Sequence[int]) -> None:
-        """Checks that a prompt leaves room for a generated token.
-
-        Raises:
-            ContextOverflowError: if it does not.
-        """
         now, most = self.max_context, self.artifact.manifest.max_context
         if len(ids) >= now:
             larger = f"shorten the prompt, or load with a larger max_context (at most {most} here)"
@@ -98,3 +97,14 @@ class Preparer:
                 f"the prompt has {len(ids)} tokens, and the context of {now} tokens must hold at least one more",
                 larger if now < most else f"shorten the prompt: {most} is the artifact's max_context",
             )
+        return ids
+
+
+def context_limit(manifest: Manifest, given: int | None = None) -> int:
+    """Returns the most tokens of a sequence: the given number, else the artifact's limit, at most 4096.
+
+    Raises:
+        ConfigError: if the number is out of range.
+    """
+    check_int("max_context", given, 1, manifest.max_context)
+    return min(manifest.max_context, DEFAULT_MAX_CONTEXT) if given is None else given

@@ -7,7 +7,7 @@ import pytest
 
 from ssruntime import config as runtime
 from ssruntime import stopping
-from ssruntime.engine import DEFAULT_MAX_CONTEXT
+from ssruntime.preparation import DEFAULT_MAX_CONTEXT
 from sstool.bench_serve import options as load_test
 from sstool.cli import bench_serve, options
 from sstool.cli.group import COMMANDS, cli

@@ -12,11 +12,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # From the bottom up. A module belongs to the longest entry that its name begins with; a folder's entry covers
 # everything in the folder that has no entry of its own.
 RUNTIME = [
-    "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch", "cache_folder",
+    "version", "errors", "graph_io", "folder_lock", "machine", "strict_reader", "checks", "registry", "scratch", "cache_folder",
     "prefix_cache", "planning", "sampling", "proposal", "logprobs", "results", "stopping", "artifact", "config", "text", "preparation",
     "backends.onnx_wire", "backends.rope", "backends.base", "backends.pool", "backends.device", "backends.cuda", "backends.ort",
     "backends.device_engines", "backends.ort_cuda", "backends.tensorrt", "backends.registry", "backends",
-    "pass_costs", "acceptance", "proposers", "sequence", "scheduler", "engine", "async_engine",
+    "pass_costs", "acceptance", "proposers", "sequence", "scheduler", "engine", "request_queue", "async_engine",
     "server.schema", "server.settings", "server.errors", "server.metrics", "server.served_engine", "server.choices", "server.service",
     "server.failures",
     "server.prompts", "server.events", "server.limits", "server.access_log", "server.routes", "server.app", "server.resumed",

@@ -1,20 +1,11 @@
-"""The version of this distribution and a digest of its code, also for packages run from a source folder."""
+"""A digest of the code of this distribution, also for packages run from a source folder."""
 
 from __future__ import annotations
 
 import hashlib
-from importlib import metadata
 from pathlib import Path
 
 import ssruntime
-
-
-def version() -> str:
-    """Returns the installed version, or `0+source` if the distribution is not installed."""
-    try:
-        return metadata.version("sstool")
-    except metadata.PackageNotFoundError:
-        return "0+source"
 
 
 def code_digest() -> str:

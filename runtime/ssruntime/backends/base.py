@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ssruntime.artifact import DraftEntry
 from ssruntime.machine import cpu_model
 from ssruntime.proposal import Alternative
+from ssruntime.sampling.top_tokens import top_tokens as most_probable
 
 
 @dataclass(slots=True)
@@ -77,10 +78,7 @@ class StepOutput:
         count = top_tokens.shape[1]
         for row in rows:
             logits[row][banned] = -np.inf
-            least = np.partition(logits[row], -count)[-count]
-            candidates = np.flatnonzero(logits[row] >= least)
-            # Stable, so ties stay in the order of their ids.
-            best = candidates[np.argsort(-logits[row][candidates], kind="stable")[:count]]
+            best = most_probable(logits[row], count)
             top_tokens[row], top_logits[row] = best, logits[row][best]
             confidence[row] = 1.0 / np.exp((logits[row] - logits[row][best[0]]).astype(np.float64)).sum()
         return StepOutput(top_tokens[:, 0].copy(), confidence, top_tokens, top_logits, logits)

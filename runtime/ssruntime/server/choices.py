@@ -12,9 +12,9 @@ from ssruntime.errors import SelfSpecError
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.preparation import Request
 from ssruntime.results import DecodeStats
-from ssruntime.server.errors import ApiError, api_error
+from ssruntime.server.errors import ApiError, api_error, engine_failed, stopping
 from ssruntime.server.metrics import ServerMetrics
-from ssruntime.server.schema.usage import Metrics, PromptTokensDetails, SpeculativeDecoding, Usage
+from ssruntime.server.schema.answer import Metrics, PromptTokensDetails, SpeculativeDecoding, Usage
 from ssruntime.server.served_engine import RunningRequest
 
 FinishReason = Literal["stop", "length"]
@@ -22,7 +22,7 @@ _REASONS: Final[dict[str, FinishReason]] = {"eos": "stop", "stop": "stop", "leng
 
 
 class Piece(NamedTuple):
-    """What a choice's text grew by.
+    """New output of one choice.
 
     Attributes:
         choice: number of the choice.
@@ -198,7 +198,7 @@ class Choices:
         except ApiError:
             raise
         except Exception as err:
-            raise ApiError(500, "the engine failed; the server's log has the cause", code="engine_failed") from err
+            raise engine_failed(err) from err
 
     def _end(self, index: int, engine_reason: str, stats: DecodeStats) -> FinishReason:
         reason = _REASONS.get(engine_reason)
@@ -214,4 +214,4 @@ class Choices:
         """Returns the error of a choice that ended before its text did."""
         if engine_reason == "timeout":
             return ApiError(503, "the request was not finished within the server's time limit", code="timeout")
-        return ApiError(503, "the server stopped before the request was finished", code="stopping", headers={"Retry-After": "1"})
+        return stopping("the server stopped before the request was finished")

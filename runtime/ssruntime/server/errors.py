@@ -60,10 +60,20 @@ def api_error(error: SelfSpecError, *, retry_after: float = 1.0) -> ApiError:
         status, code = (429, "queue_full") if isinstance(error, QueueFullError) else (503, "unavailable")
         return ApiError(status, str(error), code=code, headers={"Retry-After": str(max(1, math.ceil(retry_after)))})
     if not isinstance(error, PromptError | ConfigError):  # the artifact or the machine, not the request
-        failure = ApiError(500, "the engine failed; the server's log has the cause", code="engine_failed")
-        failure.__cause__ = error
-        return failure
+        return engine_failed(error)
     return ApiError(400, str(error), code="context_length_exceeded" if isinstance(error, ContextOverflowError) else None)
+
+
+def engine_failed(cause: Exception) -> ApiError:
+    """Returns the error for a failure that is not the request's; the log gets its cause."""
+    failure = ApiError(500, "the engine failed; the server's log has the cause", code="engine_failed")
+    failure.__cause__ = cause
+    return failure
+
+
+def stopping(message: str = "this server is stopping") -> ApiError:
+    """Returns the error for a request that the server does not take, or end, because it stops."""
+    return ApiError(503, message, code="stopping", headers={"Retry-After": "1"})
 
 
 def unknown_model(name: str, known: Sequence[str]) -> ApiError:

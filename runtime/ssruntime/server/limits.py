@@ -25,41 +25,30 @@ class ClientLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = _Client(receive, self._settings)
-        has_started = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal has_started
-            has_started = True
-            await send(message)
-
-        try:
-            if _declared_length(scope) > self._settings.max_body:
-                raise client.too_large()
-            await self._app(scope, client.receive, send_and_note)
-        except ApiError as err:
-            if has_started:
-                raise
-            await err.response()(scope, receive, send)
+        await self._app(scope, _Client(scope, receive, self._settings).receive, send)
 
 
 class _Client:
     """What a client sends."""
 
-    def __init__(self, receive: Receive, settings: ServerSettings) -> None:
+    def __init__(self, scope: Scope, receive: Receive, settings: ServerSettings) -> None:
         self._receive = receive
         self._settings = settings
         self._deadline = asyncio.get_running_loop().time() + settings.read_timeout
+        self._size = _declared_length(scope)
+        """Bytes that the body has at least."""
         self._read = 0
         self._is_read = False
 
-    def too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self._settings.max_body} bytes", code="body_too_large", headers=_CLOSE)
-
     async def receive(self) -> Message:
-        """Returns the next message; before the body's end, within its time and size."""
+        """Returns the next message; before the body's end, within its time and size.
+
+        Raises:
+            ApiError: if the body is too large or too slow; the application answers with it.
+        """
         if self._is_read:
             return await self._receive()
+        self._check_size()
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
@@ -67,10 +56,14 @@ class _Client:
             raise ApiError(408, f"the body did not come within {self._settings.read_timeout:g} s", code="timeout", headers=_CLOSE) from None
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
+            self._size = max(self._size, self._read)
             self._is_read = not message.get("more_body", False)
-        if self._read > self._settings.max_body:
-            raise self.too_large()
+        self._check_size()
         return message
+
+    def _check_size(self) -> None:
+        if self._size > self._settings.max_body:
+            raise ApiError(413, f"the body is larger than {self._settings.max_body} bytes", code="body_too_large", headers=_CLOSE)
 
 
 def _declared_length(scope: Scope) -> int:

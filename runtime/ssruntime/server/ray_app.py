@@ -1,6 +1,6 @@
 """An application for Ray Serve: replicas with an engine each, behind a front that has the endpoints.
 
-The front holds the clients' connections. If a replica dies, its requests go on at another one.
+The front holds the clients' connections. If a replica dies, another one resumes its requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from fastapi import FastAPI
 from ray import serve
@@ -19,17 +19,17 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from ssruntime.artifact import GENERATION_CONFIG, read_artifact
+from ssruntime.artifact import read_artifact
 from ssruntime.async_engine import AsyncEngine
-from ssruntime.config import GenerationConfig, read_generation_config
-from ssruntime.engine import DEFAULT_MAX_CONTEXT, load
-from ssruntime.errors import BackendUnavailableError, QueueFullError
-from ssruntime.preparation import Preparer, Request
+from ssruntime.config import GenerationConfig
+from ssruntime.engine import load
+from ssruntime.errors import BackendUnavailableError
+from ssruntime.preparation import Preparer, Request, context_limit
+from ssruntime.request_queue import ChunkQueue, Places
 from ssruntime.results import Chunk
 from ssruntime.server.app import create_app
 from ssruntime.server.resumed import resumed
 from ssruntime.server.settings import ServerSettings
-from ssruntime.text.codec import PromptCodec
 from ssruntime.text.prompt import Prompt
 
 ATTEMPTS: Final = 5
@@ -58,6 +58,10 @@ class RaySettings:
     threads: int = 1
     max_context: int | None = None
 
+    def places(self) -> Places:
+        """Returns the places of requests, on all replicas together."""
+        return Places(self.max_replicas * self.max_sequences, self.max_waiting)
+
 
 class EngineReplica:
     """A process with an open engine."""
@@ -70,12 +74,9 @@ class EngineReplica:
 
     async def run(self, request: Request, seconds: float | None) -> AsyncGenerator[Chunk]:
         """Yields the chunks of a request, within these seconds; cancelling ends it in one pass."""
-        running = self._requests.start(request, timeout=seconds)
-        try:
-            async for chunk in running:
+        async with contextlib.aclosing(self._requests.stream(request, timeout=seconds)) as chunks:
+            async for chunk in chunks:
                 yield chunk
-        finally:
-            running.cancel()
 
 
 class RemoteEngine:
@@ -84,25 +85,28 @@ class RemoteEngine:
     def __init__(self, preparer: Preparer, replicas: DeploymentHandle[Any], settings: RaySettings) -> None:
         """Takes the handle of the replicas' deployment."""
         self.preparer = preparer
-        self.max_requests = settings.max_replicas * settings.max_sequences + settings.max_waiting
-        self._capacity = settings.max_replicas * settings.max_sequences
+        self._places = settings.places()
         self._replicas = replicas.options(stream=True)
-        self._requests = 0
+
+    @property
+    def max_requests(self) -> int:
+        """The most requests that run and wait together."""
+        return self._places.limit
 
     @property
     def running(self) -> int:
         """The number of requests that replicas run, if all replicas have started."""
-        return min(self._requests, self._capacity)
+        return self._places.running
 
     @property
     def waiting(self) -> int:
         """The number of other requests."""
-        return self._requests - self.running
+        return self._places.waiting
 
     @property
     def kv_usage(self) -> float:
         """The share, 0 to 1, of the sequences in use."""
-        return self.running / self._capacity
+        return self._places.running / self._places.capacity
 
     async def prepare(self, prompt: Prompt | Request, config: GenerationConfig | None = None, *, prefix_namespace: str = "") -> Request:
         """Returns a checked request."""
@@ -114,14 +118,12 @@ class RemoteEngine:
         Raises:
             QueueFullError: if too many requests wait already.
         """
-        if self._requests >= self.max_requests:
-            raise QueueFullError(f"{self.waiting} requests wait for a free sequence already", "try again later")
-        self._requests += 1
+        self._places.take()
         deadline = None if timeout is None else time.monotonic() + timeout
-        return RemoteRequest(self._chunks(request, deadline), self._count_end)
+        return RemoteRequest(self._chunks(request, deadline), self._places.give_back)
 
     async def close(self) -> None:
-        """Returns at once: the replicas are Ray's."""
+        """Returns at once: Ray ends the replicas."""
 
     async def _chunks(self, request: Request, deadline: float | None) -> AsyncGenerator[Chunk]:
         def begin() -> AsyncIterator[Chunk]:
@@ -134,13 +136,10 @@ class RemoteEngine:
                 async for chunk in chunks:
                     yield chunk
         except _DEAD as err:
-            raise BackendUnavailableError("the replicas of this model died one after the other", "send the request again") from err
-
-    def _count_end(self) -> None:
-        self._requests -= 1
+            raise BackendUnavailableError(f"each of the {ATTEMPTS} replicas that ran this request died", "send the request again") from err
 
 
-class RemoteRequest:
+class RemoteRequest(ChunkQueue):
     """A request on a replica, as an iterator over its chunks."""
 
     def __init__(self, chunks: AsyncGenerator[Chunk], on_end: Callable[[], None]) -> None:
@@ -150,22 +149,10 @@ class RemoteRequest:
             chunks: the chunks.
             on_end: called once no replica runs the request any more.
         """
-        self._found: asyncio.Queue[Chunk | BaseException | None] = asyncio.Queue()
+        super().__init__()
         self._task = asyncio.create_task(self._read(chunks))
         self._on_end = on_end
         self._task.add_done_callback(self._end)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        news = await self._found.get()
-        if news is None:
-            self._found.put_nowait(None)  # for a further call
-            raise StopAsyncIteration
-        if isinstance(news, BaseException):
-            raise news
-        return news
 
     def cancel(self) -> None:
         """Ends the request; of no effect after its end."""
@@ -173,15 +160,15 @@ class RemoteRequest:
 
     def _end(self, _: asyncio.Task[None]) -> None:
         self._on_end()
-        self._found.put_nowait(None)
+        self.end()
 
     async def _read(self, chunks: AsyncGenerator[Chunk]) -> None:
         try:
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
-                    self._found.put_nowait(chunk)
+                    self.put(chunk)
         except Exception as err:  # noqa: BLE001 - the reader gets it
-            self._found.put_nowait(err)
+            self.put(err)
 
 
 class Front:
@@ -217,14 +204,13 @@ def ray_app(artifact: str | Path, settings: RaySettings | None = None, server: S
             "target_ongoing_requests": settings.max_sequences,
         },
     )(EngineReplica)
-    most = settings.max_replicas * settings.max_sequences + settings.max_waiting
     # Monitors must get an answer while all places of requests are taken.
-    front = serve.deployment(name="front", max_ongoing_requests=2 * most + 100, ray_actor_options={"num_cpus": 0})(serve.ingress()(Front))
+    front = serve.deployment(name="front", max_ongoing_requests=2 * settings.places().limit + 100, ray_actor_options={"num_cpus": 0})(
+        serve.ingress()(Front)
+    )
     return front.bind(folder, replicas.bind(folder, settings), settings, server or ServerSettings())
 
 
 def _preparer(folder: Path, settings: RaySettings) -> Preparer:
     artifact = read_artifact(folder)
-    codec = PromptCodec(artifact.folder, artifact.manifest.model.vocab_size)
-    context = settings.max_context or min(artifact.manifest.max_context, DEFAULT_MAX_CONTEXT)
-    return Preparer(artifact, codec, read_generation_config(artifact.path(GENERATION_CONFIG)), artifact.manifest.draft(None), context)
+    return Preparer(artifact, artifact.manifest.draft(None), context_limit(artifact.manifest, settings.max_context))

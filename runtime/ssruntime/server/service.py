@@ -15,7 +15,7 @@ from ssruntime.config.generation import SEED_LIMIT
 from ssruntime.errors import QueueFullError, SelfSpecError
 from ssruntime.preparation import Request
 from ssruntime.server.choices import Choices
-from ssruntime.server.errors import ApiError, api_error, unknown_model
+from ssruntime.server.errors import ApiError, api_error, stopping, unknown_model
 from ssruntime.server.metrics import ServerMetrics
 from ssruntime.server.served_engine import RunningRequest, ServedEngine
 from ssruntime.server.settings import ServerSettings
@@ -97,7 +97,7 @@ class Service:
         if choices > most:
             raise ApiError(400, f"{choices} completions are asked for; this server takes at most {most}", param="n", code="invalid_value")
         if self._is_stopping:
-            raise _stopping()
+            raise stopping()
         # Again in `begin`: prompts are not encoded for requests that have no place.
         if self.engine.running + self.engine.waiting + choices > most:
             raise api_error(
@@ -132,7 +132,7 @@ class Service:
             ApiError: if too many requests wait already, or the server stops.
         """
         if self._is_stopping:
-            raise _stopping()
+            raise stopping()
         running: list[RunningRequest] = []
         try:
             for request in requests:
@@ -175,10 +175,6 @@ class Service:
     def _expected_wait(self) -> float:
         """Returns the seconds after which a place in the queue is expected to be free."""
         return self._mean_seconds / max(1, self.engine.running)
-
-
-def _stopping() -> ApiError:
-    return ApiError(503, "this server is stopping", code="stopping", headers={"Retry-After": "1"})
 
 
 def _digest(manifest: Manifest) -> str:

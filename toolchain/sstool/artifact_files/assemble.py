@@ -27,6 +27,7 @@ from ssruntime.artifact import (
     ModelInfo,
     file_digest,
 )
+from ssruntime.version import version
 from sstool.artifact_files.graph_files import save_graphs
 from sstool.artifact_files.text_files import write_text_files
 from sstool.checkpoint.attention_pattern import narrowest_window
@@ -42,7 +43,6 @@ from sstool.quantize.low_bit_draft import LowBits, with_low_bits
 from sstool.skip_set import SkipSpec
 from sstool.targets.base import GraphTarget
 from sstool.targets.registry import cast
-from sstool.version import version
 
 _TOOLS: Final = ("mobius-onnx", "onnx-ir", "onnxruntime", "transformers", "torch")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ssruntime.artifact import Artifact, Manifest, read_artifact
 from ssruntime.backends.registry import target_of
-from ssruntime.engine import DEFAULT_MAX_CONTEXT
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.folder_lock import require_locks
 from ssruntime.machine import default_threads
+from ssruntime.preparation import context_limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def describe_artifact(folder: Path) -> ArtifactDescription:
     manifest = artifact.manifest
     packing, exactness = _on_this_machine(artifact)
     per_token = manifest.kv.bytes_per_token()
-    context = min(manifest.max_context, DEFAULT_MAX_CONTEXT)
+    context = context_limit(manifest)
     return ArtifactDescription(
         folder=folder,
         manifest=manifest,

@@ -7,17 +7,17 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from ssruntime.checks import check_float, check_int
+from ssruntime.config.generation import SEED_LIMIT
 from ssruntime.errors import ConfigError
 
 Endpoint = Literal["completions", "chat"]
 ENDPOINTS: Final[tuple[Endpoint, ...]] = ("completions", "chat")
-_SEED_LIMIT: Final = 2**63
 
 _RULES: Final[dict[str, Any]] = {
     "max_tokens": partial(check_int, low=1),
     "temperature": partial(check_float, low=0.0),
     "top_p": partial(check_float, low=0.0, high=1.0, above=True),
-    "seed": partial(check_int, low=0, high=_SEED_LIMIT - 1),
+    "seed": partial(check_int, low=0, high=SEED_LIMIT - 1),
     "rate": partial(check_float, low=0.0, above=True),
     "requests": partial(check_int, low=1),
     "warmup": partial(check_int, low=0),

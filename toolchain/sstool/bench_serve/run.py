@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ssruntime.machine import cpu_model, logical_cpus
+from ssruntime.version import version
 from sstool.bench_serve.address import ServerAddress
 from sstool.bench_serve.client import ApiClient
 from sstool.bench_serve.errors import RequestFailedError, ServerError
@@ -22,7 +23,6 @@ from sstool.bench_serve.rows import RequestRow, Status, Timing, make_row
 from sstool.bench_serve.stream import StreamRecorder
 from sstool.bench_serve.summary import Measured, summarize
 from sstool.prompts import PromptRecord
-from sstool.version import version
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with the number of finished requests of a run, their total number, and the name of the run."""

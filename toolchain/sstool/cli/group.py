@@ -46,7 +46,7 @@ class LazyGroup(click.Group):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from sstool.version import version
+        from ssruntime.version import version
 
         click.echo(f"sstool {version()}")
         ctx.exit()

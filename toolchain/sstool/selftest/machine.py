@@ -9,7 +9,7 @@ from typing import Final
 
 from ssruntime.errors import BackendUnavailableError
 from ssruntime.machine import cpu_model, logical_cpus, total_memory
-from sstool.version import version
+from ssruntime.version import version
 
 _LIBRARIES: Final = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "cuda-bindings", "torch", "transformers")
 

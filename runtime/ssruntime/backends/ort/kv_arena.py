@@ -36,6 +36,7 @@ class KvArena:
     Attributes:
         rows: number of sequences.
         capacity: number of KV-cache entries of each.
+        entry_bytes: size of one entry of a row, in all buffers together.
     """
 
     def __init__(self, session: ort.InferenceSession, device: Device, dtype: np.dtype[Any], *, rows: int, capacity: int) -> None:
@@ -55,6 +56,7 @@ class KvArena:
         for name, (_, heads, _, head_dim) in shapes.items():
             self._buffers[name] = _Buffer(end, heads, head_dim)
             end += rows * self._row_bytes(self._buffers[name])
+        self.entry_bytes = sum(self._row_bytes(buffer) for buffer in self._buffers.values()) // self.capacity
         self._memory = device.reserve(end, f"the KV caches of {rows} sequences of {capacity} tokens")
 
     def bind(self, binding: ort.IOBinding, session: ort.InferenceSession, first: int, count: int) -> None:
@@ -93,11 +95,6 @@ class KvArena:
         buffer = self._buffers[name]
         flat = content.reshape(buffer.heads, -1)
         self._device.upload(self._memory, self._entry_offset(buffer, row, start), flat, self._pitch(buffer))
-
-    @property
-    def entry_bytes(self) -> int:
-        """Size of one entry of a row, in all buffers together."""
-        return sum(self._row_bytes(buffer) for buffer in self._buffers.values()) // self.capacity
 
     def read_block(self, row: int, start: int, stop: int, block: NDArray[np.uint8]) -> None:
         """Fills a contiguous array of (stop - start) * `entry_bytes` from a row's entries `[start, stop)`."""

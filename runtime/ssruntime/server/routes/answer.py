@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,16 +11,15 @@ from typing import Final, Protocol
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel
 from pydantic_core import to_json
 
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.events import DONE, ClientGoneError, EventStream, event, until_gone
 from ssruntime.server.failures import note_failure
-from ssruntime.server.schema.chat import ChatChunk
-from ssruntime.server.schema.completions import CompletionResponse
+from ssruntime.server.schema.answer import Answer, AnswerHead
 from ssruntime.server.schema.decoding import UsageIn
+from ssruntime.server.service import Service
 
 _MARK: Final = "\0"
 CLIENT_GONE: Final = 499
@@ -35,23 +36,27 @@ class Finished:
     finish_reason: FinishReason = "stop"
 
 
-AnswerChunk = CompletionResponse | ChatChunk
-
-
 class Writer(Protocol):
     """Puts the completions of one request into an endpoint's form."""
 
-    def first(self) -> Sequence[AnswerChunk]:
+    def first(self) -> Sequence[Answer]:
         """Returns the chunks of a stream before the first text."""
 
-    def chunk(self, piece: Piece) -> AnswerChunk:
+    def chunk(self, piece: Piece) -> Answer:
         """Returns the chunk of a stream for a piece; pieces of a choice come in order."""
 
-    def usage(self) -> AnswerChunk:
+    def usage(self) -> Answer:
         """Returns the last chunk of a stream, which has the usage."""
 
-    def whole(self, finished: Sequence[Finished]) -> BaseModel:
+    def whole(self, finished: Sequence[Finished]) -> Answer:
         """Returns the response with all choices."""
+
+
+def head_of(service: Service, prefix: str) -> AnswerHead:
+    """Returns the head of the answer to a new request, whose id begins with a prefix."""
+    return AnswerHead(
+        id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=service.names[0], system_fingerprint=service.fingerprint
+    )
 
 
 async def answer(request: Request, choices: Choices, writer: Writer, *, stream: bool, usage_in: UsageIn) -> Response:
@@ -77,7 +82,7 @@ async def answer(request: Request, choices: Choices, writer: Writer, *, stream: 
 
 
 async def _events(choices: Choices, writer: Writer, usage_in: UsageIn) -> AsyncGenerator[bytes]:
-    def one(chunk: AnswerChunk) -> bytes:
+    def one(chunk: Answer) -> bytes:
         chunk.usage = choices.usage() if usage_in == "all" else None
         return event(chunk)
 
@@ -98,7 +103,7 @@ async def _events(choices: Choices, writer: Writer, usage_in: UsageIn) -> AsyncG
 
 
 class _TextEvents:
-    """Events that have nothing but text, of which only the text is written anew."""
+    """Makes events for chunks that have text alone, from one serialized template for each choice."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer

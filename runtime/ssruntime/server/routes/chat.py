@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
@@ -13,7 +12,7 @@ from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.prompts import as_chat
 from ssruntime.server.routes.access import FAILURES, Key, Served, remember
-from ssruntime.server.routes.answer import Finished, answer
+from ssruntime.server.routes.answer import Finished, answer, head_of
 from ssruntime.server.schema.chat import (
     AssistantMessage,
     ChatChoice,
@@ -56,8 +55,7 @@ class ChatWriter:
         self._service = service
         self._choices = choices
         self._has_logprobs = has_logprobs
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
+        self._head = head_of(service, "chatcmpl")
 
     def first(self) -> Sequence[ChatChunk]:
         """Returns a chunk for each choice that says whose turn it is."""
@@ -80,23 +78,14 @@ class ChatWriter:
     def whole(self, finished: Sequence[Finished]) -> ChatResponse:
         """Returns the response with all choices."""
         return ChatResponse(
-            id=self._id,
-            created=self._created,
-            model=self._service.names[0],
-            system_fingerprint=self._service.fingerprint,
+            **self._head,
             choices=[self._choice(index, one, one.finish_reason) for index, one in enumerate(finished)],
             usage=self._choices.usage(),
             metrics=self._choices.figures(),
         )
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
-        return ChatChunk(
-            id=self._id,
-            created=self._created,
-            model=self._service.names[0],
-            system_fingerprint=self._service.fingerprint,
-            choices=choices,
-        )
+        return ChatChunk(**self._head, choices=choices)
 
     def _choice(self, index: int, one: Finished, reason: FinishReason) -> ChatChoice:
         message = AssistantMessage(content="".join(one.text))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,7 +14,7 @@ from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.errors import ApiError
 from ssruntime.server.routes.access import FAILURES, Key, Served, remember
-from ssruntime.server.routes.answer import Finished, answer
+from ssruntime.server.routes.answer import Finished, answer, head_of
 from ssruntime.server.schema.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
 from ssruntime.server.service import Service
 
@@ -49,8 +48,7 @@ class CompletionWriter:
         self._choices = choices
         self._has_logprobs = body.logprobs is not None
         self._hidden = service.codec.special_tokens.keys() if body.skip_special_tokens else ()
-        self._id = f"cmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
+        self._head = head_of(service, "cmpl")
         self._offsets = [0] * choices.count
         # A character may be spread over several tokens: an offset counts the whole ones before the token.
         self._decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in range(choices.count)]
@@ -76,13 +74,7 @@ class CompletionWriter:
         )
 
     def _response(self, choices: list[CompletionChoice]) -> CompletionResponse:
-        return CompletionResponse(
-            id=self._id,
-            created=self._created,
-            model=self._service.names[0],
-            system_fingerprint=self._service.fingerprint,
-            choices=choices,
-        )
+        return CompletionResponse(**self._head, choices=choices)
 
     def _with_usage(self, response: CompletionResponse) -> CompletionResponse:
         response.usage, response.metrics = self._choices.usage(), self._choices.figures()

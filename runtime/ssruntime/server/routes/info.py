@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from ssruntime.server.errors import ApiError, unknown_model
+from ssruntime.server.errors import stopping, unknown_model
 from ssruntime.server.routes.access import FAILURES, KEY_NEEDED, Served
 from ssruntime.server.schema.info import Model, ModelList, Status, Version
 from ssruntime.server.service import Service
+from ssruntime.version import version as installed_version
 
 router = APIRouter()
 
@@ -39,17 +38,14 @@ async def health() -> Response:
 async def ready(service: Served) -> Status:
     """Says whether the server takes requests."""
     if not service.is_ready:
-        raise ApiError(503, "this server is stopping", code="stopping", headers={"Retry-After": "1"})
+        raise stopping()
     return Status()
 
 
 @router.get("/version", response_model=Version)
 async def version() -> Version:
     """Says which version runs."""
-    try:
-        return Version(version=metadata.version("sstool"))
-    except metadata.PackageNotFoundError:
-        return Version(version="0+source")
+    return Version(version=installed_version())
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ssruntime.config.generation import MAX_LOGPROBS
+from ssruntime.server.schema.answer import ABSENT, Answer
 from ssruntime.server.schema.decoding import DecodingRequest, Only, RequestModel
-from ssruntime.server.schema.usage import ABSENT, Metrics, Usage
 
 
 class TextPart(RequestModel):
@@ -84,8 +84,6 @@ class ChatRequest(DecodingRequest):
     def _check(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
         given = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(given) > 1:
             raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
@@ -135,17 +133,11 @@ class ChatChoice(BaseModel):
     finish_reason: Literal["stop", "length"]
 
 
-class ChatResponse(BaseModel):
+class ChatResponse(Answer):
     """A response."""
 
-    id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChoice]
-    usage: Usage
-    metrics: Metrics | None = ABSENT
 
 
 class Delta(BaseModel):
@@ -164,14 +156,8 @@ class ChatChunkChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None = None
 
 
-class ChatChunk(BaseModel):
+class ChatChunk(Answer):
     """A chunk of a stream."""
 
-    id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = ABSENT
-    metrics: Metrics | None = ABSENT

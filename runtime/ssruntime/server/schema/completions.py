@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from ssruntime.config.generation import MAX_LOGPROBS
+from ssruntime.server.schema.answer import Answer
 from ssruntime.server.schema.decoding import DecodingRequest, Only
-from ssruntime.server.schema.usage import ABSENT, Metrics, Usage
 
 Tokens = Annotated[list[int], Field(fail_fast=True)]
 
@@ -26,8 +26,6 @@ class CompletionRequest(DecodingRequest):
     def _check(self) -> Self:
         if self.best_of is not None and self.best_of != self.choices:
             raise ValueError(f"best_of must equal n: this server returns every completion; found {self.best_of} and {self.choices}")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
         return self
 
     @property
@@ -59,14 +57,8 @@ class CompletionChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None = None
 
 
-class CompletionResponse(BaseModel):
+class CompletionResponse(Answer):
     """A response, or a chunk of a stream."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[CompletionChoice]
-    usage: Usage | None = ABSENT
-    metrics: Metrics | None = ABSENT

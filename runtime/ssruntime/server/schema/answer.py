@@ -1,13 +1,22 @@
-"""What a request used, and how well its drafts were accepted."""
+"""What all answers have: their head, what the request used, and how well its drafts were accepted."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from pydantic import BaseModel, Field
 
 ABSENT: Final[Any] = Field(None, exclude_if=lambda value: value is None)
 """Default of a field that a response leaves out instead of having null in it."""
+
+
+class AnswerHead(TypedDict):
+    """What every answer to a request and every chunk of a stream begins with."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
 
 
 class PromptTokensDetails(BaseModel):
@@ -40,3 +49,14 @@ class Metrics(BaseModel):
     """Figures beside the usage."""
 
     speculative_decoding: SpeculativeDecoding | None = ABSENT
+
+
+class Answer(BaseModel):
+    """A response, or a chunk of a stream; its subclasses have the choices."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: Usage | None = ABSENT
+    metrics: Metrics | None = ABSENT
