@@ -149,7 +149,7 @@ def test_neutral_values_of_what_is_not_supported_are_accepted(served: Served) ->
         ({"logprobs": 21}, 400, "logprobs", "invalid_value", "less than or equal to 20"),
         ({"n": 129}, 400, "n", "invalid_value", "128"),
         ({"n": 100}, 400, "n", "invalid_value", "at most 66"),
-        ({"min_tokens": 50}, 400, None, None, "min_new_tokens 50 is more than max_new_tokens 40"),
+        ({"min_tokens": 50}, 400, None, None, "min_tokens 50 is more than max_tokens 40 (raise max_tokens, or lower min_tokens)"),
         ({"stop": [""]}, 400, "stop.0", "invalid_value", "at least 1 character"),
         ({"stop": ["x"] * 17}, 400, "stop", "invalid_value", "at most 16 items"),
         ({"stop": "x" * 1001}, 400, "stop", "invalid_value", "at most 1000 characters"),

@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from ssruntime.config import GenerationConfig
 from ssruntime.config.generation import SEED_LIMIT
+from ssruntime.errors import ConfigError
 
 MAX_CHOICES: Final = 128
 MAX_STOPS: Final = 16
@@ -109,8 +110,12 @@ class DecodingRequest(RequestModel):
             logprobs: number of most probable tokens to report beside each token; None to report nothing.
 
         Raises:
-            ConfigError: if a value is out of the engine's range.
+            ConfigError: if a value is out of the engine's range, or `min_tokens` is more than the limit.
         """
+        if self.min_tokens is not None and self.min_tokens > max_new_tokens:  # in the API's own terms
+            raise ConfigError(
+                f"min_tokens {self.min_tokens} is more than max_tokens {max_new_tokens}", "raise max_tokens, or lower min_tokens"
+            )
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
