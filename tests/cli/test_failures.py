@@ -274,3 +274,10 @@ def test_an_error_with_a_closed_stdout_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == main.EXIT_FAILED
     assert done.stderr.startswith("error: no artifact at ")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_error_says_nothing_to_the_terminal(sstool: Command) -> None:
+    for args in (("inspect", "no\x1b[31m\x9bne\u202e"), ("no\x1b[31mne",)):
+        outcome = sstool(*args)
+        assert outcome.code != main.EXIT_OK
+        assert outcome.err.removesuffix("\n").isprintable()

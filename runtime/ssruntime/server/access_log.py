@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -12,7 +11,8 @@ from typing import Any, Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ssruntime.server.errors import shorten
+from ssruntime.server.errors import MAX_SHOWN
+from ssruntime.text.printable import printable, printable_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class AccessLog:
             await self._app(scope, receive, send_with_id)
         finally:
             if scope["path"] not in _QUIET:
-                logger.info(json.dumps(_line(scope, state, status, time.perf_counter() - begun), ensure_ascii=False))
+                logger.info(printable_json(_line(scope, state, status, time.perf_counter() - begun)))
 
 
 def _line(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> dict[str, Any]:
@@ -59,12 +59,12 @@ def _line(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> d
         "request_id": state["request_id"],
         "client": client[0] if client else None,
         "key": state.get("key"),
-        "user": shorten(state["user"]) if state.get("user") else None,
+        "user": printable(state["user"], MAX_SHOWN) if state.get("user") else None,
         "method": scope["method"],
-        "path": shorten(scope["path"]),
+        "path": printable(scope["path"], MAX_SHOWN),
         "status": status or None,
         "ms": round(1000 * seconds, 1),
-        "error": shorten(state["error"]) if "error" in state else None,
+        "error": printable(state["error"], MAX_SHOWN) if "error" in state else None,
     }
     if (choices := state.get("choices")) is not None:
         usage = choices.usage()

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from ssruntime.errors import BackendUnavailableError, ConfigError, ContextOverflowError, PromptError, QueueFullError, SelfSpecError
 from ssruntime.server.schema.errors import ErrorBody, ErrorResponse
+from ssruntime.text.printable import printable
 
 _TYPES: Final[Mapping[int, str]] = {
     400: "invalid_request_error",
@@ -39,7 +40,7 @@ class ApiError(HTTPException):
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        message = shorten(message, MAX_MESSAGE)
+        message = printable(message, MAX_MESSAGE)
         super().__init__(status, message, dict(headers or {}))
         kind = _TYPES.get(status, "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "internal_error")
         self.body = ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code))
@@ -79,7 +80,10 @@ def stopping(message: str = "this server is stopping") -> ApiError:
 def unknown_model(name: str, known: Sequence[str]) -> ApiError:
     """Returns the error for a model that is not served."""
     return ApiError(
-        404, f"the model {shorten(name)!r} is not served here; served: {', '.join(known)}", param="model", code="model_not_found"
+        404,
+        f"the model {printable(name, MAX_SHOWN)!r} is not served here; served: {', '.join(known)}",
+        param="model",
+        code="model_not_found",
     )
 
 
@@ -92,23 +96,17 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     # A value that fits no kind of a union has an error for each of them: one about its content says the most.
     first = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
     if first["type"] == "extra_forbidden":
-        name = shorten(".".join(str(part) for part in first["loc"] if part != "body"))
+        name = printable(".".join(str(part) for part in first["loc"] if part != "body"), MAX_SHOWN)
         return ApiError(400, f"unknown parameter: {name!r}", param=name, code="unknown_parameter")
     is_union = first["type"].endswith("_type") and any(_is_kind(part) for part in first["loc"])
     where = [str(part) for part in first["loc"] if part != "body" and not _is_kind(part)]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {where[0]}", code="invalid_json")
-    param = shorten(".".join(where[:1] if is_union else where)) or None
+    param = printable(".".join(where[:1] if is_union else where), MAX_SHOWN) or None
     message = "the value has the wrong type" if is_union else str(first["msg"]).removeprefix("Value error, ")
-    return ApiError(400, f"{param or 'the body'}: {shorten(message)}", param=param, code="invalid_value")
+    return ApiError(400, f"{param or 'the body'}: {printable(message, MAX_SHOWN)}", param=param, code="invalid_value")
 
 
 def _is_kind(part: str | int) -> bool:
     """Returns whether a part of a place names one kind of a union, and not a key."""
     return isinstance(part, str) and (part == "str" or part.startswith(("list[", "constrained-")))
-
-
-def shorten(text: str, most: int = MAX_SHOWN) -> str:
-    """Returns a text of at most so many characters, without what terminals and logs would interpret."""
-    printable = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
-    return printable if len(printable) <= most else printable[:most] + "..."

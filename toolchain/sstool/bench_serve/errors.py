@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ssruntime.errors import SelfSpecError
 from ssruntime.strict_reader import parse_json
+from ssruntime.text.printable import printable
 
 _MAX_SHOWN: Final = 200
 """Most characters of a server's text in a message."""
@@ -36,8 +37,7 @@ def shown(text: str, *, secret: str | None = None) -> str:
     """Returns a server's text as one printable line without the secret, cut after 200 characters."""
     if secret:  # before it is cut, or a part of the secret could remain
         text = text.replace(secret, "***")
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 20 * _MAX_SHOWN]).split())
-    return line if len(line) <= _MAX_SHOWN else line[: _MAX_SHOWN - 3] + "..."
+    return printable(text, _MAX_SHOWN)
 
 
 def message_of(body: bytes | str, *, secret: str | None = None) -> str:

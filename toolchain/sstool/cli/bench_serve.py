@@ -238,8 +238,9 @@ def _notes(report: ServeReport) -> Iterator[str]:
 
 
 def _print_line(console: Console, text: str) -> None:
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    console.print(printable, style="dim", soft_wrap=True, highlight=False, markup=False)
+    from ssruntime.text.printable import printable
+
+    console.print(printable(text), style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
 def _median(times: Distribution | None) -> str:

@@ -39,9 +39,10 @@ class _WarningsOnStderr(logging.Handler):
     """Writes the warnings of our own loggers as lines to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = "".join(c if c.isprintable() else " " for c in record.getMessage())
+        from ssruntime.text.printable import printable
+
         kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        sys.stderr.write(f"{kind}{message}\n")
+        sys.stderr.write(f"{kind}{printable(record.getMessage())}\n")
 
 
 def main() -> None:
@@ -78,7 +79,7 @@ def _invoke(args: list[str], state: RunState) -> int:
         err.show()
         return EXIT_USAGE
     except click.UsageError as err:
-        _print_error(_one_line(err.format_message()), f"see {_command_path(err)} -h")
+        _print_error(err.format_message(), f"see {_command_path(err)} -h")
         return EXIT_USAGE
     except click.Abort:
         return EXIT_INTERRUPTED
@@ -94,9 +95,9 @@ def _report(err: Exception) -> int:
     if isinstance(err, SelfSpecError):
         _print_error(err.message, err.hint)
     elif isinstance(err, OSError):
-        _print_error(_one_line(str(err)), "check the path, its permissions and the free space there")
+        _print_error(str(err), "check the path, its permissions and the free space there")
     else:
-        _print_error(_one_line(f"unexpected {type(err).__name__}: {err}"), "run again with --debug for the traceback, and please report it")
+        _print_error(f"unexpected {type(err).__name__}: {err}", "run again with --debug for the traceback, and please report it")
     return EXIT_FAILED
 
 
@@ -111,8 +112,10 @@ def _missing_package(err: BaseException | None) -> str | None:
 
 
 def format_error(message: str, hint: str) -> str:
-    """Returns an error as one line, in the form that all commands use."""
-    return f"error: {message}; hint: {hint}" if hint else f"error: {message}"
+    """Returns an error as one printable line, in the form that all commands use."""
+    from ssruntime.text.printable import printable
+
+    return printable(f"error: {message}; hint: {hint}" if hint else f"error: {message}")
 
 
 def _print_error(message: str, hint: str) -> None:
@@ -135,10 +138,6 @@ def _show_warnings() -> None:
         slow.addHandler(_WarningsOnStderr(logging.INFO))
         slow.setLevel(logging.INFO)
         slow.propagate = False
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _command_path(err: click.UsageError) -> str:
