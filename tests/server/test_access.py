@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,13 @@ def test_prefixes_are_shared_within_a_key_only(artifact: Path) -> None:
     assert 'vllm:prefix_cache_hits_total{model_name="scripted"} 192.0' in text
     with serving(artifact, api_keys=ApiKeys([KEY, OTHER]), share_prefixes=True) as one:
         assert [cached(one, key) for key in (KEY, OTHER)] == [0, 96]
+
+
+def test_the_body_of_a_request_without_a_key_is_not_read(artifact: Path) -> None:
+    with serving(artifact, api_keys=ApiKeys([KEY])) as one:
+        for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+            with socket.create_connection(("127.0.0.1", one.port), timeout=10) as bare:
+                bare.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{{".encode())
+                answer = bare.recv(65536)
+                assert answer.startswith(b"HTTP/1.1 401 ")
+                assert b"\r\nconnection: close\r\n" in answer

@@ -47,8 +47,8 @@ def create_app(engine: Engine | ServedEngine, settings: ServerSettings | None = 
         title="sstool", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False, separate_input_output_schemas=False
     )
     app.state.service = service
-    for routes in (completions, chat, info, tokens):
-        app.include_router(routes.router)
+    for router in (completions.router, chat.router, info.models, info.router, tokens.router):
+        app.include_router(router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(SelfSpecError, _refused)

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.prompts import as_chat
-from ssruntime.server.routes.access import FAILURES, Key, Served, remember
+from ssruntime.server.routes.access import FAILURES, Key, KeyedRoute, Served, remember
 from ssruntime.server.routes.answer import Finished, answer, head_of
 from ssruntime.server.schema.chat import (
     AssistantMessage,
@@ -27,7 +27,7 @@ from ssruntime.server.schema.chat import (
 )
 from ssruntime.server.service import Service
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatResponse, responses=FAILURES)

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.errors import ApiError
-from ssruntime.server.routes.access import FAILURES, Key, Served, remember
+from ssruntime.server.routes.access import FAILURES, Key, KeyedRoute, Served, remember
 from ssruntime.server.routes.answer import Finished, answer, head_of
 from ssruntime.server.schema.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
 from ssruntime.server.service import Service
@@ -21,7 +21,7 @@ from ssruntime.server.service import Service
 DEFAULT_MAX_TOKENS: Final = 16
 """OpenAI's default for this endpoint."""
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 
 
 @router.post("/v1/completions", response_model=CompletionResponse, responses=FAILURES)

@@ -6,21 +6,22 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from ssruntime.server.errors import stopping, unknown_model
-from ssruntime.server.routes.access import FAILURES, KEY_NEEDED, Served
+from ssruntime.server.routes.access import FAILURES, KeyedRoute, Served
 from ssruntime.server.schema.info import Model, ModelList, Status, Version
 from ssruntime.server.service import Service
 from ssruntime.version import version as installed_version
 
 router = APIRouter()
+models = APIRouter(route_class=KeyedRoute)
 
 
-@router.get("/v1/models", response_model=ModelList, responses=FAILURES, dependencies=[KEY_NEEDED])
+@models.get("/v1/models", response_model=ModelList, responses=FAILURES)
 async def list_models(service: Served) -> ModelList:
     """Lists the names under which the model is served."""
     return ModelList(data=[_model(service, name) for name in service.names])
 
 
-@router.get("/v1/models/{name:path}", response_model=Model, responses=FAILURES, dependencies=[KEY_NEEDED])
+@models.get("/v1/models/{name:path}", response_model=Model, responses=FAILURES)
 async def show_model(name: str, service: Served) -> Model:
     """Describes a served model."""
     if name not in service.names:

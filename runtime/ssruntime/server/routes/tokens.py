@@ -7,13 +7,13 @@ import asyncio
 from fastapi import APIRouter
 
 from ssruntime.server.prompts import as_chat
-from ssruntime.server.routes.access import FAILURES, KEY_NEEDED, Served
+from ssruntime.server.routes.access import FAILURES, KeyedRoute, Served
 from ssruntime.server.schema.info import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 
 
-@router.post("/tokenize", response_model=TokenizeResponse, responses=FAILURES, dependencies=[KEY_NEEDED])
+@router.post("/tokenize", response_model=TokenizeResponse, responses=FAILURES)
 async def tokenize(body: TokenizeRequest, service: Served) -> TokenizeResponse:
     """Returns the tokens of a text or a chat, of any length."""
     service.check_model(body.model)
@@ -26,7 +26,7 @@ async def tokenize(body: TokenizeRequest, service: Served) -> TokenizeResponse:
     return TokenizeResponse(count=len(tokens), max_model_len=service.max_context, tokens=tokens, token_strs=names)
 
 
-@router.post("/detokenize", response_model=DetokenizeResponse, responses=FAILURES, dependencies=[KEY_NEEDED])
+@router.post("/detokenize", response_model=DetokenizeResponse, responses=FAILURES)
 async def detokenize(body: DetokenizeRequest, service: Served) -> DetokenizeResponse:
     """Returns the text of tokens."""
     service.check_model(body.model)
