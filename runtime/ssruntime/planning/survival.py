@@ -13,6 +13,7 @@ evenly with the number of rows.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Final, NamedTuple
 
@@ -28,6 +29,8 @@ _STEP: Final = 0.1
 _POINTS: Final = 48
 _SURVIVALS: Final = np.exp(-_STEP * np.arange(_POINTS))
 _HALF_STEP: Final = math.exp(-_STEP / 2)
+_MOST_MOVES: Final = 64
+"""Most matrices that are kept, of 18 kB each."""
 _MOST_ROUNDS: Final = 8
 """Most iterations of Dinkelbach's method, which needs two to four."""
 _CLOSE: Final = 1e-3
@@ -121,6 +124,13 @@ def _moves(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     Entry [i, j] is the weight of grid point j after grid point i. A survival between two points counts for
     both, as in linear interpolation.
     """
+    return _moves_of(probabilities.tobytes())
+
+
+@functools.lru_cache(maxsize=_MOST_MOVES)
+def _moves_of(known: bytes) -> NDArray[np.float64]:
+    """Returns the moves of the probabilities whose bytes are given: plans change more often than these."""
+    probabilities = np.frombuffer(known)
     places = np.arange(_POINTS)[:, None] + (-np.log(np.clip(probabilities, 1e-6, 1.0)) / _STEP)[None, :]
     places = np.minimum(places, _POINTS - 1.001)
     below = places.astype(np.int64)

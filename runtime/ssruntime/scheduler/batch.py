@@ -44,7 +44,8 @@ class Batch:
         self._members: tuple[Member, ...] = ()
         self._driver: int | None = None
         """The thread that runs the passes."""
-        self._is_stepping = False
+        self._in_pass: tuple[Member, ...] = ()
+        """The requests whose KV caches a pass uses now."""
         self._late: list[Member] = []
         """Requests that ended in the driver's own thread during a pass."""
         self._left_at = time.perf_counter()
@@ -70,18 +71,18 @@ class Batch:
 
     def leave(self, member: Member) -> None:
         """Removes a request, ended or not, and gives its slot back as soon as no pass uses it."""
-        is_driver = False
         with self._lock:
             member.has_left = True
             self._members = tuple(other for other in self._members if other is not member)
-            if self._driver == threading.get_ident():
-                if self._is_stepping:  # a garbage collection in the middle of this thread's pass
-                    self._late.append(member)
-                    return
-                is_driver = True
+            is_driver = self._driver == threading.get_ident()
+            if self._in_pass and is_driver:  # a garbage collection in the middle of this thread's pass
+                self._late.append(member)
+                return
+            if member in self._in_pass:
+                member.idle = threading.Event()
         if is_driver:  # an interrupt came before this thread could hand over
             self._hand_over()
-        if not sys.is_finalizing():  # at the end of a process, no pass ends any more
+        if member.idle is not None and not sys.is_finalizing():  # at the end of a process, no pass ends any more
             member.idle.wait()
         self._give_back(member)
 
@@ -103,7 +104,7 @@ class Batch:
     def abandon(self) -> None:
         """Makes the batch usable in a forked process, where the threads that used it do not exist."""
         self._lock = threading.RLock()
-        self._driver, self._is_stepping = None, False
+        self._driver, self._in_pass = None, ()
         for member in self._members:
             member.abandon()
 
@@ -141,7 +142,7 @@ class Batch:
         with self._lock:
             if self._driver == threading.get_ident():
                 self._left_at = time.perf_counter()
-                self._driver, self._is_stepping = None, False
+                self._driver, self._in_pass = None, ()
             if self._driver is None:
                 for member in self._members:
                     if member.is_waiting and not member.has_news:
@@ -151,26 +152,24 @@ class Batch:
     def _step(self) -> None:
         """Runs one pass of the requests that are ready for it."""
         ready = self._ready()
-        group = self._next_group(ready)
+        group = self._next_group(ready) if len(ready) > 1 else self._alone(ready)
         if self._has_gap and len(group) > 1 and group[0][1].kind == "verify":
             self._close_gap([member for member, _ in group])
-        passes: list[tuple[Member, Pass]] = []
         try:
             with self._lock:  # a member that leaves waits for the end of its pass
-                self._is_stepping = True
-                passes = [(member, wanted) for member, wanted in group if not member.has_left]
-                for member, _ in passes:
-                    member.idle.clear()
+                passes = [one for one in group if not one[0].has_left]
+                self._in_pass = tuple(member for member, _ in passes)
             rounds = sum(wanted.kind != "prefill" for _, wanted in ready)
             most = self._backend.capabilities.max_rows
             for first in range(0, len(passes), most):
                 self._run(passes[first : first + most], min(rounds, most))
         finally:
             with self._lock:
-                self._is_stepping = False
+                used, self._in_pass = self._in_pass, ()
                 late, self._late = self._late, []
-            for member, _ in passes:
-                member.idle.set()
+            for member in used:
+                if member.idle is not None:
+                    member.idle.set()
             for member in late:
                 self._give_back(member)
 
@@ -178,12 +177,17 @@ class Batch:
         """Returns the requests that are ready for a pass, with that pass; ends those whose time is up."""
         now, ready = time.monotonic(), []
         for member in self._members:
-            if member.is_paused:  # its reader's time is not that of decoding
-                member.clock = time.perf_counter()
-            if not member.expire(now):
-                wanted = member.wanted
-                if wanted is not None:
-                    ready.append((member, wanted))
+            wanted = member.ready(now)
+            if wanted is not None:
+                ready.append((member, wanted))
+        return ready
+
+    def _alone(self, ready: list[tuple[Member, Pass]]) -> list[tuple[Member, Pass]]:
+        """Returns what `_next_group` does of at most one request."""
+        for member, wanted in ready:
+            self._has_prefilled = wanted.kind == "prefill"
+            if self._has_prefilled:
+                member.sequence.prefill_chunk = member.slot.prefill_chunk
         return ready
 
     def _next_group(self, ready: abc.Sequence[tuple[Member, Pass]]) -> list[tuple[Member, Pass]]:

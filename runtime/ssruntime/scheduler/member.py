@@ -48,7 +48,7 @@ class Member:
         is_waiting: whether its thread waits for `woken`.
         woken: set when there is news, or when its thread must run the passes.
         has_left: whether no further pass may begin.
-        idle: set while no pass uses its KV cache.
+        idle: set at the end of the pass that used its KV cache when it left; None if none did.
     """
 
     def __init__(
@@ -80,8 +80,7 @@ class Member:
         self.is_waiting = False
         self.woken = threading.Event()
         self.has_left = False
-        self.idle = threading.Event()
-        self.idle.set()
+        self.idle: threading.Event | None = None
         self._text = text
         self._prefix = prefix
         self._deadline = deadline
@@ -98,15 +97,27 @@ class Member:
         """Whether tokens or an error wait for the reader."""
         return bool(self._news) or self._error is not None
 
-    @property
-    def wanted(self) -> Pass | None:
-        """The pass that the request is ready for; None if it has ended or left, or waits for its reader."""
-        return None if self.has_left or self._error is not None or self.is_paused else self.sequence.next_pass
+    def ready(self, now: float) -> Pass | None:
+        """Returns the pass that the request is ready for.
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether the request waits for its reader."""
-        return self._told - self._taken >= READ_AHEAD
+        That is None if the request has ended or left, or waits for its reader. One that was cancelled or
+        whose time is up ends here.
+
+        Args:
+            now: time of `time.monotonic`.
+        """
+        wanted = self.sequence.next_pass
+        if wanted is None or self.has_left or self._error is not None:
+            return None
+        is_late = self._deadline is not None and now >= self._deadline
+        if is_late or (self._cancel is not None and self._cancel.is_set()):
+            self.sequence.cancel(TIMEOUT if is_late else CANCELLED)
+            self._tell(News((), is_last=True))
+            return None
+        if self._told - self._taken >= READ_AHEAD:
+            self.clock = time.perf_counter()  # its reader's time is not that of decoding
+            return None
+        return wanted
 
     def take(self) -> News | None:
         """Returns the next news; None if there is none yet.
@@ -122,20 +133,9 @@ class Member:
             raise self._error
         return None
 
-    def expire(self, now: float) -> bool:
-        """Ends the request if it was cancelled or its time is up; returns whether it has ended now."""
-        is_late = self._deadline is not None and now >= self._deadline
-        is_over = self.has_left or self._error is not None or self.sequence.finish_reason is not None
-        if is_over or not (is_late or (self._cancel is not None and self._cancel.is_set())):
-            return False
-        self.sequence.cancel(TIMEOUT if is_late else CANCELLED)
-        self._tell(News((), is_last=True))
-        return True
-
     def abandon(self) -> None:
         """Forgets the threads that used the request, in a forked process."""
-        self.woken, self.idle = threading.Event(), threading.Event()
-        self.idle.set()
+        self.woken, self.idle = threading.Event(), None
         self._is_abandoned = True
 
     def close(self) -> None:

@@ -27,8 +27,12 @@ class RoundRecorder:
             sequences: number of sequences that share the passes of a round.
         """
         kind = passes[0][1].kind
-        costs = next((member.costs for member, _ in passes if member.costs is not None), None)
-        if costs is None:
+        costs = None
+        for member, _ in passes:
+            costs = member.costs
+            if costs is not None:
+                break
+        else:
             return
         if kind == "prefill":  # its sequence may plan its first round now
             costs.sequences = sequences + 1

@@ -128,7 +128,7 @@ def test_a_request_that_leaves_waits_for_its_pass(engine: Engine, spy: Spy) -> N
     before = len(spy.sizes)
     with ThreadPoolExecutor(2) as pool:
         rest = pool.submit(list, streams[0])
-        until(lambda: not all(member.idle.is_set() for member in engine._batch._members))
+        until(lambda: bool(engine._batch._in_pass))
         left = pool.submit(streams[1].close)  # type: ignore[attr-defined]
         time.sleep(0.05)
         assert not left.done() or len(spy.sizes) == before
