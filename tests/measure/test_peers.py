@@ -56,15 +56,18 @@ def test_sampled_text_is_not_compared(demo_artifact: Path, demo_model: Path) -> 
     assert report.to_json()["peers"]
 
 
-def test_what_is_not_installed_says_how_to_install_it(setup: PeerSetup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["openvino", "llamacpp"])
+def test_what_is_not_installed_says_how_to_install_it(setup: PeerSetup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
-    with pytest.raises(PeerError, match=r"not installed; python3 -m venv .*cache/peers/openvino-genai/environment && .*pip install"):
-        PeerProcess(PEERS["openvino"], setup)
+    engine = PEERS[name].engine
+    with pytest.raises(PeerError, match=rf"not installed; python3 -m venv .*cache/peers/{engine}/environment && .*pip install {engine}=="):
+        PeerProcess(PEERS[name], setup)
 
 
-def test_precisions_that_a_peer_lacks_are_missing(setup: PeerSetup) -> None:
-    with pytest.raises(PeerError, match="has no int8 weights"):
-        PeerProcess(PEERS["hf"], dataclasses.replace(setup, dtype="int8"))
+@pytest.mark.parametrize(("name", "dtype"), [("hf", "int8"), ("llamacpp", "int4")])
+def test_precisions_that_a_peer_lacks_are_missing(setup: PeerSetup, name: str, dtype: str) -> None:
+    with pytest.raises(PeerError, match=f"has no {dtype} weights"):
+        PeerProcess(PEERS[name], dataclasses.replace(setup, dtype=dtype))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sstool.bench import BenchReport, ModeReport, PeerReport, Spread
     from sstool.bench.report import IdenticalCounts
 
-_PEERS: Final = "hf, hf-lookup, genai, genai-ngram, openvino, openvino-lookup"
+_PEERS: Final = "hf, hf-lookup, genai, genai-ngram, openvino, openvino-lookup, llamacpp"
 
 
 @click.command(name="bench")

@@ -79,6 +79,13 @@ _OPENVINO: Final = Peer(
     unwanted=("torchvision",),
     dtypes=frozenset({"fp32", "int8", "int4"}),
 )
+_LLAMACPP: Final = Peer(
+    engine="llama-cpp-python",
+    worker="with_llamacpp.py",
+    package="llama-cpp-python",
+    requirements=("llama-cpp-python==0.3.36", "gguf==0.19.0"),
+    dtypes=frozenset({"fp32", "int8"}),
+)
 
 
 PEERS: Final[Mapping[str, Peer]] = {
@@ -88,6 +95,7 @@ PEERS: Final[Mapping[str, Peer]] = {
     "genai-ngram": dataclasses.replace(_GENAI, looks_up=True),
     "openvino": _OPENVINO,
     "openvino-lookup": dataclasses.replace(_OPENVINO, looks_up=True),
+    "llamacpp": _LLAMACPP,
 }
 """The peers by name."""
 
