@@ -162,3 +162,20 @@ def test_the_body_of_a_request_without_a_key_is_not_read(artifact: Path) -> None
                 answer = bare.recv(65536)
                 assert answer.startswith(b"HTTP/1.1 401 ")
                 assert b"\r\nconnection: close\r\n" in answer
+
+
+def test_a_failure_of_the_server_has_an_id_and_a_line(
+    artifact: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "ssruntime.server")
+    with serving(artifact) as one:
+        monkeypatch.setattr(one.service, "check_model", None)
+        answer = one.client.post("/v1/completions", json={"prompt": "abc"}, headers={"x-request-id": "mine"})
+        text = one.client.get("/metrics").text
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert answer.headers["x-request-id"] == "mine"
+    (line,) = [json.loads(record.getMessage()) for record in caplog.records if record.name == "ssruntime.server.access_log"]
+    assert line.items() >= {"request_id": "mine", "status": 500, "error": answer.json()["error"]["message"]}.items()
+    assert 'sstool:request_failure_total{model_name="scripted",status="500"} 1.0' in text
+    assert "request mine failed" in caplog.text

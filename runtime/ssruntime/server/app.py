@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from ssruntime.async_engine import DEFAULT_MAX_WAITING, AsyncEngine
 from ssruntime.engine import Engine
@@ -52,8 +53,9 @@ def create_app(engine: Engine | ServedEngine, settings: ServerSettings | None = 
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(SelfSpecError, _refused)
-    app.add_exception_handler(Exception, _failed)
     app.add_middleware(ClientLimits, settings=settings)
+    # Starlette puts the handler of other errors outside all middleware, where answers get no id.
+    app.add_middleware(ServerErrorMiddleware, handler=_failed)
     app.add_middleware(AccessLog)
     _document_own_errors(app)
     return app
