@@ -74,11 +74,13 @@ def serving(folder: Path, *, max_waiting: int = 64, max_sequences: int = 2, **se
         server = Server(app, "127.0.0.1", 0)
         thread = threading.Thread(target=server.run)
         thread.start()
-        with httpx2.Client(base_url=server.url, timeout=60, trust_env=False) as client:
-            wait_for(lambda: client.get("/ready").status_code == 200)
-            yield Served(engine, app.state.service, server.url, client, server.stop, thread)
+        try:
+            with httpx2.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+                wait_for(lambda: client.get("/ready").status_code == 200)
+                yield Served(engine, app.state.service, server.url, client, server.stop, thread)
+        finally:
             server.stop()
-        thread.join(60)
+            thread.join(60)
         assert not thread.is_alive()
 
 

@@ -79,7 +79,8 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
-    failure = ApiError(500, "the server failed; its log has the cause", code="internal_error")
+    # ASGI servers close the connection, because they get the exception, too.
+    failure = ApiError(500, "the server failed; its log has the cause", code="internal_error", headers={"Connection": "close"})
     failure.__cause__ = error
     return _counted(request, failure)
 
