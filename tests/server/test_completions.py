@@ -212,3 +212,12 @@ def test_offsets_count_characters_not_tokens(tmp_path: Path) -> None:
     assert choice["text"] == text
     whole = [len(text.encode()[:index].decode(errors="ignore")) for index in range(len(tokens))]
     assert choice["logprobs"]["text_offset"] == whole
+
+
+def test_cached_tokens_are_those_that_no_choice_computed(artifact: Path) -> None:
+    body = {"prompt": ["abcdefghij" * 10, "jihgfedcba" * 10], "max_tokens": 2, "n": 3}
+    with serving(artifact, max_sequences=1) as one:  # later choices find what the first one has computed
+        first, second = (one.client.post("/v1/completions", json=body).json()["usage"] for _ in range(2))
+    assert first["prompt_tokens"] == second["prompt_tokens"] == 200
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    assert second["prompt_tokens_details"]["cached_tokens"] == 192

@@ -71,7 +71,8 @@ class Choices:
         self._metrics = metrics
         self._on_end = on_end
         self._tokens = [0] * len(requests)
-        self._stats: list[DecodeStats] = []
+        self._stats: dict[int, DecodeStats] = {}
+        """Statistics of the finished choices."""
         self.finish_reasons: list[FinishReason] = []
         self._is_closed = False
 
@@ -108,21 +109,28 @@ class Choices:
             self._on_end(self, time.perf_counter() - self._arrived if is_finished else None)
 
     def usage(self) -> Usage:
-        """Returns the numbers of tokens so far; a prompt counts once for all of its choices."""
+        """Returns the numbers of tokens so far; a prompt counts once for all of its choices.
+
+        Of a prompt, those tokens were cached that none of its finished choices had to compute.
+        """
         prompts = {id(request.ids): len(request.ids) for request in self._requests}
+        cached: dict[int, int] = {}
+        for index, stats in self._stats.items():
+            own = id(self._requests[index].ids)
+            cached[own] = min(cached.get(own, stats.cached_tokens), stats.cached_tokens)
         prompt, completion = sum(prompts.values()), sum(self._tokens)
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=completion,
             total_tokens=prompt + completion,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens=min(prompt, sum(stats.cached_tokens for stats in self._stats))),
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(cached.values())),
         )
 
     def figures(self) -> Metrics | None:
         """Returns how well the drafts of finished choices were accepted; None if nothing was drafted."""
         histogram: list[int] = []
         proposed = 0
-        for stats in self._stats:
+        for stats in self._stats.values():
             for (sources, accepted), rounds in stats.outcomes.items():
                 histogram += [0] * (accepted + 1 - len(histogram))
                 histogram[accepted] += rounds
@@ -204,7 +212,7 @@ class Choices:
         reason = _REASONS.get(engine_reason)
         if reason is None:
             raise self._unfinished(engine_reason)
-        self._stats.append(stats)
+        self._stats[index] = stats
         self.finish_reasons.append(reason)
         seconds = time.perf_counter() - self._arrived
         self._metrics.add_end(reason, len(self._requests[index].ids), self._tokens[index], seconds, stats)
