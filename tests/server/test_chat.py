@@ -64,7 +64,11 @@ def test_log_probabilities(served: Served, stream: bool) -> None:
     assert done.logprobs is not None
     assert [one["logprob"] for one in found] == [one.logprob for one in done.logprobs]
     assert [bytes(one["bytes"]) for one in found] == [served.engine.token_bytes(token) for token in done.token_ids]
-    assert [len(one["top_logprobs"]) for one in found] == [2] * 40
+    # Beside each token are the most probable ones only, which the token need not belong to.
+    assert [[other["logprob"] for other in one["top_logprobs"]] for one in found] == [
+        [value for _, value in one.top] for one in done.logprobs
+    ]
+    assert any(one["token"] not in [other["token"] for other in one["top_logprobs"]] for one in found)
     assert [one["logprob"] for one in post(served, logprobs=True)["choices"][0]["logprobs"]["content"]] == [
         one.logprob for one in done.logprobs
     ]

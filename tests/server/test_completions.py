@@ -94,10 +94,18 @@ def test_log_probabilities(served: Served, stream: bool) -> None:
         found = post(served, logprobs=2)["choices"][0]["logprobs"]
     assert found["token_logprobs"] == [one.logprob for one in expected.logprobs]
     assert found["tokens"] == [served.engine.token_bytes(token).decode() for token in expected.token_ids]
-    assert [list(top.values()) for top in found["top_logprobs"]] == [[value for _, value in one.top] for one in expected.logprobs]
+    text_of = {token: served.engine.token_bytes(token).decode() for token in range(served.engine.backend.vocab_size)}
+    for top, token, one in zip(found["top_logprobs"], expected.token_ids, expected.logprobs, strict=True):
+        assert top == {text_of[other]: value for other, value in (*one.top, (token, one.logprob))}
+    assert {len(top) for top in found["top_logprobs"]} == {2, 3}  # the token is not always among the two best
     shown = [(at, token) for at, token in zip(found["text_offset"], found["tokens"], strict=True) if token != "</s>"]
     assert len(shown) < 40
     assert [expected.text[at : at + 1] for at, _ in shown] == [token for _, token in shown]
+
+
+def test_without_other_tokens_the_token_is_the_only_one(served: Served) -> None:
+    found = post(served, logprobs=0)["choices"][0]["logprobs"]
+    assert found["top_logprobs"] == [{token: value} for token, value in zip(found["tokens"], found["token_logprobs"], strict=True)]
 
 
 def test_drafts_are_reported(served: Served) -> None:

@@ -96,6 +96,7 @@ class CompletionWriter:
             top: dict[str, float] = {}
             for other, logprob in one.top:  # the best first: of tokens with the same text, the best one stays
                 top.setdefault(text_of(other), logprob)
+            top[text] = one.logprob  # as OpenAI's API does: there may be one entry more than was asked for
             found.top_logprobs.append(top)
             found.text_offset.append(self._offsets[index])
             if token not in self._hidden:

@@ -40,7 +40,7 @@ class CompletionRequest(DecodingRequest):
 
 
 class CompletionLogprobs(BaseModel):
-    """Log probabilities; the lists have an entry for each token."""
+    """Log probabilities; the lists have an entry for each token, and `top_logprobs` also the token itself."""
 
     tokens: list[str]
     token_logprobs: list[float]
