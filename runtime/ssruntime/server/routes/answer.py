@@ -1,29 +1,48 @@
-"""Answers of both endpoints for completions: as a whole, or as server-sent events."""
+"""Requests to both endpoints for completions: begun, and answered as a whole or as server-sent events."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
+from ssruntime.config import GenerationConfig
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.events import DONE, ClientGoneError, EventStream, event, until_gone
 from ssruntime.server.failures import note_failure
+from ssruntime.server.routes.access import remember
 from ssruntime.server.schema.answer import Answer, AnswerHead
+from ssruntime.server.schema.chat import ChatRequest
+from ssruntime.server.schema.completions import CompletionRequest
 from ssruntime.server.schema.decoding import UsageIn
 from ssruntime.server.service import Service
+from ssruntime.text.prompt import Prompt
 
 _MARK: Final = "\0"
 CLIENT_GONE: Final = 499
 """Status in the log of a request whose client did not wait for the answer."""
+
+
+class Asked(NamedTuple):
+    """What a request asks for.
+
+    Attributes:
+        prompts: its prompts.
+        config: settings for all of them.
+        writer: returns the form of the answer for completions that have begun.
+    """
+
+    prompts: Sequence[Prompt]
+    config: GenerationConfig
+    writer: Callable[[Choices], Writer]
 
 
 @dataclass
@@ -59,19 +78,35 @@ def head_of(service: Service, prefix: str) -> AnswerHead:
     )
 
 
-async def answer(request: Request, choices: Choices, writer: Writer, *, stream: bool, usage_in: UsageIn) -> Response:
-    """Returns the response to a request whose completions have begun.
+async def respond(
+    request: Request, service: Service, key: str, body: CompletionRequest | ChatRequest, asked: Callable[[], Asked]
+) -> Response:
+    """Checks a request, begins its completions and returns the response.
 
     Args:
         request: the HTTP request.
-        choices: its completions.
-        writer: form of the answer.
-        stream: whether to answer with server-sent events.
-        usage_in: which of these have the usage.
+        service: the server's state.
+        key: name of the request's API key.
+        body: its body.
+        asked: returns what it asks for.
+
+    Raises:
+        ApiError: if it cannot be followed, or its completions failed.
+        SelfSpecError: if prompts or settings cannot be used.
     """
-    request.state.choices = choices
-    if stream:
-        return EventStream(_events(choices, writer, usage_in), choices.close, partial(note_failure, request))
+    arrived = time.perf_counter()
+    remember(request, service, body)
+    service.check_model(body.model)
+    prompts, config, writer = asked()
+    service.check_room(len(prompts) * body.choices)
+    requests = [one for prompt in prompts for one in await service.prepare(prompt, config, choices=body.choices, key=key)]
+    request.state.choices = choices = service.begin(requests, arrived=arrived)
+    if body.stream:
+        return EventStream(_events(choices, writer(choices), body.usage_in), choices.close, partial(note_failure, request))
+    return await _whole(request, choices, writer(choices))
+
+
+async def _whole(request: Request, choices: Choices, writer: Writer) -> Response:
     try:
         finished = await until_gone(request.receive, _collected(choices))
     except ClientGoneError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -11,8 +11,8 @@ from fastapi.responses import Response
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.prompts import as_chat
-from ssruntime.server.routes.access import FAILURES, Key, KeyedRoute, Served, remember
-from ssruntime.server.routes.answer import Finished, answer, head_of
+from ssruntime.server.routes.access import FAILURES, Key, KeyedRoute, Served
+from ssruntime.server.routes.answer import Asked, Finished, head_of, respond
 from ssruntime.server.schema.chat import (
     AssistantMessage,
     ChatChoice,
@@ -33,19 +33,16 @@ router = APIRouter(route_class=KeyedRoute)
 @router.post("/v1/chat/completions", response_model=ChatResponse, responses=FAILURES)
 async def complete_chat(body: ChatRequest, request: Request, service: Served, key: Key) -> Response:
     """Answers a conversation with the assistant's next turn; with `stream`, as server-sent events."""
-    arrived = time.perf_counter()
-    remember(request, service, body)
-    service.check_model(body.model)
-    service.check_room(body.choices)
+    return await respond(request, service, key, body, partial(_asked, body, service))
+
+
+def _asked(body: ChatRequest, service: Service) -> Asked:
     tools = None if body.tool_choice == "none" else body.tools
     chat = as_chat(body.messages, tools=tools, documents=body.documents, variables=body.chat_template_kwargs)
     # OpenAI's limit is the context, where none is given.
     most = body.max_completion_tokens or body.max_tokens or service.max_context
     config = body.generation_config(max_new_tokens=most, logprobs=body.logprob_count)
-    requests = await service.prepare(chat, config, choices=body.choices, key=key)
-    choices = service.begin(requests, arrived=arrived)
-    writer = ChatWriter(service, choices, has_logprobs=bool(body.logprobs))
-    return await answer(request, choices, writer, stream=bool(body.stream), usage_in=body.usage_in)
+    return Asked([chat], config, lambda choices: ChatWriter(service, choices, has_logprobs=bool(body.logprobs)))
 
 
 class ChatWriter:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, Request
@@ -13,8 +13,8 @@ from fastapi.responses import Response
 from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.errors import ApiError
-from ssruntime.server.routes.access import FAILURES, Key, KeyedRoute, Served, remember
-from ssruntime.server.routes.answer import Finished, answer, head_of
+from ssruntime.server.routes.access import FAILURES, Key, KeyedRoute, Served
+from ssruntime.server.routes.answer import Asked, Finished, head_of, respond
 from ssruntime.server.schema.completions import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse
 from ssruntime.server.service import Service
 
@@ -27,17 +27,14 @@ router = APIRouter(route_class=KeyedRoute)
 @router.post("/v1/completions", response_model=CompletionResponse, responses=FAILURES)
 async def complete(body: CompletionRequest, request: Request, service: Served, key: Key) -> Response:
     """Continues one or more texts; with `stream`, as server-sent events."""
-    arrived = time.perf_counter()
-    remember(request, service, body)
-    service.check_model(body.model)
+    return await respond(request, service, key, body, partial(_asked, body, service))
+
+
+def _asked(body: CompletionRequest, service: Service) -> Asked:
     if not body.prompts:
         raise ApiError(400, "prompt: the list is empty", param="prompt", code="invalid_value")
-    service.check_room(len(body.prompts) * body.choices)
     config = body.generation_config(max_new_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, logprobs=body.logprobs)
-    requests = [one for prompt in body.prompts for one in await service.prepare(prompt, config, choices=body.choices, key=key)]
-    choices = service.begin(requests, arrived=arrived)
-    writer = CompletionWriter(service, choices, body)
-    return await answer(request, choices, writer, stream=bool(body.stream), usage_in=body.usage_in)
+    return Asked(body.prompts, config, lambda choices: CompletionWriter(service, choices, body))
 
 
 class CompletionWriter:
