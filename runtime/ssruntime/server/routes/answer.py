@@ -11,14 +11,15 @@ from typing import Final, NamedTuple, Protocol
 
 from fastapi import Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 from pydantic_core import to_json
 
 from ssruntime.config import GenerationConfig
-from ssruntime.logprobs import TokenLogprob
 from ssruntime.server.choices import Choices, FinishReason, Piece
 from ssruntime.server.events import DONE, ClientGoneError, EventStream, event, until_gone
 from ssruntime.server.failures import note_failure
 from ssruntime.server.routes.access import remember
+from ssruntime.server.routes.growing_json import GrowingJson, with_logprobs
 from ssruntime.server.schema.answer import Answer, AnswerHead
 from ssruntime.server.schema.chat import ChatRequest
 from ssruntime.server.schema.completions import CompletionRequest
@@ -50,8 +51,7 @@ class Finished:
     """A finished choice."""
 
     text: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: GrowingJson = field(default_factory=GrowingJson)
     finish_reason: FinishReason = "stop"
 
 
@@ -68,7 +68,10 @@ class Writer(Protocol):
         """Returns the last chunk of a stream, which has the usage."""
 
     def whole(self, finished: Sequence[Finished]) -> Answer:
-        """Returns the response with all choices."""
+        """Returns the response with all choices, but without log probabilities."""
+
+    def logprobs(self, piece: Piece) -> BaseModel | None:
+        """Returns the log probabilities of a piece; None if none were asked for."""
 
 
 def head_of(service: Service, prefix: str) -> AnswerHead:
@@ -108,12 +111,12 @@ async def respond(
 
 async def _whole(request: Request, choices: Choices, writer: Writer) -> Response:
     try:
-        finished = await until_gone(request.receive, _collected(choices))
+        finished = await until_gone(request.receive, _collected(choices, writer))
     except ClientGoneError:
         return Response(status_code=CLIENT_GONE)
     finally:
         choices.close()
-    return Response(writer.whole(finished).model_dump_json(), media_type="application/json")
+    return Response(with_logprobs(writer.whole(finished), [one.logprobs for one in finished]), media_type="application/json")
 
 
 async def _events(choices: Choices, writer: Writer, usage_in: UsageIn) -> AsyncGenerator[bytes]:
@@ -154,12 +157,12 @@ class _TextEvents:
         return before + to_json(piece.text) + after
 
 
-async def _collected(choices: Choices) -> list[Finished]:
+async def _collected(choices: Choices, writer: Writer) -> list[Finished]:
     finished = [Finished() for _ in range(choices.count)]
     async for piece in choices.pieces():
         one = finished[piece.choice]
         one.text.append(piece.text)
-        one.tokens += piece.tokens
-        one.logprobs += piece.logprobs
+        if (logprobs := writer.logprobs(piece)) is not None:
+            one.logprobs.add(logprobs)
         one.finish_reason = piece.finish_reason or one.finish_reason
     return finished

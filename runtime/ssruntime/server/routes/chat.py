@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ssruntime.logprobs import TokenLogprob
-from ssruntime.server.choices import Choices, FinishReason, Piece
+from ssruntime.server.choices import Choices, Piece
 from ssruntime.server.prompts import as_chat
 from ssruntime.server.routes.access import FAILURES, Key, KeyedRoute, Served
 from ssruntime.server.routes.answer import Asked, Finished, head_of, respond
@@ -63,7 +63,7 @@ class ChatWriter:
     def chunk(self, piece: Piece) -> ChatChunk:
         """Returns the chunk for a piece."""
         delta = Delta(content=piece.text) if piece.finish_reason is None else Delta()
-        found = self._logprobs(piece.tokens, piece.logprobs) if piece.finish_reason is None else None
+        found = self.logprobs(piece) if piece.finish_reason is None else None
         return self._chunk([ChatChunkChoice(index=piece.choice, delta=delta, logprobs=found, finish_reason=piece.finish_reason)])
 
     def usage(self) -> ChatChunk:
@@ -73,10 +73,13 @@ class ChatWriter:
         return chunk
 
     def whole(self, finished: Sequence[Finished]) -> ChatResponse:
-        """Returns the response with all choices."""
+        """Returns the response with all choices, but without log probabilities."""
         return ChatResponse(
             **self._head,
-            choices=[self._choice(index, one, one.finish_reason) for index, one in enumerate(finished)],
+            choices=[
+                ChatChoice(index=index, message=AssistantMessage(content="".join(one.text)), finish_reason=one.finish_reason)
+                for index, one in enumerate(finished)
+            ],
             usage=self._choices.usage(),
             metrics=self._choices.figures(),
         )
@@ -84,19 +87,16 @@ class ChatWriter:
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(**self._head, choices=choices)
 
-    def _choice(self, index: int, one: Finished, reason: FinishReason) -> ChatChoice:
-        message = AssistantMessage(content="".join(one.text))
-        return ChatChoice(index=index, message=message, logprobs=self._logprobs(one.tokens, one.logprobs), finish_reason=reason)
-
-    def _logprobs(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+    def logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        """Returns the log probabilities of a piece; None if none were asked for."""
         if not self._has_logprobs:
             return None
-        return ChatLogprobs(
-            content=[
-                ChatTokenLogprob(**self._top(token, one.logprob).model_dump(), top_logprobs=[self._top(*other) for other in one.top])
-                for token, one in zip(tokens, logprobs, strict=True)
-            ]
-        )
+        return ChatLogprobs(content=[self._entry(token, one) for token, one in zip(piece.tokens, piece.logprobs, strict=True)])
+
+    def _entry(self, token: int, one: TokenLogprob) -> ChatTokenLogprob:
+        own = self._top(token, one.logprob)
+        return ChatTokenLogprob(own.token, own.logprob, own.bytes, [self._top(*other) for other in one.top])
 
     def _top(self, token: int, logprob: float) -> TopLogprob:
-        return TopLogprob(token=self._service.token_text(token), logprob=logprob, bytes=list(self._service.token_bytes(token)))
+        content = self._service.token_bytes(token)
+        return TopLogprob(content.decode(errors="replace"), logprob, list(content))

@@ -10,8 +10,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from ssruntime.logprobs import TokenLogprob
-from ssruntime.server.choices import Choices, FinishReason, Piece
+from ssruntime.server.choices import Choices, Piece
 from ssruntime.server.errors import ApiError
 from ssruntime.server.routes.access import FAILURES, Key, KeyedRoute, Served
 from ssruntime.server.routes.answer import Asked, Finished, head_of, respond
@@ -56,19 +55,19 @@ class CompletionWriter:
 
     def chunk(self, piece: Piece) -> CompletionResponse:
         """Returns the chunk for a piece."""
-        return self._response([self._choice(piece.choice, piece.text, piece.tokens, piece.logprobs, piece.finish_reason)])
+        found = self.logprobs(piece) if piece.tokens or piece.finish_reason is None else None
+        return self._response([CompletionChoice(index=piece.choice, text=piece.text, logprobs=found, finish_reason=piece.finish_reason)])
 
     def usage(self) -> CompletionResponse:
         """Returns the chunk that has the usage."""
         return self._with_usage(self._response([]))
 
     def whole(self, finished: Sequence[Finished]) -> CompletionResponse:
-        """Returns the response with all choices."""
-        return self._with_usage(
-            self._response(
-                [self._choice(index, "".join(one.text), one.tokens, one.logprobs, one.finish_reason) for index, one in enumerate(finished)]
-            )
-        )
+        """Returns the response with all choices, but without log probabilities."""
+        choices = [
+            CompletionChoice(index=index, text="".join(one.text), finish_reason=one.finish_reason) for index, one in enumerate(finished)
+        ]
+        return self._with_usage(self._response(choices))
 
     def _response(self, choices: list[CompletionChoice]) -> CompletionResponse:
         return CompletionResponse(**self._head, choices=choices)
@@ -77,16 +76,13 @@ class CompletionWriter:
         response.usage, response.metrics = self._choices.usage(), self._choices.figures()
         return response
 
-    def _choice(
-        self, index: int, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], reason: FinishReason | None
-    ) -> CompletionChoice:
-        found = self._logprobs(index, tokens, logprobs) if self._has_logprobs and (tokens or reason is None) else None
-        return CompletionChoice(index=index, text=text, logprobs=found, finish_reason=reason)
-
-    def _logprobs(self, index: int, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs:
-        text_of = self._service.token_text
+    def logprobs(self, piece: Piece) -> CompletionLogprobs | None:
+        """Returns the log probabilities of a piece; None if none were asked for."""
+        if not self._has_logprobs:
+            return None
+        index, text_of = piece.choice, self._service.token_text
         found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-        for token, one in zip(tokens, logprobs, strict=True):
+        for token, one in zip(piece.tokens, piece.logprobs, strict=True):
             text = text_of(token)
             found.tokens.append(text)
             found.token_logprobs.append(one.logprob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -95,7 +96,9 @@ class ChatRequest(DecodingRequest):
         return self.top_logprobs or 0 if self.logprobs else None
 
 
-class TopLogprob(BaseModel):
+# Dataclasses, because an answer may have a hundred thousand of them, and models take longer to make.
+@dataclass(slots=True)
+class TopLogprob:
     """A token and its log probability."""
 
     token: str
@@ -103,6 +106,7 @@ class TopLogprob(BaseModel):
     bytes: list[int]
 
 
+@dataclass(slots=True)
 class ChatTokenLogprob(TopLogprob):
     """A generated token, with the most probable ones of its position."""
 
