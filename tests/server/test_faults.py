@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def nothing_stays_behind(strict: Served) -> Iterator[None]:
     yield
     wait_for(lambda: strict.service.engine.running == strict.service.engine.waiting == 0)
     assert strict.client.post("/v1/completions", json={"prompt": "abc"}).json()["choices"][0]["text"] == expected.text
-    assert strict.engine.kv_usage == 0.0
+    wait_for(lambda: strict.engine.kv_usage == 0.0)
 
 
 @contextlib.contextmanager
@@ -119,6 +120,21 @@ def test_a_closed_connection_ends_its_request(strict: Served, stream: bool) -> N
         one.sendall(request(LONG | {"stream": stream, "n": 2}))
         wait_for(lambda: strict.service.engine.running == 2)
     wait_for(lambda: strict.service.engine.running == 0)
+
+
+@pytest.mark.parametrize("ahead", [b"G", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" * 100])
+def test_bytes_ahead_do_not_hide_a_closed_connection(strict: Served, ahead: bytes) -> None:
+    def ended() -> list[str]:
+        return [line for line in strict.service.metrics.render().decode().splitlines() if line.startswith("vllm:request_success_total")]
+
+    before = ended()
+    with connection(strict) as one:
+        one.sendall(request(LONG | {"n": 2, "logprobs": 20}))
+        wait_for(lambda: strict.service.engine.running == 2)
+        one.sendall(ahead)
+        time.sleep(0.1)
+    wait_for(lambda: strict.service.engine.running == 0)
+    assert ended() == before
 
 
 def test_a_half_closed_connection_ends_its_request(strict: Served) -> None:

@@ -11,6 +11,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_TIMEOUT: Final = 10.0
 """Seconds that a client may take to send a request's head."""
 
+MAX_AHEAD: Final = 64 * 2**10
+"""Bytes that are read beyond a request that runs, to notice if its client closes the connection."""
+
 
 class BoundedConnection(H11Protocol):
     """Uvicorn's connection, with limits for slow clients."""
@@ -39,6 +42,9 @@ class BoundedConnection(H11Protocol):
             self._stop_expecting()
         elif self._head_timer is None and self.conn.trailing_data[0]:
             self._expect_head()  # the head of a further request has begun
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= MAX_AHEAD:
+            # Uvicorn stops reading if more comes while a request runs. It would not see that the client is gone.
+            self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         """Waits for the client to read."""
