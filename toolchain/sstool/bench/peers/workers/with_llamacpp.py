@@ -71,7 +71,8 @@ def _ends(model: Path) -> list[int]:
 
 
 def _step(context: Any, ids: list[int]) -> None:
-    if lib.llama_decode(context, lib.llama_batch_get_one((lib.llama_token * len(ids))(*ids), len(ids))):
+    tokens = (lib.llama_token * len(ids))(*ids)  # a batch does not keep it alive
+    if lib.llama_decode(context, lib.llama_batch_get_one(tokens, len(ids))):
         raise RuntimeError("llama.cpp cannot decode")
 
 
