@@ -29,7 +29,7 @@ class AsyncEngine:
     """Decodes requests of one event loop with an engine, which other threads may use too.
 
     A request ends within one pass when its task is cancelled or its iterator is closed, and at once while it
-    waits for others of this object.
+    waits for a sequence.
 
     Attributes:
         engine: the engine.

@@ -15,6 +15,7 @@ from typing import Final, Self
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import Artifact, DraftEntry, check_digests, read_artifact
 from ssruntime.backends.base import Backend, BackendOptions, Slot, processor_of
+from ssruntime.backends.pool import WaitCancelledError, cancellable_waits
 from ssruntime.backends.registry import target_of
 from ssruntime.checks import check_int
 from ssruntime.config import DecodeSettings, GenerationConfig
@@ -29,7 +30,7 @@ from ssruntime.proposers import Parts, make_proposer
 from ssruntime.results import Chunk, Completion, DecodeStats, Trace
 from ssruntime.scheduler.batch import Batch
 from ssruntime.scheduler.cached_prefix import CachedPrefix
-from ssruntime.scheduler.member import Member
+from ssruntime.scheduler.member import CANCELLED, Member
 from ssruntime.scheduler.single import decode
 from ssruntime.sequence import Sequence
 from ssruntime.text.output import OutputText
@@ -169,8 +170,8 @@ class Engine:
             config: decoding settings. Default: all settings are taken from the artifact.
             timeout: seconds that the whole request may take; None sets no limit. A request that still waits
                 for a free sequence then fails. One that is decoding ends with finish reason `timeout`.
-            cancel: once another thread sets it, the request ends within one pass, with finish reason
-                `cancelled`.
+            cancel: once another thread sets it, the request ends with finish reason `cancelled`: within one
+                pass, or at once if it waits for a free sequence.
             trace: record to fill with the verify passes, from which they can be replayed exactly.
 
         Raises:
@@ -180,8 +181,11 @@ class Engine:
             BackendUnavailableError: if no sequence became free in time, or this engine is closed.
         """
         request = self.prepare(prompt, config)
-        with self._joined(request, timeout, cancel, trace) as (member, text):
-            news = list(self._batch.read(member))
+        try:
+            with self._joined(request, timeout, cancel, trace) as (member, text):
+                news = list(self._batch.read(member))
+        except WaitCancelledError:
+            return _cancelled(request)
         tokens = [token for one in news for token in one.tokens]
         sequence = member.sequence
         assert sequence.finish_reason is not None
@@ -313,14 +317,17 @@ class Engine:
         self.close()
 
     def _stream(self, request: Request, timeout: float | None, cancel: threading.Event | None, trace: Trace | None) -> Iterator[Chunk]:
-        with self._joined(request, timeout, cancel, trace) as (member, text):
-            for news in self._batch.read(member):
-                tokens, logprobs = tuple(news.tokens), tuple(news.logprobs)
-                if news.is_last:
-                    sequence = member.sequence
-                    yield Chunk(text.finish(tokens), tokens, sequence.finish_reason, sequence.stats, logprobs)
-                else:
-                    yield Chunk(text.take(tokens) if news.text is None else news.text, tokens, logprobs=logprobs)
+        try:
+            with self._joined(request, timeout, cancel, trace) as (member, text):
+                for news in self._batch.read(member):
+                    tokens, logprobs = tuple(news.tokens), tuple(news.logprobs)
+                    if news.is_last:
+                        sequence = member.sequence
+                        yield Chunk(text.finish(tokens), tokens, sequence.finish_reason, sequence.stats, logprobs)
+                    else:
+                        yield Chunk(text.take(tokens) if news.text is None else news.text, tokens, logprobs=logprobs)
+        except WaitCancelledError:
+            yield Chunk("", (), CANCELLED, DecodeStats())
 
     @contextlib.contextmanager
     def _joined(
@@ -328,7 +335,7 @@ class Engine:
     ) -> Iterator[tuple[Member, OutputText]]:
         """Returns a context manager that yields a new request, and its text, and removes it at the end."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        slot = self._acquire(timeout)
+        slot = self._acquire(timeout, cancel)
         try:
             planner, deadline = self._planner(request.settings, slot, deadline)
             sequence, text = self._begin(slot, request.ids, request.settings, planner, trace)
@@ -349,10 +356,11 @@ class Engine:
         planner = self._planners.planner_for(settings, slot)
         return planner, None if deadline is None else deadline + time.monotonic() - begun
 
-    def _acquire(self, timeout: float | None) -> Slot:
+    def _acquire(self, timeout: float | None, cancel: threading.Event | None = None) -> Slot:
         if self._is_closed:
             raise BackendUnavailableError("this engine is closed", "load the artifact again")
-        return self.backend.acquire(timeout)
+        with cancellable_waits(cancel):
+            return self.backend.acquire(timeout)
 
     def _begin(
         self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, planner: Planner, trace: Trace | None
@@ -377,6 +385,19 @@ class Engine:
             trace=trace,
         )
         return sequence, text
+
+
+def _cancelled(request: Request) -> Completion:
+    """Returns what a request gives that was cancelled while it waited for a sequence."""
+    return Completion(
+        text="",
+        token_ids=[],
+        finish_reason=CANCELLED,
+        seed=request.settings.seed,
+        stats=DecodeStats(),
+        prompt_tokens=len(request.ids),
+        logprobs=None if request.settings.logprobs is None else [],
+    )
 
 
 def _warn_of_other_processor(artifact: Artifact, processor: str) -> None:

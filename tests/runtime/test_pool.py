@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 
-from ssruntime.backends.pool import Pool
+from ssruntime.backends.pool import Pool, WaitCancelledError, cancellable_waits
 from ssruntime.errors import BackendUnavailableError
 
 LONG = 60.0
@@ -277,3 +277,37 @@ def test_many_threads_share_few_items_and_none_is_held_twice() -> None:
     assert len(made) <= limit
     assert served.count(False) == tries() - len(made)
     assert {pool.acquire(0) for _ in made} == set(made)
+
+
+def test_a_cancelled_wait_ends_and_leaves_its_turn_to_others() -> None:
+    pool = Pool(counter(), 1)
+    held = pool.acquire(0)
+    cancel = threading.Event()
+
+    def wait(timeout: float | None) -> int:
+        with cancellable_waits(cancel):
+            return pool.acquire(timeout)
+
+    with ThreadPoolExecutor() as threads:
+        cancelled = [threads.submit(wait, timeout) for timeout in (None, LONG, 1.0)]
+        until_waiting(pool, 3)
+        other = threads.submit(pool.acquire, None)
+        until_waiting(pool, 4)
+        cancel.set()
+        for one in cancelled:
+            with pytest.raises(WaitCancelledError):
+                one.result(LONG)
+        assert not other.done()
+        pool.release(held)
+        assert other.result(LONG) == held
+
+
+def test_a_wait_that_may_be_cancelled_ends_in_time_or_with_an_item() -> None:
+    pool = Pool(counter(), 1)
+    held = pool.acquire(0)
+    with cancellable_waits(threading.Event()):
+        for timeout in (-1.0, 0.0, 0.12):
+            with pytest.raises(BackendUnavailableError, match="stayed busy"):
+                pool.acquire(timeout)
+        threading.Timer(0.02, pool.release, [held]).start()
+        assert pool.acquire(LONG) == held

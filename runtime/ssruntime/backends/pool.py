@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, NoReturn, TypeVar, cast
 
@@ -17,6 +19,34 @@ T = TypeVar("T")
 
 SUSPICIOUS_WAIT: Final = 5.0
 """Seconds after which a thread is warned that it may be waiting for itself."""
+_PATIENCE: Final = 0.05
+"""Seconds within which a waiting thread notices that its wait is cancelled."""
+
+
+class WaitCancelledError(Exception):
+    """A wait for an item was cancelled before there was one."""
+
+
+class _OwnWaits(threading.local):
+    """What may cancel the waits of a thread."""
+
+    cancel: threading.Event | None = None
+
+
+_own_waits: Final = _OwnWaits()
+
+
+@contextlib.contextmanager
+def cancellable_waits(cancel: threading.Event | None) -> Iterator[None]:
+    """Lets this thread's waits for an item end with `WaitCancelledError` once the event is set.
+
+    The thread keeps it, and not an argument, because backends lie between a request and the pool.
+    """
+    before, _own_waits.cancel = _own_waits.cancel, cancel
+    try:
+        yield
+    finally:
+        _own_waits.cancel = before
 
 
 def _refuse() -> NoReturn:
@@ -63,6 +93,7 @@ class Pool(Generic[T]):
 
         Raises:
             BackendUnavailableError: if no item is released in time, or the pool is closed.
+            WaitCancelledError: if the wait was cancelled; see `cancellable_waits`.
         """
         item = self._lent(timeout)
         self._holders[id(item)] = threading.get_ident()
@@ -148,14 +179,15 @@ class Pool(Generic[T]):
 
         Raises:
             BackendUnavailableError: if neither happens in time, or the pool is closed.
+            WaitCancelledError: if the wait was cancelled.
         """
         try:
             if timeout is not None and timeout <= SUSPICIOUS_WAIT:
-                waiter.woken.wait(timeout)
-            elif not waiter.woken.wait(SUSPICIOUS_WAIT):
+                _wait_for(waiter.woken, timeout)
+            elif not _wait_for(waiter.woken, SUSPICIOUS_WAIT):
                 self._warn_of_waiting_for_itself()
-                waiter.woken.wait(None if timeout is None else timeout - SUSPICIOUS_WAIT)
-        except BaseException:  # an interrupt: what was handed over meanwhile must not be lost
+                _wait_for(waiter.woken, None if timeout is None else timeout - SUSPICIOUS_WAIT)
+        except BaseException:  # cancelled, or an interrupt: what was handed over meanwhile must not be lost
             with self._lock:
                 self._leave(waiter)
             raise
@@ -211,3 +243,22 @@ class Pool(Generic[T]):
             self._pass_on_right_to_make()
         elif waiter in self._waiting:
             self._waiting.remove(waiter)
+
+
+def _wait_for(event: threading.Event, seconds: float | None) -> bool:
+    """Returns whether an event is set in time.
+
+    Raises:
+        WaitCancelledError: if this thread's waits were cancelled first.
+    """
+    cancel = _own_waits.cancel
+    if cancel is None:
+        return event.wait(seconds)
+    end = None if seconds is None else time.monotonic() + seconds
+    while not cancel.is_set():
+        left = _PATIENCE if end is None else min(_PATIENCE, end - time.monotonic())
+        if event.wait(left):
+            return True
+        if left < _PATIENCE:
+            return False
+    raise WaitCancelledError

@@ -212,3 +212,35 @@ def test_another_thread_can_cancel_a_request(engine: Engine) -> None:
     found = engine.generate([1, 2], LONG, cancel=event)
     assert found.finish_reason == "cancelled"
     assert found.token_ids == engine.generate([1, 2], LONG).token_ids[: len(found.token_ids)]
+
+
+@pytest.mark.parametrize("how", ["task", "event", "stream"])
+def test_a_wait_for_a_sequence_that_other_threads_hold_ends_when_it_is_cancelled(engine: Engine, how: str) -> None:
+    streams = [engine.stream([1, 2], LONG) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+
+    async def cancel() -> None:
+        async with AsyncEngine(engine) as requests:
+            task = asyncio.create_task(requests.generate([3], LONG))
+            await until(lambda: len(engine.backend._pool._waiting) == 1)  # type: ignore[attr-defined]
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await until(lambda: requests.running == 0)
+
+    if how == "task":
+        run(cancel())
+    else:
+        event = threading.Event()
+        threading.Timer(0.02, event.set).start()
+        if how == "event":
+            found = engine.generate([3], LONG, cancel=event)
+            assert (found.token_ids, found.finish_reason, found.prompt_tokens) == ([], "cancelled", 1)
+        else:
+            assert [chunk.finish_reason for chunk in engine.stream([3], LONG, cancel=event)] == ["cancelled"]
+    assert not engine.backend._pool._waiting  # type: ignore[attr-defined]
+    for stream in streams:
+        assert next(stream).finish_reason is None
+        stream.close()
+    assert engine.generate([3], LONG).finish_reason == "length"
