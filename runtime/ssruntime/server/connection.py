@@ -43,7 +43,7 @@ class BoundedConnection(H11Protocol):
         elif self._head_timer is None and self.conn.trailing_data[0]:
             self._expect_head()  # the head of a further request has begun
         if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= MAX_AHEAD:
-            # Uvicorn stops reading if more comes while a request runs. It would not see that the client is gone.
+            # Uvicorn stops reading if more comes while a request runs, and would not see its client go.
             self.flow.resume_reading()
 
     def pause_writing(self) -> None:
