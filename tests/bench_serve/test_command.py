@@ -268,6 +268,23 @@ def test_some_failures_are_reported_and_the_exit_code_is_0(sstool: Command, serv
     assert "1 not answered: HTTP 429: queue is full" in sstool("bench-serve", server.url, "--prompts", three).out
 
 
+async def drop_at_once(_request: Received, wire: Wire) -> None:
+    wire.drop()
+
+
+def test_a_request_is_sent_again_if_its_connection_is_closed_before_an_answer(
+    sstool: Command, server: ScriptedServer, prompts: Prompts
+) -> None:
+    one = prompts({"prompt": "a"})
+    server.answers[COMPLETIONS] = in_turn(drop_at_once, drop_at_once, streams(*GOOD))
+    assert sstool("bench-serve", server.url, "--prompts", one).code == 0
+    assert len(server.bodies(COMPLETIONS)) == 3
+    server.answers[COMPLETIONS] = drop_at_once
+    outcome = sstool("bench-serve", server.url, "--prompts", one)
+    assert (outcome.code, "connection lost: " in outcome.out + outcome.err) == (1, True)
+    assert len(server.bodies(COMPLETIONS)) == 6
+
+
 async def drop_within(_request: Received, wire: Wire) -> None:
     await wire.start_stream()
     await wire.piece(text("a"))

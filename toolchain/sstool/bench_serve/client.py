@@ -31,6 +31,10 @@ _IDLE_S: Final = 2.0
 """Seconds after which an idle connection is not used again.
 
 Many servers close theirs after five, and a request that is sent at that moment is lost."""
+_TRIES: Final = 3
+"""Most connections that a request is sent on.
+
+llama.cpp's server closes some right after a stream, though it says that it keeps them."""
 _TOO_MANY_REQUESTS: Final = 429
 _NOT_ALLOWED: Final = (401, 403)
 _NOT_THERE: Final = (404, 405, 501)
@@ -135,7 +139,8 @@ class ApiClient:
 
     async def _complete(self, url: str, body: bytes, stream: StreamRecorder) -> float:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        async with self._http.stream("POST", url, content=body, headers=headers) as response:
+        request = self._http.build_request("POST", url, content=body, headers=headers)
+        async with contextlib.aclosing(await self._send(request)) as response:
             kind = _content_type(response)
             if response.status_code != httpx2.codes.OK or kind != "text/event-stream":
                 answer = await _read(response, _MAX_ERROR_BODY)
@@ -154,6 +159,13 @@ class ApiClient:
         raise RequestFailedError(
             "the stream ended without [DONE] and without a reason" if events.is_between_events else "the stream ended inside an event"
         )
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        """Returns the response without its body; sends again if the connection closes before there is one."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+                return await self._http.send(request, stream=True)
+        return await self._http.send(request, stream=True)
 
     def _failure(self, url: str, response: httpx2.Response, body: bytes) -> RequestFailedError:
         """Returns the error for an answer that is no stream."""
