@@ -89,15 +89,13 @@ class Preparer:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Returns the prompt's token ids; see `Engine.encode`."""
-        ids = self.codec.encode(prompt)
         now, most = self.max_context, self.artifact.manifest.max_context
-        if len(ids) >= now:
+        try:
+            return self.codec.encode(prompt, context=now)
+        except ContextOverflowError as err:
             larger = f"shorten the prompt, or load with a larger max_context (at most {most} here)"
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens, and the context of {now} tokens must hold at least one more",
-                larger if now < most else f"shorten the prompt: {most} is the artifact's max_context",
-            )
-        return ids
+            hint = larger if now < most else f"shorten the prompt: {most} is the artifact's max_context"
+            raise ContextOverflowError(err.message, hint) from None
 
 
 def context_limit(manifest: Manifest, given: int | None = None) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, normalizers, processors
 
-from ssruntime import ArtifactError, PromptError
+from ssruntime import ArtifactError, ContextOverflowError, PromptError
 from ssruntime.text.chat import ChatTemplate, read_special_tokens
 from ssruntime.text.codec import PromptCodec
 from ssruntime.text.prompt import Chat
@@ -220,6 +221,48 @@ def test_messages_are_refused_if_the_template_fails(template: str, message: str)
     with pytest.raises(PromptError, match=message) as caught:
         ChatTemplate(template, {}).render(Chat(messages=MESSAGES))
     assert "the chat template refuses these messages" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for n in range(1000) %}{{ messages[0].content }}{% endfor %}",
+        "{{ messages | tojson(indent=4) }}",
+        "{% set text = messages | tojson(indent=4) %}",
+        "{{ messages | tojson }}",
+    ],
+)
+def test_what_a_template_writes_is_bounded(template: str) -> None:
+    deep: list[Any] = [0] * 1000
+    for _ in range(20):
+        deep = [deep]
+    chat = Chat(messages=[{"role": "user", "content": "x" * 100, "deep": deep}])
+    with pytest.raises(ContextOverflowError, match="more than 2000 characters"):
+        ChatTemplate(template, {}).render(chat, 2000)
+    assert ChatTemplate(template, {}).render(chat) is not None
+
+
+def test_a_prompt_that_cannot_fit_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt_codec = codec(tmp_path, template="{% for n in range(9999) %}{{ messages[0].content }}{% endfor %}")
+    assert len(prompt_codec.encode("x" * 8, context=10)) == 9
+    monkeypatch.setattr(prompt_codec, "tokenizer", None)
+    with pytest.raises(ContextOverflowError, match="41 characters"):
+        prompt_codec.encode("x" * 41, context=10)  # the longest token is </s>
+    with pytest.raises(ContextOverflowError, match="more than 40 characters"):
+        prompt_codec.encode(MESSAGES, context=10)
+    with pytest.raises(ContextOverflowError, match="the prompt has 10 tokens"):
+        prompt_codec.encode([5] * 10, context=10)
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded_or_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer's functions for lists of texts release Python's lock, those for one text do not."""
+    prompt_codec = codec(tmp_path)
+    text = "aé</s> 日本 " * 1000
+    ids = prompt_codec.tokenizer.encode(text).ids
+    lists_only = mock.Mock(spec_set=["encode_batch_fast", "decode_batch"], wraps=prompt_codec.tokenizer)
+    monkeypatch.setattr(prompt_codec, "tokenizer", lists_only)
+    assert prompt_codec.encode(text) == ids
+    assert prompt_codec.decode(ids) == f"<s>{text}"
 
 
 def test_templates_are_rendered_as_in_transformers() -> None:

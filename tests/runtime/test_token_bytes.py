@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ssruntime.text.token_bytes import TokenBytes
 from tests.runtime.scripted import byte_fallback, byte_level, every_byte
@@ -40,3 +40,19 @@ def test_the_demo_s_tokens_spell_a_text(demo_model: Path, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     of = TokenBytes(tokenizer).of
     assert b"".join(of(token) for token in ids).decode() == text
+
+
+def test_a_text_of_more_characters_than_its_tokens_can_stand_for() -> None:
+    assert TokenBytes(every_byte()).most_characters(10) == 10 * len("</s>")
+    joins, drops, strips = every_byte(), every_byte(), every_byte()
+    joins.normalizer = normalizers.NFC()
+    drops.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    strips.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    for tokenizer in (joins, drops, strips, MERGED, byte_fallback()):  # MERGED has no tokens for most bytes
+        assert TokenBytes(tokenizer).most_characters(10) == 10 * 1024
+
+
+@given(st.text(max_size=40))
+def test_no_text_exceeds_the_characters_of_its_tokens(demo_model: Path, text: str) -> None:
+    tokenizer = Tokenizer.from_file(str(demo_model / "tokenizer.json"))
+    assert len(text) <= TokenBytes(tokenizer).most_characters(len(tokenizer.encode(text, add_special_tokens=False).ids))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ssruntime import Chat, GenerationConfig
-from tests.server.conftest import Served, events
+from tests.runtime.scripted import every_byte, random_script, write_artifact
+from tests.server.conftest import Served, events, serving
 
 MESSAGES = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
 SAMPLED = {"temperature": 0.8, "seed": 5, "max_completion_tokens": 40, "ignore_eos": True}
@@ -121,6 +123,26 @@ def test_what_cannot_be_followed_is_refused(served: Served, body: dict[str, Any]
     error = answer.json()["error"]
     assert message in error["message"]
     assert param in (None, error["param"])
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(tmp_path: Path) -> None:
+    template = "{{ messages[0].content }}{{ tools | tojson(indent=4) if tools }}"
+    script = random_script(1, vocab=258)
+    folder = write_artifact(tmp_path / "bytes", script, tokenizer=every_byte(), max_context=60, chat_template=template)
+    tool = {"type": "function", "function": {"name": "f", "values": json.loads("[" * 20 + "1" + ",1" * 50_000 + "]" * 20)}}
+    with serving(folder) as one:
+        for path, body in (
+            ("/v1/completions", {"prompt": "a" * 500_000}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 500_000}]}),
+            ("/v1/chat/completions", {"messages": MESSAGES, "tools": [tool]}),
+        ):
+            answer = one.client.post(path, json=body | {"max_tokens": 1})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "context_length_exceeded"
+            assert "characters" in answer.json()["error"]["message"]
+        assert one.client.post("/tokenize", json={"prompt": "a" * 500_000}).json()["count"] == 500_000
+        tokens = one.client.post("/tokenize", json={"messages": MESSAGES, "tools": [tool]})
+        assert tokens.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_tokens(served: Served) -> None:

@@ -151,6 +151,7 @@ def test_neutral_values_of_what_is_not_supported_are_accepted(served: Served) ->
         ({"prompt": ""}, 400, None, None, "empty"),
         ({"prompt": [99999]}, 400, None, None, "token id"),
         ({"prompt": "a" * 4000}, 400, None, "context_length_exceeded", "4000 tokens"),
+        ({"prompt": [1] * 4000}, 400, None, "context_length_exceeded", "4000 tokens"),
         ({"max_tokens": 0}, 400, "max_tokens", "invalid_value", "greater than or equal to 1"),
         ({"max_tokens": "9"}, 400, "max_tokens", "invalid_value", "integer"),
         ({"temperature": -1}, 400, "temperature", "invalid_value", "greater"),

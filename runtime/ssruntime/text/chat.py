@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 
-from ssruntime.errors import ArtifactError, PromptError
+from ssruntime.errors import ArtifactError, ContextOverflowError, PromptError
 from ssruntime.strict_reader import read_json_object
 from ssruntime.text.prompt import Chat
+
+MAX_RENDERED: Final = 2**22
+"""Most characters that a template may write, if no other limit is given."""
+_MOST: Final = "most characters"
+"""Variable with the limit for the filters; no template can name it."""
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -57,11 +63,16 @@ class ChatTemplate:
                 f"the chat template does not compile: {err}", "correct chat_template.jinja in the checkpoint, then export again"
             ) from err
 
-    def render(self, chat: Chat) -> str:
+    def render(self, chat: Chat, most: int = MAX_RENDERED) -> str:
         """Returns the text of a conversation up to the assistant's next turn, special tokens included.
+
+        Args:
+            chat: the conversation.
+            most: most characters of the text.
 
         Raises:
             PromptError: if the template refuses the messages.
+            ContextOverflowError: if the text becomes longer.
         """
         # As in transformers, absent tools and documents are None, which templates test for.
         given = {
@@ -71,9 +82,10 @@ class ChatTemplate:
             "messages": list(chat.messages),
             "tools": chat.tools,
             "documents": chat.documents,
+            _MOST: most,
         }
         try:
-            return self._template.render(given)
+            return _joined(self._template.generate(given), most)
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
             raise PromptError(f"the chat template refuses these messages: {err}", "see the model card for the messages it accepts") from err
 
@@ -93,7 +105,21 @@ def read_special_tokens(tokenizer_config: Path) -> dict[str, str]:
     return {k: v for k, v in named.items() if isinstance(v, str)}
 
 
+def _joined(pieces: Iterable[str], most: int) -> str:
+    """Returns the text of pieces, which may be endless: one too many is an error at once."""
+    kept: list[str] = []
+    left = most
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise ContextOverflowError(f"the chat template writes more than {most} characters for this prompt", "shorten the prompt")
+        kept.append(piece)
+    return "".join(kept)
+
+
+@jinja2.pass_context
 def _to_json(
+    context: jinja2.runtime.Context,
     value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
@@ -102,7 +128,10 @@ def _to_json(
 ) -> str:
     # Jinja2's own filter escapes HTML, which chat templates do not expect. The parameters are those of
     # transformers' filter.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if indent is None:  # the fast way; its length is bounded by the value's
+        return json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _joined(encoder.iterencode(value), context[_MOST])
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from ssruntime.artifact import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
-from ssruntime.errors import ArtifactError, PromptError
-from ssruntime.text.chat import ChatTemplate, read_special_tokens
+from ssruntime.errors import ArtifactError, ContextOverflowError, PromptError
+from ssruntime.text.chat import MAX_RENDERED, ChatTemplate, read_special_tokens
 from ssruntime.text.prompt import Chat, Prompt
 from ssruntime.text.token_bytes import TokenBytes
+
+_LONG: Final = 4000
+"""Characters, or tokens, from which on the tokenizer works without Python's lock, so that other threads go
+on. It then starts threads, of which a process that forks later is warned; short texts start none."""
 
 
 class PromptCodec:
@@ -50,7 +54,7 @@ class PromptCodec:
                 raise ArtifactError(f"{template} cannot be read: {err}", "export the model again") from err
             self.chat = ChatTemplate(source, names)
 
-    def encode(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, prompt: Prompt, *, add_special_tokens: bool = True, context: int | None = None) -> list[int]:
         """Returns the token ids of a prompt, at least one.
 
         The tokenizer adds its special tokens to a text, but not to rendered messages, because chat templates
@@ -59,20 +63,25 @@ class PromptCodec:
         Args:
             prompt: the prompt.
             add_special_tokens: whether the tokenizer adds its special tokens to a text.
+            context: number of tokens that a prompt and one more must fit into; None sets no limit.
 
         Raises:
             PromptError: if the prompt is empty or of an unknown kind, an id is outside the vocabulary, the
                 chat template is missing, or it refuses the messages.
+            ContextOverflowError: if the prompt is too long.
         """
         chat = as_chat(prompt)
         if chat is not None:
-            ids = self._encode_text(self.render(chat), special=False)
+            most = MAX_RENDERED if context is None else self.token_bytes.most_characters(context)
+            ids = self._encode_text(self.render(chat, most), special=False, context=context)
         elif isinstance(prompt, str):
             if not prompt:
                 raise PromptError("the prompt is empty", "give at least one character")
-            ids = self._encode_text(prompt, special=add_special_tokens)
+            ids = self._encode_text(prompt, special=add_special_tokens, context=context)
         else:
-            ids = self._checked_ids(_token_ids(prompt))
+            given = _token_ids(prompt)
+            _check_length(len(given), context)
+            ids = self._checked_ids(given)
         if not ids:
             raise PromptError("the prompt is empty", "give at least one token")
         return ids
@@ -83,25 +92,43 @@ class PromptCodec:
         Raises:
             PromptError: if an id is not one of this model.
         """
-        text: str = self.tokenizer.decode(self._checked_ids(ids), skip_special_tokens=False)
+        known = self._checked_ids(ids)
+        if len(known) < _LONG:
+            text: str = self.tokenizer.decode(known, skip_special_tokens=False)
+        else:
+            (text,) = self.tokenizer.decode_batch([known], skip_special_tokens=False)
         return text
 
-    def render(self, chat: Chat) -> str:
+    def render(self, chat: Chat, most: int = MAX_RENDERED) -> str:
         """Returns the text of a chat, as the model's chat template writes it.
+
+        Args:
+            chat: the chat.
+            most: most characters of the text.
 
         Raises:
             PromptError: if the model has no chat template, or the template refuses the chat.
+            ContextOverflowError: if the text becomes longer.
         """
         if self.chat is None:
             raise PromptError("this model has no chat template", "give the prompt as plain text")
-        return self.chat.render(chat)
+        return self.chat.render(chat, most)
 
-    def _encode_text(self, text: str, *, special: bool) -> list[int]:
+    def _encode_text(self, text: str, *, special: bool, context: int | None) -> list[int]:
+        if context is not None and len(text) > self.token_bytes.most_characters(context):
+            raise ContextOverflowError(
+                f"the prompt has {len(text)} characters, more than a context of {context} tokens can hold", "shorten the prompt"
+            )
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as err:
             raise PromptError(f"the prompt is not valid Unicode: {err.reason} at character {err.start}", "remove lone surrogates") from err
-        ids = list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        if len(text) < _LONG:
+            encoded = self.tokenizer.encode(text, add_special_tokens=special)
+        else:
+            (encoded,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        _check_length(len(encoded), context)
+        ids: list[int] = encoded.ids
         return self._checked_ids(ids) if max(ids, default=0) >= self._vocab_size else ids
 
     def _checked_ids(self, ids: Sequence[object]) -> list[int]:
@@ -115,6 +142,13 @@ class PromptCodec:
                 raise PromptError(f"{item!r} is not a token id of this model", f"token ids are 0 to {self._vocab_size - 1}")
             checked.append(token)
         return checked
+
+
+def _check_length(tokens: int, context: int | None) -> None:
+    if context is not None and tokens >= context:
+        raise ContextOverflowError(
+            f"the prompt has {tokens} tokens, and the context of {context} tokens must hold at least one more", "shorten the prompt"
+        )
 
 
 def as_chat(prompt: Prompt) -> Chat | None:
