@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,7 @@ from ssruntime.errors import BackendUnavailableError
 from ssruntime.preparation import Preparer, Request, context_limit
 from ssruntime.request_queue import ChunkQueue, Places
 from ssruntime.results import Chunk
+from ssruntime.scheduler.single import TIMEOUT
 from ssruntime.server.app import create_app
 from ssruntime.server.resumed import resumed
 from ssruntime.server.settings import ServerSettings
@@ -120,37 +121,46 @@ class RemoteEngine:
         """
         self._places.take()
         deadline = None if timeout is None else time.monotonic() + timeout
-        return RemoteRequest(self._chunks(request, deadline), self._places.give_back)
+        return RemoteRequest(self._chunks(request, deadline), timeout, self._places.give_back)
 
     async def close(self) -> None:
         """Returns at once: Ray ends the replicas."""
 
     async def _chunks(self, request: Request, deadline: float | None) -> AsyncGenerator[Chunk]:
-        def begin() -> AsyncIterator[Chunk]:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            found: AsyncIterator[Chunk] = self._replicas.run.remote(request, left)
-            return found
-
         try:
-            async with contextlib.aclosing(resumed(begin, _DEAD, attempts=ATTEMPTS)) as chunks:
+            async with contextlib.aclosing(resumed(lambda: self._attempt(request, deadline), _DEAD, attempts=ATTEMPTS)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except _DEAD as err:
             raise BackendUnavailableError(f"each of the {ATTEMPTS} replicas that ran this request died", "send the request again") from err
 
+    async def _attempt(self, request: Request, deadline: float | None) -> AsyncGenerator[Chunk]:
+        """Yields the chunks of a request from one replica."""
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        found = self._replicas.run.remote(request, left)
+        try:
+            async for chunk in found:
+                yield chunk
+        except _DEAD:
+            raise
+        except BaseException:  # nobody reads any more: Ray itself lets the replica run on to the request's end
+            found.cancel()
+            raise
+
 
 class RemoteRequest(ChunkQueue):
     """A request on a replica, as an iterator over its chunks."""
 
-    def __init__(self, chunks: AsyncGenerator[Chunk], on_end: Callable[[], None]) -> None:
+    def __init__(self, chunks: AsyncGenerator[Chunk], timeout: float | None, on_end: Callable[[], None]) -> None:
         """Begins to read.
 
         Args:
             chunks: the chunks.
+            timeout: seconds that the request may take, with its time in Ray's queues; None sets no limit.
             on_end: called once no replica runs the request any more.
         """
         super().__init__()
-        self._task = asyncio.create_task(self._read(chunks))
+        self._task = asyncio.create_task(self._read(chunks, timeout))
         self._on_end = on_end
         self._task.add_done_callback(self._end)
 
@@ -162,11 +172,13 @@ class RemoteRequest(ChunkQueue):
         self._on_end()
         self.end()
 
-    async def _read(self, chunks: AsyncGenerator[Chunk]) -> None:
+    async def _read(self, chunks: AsyncGenerator[Chunk], seconds: float | None) -> None:
         try:
-            async with contextlib.aclosing(chunks):
+            async with asyncio.timeout(seconds), contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     self.put(chunk)
+        except TimeoutError:
+            self.put(Chunk("", (), TIMEOUT))
         except Exception as err:  # noqa: BLE001 - the reader gets it
             self.put(err)
 
