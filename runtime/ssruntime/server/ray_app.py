@@ -143,7 +143,7 @@ class RemoteEngine:
                 yield chunk
         except _DEAD:
             raise
-        except BaseException:  # nobody reads any more: Ray itself lets the replica run on to the request's end
+        except BaseException:  # nobody reads any more; Ray ends by itself only what belongs to a closed connection
             found.cancel()
             raise
 
