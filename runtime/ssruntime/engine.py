@@ -289,17 +289,23 @@ class Engine:
     def warm_up(self, timeout: float | None = None) -> None:
         """Measures the costs of passes now, if this host has not measured them, so that no request has to.
 
+        Passes that several sequences share are measured only here.
+
         Args:
             timeout: longest wait for a free sequence, in seconds; None waits without a limit.
 
         Raises:
             BackendUnavailableError: if no sequence became free in time, or this engine is closed.
         """
-        slot = self._acquire(timeout)
+        slots = [self._acquire(timeout)]
         try:
-            self._planners.shared(slot)
+            with contextlib.suppress(BackendUnavailableError):  # requests have the others
+                while len(slots) < self.max_sequences:
+                    slots.append(self._acquire(0.0))
+            self._planners.measure_shared(slots)
         finally:
-            self.backend.release(slot)
+            for slot in slots:
+                self.backend.release(slot)
 
     def close(self) -> None:
         """Closes the engine: running requests finish, new ones are refused.
@@ -381,7 +387,7 @@ class Engine:
             acceptance=acceptance,
             proposer=make_proposer(Parts(settings, acceptance, planner, slot.alternatives_end)),
             stop_watch=text if text.has_stops else None,
-            prefill_chunk=self._batch.first_chunk(),
+            prefill_chunk=self._batch.first_chunk(len(ids)),
             trace=trace,
         )
         return sequence, text

@@ -1,13 +1,14 @@
-"""Measures the costs of passes on a slot, in the order in which decoding runs them."""
+"""Measures the costs of passes, in the order in which decoding runs them."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from ssruntime.backends.base import Pass, PassKind, Slot
+from ssruntime.backends.base import Backend, Pass, PassKind, Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.planning.costs import PassCosts, RoundCosts, between
 
@@ -16,6 +17,10 @@ _CONTEXTS: Final = (64, 1536)
 _LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 """Query lengths that are measured; passes between them lie on a line."""
 _LONG_LENGTHS: Final = (1, 4, 16)
+_SHARED_CONTEXTS: Final = (64, 512)
+_SHARED_LENGTHS: Final = (1, 2, 4)
+"""The same for passes that several sequences share, which seldom draft longer. Longer ones lie on a line."""
+_SHARED_LONG_LENGTHS: Final = (1, 2)
 _DRAFT_STEPS: Final = 2
 """Draft steps before each verify pass: the first one finds the draft's weights displaced from the caches."""
 _LEAST_TURNS: Final = 1
@@ -80,21 +85,60 @@ def measure_costs(slot: Slot, *, has_draft: bool, threads: int | None = None) ->
     try:
         for context in contexts:
             lengths = _LENGTHS if context == contexts[0] else _LONG_LENGTHS
-            found.append(_measure(slot, context, [n for n in lengths if n <= most], load, has_draft=has_draft))
+            found.append(_measure(slot.run, slot, context, [n for n in lengths if n <= most], load, has_draft=has_draft))
     finally:
         slot.trim(everything=True)
-    near = found[0]
-    costs = PassCosts(
-        contexts=tuple(contexts),
-        verify=tuple(_shaped(near.verify, far.verify) for far in found),
-        drafted=tuple(_shaped(near.drafted, far.drafted) for far in found),
-        draft=tuple(far.draft for far in found),
-    )
-    return MeasuredCosts(costs, load.is_little(threads))
+    return MeasuredCosts(_table(contexts, found), load.is_little(threads))
 
 
-def _measure(slot: Slot, context: int, lengths: list[int], load: _Load, *, has_draft: bool) -> RoundCosts:
-    """Returns the median seconds of passes at one context; `load` gets what else it shows."""
+def measure_shared_costs(backend: Backend, slots: Sequence[Slot], *, has_draft: bool, threads: int | None = None) -> MeasuredCosts:
+    """Returns the costs of passes that several sequences share; what the slots' KV caches held is lost.
+
+    Args:
+        backend: backend of the slots.
+        slots: slots that no sequence uses, at least one.
+        has_draft: whether the slots have a draft engine.
+        threads: as for `measure_costs`.
+    """
+    room = slots[0].max_context - MAX_QUERY_LENGTH - 1
+    contexts = sorted({max(0, min(context, room)) for context in _SHARED_CONTEXTS})
+    most = min(MAX_QUERY_LENGTH, slots[0].max_context - contexts[0])
+    found, load = list[RoundCosts](), _Load()
+
+    def run(wanted: Pass) -> None:
+        backend.run([(slot, wanted) for slot in slots])
+
+    for slot in slots:
+        slot.touch(contexts[-1])
+    try:
+        for context in contexts:
+            lengths = [n for n in (_SHARED_LENGTHS if context == contexts[0] else _SHARED_LONG_LENGTHS) if n <= most]
+            measured = _measure(run, slots[0], context, lengths, load, has_draft=has_draft)
+            found.append(RoundCosts(_prolonged(measured.verify, lengths), _prolonged(measured.drafted, lengths), measured.draft))
+    finally:
+        for slot in slots:
+            slot.trim(everything=True)
+    return MeasuredCosts(_table(contexts, found), load.is_little(threads))
+
+
+def _prolonged(seconds: tuple[float, ...], lengths: Sequence[int]) -> tuple[float, ...]:
+    """Returns the seconds of passes; those longer than what was measured lie on a line beyond it."""
+    last, before = lengths[-1], lengths[-2] if len(lengths) > 1 else 0
+    slope = (seconds[last - 1] - seconds[before - 1]) / (last - before) if before else 0.0
+    return tuple(seconds[min(row, last - 1)] + slope * max(row + 1 - last, 0) for row in range(len(seconds)))
+
+
+def _measure(run: Callable[[Pass], object], slot: Slot, context: int, lengths: list[int], load: _Load, *, has_draft: bool) -> RoundCosts:
+    """Returns the median seconds of passes at one context.
+
+    Args:
+        run: runs a pass.
+        slot: slot that counts its seconds.
+        context: number of tokens before the passes.
+        lengths: query lengths to measure, ascending.
+        load: gets what else the passes show.
+        has_draft: whether there is a draft engine.
+    """
     alone: dict[int, list[float]] = {length: [] for length in lengths}
     drafted: dict[int, list[float]] = {length: [] for length in lengths}
     steps: list[float] = []
@@ -105,12 +149,12 @@ def _measure(slot: Slot, context: int, lengths: list[int], load: _Load, *, has_d
         if turn > _LEAST_TURNS and time.perf_counter() - begun > _SECONDS:
             break
         for length in lengths:
-            seconds = _timed(slot, "verify", length, context, load)
+            seconds = _timed(run, slot, "verify", length, context, load)
             alone[length] += [seconds] if turn else []
         for length in lengths if has_draft else ():
-            seconds = sum(_timed(slot, "draft", 1, context + step, load) for step in range(_DRAFT_STEPS)) / _DRAFT_STEPS
+            seconds = sum(_timed(run, slot, "draft", 1, context + step, load) for step in range(_DRAFT_STEPS)) / _DRAFT_STEPS
             steps += [seconds] if turn else []
-            seconds = _timed(slot, "verify", length, context, load)
+            seconds = _timed(run, slot, "verify", length, context, load)
             drafted[length] += [seconds] if turn else []
     load.spreads += [statistics.median(times) / min(times) for times in alone.values()]
     verify = between(lengths, [statistics.median(times) for times in alone.values()])
@@ -119,12 +163,23 @@ def _measure(slot: Slot, context: int, lengths: list[int], load: _Load, *, has_d
     return RoundCosts(verify, between(lengths, [statistics.median(times) for times in drafted.values()]), statistics.median(steps))
 
 
-def _timed(slot: Slot, kind: PassKind, length: int, context: int, load: _Load) -> float:
+def _timed(run: Callable[[Pass], object], slot: Slot, kind: PassKind, length: int, context: int, load: _Load) -> float:
     before, worked, begun = slot.engine_seconds, time.process_time(), time.perf_counter()
-    slot.run(Pass(kind, (0,) * length, min(context, slot.max_context - length)))
+    run(Pass(kind, (0,) * length, min(context, slot.max_context - length)))
     load.worked += time.process_time() - worked
     load.passed += time.perf_counter() - begun
     return max(slot.engine_seconds - before, LEAST_SECONDS)
+
+
+def _table(contexts: Sequence[int], found: Sequence[RoundCosts]) -> PassCosts:
+    """Returns the costs that were measured at some contexts; at far ones, fewer query lengths were."""
+    near = found[0]
+    return PassCosts(
+        contexts=tuple(contexts),
+        verify=tuple(_shaped(near.verify, far.verify) for far in found),
+        drafted=tuple(_shaped(near.drafted, far.drafted) for far in found),
+        draft=tuple(far.draft for far in found),
+    )
 
 
 def _shaped(near: tuple[float, ...], far: tuple[float, ...]) -> tuple[float, ...]:

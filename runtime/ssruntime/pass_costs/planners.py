@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 from ssruntime.artifact import Artifact, DraftEntry
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.config import DecodeSettings
-from ssruntime.pass_costs.stored import known_costs
+from ssruntime.pass_costs.stored import known_costs, known_shared_costs, stored_shared_costs
 from ssruntime.planning.acceptance import UNKNOWN, Calibration
 from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.planning.planner import Planner, unlearned
@@ -52,9 +53,33 @@ class Planners:
         """
         with self._lock:
             if self._shared is None:
-                costs = known_costs(self._artifact, self._backend, self._draft, slot)
-                self._shared = Planner(BatchCosts(costs, learns=True), self._calibration(), learns=True)
+                alone = known_costs(self._artifact, self._backend, self._draft, slot)
+                costs = BatchCosts(alone, learns=True)
+                for sequences in self._counts():
+                    found = stored_shared_costs(self._artifact, self._backend, self._draft, sequences)
+                    if found is not None:
+                        costs.use(sequences, found)
+                self._shared = Planner(costs, self._calibration(), learns=True)
             return self._shared
+
+    def measure_shared(self, slots: Sequence[Slot]) -> None:
+        """Measures the costs of passes that up to as many sequences share as there are slots.
+
+        Those that are known on this host are not measured again.
+
+        Args:
+            slots: slots that no sequence uses.
+        """
+        costs = self.shared(slots[0]).costs
+        for sequences in self._counts():
+            if sequences <= len(slots):
+                chosen = slots[:sequences]
+                costs.use(sequences, known_shared_costs(self._artifact, self._backend, self._draft, chosen))
+
+    def _counts(self) -> list[int]:
+        """Returns the numbers of sequences, above 1, that costs are known for: powers of 2, and the most."""
+        most = self._backend.capabilities.max_rows
+        return [*(1 << n for n in range(1, most.bit_length()) if 1 << n < most), *([most] if most > 1 else [])]
 
     def _deterministic(self) -> Planner:
         """Returns a new planner that depends on the artifact alone: what it saves up is of one request."""

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,14 +15,14 @@ from ssruntime.backends.base import Backend, Slot, processor_of
 from ssruntime.cache_folder import cache_folder
 from ssruntime.errors import ArtifactError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.pass_costs.measure import LEAST_SECONDS, measure_costs
+from ssruntime.pass_costs.measure import LEAST_SECONDS, MeasuredCosts, measure_costs, measure_shared_costs
 from ssruntime.planning.costs import PassCosts
 from ssruntime.scratch import write_whole
 from ssruntime.strict_reader import parse_json, read_record
 
 logger = logging.getLogger(__name__)
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _FOLDER: Final = "costs"
 _MOST_SECONDS: Final = 1e4
 _LEAST_CONTEXT: Final = 1024
@@ -37,27 +38,71 @@ def known_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, 
         draft: its open draft; None if none is open.
         slot: slot that no sequence uses, to measure on.
     """
+    return _known(
+        _path(artifact, backend, draft, 1),
+        artifact,
+        backend,
+        lambda threads: measure_costs(slot, has_draft=draft is not None, threads=threads),
+    )
+
+
+def known_shared_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, slots: Sequence[Slot]) -> PassCosts:
+    """Returns the costs of passes that as many sequences share as there are slots; measured as above.
+
+    Args:
+        artifact: the artifact.
+        backend: its open engines.
+        draft: its open draft; None if none is open.
+        slots: slots that no sequence uses, to measure on.
+    """
+    return _known(
+        _path(artifact, backend, draft, len(slots)),
+        artifact,
+        backend,
+        lambda threads: measure_shared_costs(backend, slots, has_draft=draft is not None, threads=threads),
+    )
+
+
+def stored_shared_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, sequences: int) -> PassCosts | None:
+    """Returns the costs of passes that some sequences share, if they were measured on this host before."""
+    path = _path(artifact, backend, draft, sequences)
+    return None if path is None else _read(path)
+
+
+def _path(artifact: Artifact, backend: Backend, draft: DraftEntry | None, sequences: int) -> Path | None:
+    """Returns the file of the costs of passes that some sequences share; None if there is no cache folder."""
     try:
-        path = cache_folder() / _FOLDER / f"{_key(artifact, backend, draft)}.json"
+        return cache_folder() / _FOLDER / f"{_key(artifact, backend, draft, sequences)}.json"
     except OSError:
-        return measure_costs(slot, has_draft=draft is not None).costs
-    found = _read(path)
-    if found is None:
-        threads = backend.threads if backend.device == "cpu" else None
-        found, is_steady = measure_costs(slot, has_draft=draft is not None, threads=threads)
-        if not is_steady:
-            return found  # other work took the processor's time: the next process measures again
-        if backend.max_context < min(artifact.manifest.max_context, _LEAST_CONTEXT):
-            return found  # a load with more context must measure further
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(dataclasses.asdict(found)) + "\n").encode())
-        except OSError as err:
-            logger.debug("the costs of passes cannot be kept: %s", err)
+        return None
+
+
+def _known(path: Path | None, artifact: Artifact, backend: Backend, measure: Callable[[int | None], MeasuredCosts]) -> PassCosts:
+    """Returns the costs in a file; where it has none, those measured now, which it gets.
+
+    Args:
+        path: the file; None to keep nothing.
+        artifact: the artifact.
+        backend: its open engines.
+        measure: measures the costs, given the number of threads of this process that a pass keeps busy.
+    """
+    found = None if path is None else _read(path)
+    if found is not None:
+        return found
+    found, is_steady = measure(backend.threads if backend.device == "cpu" else None)
+    if path is None or not is_steady:
+        return found  # other work took the processor's time: the next process measures again
+    if backend.max_context < min(artifact.manifest.max_context, _LEAST_CONTEXT):
+        return found  # a load with more context must measure further
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(dataclasses.asdict(found)) + "\n").encode())
+    except OSError as err:
+        logger.debug("the costs of passes cannot be kept: %s", err)
     return found
 
 
-def _key(artifact: Artifact, backend: Backend, draft: DraftEntry | None) -> str:
+def _key(artifact: Artifact, backend: Backend, draft: DraftEntry | None, sequences: int) -> str:
     files = artifact.manifest.files
     parts = {
         "format": _FORMAT,
@@ -67,6 +112,7 @@ def _key(artifact: Artifact, backend: Backend, draft: DraftEntry | None) -> str:
         "processor": processor_of(backend),
         "threads": backend.threads,
         "bit_exact": backend.capabilities.bit_exact,
+        "sequences": sequences,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 

@@ -1,8 +1,9 @@
 """The costs of passes by the number of sequences that share them.
 
-Only passes of one sequence are measured beforehand. A pass over several sequences reads the weights once and
-computes as many rows as they have together, so at first it counts as a pass of one sequence over that many
-rows; the rounds that requests run correct this for each number of sequences.
+Passes of one sequence are always measured beforehand, those of several when an engine warms up. Where they
+were not, a pass over several sequences counts as a pass of one sequence over as many rows as they have
+together: it reads the weights once. The rounds that requests run correct the costs for each number of
+sequences.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class BatchCosts:
 
     def __init__(self, table: PassCosts, *, learns: bool) -> None:
         """Takes the costs of passes of one sequence, and whether rounds correct them."""
-        self._table = table
+        self._alone = table
+        self.context = 0
+        """Mean context of the sequences that share passes, which all of them plan for."""
         self._learns = learns
         self._known = {1: LiveCosts(table, learns=learns)}
         self._now = self._known[1]
@@ -36,12 +39,19 @@ class BatchCosts:
 
     @sequences.setter
     def sequences(self, count: int) -> None:
-        bucket = 1 << max(count - 1, 0).bit_length()
+        bucket = _bucket(count)
         if bucket != self._sequences:
             found = self._known.get(bucket)
             if found is None:
-                found = self._known.setdefault(bucket, LiveCosts(shared_by(self._table, bucket), learns=self._learns))
+                found = self._known.setdefault(bucket, LiveCosts(shared_by(self._alone, bucket), learns=self._learns))
             self._now, self._sequences = found, bucket
+
+    def use(self, sequences: int, table: PassCosts) -> None:
+        """Takes the measured costs of passes that some sequences share."""
+        bucket = _bucket(sequences)
+        self._known[bucket] = LiveCosts(table, learns=self._learns)
+        if bucket == self._sequences:
+            self._now = self._known[bucket]
 
     @property
     def is_shared(self) -> bool:
@@ -65,6 +75,11 @@ class BatchCosts:
     def record(self, rows: int, steps: int, context: int, seconds: float) -> None:
         """Records what a round took; see `LiveCosts.record`."""
         self._now.record(rows, steps, context, seconds)
+
+
+def _bucket(sequences: int) -> int:
+    """Returns a number of sequences, rounded up to a power of two."""
+    return 1 << max(sequences - 1, 0).bit_length()
 
 
 def shared_by(table: PassCosts, sequences: int) -> PassCosts:

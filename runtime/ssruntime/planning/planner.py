@@ -24,7 +24,7 @@ _MOST_CREDIT: Final = 3.0
 """Largest time that may be saved up for exploring, in autoregressive steps."""
 _SHIFT_STEP: Final = 0.5
 """Shifts are rounded to multiples of this for planning, in nats."""
-_RATE_STEP: Final = 0.05
+_RATE_STEP: Final = 0.1
 """Logarithms of rates are rounded to multiples of this for planning."""
 _EXTRA_STEP: Final = 0.05
 _MOST_PLANS: Final = 512
@@ -81,7 +81,10 @@ class Planner:
             most: largest number of draft tokens.
             rate: tokens per second that time is worth; None for those of the best policy.
         """
-        step = 0 if self.costs.is_shared else round(shift / _SHIFT_STEP)  # those that share passes draft alike
+        if self.costs.is_shared:  # sequences that share passes draft alike
+            context, step = self.costs.context, 0
+        else:
+            step = round(shift / _SHIFT_STEP)
         worth = None if rate is None else round(math.log(rate) / _RATE_STEP)
         key = (id(model), model.version, self.costs.version, context // BUCKET, step, most, worth, round(model.extra / _EXTRA_STEP))
         found = self._plans.get(key)

@@ -26,10 +26,11 @@ from ssruntime.errors import BackendUnavailableError
 from ssruntime.scheduler.member import Member, News
 from ssruntime.scheduler.rounds import RoundRecorder
 
-SHORT_CHUNK: Final = 64
+SHORT_CHUNK: Final = 96
 """Most prompt tokens in a pass while other requests are in rounds, which wait for it.
 
-A longer chunk is hardly faster for each token."""
+A longer chunk is hardly faster for each token. Chunks of a prompt are about equally long: a short rest would
+cost nearly as much as a chunk."""
 _batches: Final[weakref.WeakSet[Batch]] = weakref.WeakSet()
 
 
@@ -59,9 +60,9 @@ class Batch:
         """Number of tokens, of prompts and texts, of the running requests."""
         return sum(len(member.sequence.ids) for member in self._members if not member.has_left)
 
-    def first_chunk(self) -> int | None:
-        """Returns the most prompt tokens in the first pass of a new request; None for the usual."""
-        return SHORT_CHUNK if self._members else None
+    def first_chunk(self, tokens: int) -> int | None:
+        """Returns the most prompt tokens in the first pass of a prompt of some tokens; None for the usual."""
+        return _even_chunk(tokens) if self._members else None
 
     def join(self, member: Member) -> None:
         """Adds a request."""
@@ -196,8 +197,9 @@ class Batch:
         for one in ready:
             kinds[one[1].kind].append(one)
         draft, prefill, verify = kinds.values()
-        for member, _ in prefill[:1]:
-            member.sequence.prefill_chunk = SHORT_CHUNK if draft or verify else member.slot.prefill_chunk
+        for member, wanted in prefill[:1]:
+            left = len(member.sequence.ids) - wanted.start - len(wanted.trunk)
+            member.sequence.prefill_chunk = _even_chunk(left) if draft or verify else member.slot.prefill_chunk
         if draft:
             return draft
         self._has_prefilled = bool(prefill) and not (verify and self._has_prefilled)
@@ -263,6 +265,11 @@ class Batch:
         finally:
             self._backend.release(member.slot)
             self._has_gap = True
+
+
+def _even_chunk(tokens: int) -> int:
+    """Returns the length of the next chunk of some prompt tokens, of the fewest that are short."""
+    return -(-tokens // max(-(-tokens // SHORT_CHUNK), 1)) or SHORT_CHUNK
 
 
 def _interrupted(cause: BaseException) -> BackendUnavailableError:

@@ -43,6 +43,7 @@ class RoundRecorder:
             self._steps += 1
             return
         self._rounds += 1
+        costs.context = sum(wanted.start for _, wanted in passes) // len(passes)
         drafted = self._steps > 0
         if drafted is not self._was_drafted or not self._rounds % RECORDED:
             rows, start = max((len(wanted.trunk), wanted.start) for _, wanted in passes)

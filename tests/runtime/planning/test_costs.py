@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ssruntime import GenerationConfig, load
+from ssruntime.backends.base import Backend, Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.pass_costs import measure, stored
-from ssruntime.pass_costs.measure import MeasuredCosts, measure_costs
+from ssruntime.pass_costs.measure import MeasuredCosts, measure_costs, measure_shared_costs
+from ssruntime.planning.acceptance import UNKNOWN
+from ssruntime.planning.batch_costs import BatchCosts, shared_by
 from ssruntime.planning.costs import PassCosts, between, nominal_costs
 from ssruntime.planning.live import LiveCosts
+from ssruntime.planning.planner import Planner
 from tests.runtime.scripted import random_script, write_artifact
 
 SCRIPT = random_script(3, agreement=0.5, scale=1.0, history=True)
@@ -104,7 +110,7 @@ def test_costs_of_a_busy_machine_are_not_kept(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     real = stored.measure_costs
     monkeypatch.setattr(stored, "measure_costs", lambda slot, **how: real(slot, **how)._replace(is_steady=False))
-    with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1) as engine:
+    with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1, max_sequences=1) as engine:
         engine.warm_up()
     assert not list((tmp_path / "cache").glob("costs/*"))
 
@@ -113,7 +119,7 @@ def test_whether_the_machine_was_busy_shows_in_the_spread(tmp_path: Path, monkey
     seconds = itertools.cycle([1.0])
     real = measure._timed
     monkeypatch.setattr(measure, "_timed", lambda *how: real(*how) and next(seconds))
-    with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1) as engine:
+    with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1, max_sequences=1) as engine:
         slot = engine.backend.acquire(None)
         assert measure_costs(slot, has_draft=True).is_steady
         assert not measure_costs(slot, has_draft=True, threads=10**9).is_steady  # so many were never busy
@@ -129,12 +135,12 @@ def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(stored, "measure_costs", lambda slot, **how: measured.append(1) or quiet(real(slot, **how)))
 
     def run(mode: str = "auto") -> None:
-        with load(folder, threads=1) as engine:
+        with load(folder, threads=1, max_sequences=1) as engine:
             engine.generate([1, 2, 3], GenerationConfig(mode=mode, max_new_tokens=9, ignore_eos=True))
 
     run("plain")
     assert not measured
-    with load(folder, threads=1) as engine:
+    with load(folder, threads=1, max_sequences=1) as engine:
         engine.warm_up()
     assert measured.pop() == 1
     run()
@@ -154,3 +160,47 @@ def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     file.parent.rmdir()
     file.parent.write_text("a file where the folder should be")
     run()
+
+
+def test_costs_of_shared_passes_are_measured_when_an_engine_warms_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
+    folder, measured = write_artifact(tmp_path / "artifact", SCRIPT), list[int]()
+    real = stored.measure_shared_costs
+
+    def spied(backend: Backend, slots: Sequence[Slot], **how: Any) -> MeasuredCosts:
+        measured.append(len(slots))
+        return quiet(real(backend, slots, **how))
+
+    monkeypatch.setattr(stored, "measure_shared_costs", spied)
+    with load(folder, threads=1, max_sequences=6) as engine:
+        slot = engine.backend.acquire(None)  # as a request has it
+        engine.warm_up()
+        assert measured == [2, 4]
+        engine.backend.release(slot)
+        engine.warm_up()
+        assert measured == [2, 4, 6]
+    with load(folder, threads=1, max_sequences=6) as engine:
+        engine.generate([1, 2, 3], GenerationConfig(mode="auto", max_new_tokens=2, ignore_eos=True))
+        costs = engine._planners.shared(engine.backend.acquire(None)).costs
+        assert measured == [2, 4, 6]
+        for sequences in (2, 4, 6):
+            costs.sequences = sequences
+            assert costs.at(64) != LiveCosts(shared_by(costs._alone, costs.sequences), learns=True).at(64)
+
+
+@pytest.mark.parametrize("max_context", [1, 2, 17, 20, 64, 2048])
+def test_costs_of_shared_passes_are_measured_on_any_context(tmp_path: Path, max_context: int) -> None:
+    with load(write_artifact(tmp_path / "artifact", SCRIPT, max_context=max_context), threads=1, max_sequences=3) as engine:
+        slots = [engine.backend.acquire(None) for _ in range(3)]
+        found = measure_shared_costs(engine.backend, slots, has_draft=True).costs
+    assert found.contexts[-1] <= max_context
+    assert all(min(row) > 0 and list(row) == sorted(row) for row in (*found.verify, *found.drafted))
+    assert min(found.draft) > 0
+
+
+def test_sequences_that_share_passes_plan_for_one_context() -> None:
+    costs = BatchCosts(TABLE, learns=False)
+    planner = Planner(costs, UNKNOWN, learns=False)
+    model = planner.model("coupled")
+    costs.sequences, costs.context = 4, 600
+    assert planner.plan(model, 10, 1.0, 4) is planner.plan(model, 5000, -1.0, 4)
