@@ -168,14 +168,16 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """OpenVINO GenAI's continuous batching, which needs no server: its process keeps requests in flight."""
+    """An engine that is used without a server: its process keeps requests in flight."""
 
     python: Path
+    program: str
+    """File beside this one that the process runs."""
     folder: Path
     job: Job
 
     def measure(self) -> list[Level]:
-        """Runs the load in the environment of OpenVINO GenAI.
+        """Runs the load in the environment of the engine.
 
         Raises:
             PeerError: if it fails.
@@ -188,7 +190,7 @@ class Pipeline:
             "warm_up_tokens": _WARM_UP_TOKENS,
             "levels": [[callers, job.requests(callers)] for callers in job.callers],
         }
-        program = str(Path(__file__).with_name("openvino_load.py"))
+        program = str(Path(__file__).with_name(self.program))
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         done = subprocess.run(
             [str(self.python), program],
@@ -208,6 +210,11 @@ def ours(job: Job, *options: str) -> Server:
     """Returns our server."""
     command = (str(Path(sys.executable).with_name("sstool")), "serve", str(job.artifact), "--threads", str(job.threads))
     return Server(command=(*command, "--max-sequences", str(job.callers[-1]), "--prefix-cache", "0", *options, "--port"), job=job)
+
+
+def our_engine(job: Job) -> Pipeline:
+    """Returns our engine without the server."""
+    return Pipeline(python=Path(sys.executable), program="engine_load.py", folder=job.artifact, job=job)
 
 
 def llama_server(job: Job, program: Path) -> Server:
@@ -240,7 +247,7 @@ def transformers_serve(job: Job, program: Path, scratch: Path) -> Server:
 
 def openvino(job: Job, python: Path) -> Pipeline:
     """Returns OpenVINO GenAI's pipeline."""
-    return Pipeline(python=Path(_program(python)), folder=job.converted("openvino"), job=job)
+    return Pipeline(python=Path(_program(python)), program="openvino_load.py", folder=job.converted("openvino"), job=job)
 
 
 def _program(path: Path) -> str:

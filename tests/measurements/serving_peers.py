@@ -23,7 +23,7 @@ from typing import Any
 from ssruntime.machine import cpu_model, logical_cpus
 from sstool.bench.peers import PEERS, PeerError
 from sstool.prompts import read_prompts
-from tests.measurements.serving_engines import Engine, Job, Level, llama_server, openvino, ours, transformers_serve
+from tests.measurements.serving_engines import Engine, Job, Level, llama_server, openvino, our_engine, ours, transformers_serve
 
 OURS = "sstool serve"
 Results = dict[str, list[list[Level]]]
@@ -79,6 +79,7 @@ def _engines(job: Job, given: argparse.Namespace, scratch: Path, missing: dict[s
     makers: dict[str, Callable[[], Engine]] = {
         OURS: lambda: ours(job),
         f"{OURS} --no-draft": lambda: ours(job, "--no-draft"),
+        "sstool, without a server": lambda: our_engine(job),
         "llama-server": lambda: llama_server(job, given.llama_server or Path("llama-server")),
         "OpenVINO GenAI": lambda: openvino(job, given.openvino),
         "transformers serve": lambda: transformers_serve(job, given.transformers or Path("transformers"), scratch),
