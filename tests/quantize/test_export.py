@@ -88,6 +88,7 @@ def test_speculative_decoding_gives_the_autoregressive_text(demo_int8: Artifact,
     assert alternatives == 0 or withheld > 0
 
 
+@pytest.mark.slow
 def test_check_compares_with_the_checkpoint(demo_int8: Artifact, demo_model: Path) -> None:
     parity = run_check(demo_int8.folder, CheckOptions(model=str(demo_model))).parity
     assert parity.status == "passed"
@@ -109,6 +110,7 @@ def test_check_fails_for_another_checkpoint(demo_int8: Artifact, demo_model: Pat
     assert "mean KL divergence" in (parity.reason or "")
 
 
+@pytest.mark.slow
 def test_weights_for_any_processor_have_seven_bits(demo_model: Path, tmp_path: Path) -> None:
     request = ExportRequest(model=demo_model, out=tmp_path / "any", skip=SKIP, dtype="int8", quantization=QuantizationOptions(cpu="any"))
     artifact = export_artifact(request)

@@ -21,7 +21,7 @@ from ssruntime.backends.tensorrt import trt_engine  # noqa: E402 - after the che
 
 Build = Callable[[str, int, str], dict[str, int]]
 
-QUICK: Final = ("llama", "gemma2", "gpt2")
+QUICK: Final = ("llama", "gpt2")
 """Families of the ordinary run: plain, soft caps and sliding windows, learned positions and biases."""
 BRAIN_FLOAT: Final = ("llama", "qwen3", "gemma2", "phi3", "mixtral")
 

@@ -409,7 +409,7 @@ def small(open_with: Callable[..., Engine], without: Engine) -> Engine:
     return open_with(prefix_cache=20 * BLOCK * without.backend.kv_entry_bytes)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000), st.integers(2, 12), st.integers(1, 5))
 def test_any_mix_of_requests_gives_each_what_it_gets_without(small: Engine, without: Engine, seed: int, count: int, threads: int) -> None:
     jobs = jobs_of(small, seed, count)
