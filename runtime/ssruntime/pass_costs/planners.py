@@ -65,16 +65,15 @@ class Planners:
     def measure_shared(self, slots: Sequence[Slot]) -> None:
         """Measures the costs of passes that up to as many sequences share as there are slots.
 
-        Those that are known on this host are not measured again.
+        What was measured on this host before is read, and what this engine knows already stays.
 
         Args:
             slots: slots that no sequence uses.
         """
         costs = self.shared(slots[0]).costs
         for sequences in self._counts():
-            if sequences <= len(slots):
-                chosen = slots[:sequences]
-                costs.use(sequences, known_shared_costs(self._artifact, self._backend, self._draft, chosen))
+            if sequences <= len(slots) and not costs.is_measured(sequences):
+                costs.use(sequences, known_shared_costs(self._artifact, self._backend, self._draft, slots[:sequences]))
 
     def _counts(self) -> list[int]:
         """Returns the numbers of sequences, above 1, that costs are known for: powers of 2, and the most."""

@@ -29,6 +29,7 @@ class BatchCosts:
         """Mean context of the sequences that share passes, which all of them plan for."""
         self._learns = learns
         self._known = {1: LiveCosts(table, learns=learns)}
+        self._measured = {1}
         self._now = self._known[1]
         self._sequences = 1
 
@@ -46,10 +47,15 @@ class BatchCosts:
                 found = self._known.setdefault(bucket, LiveCosts(shared_by(self._alone, bucket), learns=self._learns))
             self._now, self._sequences = found, bucket
 
+    def is_measured(self, sequences: int) -> bool:
+        """Returns whether the costs of passes that some sequences share were measured, and not estimated."""
+        return _bucket(sequences) in self._measured
+
     def use(self, sequences: int, table: PassCosts) -> None:
-        """Takes the measured costs of passes that some sequences share."""
+        """Replaces the estimated costs of passes that some sequences share by measured ones."""
         bucket = _bucket(sequences)
         self._known[bucket] = LiveCosts(table, learns=self._learns)
+        self._measured.add(bucket)
         if bucket == self._sequences:
             self._now = self._known[bucket]
 
@@ -59,9 +65,9 @@ class BatchCosts:
         return self._sequences > 1
 
     @property
-    def version(self) -> tuple[int, int]:
+    def version(self) -> tuple[int, int, int]:
         """Changes when the costs have changed notably."""
-        return self._sequences, self._now.version
+        return self._sequences, len(self._measured), self._now.version
 
     @property
     def is_stale(self) -> bool:

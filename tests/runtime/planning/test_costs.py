@@ -204,3 +204,23 @@ def test_sequences_that_share_passes_plan_for_one_context() -> None:
     model = planner.model("coupled")
     costs.sequences, costs.context = 4, 600
     assert planner.plan(model, 10, 1.0, 4) is planner.plan(model, 5000, -1.0, 4)
+
+
+def test_measured_costs_of_shared_passes_make_plans_anew_and_stay() -> None:
+    costs = BatchCosts(TABLE, learns=True)
+    costs.sequences = 4
+    estimated = costs.version
+    costs.use(4, TABLE)
+    assert costs.version != estimated
+    assert costs.is_measured(3)
+    assert not costs.is_measured(2)
+
+
+def test_a_second_warm_up_keeps_what_requests_have_taught(tmp_path: Path) -> None:
+    with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1, max_sequences=2) as engine:
+        engine.warm_up()
+        slot = engine.backend.acquire(None)
+        known = engine._planners.shared(slot).costs._known[2]
+        engine.backend.release(slot)
+        engine.warm_up()
+        assert engine._planners.shared(slot).costs._known[2] is known
