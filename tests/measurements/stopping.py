@@ -257,7 +257,7 @@ def main() -> None:
         draft, backend = engine.preparer.draft, engine.backend
         assert draft is not None, "this artifact has no draft"
         slot = backend.acquire(None)
-        costs = known_costs(engine.artifact, backend, draft, slot)
+        costs = known_costs(engine.artifact, backend, draft, [slot])
         backend.release(slot)
         prompts = [str(one.prompt) for one in read_prompts(given.prompts)][: given.count]
         texts = [record(engine, prompt, dataclasses.replace(config, seed=n)) for n, prompt in enumerate(prompts)]

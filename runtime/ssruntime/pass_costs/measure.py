@@ -12,15 +12,24 @@ from ssruntime.backends.base import Backend, Pass, PassKind, Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.planning.costs import PassCosts, RoundCosts, between
 
-_CONTEXTS: Final = (64, 1536)
-"""A usual context, and one at which attention is a good part of a pass."""
-_LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Query lengths that are measured; passes between them lie on a line."""
-_LONG_LENGTHS: Final = (1, 4, 16)
-_SHARED_CONTEXTS: Final = (64, 512)
-_SHARED_LENGTHS: Final = (1, 2, 4)
-"""The same for passes that several sequences share, which seldom draft longer. Longer ones lie on a line."""
-_SHARED_LONG_LENGTHS: Final = (1, 2)
+
+class _Grid(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        contexts: a usual context, and one at which attention is a good part of a pass.
+        lengths: query lengths at the usual context; passes between and beyond them lie on a line.
+        far_lengths: the same at the other context.
+    """
+
+    contexts: tuple[int, int]
+    lengths: tuple[int, ...]
+    far_lengths: tuple[int, ...]
+
+
+_ALONE: Final = _Grid((64, 1536), (1, 2, 3, 4, 6, 8, 12, 16), (1, 4, 16))
+_SHARED: Final = _Grid((64, 512), (1, 2, 4), (1, 2))
+"""For passes that several sequences share, which seldom draft longer."""
 _DRAFT_STEPS: Final = 2
 """Draft steps before each verify pass: the first one finds the draft's weights displaced from the caches."""
 _LEAST_TURNS: Final = 1
@@ -68,41 +77,19 @@ class MeasuredCosts(NamedTuple):
     is_steady: bool
 
 
-def measure_costs(slot: Slot, *, has_draft: bool, threads: int | None = None) -> MeasuredCosts:
-    """Returns the costs of passes; what the slot's KV cache held is lost.
-
-    Args:
-        slot: slot that no sequence uses.
-        has_draft: whether the slot has a draft engine.
-        threads: threads of this process that a pass keeps busy; None if it runs on another device.
-    """
-    room = slot.max_context - MAX_QUERY_LENGTH - 1
-    contexts = sorted({max(0, min(context, room)) for context in _CONTEXTS})
-    most = min(MAX_QUERY_LENGTH, slot.max_context - contexts[0])
-    slot.touch(contexts[-1])
-    found: list[RoundCosts] = []
-    load = _Load()
-    try:
-        for context in contexts:
-            lengths = _LENGTHS if context == contexts[0] else _LONG_LENGTHS
-            found.append(_measure(slot.run, slot, context, [n for n in lengths if n <= most], load, has_draft=has_draft))
-    finally:
-        slot.trim(everything=True)
-    return MeasuredCosts(_table(contexts, found), load.is_little(threads))
-
-
-def measure_shared_costs(backend: Backend, slots: Sequence[Slot], *, has_draft: bool, threads: int | None = None) -> MeasuredCosts:
-    """Returns the costs of passes that several sequences share; what the slots' KV caches held is lost.
+def measure_costs(backend: Backend, slots: Sequence[Slot], *, has_draft: bool, threads: int | None = None) -> MeasuredCosts:
+    """Returns the costs of passes that sequences share; what the slots' KV caches held is lost.
 
     Args:
         backend: backend of the slots.
-        slots: slots that no sequence uses, at least one.
+        slots: slots that no sequence uses, one for each sequence; at least one.
         has_draft: whether the slots have a draft engine.
-        threads: as for `measure_costs`.
+        threads: threads of this process that a pass keeps busy; None if it runs on another device.
     """
-    room = slots[0].max_context - MAX_QUERY_LENGTH - 1
-    contexts = sorted({max(0, min(context, room)) for context in _SHARED_CONTEXTS})
-    most = min(MAX_QUERY_LENGTH, slots[0].max_context - contexts[0])
+    grid, first = _ALONE if len(slots) == 1 else _SHARED, slots[0]
+    room = first.max_context - MAX_QUERY_LENGTH - 1
+    contexts = sorted({max(0, min(context, room)) for context in grid.contexts})
+    most = min(MAX_QUERY_LENGTH, first.max_context - contexts[0])
     found, load = list[RoundCosts](), _Load()
 
     def run(wanted: Pass) -> None:
@@ -112,20 +99,19 @@ def measure_shared_costs(backend: Backend, slots: Sequence[Slot], *, has_draft: 
         slot.touch(contexts[-1])
     try:
         for context in contexts:
-            lengths = [n for n in (_SHARED_LENGTHS if context == contexts[0] else _SHARED_LONG_LENGTHS) if n <= most]
-            measured = _measure(run, slots[0], context, lengths, load, has_draft=has_draft)
-            found.append(RoundCosts(_prolonged(measured.verify, lengths), _prolonged(measured.drafted, lengths), measured.draft))
+            lengths = grid.lengths if context == contexts[0] else grid.far_lengths
+            found.append(_measure(run, first, context, [n for n in lengths if n <= most], load, has_draft=has_draft))
     finally:
         for slot in slots:
             slot.trim(everything=True)
-    return MeasuredCosts(_table(contexts, found), load.is_little(threads))
-
-
-def _prolonged(seconds: tuple[float, ...], lengths: Sequence[int]) -> tuple[float, ...]:
-    """Returns the seconds of passes; those longer than what was measured lie on a line beyond it."""
-    last, before = lengths[-1], lengths[-2] if len(lengths) > 1 else 0
-    slope = (seconds[last - 1] - seconds[before - 1]) / (last - before) if before else 0.0
-    return tuple(seconds[min(row, last - 1)] + slope * max(row + 1 - last, 0) for row in range(len(seconds)))
+    near = found[0]
+    costs = PassCosts(
+        contexts=tuple(contexts),
+        verify=tuple(_shaped(near.verify, far.verify) for far in found),
+        drafted=tuple(_shaped(near.drafted, far.drafted) for far in found),
+        draft=tuple(far.draft for far in found),
+    )
+    return MeasuredCosts(costs, load.is_little(threads))
 
 
 def _measure(run: Callable[[Pass], object], slot: Slot, context: int, lengths: list[int], load: _Load, *, has_draft: bool) -> RoundCosts:
@@ -169,17 +155,6 @@ def _timed(run: Callable[[Pass], object], slot: Slot, kind: PassKind, length: in
     load.worked += time.process_time() - worked
     load.passed += time.perf_counter() - begun
     return max(slot.engine_seconds - before, LEAST_SECONDS)
-
-
-def _table(contexts: Sequence[int], found: Sequence[RoundCosts]) -> PassCosts:
-    """Returns the costs that were measured at some contexts; at far ones, fewer query lengths were."""
-    near = found[0]
-    return PassCosts(
-        contexts=tuple(contexts),
-        verify=tuple(_shaped(near.verify, far.verify) for far in found),
-        drafted=tuple(_shaped(near.drafted, far.drafted) for far in found),
-        draft=tuple(far.draft for far in found),
-    )
 
 
 def _shaped(near: tuple[float, ...], far: tuple[float, ...]) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from typing import Final
 from ssruntime.artifact import Artifact, DraftEntry
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.config import DecodeSettings
-from ssruntime.pass_costs.stored import known_costs, known_shared_costs, stored_shared_costs
+from ssruntime.pass_costs.stored import known_costs, stored_costs
 from ssruntime.planning.acceptance import UNKNOWN, Calibration
 from ssruntime.planning.batch_costs import BatchCosts
 from ssruntime.planning.planner import Planner, unlearned
@@ -53,10 +53,10 @@ class Planners:
         """
         with self._lock:
             if self._shared is None:
-                alone = known_costs(self._artifact, self._backend, self._draft, slot)
+                alone = known_costs(self._artifact, self._backend, self._draft, [slot])
                 costs = BatchCosts(alone, learns=True)
                 for sequences in self._counts():
-                    found = stored_shared_costs(self._artifact, self._backend, self._draft, sequences)
+                    found = stored_costs(self._artifact, self._backend, self._draft, sequences)
                     if found is not None:
                         costs.use(sequences, found)
                 self._shared = Planner(costs, self._calibration(), learns=True)
@@ -73,7 +73,7 @@ class Planners:
         costs = self.shared(slots[0]).costs
         for sequences in self._counts():
             if sequences <= len(slots) and not costs.is_measured(sequences):
-                costs.use(sequences, known_shared_costs(self._artifact, self._backend, self._draft, slots[:sequences]))
+                costs.use(sequences, known_costs(self._artifact, self._backend, self._draft, slots[:sequences]))
 
     def _counts(self) -> list[int]:
         """Returns the numbers of sequences, above 1, that costs are known for: powers of 2, and the most."""

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from ssruntime.backends.base import Backend, Slot, processor_of
 from ssruntime.cache_folder import cache_folder
 from ssruntime.errors import ArtifactError
 from ssruntime.graph_io import MAX_QUERY_LENGTH
-from ssruntime.pass_costs.measure import LEAST_SECONDS, MeasuredCosts, measure_costs, measure_shared_costs
+from ssruntime.pass_costs.measure import LEAST_SECONDS, measure_costs
 from ssruntime.planning.costs import PassCosts
 from ssruntime.scratch import write_whole
 from ssruntime.strict_reader import parse_json, read_record
@@ -29,41 +29,35 @@ _LEAST_CONTEXT: Final = 1024
 """Least context that costs must have been measured in to be kept."""
 
 
-def known_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, slot: Slot) -> PassCosts:
-    """Returns the costs of passes on this host; they are measured now if they are not known.
+def known_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, slots: Sequence[Slot]) -> PassCosts:
+    """Returns the costs of passes that as many sequences share as there are slots, on this host.
+
+    They are measured now if they are not known.
 
     Args:
         artifact: the artifact.
         backend: its open engines.
         draft: its open draft; None if none is open.
-        slot: slot that no sequence uses, to measure on.
+        slots: slots that no sequence uses, to measure on; at least one.
     """
-    return _known(
-        _path(artifact, backend, draft, 1),
-        artifact,
-        backend,
-        lambda threads: measure_costs(slot, has_draft=draft is not None, threads=threads),
-    )
+    path = _path(artifact, backend, draft, len(slots))
+    if path is not None and (kept := _read(path)) is not None:
+        return kept
+    threads = backend.threads if backend.device == "cpu" else None
+    found, is_steady = measure_costs(backend, slots, has_draft=draft is not None, threads=threads)
+    if path is None or not is_steady:
+        return found  # other work took the processor's time: the next process measures again
+    if backend.max_context < min(artifact.manifest.max_context, _LEAST_CONTEXT):
+        return found  # a load with more context must measure further
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(dataclasses.asdict(found)) + "\n").encode())
+    except OSError as err:
+        logger.debug("the costs of passes cannot be kept: %s", err)
+    return found
 
 
-def known_shared_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, slots: Sequence[Slot]) -> PassCosts:
-    """Returns the costs of passes that as many sequences share as there are slots; measured as above.
-
-    Args:
-        artifact: the artifact.
-        backend: its open engines.
-        draft: its open draft; None if none is open.
-        slots: slots that no sequence uses, to measure on.
-    """
-    return _known(
-        _path(artifact, backend, draft, len(slots)),
-        artifact,
-        backend,
-        lambda threads: measure_shared_costs(backend, slots, has_draft=draft is not None, threads=threads),
-    )
-
-
-def stored_shared_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, sequences: int) -> PassCosts | None:
+def stored_costs(artifact: Artifact, backend: Backend, draft: DraftEntry | None, sequences: int) -> PassCosts | None:
     """Returns the costs of passes that some sequences share, if they were measured on this host before."""
     path = _path(artifact, backend, draft, sequences)
     return None if path is None else _read(path)
@@ -75,31 +69,6 @@ def _path(artifact: Artifact, backend: Backend, draft: DraftEntry | None, sequen
         return cache_folder() / _FOLDER / f"{_key(artifact, backend, draft, sequences)}.json"
     except OSError:
         return None
-
-
-def _known(path: Path | None, artifact: Artifact, backend: Backend, measure: Callable[[int | None], MeasuredCosts]) -> PassCosts:
-    """Returns the costs in a file; where it has none, those measured now, which it gets.
-
-    Args:
-        path: the file; None to keep nothing.
-        artifact: the artifact.
-        backend: its open engines.
-        measure: measures the costs, given the number of threads of this process that a pass keeps busy.
-    """
-    found = None if path is None else _read(path)
-    if found is not None:
-        return found
-    found, is_steady = measure(backend.threads if backend.device == "cpu" else None)
-    if path is None or not is_steady:
-        return found  # other work took the processor's time: the next process measures again
-    if backend.max_context < min(artifact.manifest.max_context, _LEAST_CONTEXT):
-        return found  # a load with more context must measure further
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(dataclasses.asdict(found)) + "\n").encode())
-    except OSError as err:
-        logger.debug("the costs of passes cannot be kept: %s", err)
-    return found
 
 
 def _key(artifact: Artifact, backend: Backend, draft: DraftEntry | None, sequences: int) -> str:

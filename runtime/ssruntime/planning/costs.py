@@ -78,8 +78,12 @@ def nominal_costs(draft_share: float) -> PassCosts:
 
 
 def between(lengths: Sequence[int], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Returns the seconds of passes of 1 to `MAX_QUERY_LENGTH` rows from those of some query lengths."""
+    """Returns the seconds of passes of 1 to `MAX_QUERY_LENGTH` rows from those of some query lengths.
+
+    Longer passes than these lie on the line through the last two.
+    """
     rows = np.arange(1, MAX_QUERY_LENGTH + 1)
     # A pass is never dearer than one of more rows: what seems so was interrupted.
     rising = np.minimum.accumulate(np.array(seconds)[::-1])[::-1]
-    return tuple(np.interp(rows, lengths, rising).tolist())
+    slope = (rising[-1] - rising[-2]) / (lengths[-1] - lengths[-2]) if len(lengths) > 1 else 0.0
+    return tuple((np.interp(rows, lengths, rising) + slope * np.maximum(rows - lengths[-1], 0)).tolist())

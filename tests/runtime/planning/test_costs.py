@@ -14,7 +14,7 @@ from ssruntime import GenerationConfig, load
 from ssruntime.backends.base import Backend, Slot
 from ssruntime.graph_io import MAX_QUERY_LENGTH
 from ssruntime.pass_costs import measure, stored
-from ssruntime.pass_costs.measure import MeasuredCosts, measure_costs, measure_shared_costs
+from ssruntime.pass_costs.measure import MeasuredCosts, measure_costs
 from ssruntime.planning.acceptance import UNKNOWN
 from ssruntime.planning.batch_costs import BatchCosts, shared_by
 from ssruntime.planning.costs import PassCosts, between, nominal_costs
@@ -92,8 +92,8 @@ def test_deterministic_costs_stay() -> None:
 def test_they_are_measured_on_any_context(tmp_path: Path, max_context: int) -> None:
     with load(write_artifact(tmp_path / "artifact", SCRIPT, max_context=max_context), threads=1) as engine:
         slot = engine.backend.acquire(None)
-        found = measure_costs(slot, has_draft=True).costs
-        without = measure_costs(slot, has_draft=False).costs
+        found = measure_costs(engine.backend, [slot], has_draft=True).costs
+        without = measure_costs(engine.backend, [slot], has_draft=False).costs
         engine.backend.release(slot)
     assert found.contexts[-1] <= max_context
     assert all(min(row) > 0 and list(row) == sorted(row) for row in (*found.verify, *found.drafted))
@@ -109,7 +109,7 @@ def quiet(found: MeasuredCosts) -> MeasuredCosts:
 def test_costs_of_a_busy_machine_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     real = stored.measure_costs
-    monkeypatch.setattr(stored, "measure_costs", lambda slot, **how: real(slot, **how)._replace(is_steady=False))
+    monkeypatch.setattr(stored, "measure_costs", lambda *what, **how: real(*what, **how)._replace(is_steady=False))
     with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1, max_sequences=1) as engine:
         engine.warm_up()
     assert not list((tmp_path / "cache").glob("costs/*"))
@@ -121,10 +121,10 @@ def test_whether_the_machine_was_busy_shows_in_the_spread(tmp_path: Path, monkey
     monkeypatch.setattr(measure, "_timed", lambda *how: real(*how) and next(seconds))
     with load(write_artifact(tmp_path / "artifact", SCRIPT), threads=1, max_sequences=1) as engine:
         slot = engine.backend.acquire(None)
-        assert measure_costs(slot, has_draft=True).is_steady
-        assert not measure_costs(slot, has_draft=True, threads=10**9).is_steady  # so many were never busy
+        assert measure_costs(engine.backend, [slot], has_draft=True).is_steady
+        assert not measure_costs(engine.backend, [slot], has_draft=True, threads=10**9).is_steady  # so many were never busy
         seconds = itertools.cycle([1.0, 1.0, 2.5, 2.5, 2.5])
-        assert not measure_costs(slot, has_draft=True).is_steady
+        assert not measure_costs(engine.backend, [slot], has_draft=True).is_steady
         engine.backend.release(slot)
 
 
@@ -132,7 +132,7 @@ def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     folder, measured = write_artifact(tmp_path / "artifact", SCRIPT), []
     real = stored.measure_costs
-    monkeypatch.setattr(stored, "measure_costs", lambda slot, **how: measured.append(1) or quiet(real(slot, **how)))
+    monkeypatch.setattr(stored, "measure_costs", lambda *what, **how: measured.append(1) or quiet(real(*what, **how)))
 
     def run(mode: str = "auto") -> None:
         with load(folder, threads=1, max_sequences=1) as engine:
@@ -165,24 +165,24 @@ def test_they_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
 def test_costs_of_shared_passes_are_measured_when_an_engine_warms_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSTOOL_CACHE_DIR", str(tmp_path / "cache"))
     folder, measured = write_artifact(tmp_path / "artifact", SCRIPT), list[int]()
-    real = stored.measure_shared_costs
+    real = stored.measure_costs
 
     def spied(backend: Backend, slots: Sequence[Slot], **how: Any) -> MeasuredCosts:
         measured.append(len(slots))
         return quiet(real(backend, slots, **how))
 
-    monkeypatch.setattr(stored, "measure_shared_costs", spied)
+    monkeypatch.setattr(stored, "measure_costs", spied)
     with load(folder, threads=1, max_sequences=6) as engine:
         slot = engine.backend.acquire(None)  # as a request has it
         engine.warm_up()
-        assert measured == [2, 4]
+        assert measured == [1, 2, 4]
         engine.backend.release(slot)
         engine.warm_up()
-        assert measured == [2, 4, 6]
+        assert measured == [1, 2, 4, 6]
     with load(folder, threads=1, max_sequences=6) as engine:
         engine.generate([1, 2, 3], GenerationConfig(mode="auto", max_new_tokens=2, ignore_eos=True))
         costs = engine._planners.shared(engine.backend.acquire(None)).costs
-        assert measured == [2, 4, 6]
+        assert measured == [1, 2, 4, 6]
         for sequences in (2, 4, 6):
             costs.sequences = sequences
             assert costs.at(64) != LiveCosts(shared_by(costs._alone, costs.sequences), learns=True).at(64)
@@ -192,7 +192,7 @@ def test_costs_of_shared_passes_are_measured_when_an_engine_warms_up(tmp_path: P
 def test_costs_of_shared_passes_are_measured_on_any_context(tmp_path: Path, max_context: int) -> None:
     with load(write_artifact(tmp_path / "artifact", SCRIPT, max_context=max_context), threads=1, max_sequences=3) as engine:
         slots = [engine.backend.acquire(None) for _ in range(3)]
-        found = measure_shared_costs(engine.backend, slots, has_draft=True).costs
+        found = measure_costs(engine.backend, slots, has_draft=True).costs
     assert found.contexts[-1] <= max_context
     assert all(min(row) > 0 and list(row) == sorted(row) for row in (*found.verify, *found.drafted))
     assert min(found.draft) > 0
