@@ -15,7 +15,7 @@ from typing import Final, Self
 from ssruntime.acceptance import make_acceptance
 from ssruntime.artifact import Artifact, DraftEntry, check_digests, read_artifact
 from ssruntime.backends.base import Backend, BackendOptions, Slot, processor_of
-from ssruntime.backends.pool import WaitCancelledError, cancellable_waits
+from ssruntime.backends.pool import WaitCancelledError
 from ssruntime.backends.registry import target_of
 from ssruntime.checks import check_int
 from ssruntime.config import DecodeSettings, GenerationConfig
@@ -365,8 +365,7 @@ class Engine:
     def _acquire(self, timeout: float | None, cancel: threading.Event | None = None) -> Slot:
         if self._is_closed:
             raise BackendUnavailableError("this engine is closed", "load the artifact again")
-        with cancellable_waits(cancel):
-            return self.backend.acquire(timeout)
+        return self.backend.acquire(timeout, cancel)
 
     def _begin(
         self, slot: Slot, ids: abc.Sequence[int], settings: DecodeSettings, planner: Planner, trace: Trace | None

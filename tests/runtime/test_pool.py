@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 
-from ssruntime.backends.pool import Pool, WaitCancelledError, cancellable_waits
+from ssruntime.backends.pool import Pool, WaitCancelledError
 from ssruntime.errors import BackendUnavailableError
 
 LONG = 60.0
@@ -283,13 +283,8 @@ def test_a_cancelled_wait_ends_and_leaves_its_turn_to_others() -> None:
     pool = Pool(counter(), 1)
     held = pool.acquire(0)
     cancel = threading.Event()
-
-    def wait(timeout: float | None) -> int:
-        with cancellable_waits(cancel):
-            return pool.acquire(timeout)
-
     with ThreadPoolExecutor() as threads:
-        cancelled = [threads.submit(wait, timeout) for timeout in (None, LONG, 1.0)]
+        cancelled = [threads.submit(pool.acquire, timeout, cancel) for timeout in (None, LONG, 1.0)]
         until_waiting(pool, 3)
         other = threads.submit(pool.acquire, None)
         until_waiting(pool, 4)
@@ -305,9 +300,9 @@ def test_a_cancelled_wait_ends_and_leaves_its_turn_to_others() -> None:
 def test_a_wait_that_may_be_cancelled_ends_in_time_or_with_an_item() -> None:
     pool = Pool(counter(), 1)
     held = pool.acquire(0)
-    with cancellable_waits(threading.Event()):
-        for timeout in (-1.0, 0.0, 0.12):
-            with pytest.raises(BackendUnavailableError, match="stayed busy"):
-                pool.acquire(timeout)
-        threading.Timer(0.02, pool.release, [held]).start()
-        assert pool.acquire(LONG) == held
+    cancel = threading.Event()
+    for timeout in (-1.0, 0.0, 0.12):
+        with pytest.raises(BackendUnavailableError, match="stayed busy"):
+            pool.acquire(timeout, cancel)
+    threading.Timer(0.02, pool.release, [held]).start()
+    assert pool.acquire(LONG, cancel) == held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -326,14 +327,16 @@ class Backend(Protocol):
     """`shared` if one copy of the packed weights serves every engine and process of this host, or
     `private (why)`."""
 
-    def acquire(self, timeout: float | None) -> Slot:
+    def acquire(self, timeout: float | None, cancel: threading.Event | None = None) -> Slot:
         """Returns a slot from the pool.
 
         Args:
             timeout: longest wait for a slot, in seconds; None waits without a limit.
+            cancel: once another thread sets it, the wait ends.
 
         Raises:
             BackendUnavailableError: if no slot is released in time.
+            WaitCancelledError: if the wait was cancelled; see `ssruntime.backends.pool`.
         """
 
     def release(self, slot: Slot) -> None:

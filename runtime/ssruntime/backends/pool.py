@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, NoReturn, TypeVar, cast
 
@@ -25,28 +24,6 @@ _PATIENCE: Final = 0.05
 
 class WaitCancelledError(Exception):
     """A wait for an item was cancelled before there was one."""
-
-
-class _OwnWaits(threading.local):
-    """What may cancel the waits of a thread."""
-
-    cancel: threading.Event | None = None
-
-
-_own_waits: Final = _OwnWaits()
-
-
-@contextlib.contextmanager
-def cancellable_waits(cancel: threading.Event | None) -> Iterator[None]:
-    """Lets this thread's waits for an item end with `WaitCancelledError` once the event is set.
-
-    The thread keeps it, and not an argument, because backends lie between a request and the pool.
-    """
-    before, _own_waits.cancel = _own_waits.cancel, cancel
-    try:
-        yield
-    finally:
-        _own_waits.cancel = before
 
 
 def _refuse() -> NoReturn:
@@ -85,17 +62,18 @@ class Pool(Generic[T]):
         self._lock = threading.Lock()
         self._refusal: BackendUnavailableError | None = None
 
-    def acquire(self, timeout: float | None) -> T:
+    def acquire(self, timeout: float | None, cancel: threading.Event | None = None) -> T:
         """Returns a free item, or a new one while fewer than `limit` exist.
 
         Args:
             timeout: longest wait for an item, in seconds; None waits without a limit.
+            cancel: once another thread sets it, the wait ends.
 
         Raises:
             BackendUnavailableError: if no item is released in time, or the pool is closed.
-            WaitCancelledError: if the wait was cancelled; see `cancellable_waits`.
+            WaitCancelledError: if the wait was cancelled.
         """
-        item = self._lent(timeout)
+        item = self._lent(timeout, cancel)
         self._holders[id(item)] = threading.get_ident()
         return item
 
@@ -150,7 +128,7 @@ class Pool(Generic[T]):
         self._refusal = refusal
         self._free = []
 
-    def _lent(self, timeout: float | None) -> T:
+    def _lent(self, timeout: float | None, cancel: threading.Event | None) -> T:
         waiter = _Waiter()
         with self._lock:
             if self._refusal is not None:
@@ -163,7 +141,7 @@ class Pool(Generic[T]):
                 self._made += 1
                 waiter.may_make = True
         if not waiter.may_make:
-            self._wait(waiter, timeout)
+            self._wait(waiter, timeout, cancel)
         if waiter.has_item:
             return cast("T", waiter.item)
         make = self._make
@@ -174,7 +152,7 @@ class Pool(Generic[T]):
                 self._pass_on_right_to_make()
             raise
 
-    def _wait(self, waiter: _Waiter, timeout: float | None) -> None:
+    def _wait(self, waiter: _Waiter, timeout: float | None, cancel: threading.Event | None) -> None:
         """Waits until a waiter has an item or may make one.
 
         Raises:
@@ -183,10 +161,10 @@ class Pool(Generic[T]):
         """
         try:
             if timeout is not None and timeout <= SUSPICIOUS_WAIT:
-                _wait_for(waiter.woken, timeout)
-            elif not _wait_for(waiter.woken, SUSPICIOUS_WAIT):
+                _wait_for(waiter.woken, timeout, cancel)
+            elif not _wait_for(waiter.woken, SUSPICIOUS_WAIT, cancel):
                 self._warn_of_waiting_for_itself()
-                _wait_for(waiter.woken, None if timeout is None else timeout - SUSPICIOUS_WAIT)
+                _wait_for(waiter.woken, None if timeout is None else timeout - SUSPICIOUS_WAIT, cancel)
         except BaseException:  # cancelled, or an interrupt: what was handed over meanwhile must not be lost
             with self._lock:
                 self._leave(waiter)
@@ -245,13 +223,12 @@ class Pool(Generic[T]):
             self._waiting.remove(waiter)
 
 
-def _wait_for(event: threading.Event, seconds: float | None) -> bool:
+def _wait_for(event: threading.Event, seconds: float | None, cancel: threading.Event | None) -> bool:
     """Returns whether an event is set in time.
 
     Raises:
-        WaitCancelledError: if this thread's waits were cancelled first.
+        WaitCancelledError: if `cancel` was set first.
     """
-    cancel = _own_waits.cancel
     if cancel is None:
         return event.wait(seconds)
     end = None if seconds is None else time.monotonic() + seconds

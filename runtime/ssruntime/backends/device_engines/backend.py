@@ -85,9 +85,9 @@ class DeviceBackend:
         shared = self._engines
         self._pool: Pool[DeviceSlot] = Pool(lambda: DeviceSlot(shared, shared.draft, shared.max_context), options.max_sequences)
 
-    def acquire(self, timeout: float | None) -> DeviceSlot:
+    def acquire(self, timeout: float | None, cancel: threading.Event | None = None) -> DeviceSlot:
         """Returns a slot from the pool; see `backends.base.Backend`."""
-        slot = self._pool.acquire(timeout)
+        slot = self._pool.acquire(timeout, cancel)
         slot.engine_seconds = 0.0
         return slot
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,9 +90,9 @@ class OrtBackend:
         return_freed_memory()
         watch(self)
 
-    def acquire(self, timeout: float | None) -> OrtSlot:
+    def acquire(self, timeout: float | None, cancel: threading.Event | None = None) -> OrtSlot:
         """Returns a slot from the pool; see `backends.base.Backend`."""
-        slot = self._pool.acquire(timeout)
+        slot = self._pool.acquire(timeout, cancel)
         slot.engine_seconds = 0.0
         return slot
 
@@ -118,7 +119,7 @@ class OrtBackend:
         Raises:
             ValueError: if a pass does not fit, as for `Slot.run`, or two passes are for the same slot.
         """
-        if len(passes) == 1 and passes[0][0] in self._made:  # as below, in less of the time that decoding has to itself
+        if len(passes) == 1 and passes[0][0] in self._made:  # the usual case, kept short: it runs before every pass of a request alone
             slot, wanted = passes[0]
             return [slot.run(wanted)]
         own = [(slot, wanted) for slot, wanted in passes if isinstance(slot, OrtSlot) and slot in self._made]
