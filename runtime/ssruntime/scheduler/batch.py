@@ -12,6 +12,7 @@ of the others, because a pass computes as many rows for every sequence as for th
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -45,10 +46,11 @@ class Batch:
         self._members: tuple[Member, ...] = ()
         self._driver: int | None = None
         """The thread that runs the passes."""
+        self._is_stepping = False
         self._in_pass: tuple[Member, ...] = ()
         """The requests whose KV caches a pass uses now."""
         self._late: list[Member] = []
-        """Requests that ended in the driver's own thread during a pass."""
+        """Requests that ended in the driver's own thread while it ran a pass or prepared one."""
         self._left_at = time.perf_counter()
         self._has_prefilled = False
         self._has_gap = False
@@ -76,7 +78,7 @@ class Batch:
             member.has_left = True
             self._members = tuple(other for other in self._members if other is not member)
             is_driver = self._driver == threading.get_ident()
-            if self._in_pass and is_driver:  # a garbage collection in the middle of this thread's pass
+            if is_driver and self._is_stepping:  # a garbage collection in the middle of `_step`
                 self._late.append(member)
                 return
             if member in self._in_pass:
@@ -105,7 +107,7 @@ class Batch:
     def abandon(self) -> None:
         """Makes the batch usable in a forked process, where the threads that used it do not exist."""
         self._lock = threading.RLock()
-        self._driver, self._in_pass = None, ()
+        self._driver, self._is_stepping, self._in_pass = None, False, ()
         for member in self._members:
             member.abandon()
 
@@ -143,7 +145,7 @@ class Batch:
         with self._lock:
             if self._driver == threading.get_ident():
                 self._left_at = time.perf_counter()
-                self._driver, self._in_pass = None, ()
+                self._driver, self._is_stepping, self._in_pass = None, False, ()
             if self._driver is None:
                 for member in self._members:
                     if member.is_waiting and not member.has_news:
@@ -152,11 +154,12 @@ class Batch:
 
     def _step(self) -> None:
         """Runs one pass of the requests that are ready for it."""
-        ready = self._ready()
-        group = self._next_group(ready) if len(ready) > 1 else self._alone(ready)
-        if self._has_gap and len(group) > 1 and group[0][1].kind == "verify":
-            self._close_gap([member for member, _ in group])
+        self._is_stepping = True
         try:
+            ready = self._ready()
+            group = self._next_group(ready)
+            if self._has_gap and len(group) > 1 and group[0][1].kind == "verify":
+                self._close_gap([member for member, _ in group])
             with self._lock:  # a member that leaves waits for the end of its pass
                 passes = [one for one in group if not one[0].has_left]
                 self._in_pass = tuple(member for member, _ in passes)
@@ -166,6 +169,7 @@ class Batch:
                 self._run(passes[first : first + most], min(rounds, most))
         finally:
             with self._lock:
+                self._is_stepping = False
                 used, self._in_pass = self._in_pass, ()
                 late, self._late = self._late, []
             for member in used:
@@ -183,20 +187,9 @@ class Batch:
                 ready.append((member, wanted))
         return ready
 
-    def _alone(self, ready: list[tuple[Member, Pass]]) -> list[tuple[Member, Pass]]:
-        """Returns what `_next_group` does of at most one request."""
-        for member, wanted in ready:
-            self._has_prefilled = wanted.kind == "prefill"
-            if self._has_prefilled:
-                member.sequence.prefill_chunk = member.slot.prefill_chunk
-        return ready
-
     def _next_group(self, ready: abc.Sequence[tuple[Member, Pass]]) -> list[tuple[Member, Pass]]:
         """Returns the requests of the next pass, and their passes."""
-        kinds: dict[str, list[tuple[Member, Pass]]] = {"draft": [], "prefill": [], "verify": []}
-        for one in ready:
-            kinds[one[1].kind].append(one)
-        draft, prefill, verify = kinds.values()
+        draft, prefill, verify = ([one for one in ready if one[1].kind == kind] for kind in ("draft", "prefill", "verify"))
         for member, wanted in prefill[:1]:
             left = len(member.sequence.ids) - wanted.start - len(wanted.trunk)
             member.sequence.prefill_chunk = _even_chunk(left) if draft or verify else member.slot.prefill_chunk
@@ -268,8 +261,13 @@ class Batch:
 
 
 def _even_chunk(tokens: int) -> int:
-    """Returns the length of the next chunk of some prompt tokens, of the fewest that are short."""
-    return -(-tokens // max(-(-tokens // SHORT_CHUNK), 1)) or SHORT_CHUNK
+    """Returns the length of the next chunk if a prompt's last tokens are split evenly, into as few as may be.
+
+    Args:
+        tokens: number of these tokens; may be 0.
+    """
+    chunks = max(1, math.ceil(tokens / SHORT_CHUNK))
+    return max(1, math.ceil(tokens / chunks))
 
 
 def _interrupted(cause: BaseException) -> BackendUnavailableError:
