@@ -129,7 +129,7 @@ def _moves(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=_MOST_MOVES)
 def _moves_of(known: bytes) -> NDArray[np.float64]:
-    """Returns the moves of the probabilities whose bytes are given: plans change more often than these."""
+    """Returns `_moves` of probabilities, float64[n] as bytes: plans change more often than these do."""
     probabilities = np.frombuffer(known)
     places = np.arange(_POINTS)[:, None] + (-np.log(np.clip(probabilities, 1e-6, 1.0)) / _STEP)[None, :]
     places = np.minimum(places, _POINTS - 1.001)
